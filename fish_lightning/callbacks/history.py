@@ -1,0 +1,92 @@
+"""The rows of a run, one an epoch: kept for plots and summary, printed as they come."""
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+Row = dict[str, float | None]
+
+
+class History(Callback):
+    """Records and prints one row an epoch; row 0 is the validation before the first step.
+
+    Attributes:
+        rows: ``epoch``, ``lr``, ``train_loss``, ``val_loss``, ``val_accuracy``, ``val_macro_f1``, ``seconds``.
+        train_seconds: time in training epochs without validation, for images a second.
+        train_images: images trained on in that time.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.train_seconds = 0.0
+        self.train_images = 0
+        self._epoch_start = self._batches_start = 0.0
+        self._train_end: float | None = None
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Row 0, when validation runs on its own before the fit."""
+        if trainer.state.fn == "validate":
+            self._add(trainer, {"epoch": 0, "lr": None, "train_loss": None, "seconds": None})
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clocks."""
+        self._epoch_start = self._batches_start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count images and the time they took."""
+        now = time.perf_counter()
+        self.train_seconds += now - self._batches_start
+        self.train_images += len(batch["label"]) * trainer.world_size
+        self._batches_start = now
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The epoch's row; Lightning has run its validation by now."""
+        metrics = trainer.callback_metrics
+        self._add(
+            trainer,
+            {
+                "epoch": trainer.current_epoch + 1,
+                "lr": trainer.optimizers[0].param_groups[0]["lr"],
+                "train_loss": float(metrics["train/loss_epoch"]) if "train/loss_epoch" in metrics else None,
+                "seconds": time.perf_counter() - self._epoch_start,
+            },
+        )
+
+    def _add(self, trainer: L.Trainer, row: Row) -> None:
+        for key in ("loss", "accuracy", "macro_f1"):
+            value = trainer.callback_metrics.get(f"val/{key}")
+            row[f"val_{key}"] = None if value is None else float(value)
+        self.rows.append(row)
+        trainer.print(line(row, trainer.max_epochs))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows and clocks, so that a resumed run's plots have no seam."""
+        return {"rows": self.rows, "train_seconds": self.train_seconds, "train_images": self.train_images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.rows = state_dict["rows"]
+        self.train_seconds, self.train_images = state_dict["train_seconds"], state_dict["train_images"]
+
+
+def line(row: Row, epochs: int | None) -> str:
+    """A row as it is printed: ``epoch 3/6  lr 0.0081  train loss 0.412  val loss 0.355  val accuracy 88.2 %  41 s``."""
+
+    def show(label: str, key: str, pattern: str, factor: float = 1.0) -> str:
+        value = row.get(key)
+        return f"{label} {pattern.format(value * factor)}" if value is not None else ""
+
+    head = "before training" if row["epoch"] == 0 else f"epoch {row['epoch']:.0f}/{epochs}"
+    parts = [
+        f"{head:<15}",
+        f"{show('lr', 'lr', '{:.2e}'):<11}",
+        f"{show('train loss', 'train_loss', '{:.4f}'):<17}",
+        show("val loss", "val_loss", "{:.4f}"),
+        show("val accuracy", "val_accuracy", "{:6.2f} %", 100),
+        show("", "seconds", "{:.1f} s"),
+    ]
+    return "  ".join(parts).rstrip()

@@ -1,0 +1,122 @@
+"""The one table of a data set: path, label, photograph and split of every image.
+
+A source fills it, a split assigns its last column, ``split.csv`` in the run folder shows it, and the checkpoint carries
+it, so that an evaluation months later scores the same images.
+"""
+
+import csv
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fish_lightning.errors import UserError
+
+SPLITS = ("train", "val", "test")
+COLUMNS = ("path", "label", "photograph", "split")
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """A table of N images. Columns are arrays: lists would be copied page by page into each loader worker.
+
+    Attributes:
+        root: folder that ``paths`` are relative to.
+        paths: (N,) text, POSIX style, sorted.
+        labels: (N,) int64, indices into ``classes``.
+        photographs: (N,) text, name of the photograph an image is a copy of; ``""`` where unknown.
+        splits: (N,) text, each of ``SPLITS``, or ``""`` before a split is assigned (or for an image left out of all).
+        classes: class names, sorted.
+    """
+
+    root: Path
+    paths: npt.NDArray[np.str_]
+    labels: npt.NDArray[np.int64]
+    photographs: npt.NDArray[np.str_]
+    splits: npt.NDArray[np.str_]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def with_splits(self, splits: npt.NDArray[np.str_]) -> "Catalog":
+        """The same table with another split column."""
+        return replace(self, splits=splits)
+
+    def indices(self, split: str) -> npt.NDArray[np.int64]:
+        """Row numbers of one split, or of the whole table for ``"all"``."""
+        return np.arange(len(self)) if split == "all" else np.flatnonzero(self.splits == split)
+
+    def counts(self) -> dict[str, int]:
+        """Number of images in each of train, val and test."""
+        return {split: int((self.splits == split).sum()) for split in SPLITS}
+
+    def write_csv(self, path: Path) -> None:
+        """Write the table whole or not at all."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with temporary.open("w", newline="", encoding="utf-8") as stream:
+            rows = csv.writer(stream)
+            rows.writerow(COLUMNS)
+            for i in range(len(self)):
+                rows.writerow((self.paths[i], self.classes[self.labels[i]], self.photographs[i], self.splits[i]))
+        os.replace(temporary, path)
+
+    def state(self) -> dict[str, Any]:
+        """Plain containers for a checkpoint; :meth:`from_state` reads them back."""
+        return {
+            "root": str(self.root.resolve()),
+            "paths": self.paths.tolist(),
+            "labels": self.labels.tolist(),
+            "photographs": self.photographs.tolist(),
+            "splits": self.splits.tolist(),
+            "classes": list(self.classes),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Catalog":
+        """The table that :meth:`state` wrote."""
+        return cls(
+            root=Path(state["root"]),
+            paths=np.array(state["paths"], dtype=np.str_),
+            labels=np.array(state["labels"], dtype=np.int64),
+            photographs=np.array(state["photographs"], dtype=np.str_),
+            splits=np.array(state["splits"], dtype=np.str_),
+            classes=tuple(state["classes"]),
+        )
+
+
+def make_catalog(root: Path, rows: list[tuple[str, str, str, str]], classes: list[str] | None = None) -> Catalog:
+    """A catalog from rows (path, class name, photograph, split), sorted by path.
+
+    Args:
+        root: folder the paths are relative to.
+        rows: one tuple an image.
+        classes: all class names; those of the rows by default. A name without an image is an error.
+
+    Raises:
+        UserError: no image at all, fewer than two classes, or a class without an image.
+    """
+    if not rows:
+        raise UserError(f"no images in {root}\nexpected {root}/<class>/<image>, or the archive's Fish_Dataset layout.")
+    names = sorted(set(classes or ()) | {label for _, label, _, _ in rows})
+    found = {label for _, label, _, _ in rows}
+    empty = [name for name in names if name not in found]
+    if empty:
+        raise UserError(
+            f"class folder without an image: {', '.join(empty)} (in {root})\nadd images to it, or remove the folder."
+        )
+    if len(names) < 2:
+        raise UserError(f"only one class, '{names[0]}', in {root}\na classifier needs two class folders or more.")
+    number = {name: i for i, name in enumerate(names)}
+    rows = sorted(rows)
+    return Catalog(
+        root=root,
+        paths=np.array([row[0] for row in rows], dtype=np.str_),
+        labels=np.array([number[row[1]] for row in rows], dtype=np.int64),
+        photographs=np.array([row[2] for row in rows], dtype=np.str_),
+        splits=np.array([row[3] for row in rows], dtype=np.str_),
+        classes=tuple(names),
+    )

@@ -1,0 +1,115 @@
+"""``FishDataModule``: a source, a split and transforms made into the loaders that Lightning asks for."""
+
+from typing import Any, Protocol
+
+import albumentations as A
+import cv2
+import lightning as L
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import DataLoader
+
+from fish_lightning.data.catalog import Catalog
+from fish_lightning.data.dataset import FishDataset, KeyedSampler, start_worker
+from fish_lightning.data.sources import Source
+
+
+class Split(Protocol):
+    """Assigns a split to every image of a catalog."""
+
+    def __call__(self, catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
+        """(N,) names of splits."""
+
+
+class FishDataModule(L.LightningDataModule):
+    """Loaders for training, validation and test.
+
+    Args:
+        source: where the images come from.
+        split: assigns train, val and test. A source whose folders say the split already keeps it.
+        train_transform: albumentations pipeline for training images.
+        eval_transform: the same for validation, test and prediction.
+        seed: of split, order and augmentation.
+        batch_size: images a process takes a step.
+        num_workers: loader processes, 0 or more.
+        pin_memory: page-locked batches, for a GPU.
+        persistent_workers: keep the workers between epochs.
+        prefetch_factor: batches each worker keeps ready.
+        on_error: ``"raise"`` or ``"skip"``: what an unreadable image does.
+
+    Attributes:
+        catalog: the table, after :meth:`setup`.
+    """
+
+    catalog: Catalog
+
+    def __init__(
+        self,
+        source: Source,
+        split: Split,
+        train_transform: A.Compose,
+        eval_transform: A.Compose,
+        seed: int = 42,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        persistent_workers: bool = True,
+        prefetch_factor: int = 2,
+        on_error: str = "raise",
+    ) -> None:
+        super().__init__()
+        self.source, self.split, self.seed = source, split, seed
+        self.train_transform, self.eval_transform = train_transform, eval_transform
+        self.on_error = on_error
+        self.loader: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
+        if num_workers:
+            self.loader |= {
+                "persistent_workers": persistent_workers,
+                "prefetch_factor": prefetch_factor,
+                "worker_init_fn": start_worker,
+            }
+        else:
+            cv2.setNumThreads(0)
+
+    def prepare_data(self) -> None:
+        """Make or fetch what is missing."""
+        self.source.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the catalog and split it, once."""
+        if not hasattr(self, "catalog"):
+            catalog = self.source.read()
+            self.catalog = catalog.with_splits(self.split(catalog, seed=self.seed))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint carries of the data: the catalog and the batch size, in plain containers."""
+        return {"catalog": self.catalog.state(), "batch_size": self.loader["batch_size"]}
+
+    def dataset(self, split: str) -> FishDataset:
+        """The images of one split ("all" for every image), with the transforms that belong to it."""
+        transform = self.train_transform if split == "train" else self.eval_transform
+        return FishDataset(self.catalog, self.catalog.indices(split), transform, self.seed, self.on_error)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled by (seed, epoch); after a resume it starts at the batch that comes next."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """In catalog order, each image once."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """In catalog order, each image once."""
+        return self._loader("test")
+
+    def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
+        dataset = self.dataset(split)
+        world = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size} if self.trainer else {}
+        sampler = KeyedSampler(len(dataset), self.seed, shuffle, skip=self._done_in_epoch if shuffle else None, **world)
+        return DataLoader(dataset, sampler=sampler, **self.loader)
+
+    def _done_in_epoch(self) -> int:
+        """Images of the current epoch that this process has trained on already: more than 0 only after a resume."""
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready * int(self.loader["batch_size"])

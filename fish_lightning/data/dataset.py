@@ -1,0 +1,169 @@
+"""One image from file to tensor, and the order in which images come.
+
+``FishDataset[(epoch, index)]`` decodes with Pillow, seeds the albumentations pipeline with (seed, epoch, index) and
+applies it. Without the seeding, a ``Compose`` made in the parent gives the same augmentations in every worker and epoch
+(albumentations issue 2473); with it, what happens to an image does not depend on the number of workers.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import Dataset, Sampler
+
+from fish_lightning.data.catalog import Catalog
+from fish_lightning.errors import UserError
+
+#: Label of an image that could not be read; the module leaves such rows out of loss and metrics.
+UNREADABLE = -1
+
+
+class UnreadableImage(UserError):
+    """A file that is no image, or a damaged one."""
+
+
+def decode(path: str | Path) -> npt.NDArray[np.uint8]:
+    """Decode an image file to RGB, upright by its EXIF orientation: the one decoder of training and prediction.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        UnreadableImage: missing, empty, truncated, or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16") or upright.mode == "I":
+                # Pillow clips 16-bit grey to 255 on conversion; scale it instead.
+                wide = np.asarray(upright, dtype=np.float64)
+                upright = Image.fromarray((wide / 257.0).clip(0, 255).astype(np.uint8))
+            return np.asarray(upright.convert("RGB"))
+    except UnidentifiedImageError:
+        size = Path(path).stat().st_size
+        raise UnreadableImage(f"{path}: {'an empty file' if size == 0 else 'not an image'}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f"{path}: cannot be read ({error})") from None
+
+
+class FishDataset(Dataset[dict[str, Any]]):
+    """Images of some rows of a catalog.
+
+    Args:
+        catalog: the whole table.
+        rows: (N,) row numbers of this split.
+        transform: albumentations pipeline ending in ``ToTensorV2``.
+        seed: first part of the augmentation key.
+        on_error: ``"raise"`` names an unreadable image and stops; ``"skip"`` marks it ``UNREADABLE``.
+    """
+
+    def __init__(
+        self, catalog: Catalog, rows: npt.NDArray[np.int64], transform: A.Compose, seed: int, on_error: str = "raise"
+    ) -> None:
+        self.catalog = catalog
+        self.rows = rows
+        self.transform = transform
+        self.seed = seed
+        self.on_error = on_error
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """The image of position ``index`` as it looks in epoch ``epoch``.
+
+        Args:
+            key: (epoch, index), index from 0 to N - 1.
+
+        Returns:
+            ``image`` (3, H, W) float32, ``label`` int, ``row`` int (row number in the catalog).
+
+        Raises:
+            UnreadableImage: the file cannot be read and ``on_error`` is ``"raise"``.
+        """
+        epoch, index = key
+        row = int(self.rows[index])
+        label = int(self.catalog.labels[row])
+        try:
+            pixels = decode(self.catalog.root / str(self.catalog.paths[row]))
+        except UnreadableImage as error:
+            if self.on_error == "raise":
+                raise UnreadableImage(f"{error}\nmend or remove it, or leave it out with data.on_error=skip") from None
+            pixels, label = np.zeros((32, 32, 3), np.uint8), UNREADABLE
+        self.transform.set_random_seed(keyed_seed(self.seed, epoch, row))
+        return {"image": self.transform(image=pixels)["image"], "label": label, "row": row}
+
+
+class KeyedSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, index); the order of an epoch is a permutation drawn from (seed, epoch) alone.
+
+    Lightning calls :meth:`set_epoch`. After a resume in mid-epoch it asks for a new iterator and goes on at the batch
+    after the last one done, so the sampler skips what that epoch has had already (Lightning issue 19764).
+
+    Args:
+        n: number of images.
+        seed: first part of the key.
+        shuffle: a fixed order 0 … n - 1 if False.
+        rank: of this process, 0 to ``world_size - 1``.
+        world_size: number of processes; each gets every ``world_size``-th image. When shuffling, the last
+            ``n % world_size`` images of an epoch's permutation are left out, since all ranks must take as many steps.
+        skip: says how many indices of this rank to skip at the start of the iteration.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        skip: Callable[[], int] | None = None,
+    ) -> None:
+        self.n, self.seed, self.shuffle = n, seed, shuffle
+        self.rank, self.world_size = rank, world_size
+        self.skip = skip
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (0-based) of the next iteration."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.shuffle:
+            return self.n // self.world_size
+        return len(range(self.rank, self.n, self.world_size))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n) if self.shuffle else np.arange(self.n)
+        mine = order[self.rank :: self.world_size][: len(self)]
+        for index in mine[self.skip() if self.skip else 0 :]:
+            yield self.epoch, int(index)
+
+
+def keyed_seed(seed: int, epoch: int, row: int) -> int:
+    """A 32-bit seed from (seed, epoch, row), mixed so that neighbours share nothing.
+
+    Source: the mixing function splitmix64 (Steele, Lea and Flood, OOPSLA 2014); numpy's ``SeedSequence`` costs ten
+    times as much an image.
+    """
+    mask = (1 << 64) - 1
+    x = 0
+    for part in (seed, epoch, row):
+        x = (x + part + 0x9E3779B97F4A7C15) & mask
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+        x ^= x >> 31
+    return x >> 32
+
+
+def start_worker(worker_id: int) -> None:
+    """Keep OpenCV's and torch's threads from fighting the other workers for the cores."""
+    del worker_id
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

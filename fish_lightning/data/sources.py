@@ -1,0 +1,180 @@
+"""Sources find files and labels on disk and hand back a catalog: the Kaggle archive, class folders, the sample set."""
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
+from fish_lightning.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+MASK_SUFFIX = " GT"
+ORIGINALS = "NA_Fish_Dataset"
+
+
+class Source(Protocol):
+    """Where a data set comes from."""
+
+    def prepare(self) -> None:
+        """Make or fetch what is missing; called by one process a node."""
+
+    def read(self) -> Catalog:
+        """The table of all images; its split column is filled only where the source itself says so."""
+
+
+class ArchiveSource:
+    """"A Large-Scale Fish Dataset" (Ulucan et al., ASYU 2020) in the layout of its Kaggle archive.
+
+    Args:
+        root: the download folder, ``Fish_Dataset`` or ``Fish_Dataset/Fish_Dataset``: whichever the user points at.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def prepare(self) -> None:
+        """Nothing to make: the archive is on disk or it is an error."""
+
+    def read(self) -> Catalog:
+        """Read ``<Class>/<Class>/*``; mask folders (``<Class> GT``) and ``NA_Fish_Dataset`` are left out.
+
+        Raises:
+            UserError: ``root`` is missing or holds no class folder in the archive's layout.
+        """
+        require_folder(self.root)
+        for base in (self.root, self.root / "Fish_Dataset", self.root / "Fish_Dataset" / "Fish_Dataset"):
+            classes = [f for f in subfolders(base) if (f / f.name).is_dir()] if base.is_dir() else []
+            classes = [f for f in classes if f.name != "Fish_Dataset"]
+            if classes:
+                break
+        else:
+            raise UserError(
+                f"{self.root} is not in the fish archive's layout (Fish_Dataset/Fish_Dataset/<Class>/<Class>/*.png)\n"
+                "for plain class folders use data=folder."
+            )
+        rows = [
+            (file.relative_to(self.root).as_posix(), folder.name, "", "")
+            for folder in classes
+            for file in images_below(folder / folder.name)
+        ]
+        return make_catalog(self.root, rows, [folder.name for folder in classes])
+
+
+class FolderSource:
+    """Any folder of class folders: ``root/<class>/**``, or ``root/{train,val,test}/<class>/**`` with its split kept.
+
+    Args:
+        root: the folder that holds the class (or split) folders.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def prepare(self) -> None:
+        """Nothing to make."""
+
+    def read(self) -> Catalog:
+        """Read all images; the split column is filled where the folders are named train, val and test.
+
+        Raises:
+            UserError: ``root`` is missing, empty, or one of its class folders holds no image.
+        """
+        require_folder(self.root)
+        top = subfolders(self.root)
+        given = {folder.name for folder in top}
+        has_split = "train" in given and given <= {*SPLITS, "valid", "validation"}
+        rows, names = [], set()
+        for part in top if has_split else [self.root]:
+            split = ("val" if part.name.startswith("val") else part.name) if has_split else ""
+            for folder in subfolders(part):
+                names.add(folder.name)
+                for file in images_below(folder):
+                    rows.append((file.relative_to(self.root).as_posix(), folder.name, "", split))
+        return make_catalog(self.root, rows, sorted(names))
+
+
+class SampleSource:
+    """The generated sample data, made on first use; the truth of which copy came from which photograph is known.
+
+    Args:
+        root: cache folder the set is made in.
+        **arguments: passed to :func:`fish_lightning.data.sample.make_sample`.
+    """
+
+    def __init__(self, root: str | Path, **arguments: Any) -> None:
+        self.root = Path(root)
+        self.arguments = arguments
+
+    def prepare(self) -> None:
+        """Draw the set if it is not there yet."""
+        from fish_lightning.data.sample import make_sample
+
+        make_sample(self.root, **self.arguments)
+
+    def read(self) -> Catalog:
+        """Read the archive's layout, and the photographs from ``photographs.csv``."""
+        catalog = ArchiveSource(self.root).read()
+        with (self.root / "photographs.csv").open(newline="", encoding="utf-8") as stream:
+            truth = {row["path"]: row["photograph"] for row in csv.DictReader(stream)}
+        rows = [
+            (str(path), catalog.classes[label], truth[str(path)], "")
+            for path, label in zip(catalog.paths, catalog.labels, strict=True)
+        ]
+        return make_catalog(self.root, rows)
+
+
+class RecordedSource:
+    """The table that a checkpoint carries, so that an evaluation needs nothing but the images.
+
+    Args:
+        state: :meth:`Catalog.state` of the training run.
+        root: where the images are now, if they have moved.
+    """
+
+    def __init__(self, state: dict[str, Any], root: str | Path | None = None) -> None:
+        self.state = state | ({"root": str(root)} if root is not None else {})
+
+    def prepare(self) -> None:
+        """Nothing to make."""
+
+    def read(self) -> Catalog:
+        """The table as it was trained on.
+
+        Raises:
+            UserError: the folder is gone or the first image is no longer in it.
+        """
+        catalog = Catalog.from_state(self.state)
+        require_folder(catalog.root)
+        if not (catalog.root / str(catalog.paths[0])).is_file():
+            raise UserError(
+                f"{catalog.root} does not hold the images this checkpoint was trained on "
+                f"(no {catalog.paths[0]})\nsay where they are now: data.root=DIR"
+            )
+        return catalog
+
+
+def require_folder(root: Path) -> None:
+    """Raise a :class:`UserError` unless ``root`` is a folder."""
+    if not root.is_dir():
+        kind = "is a file, not a folder" if root.exists() else "does not exist"
+        raise UserError(f"data.root: {root} {kind} (seen from {Path.cwd()})\ngive the folder with data.root=DIR")
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Visible sub-folders, sorted, without mask folders and the archive's originals."""
+    return sorted(
+        f
+        for f in folder.iterdir()
+        if f.is_dir() and not f.name.startswith(".") and not f.name.endswith(MASK_SUFFIX) and f.name != ORIGINALS
+    )
+
+
+def images_below(folder: Path) -> Iterator[Path]:
+    """All image files below ``folder`` by suffix, in either case; hidden files and mask folders are left out."""
+    for base, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(MASK_SUFFIX))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield Path(base, name)

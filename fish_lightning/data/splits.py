@@ -1,0 +1,170 @@
+"""Splits assign train, val and test to the rows of a catalog. Each is a function of (catalog, its own arguments)."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fish_lightning.data.catalog import SPLITS, Catalog
+from fish_lightning.errors import UserError
+
+
+def random_split(catalog: Catalog, seed: int, test: float = 0.15, val: float = 0.10) -> npt.NDArray[np.str_]:
+    """The notebook's split: ``test`` of all images first, then ``val`` of the rest, shuffled and stratified.
+
+    Totals round up as scikit-learn's ``train_test_split`` does: 9,000 gives 6,885/765/1,350. Copies of one photograph
+    fall on both sides; ``split=photograph`` keeps them together.
+
+    Args:
+        catalog: N images.
+        seed: of the shuffle.
+        test: share of all images, 0 to 1.
+        val: share of what is not test, 0 to 1.
+
+    Returns:
+        (N,) names of splits.
+
+    Raises:
+        UserError: too few images for one of each class in training.
+    """
+    rng = np.random.default_rng([seed, 0])
+    everything = np.arange(len(catalog))
+    n_test = math.ceil(len(catalog) * test)
+    n_val = math.ceil((len(catalog) - n_test) * val)
+    _require_enough(catalog, len(catalog) - n_test - n_val, n_val, n_test)
+    tested = _stratified_draw(everything, catalog.labels, n_test, rng)
+    rest = np.setdiff1d(everything, tested)
+    validated = _stratified_draw(rest, catalog.labels[rest], n_val, rng)
+    return _columns(len(catalog), validated, tested)
+
+
+def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float = 0.10) -> npt.NDArray[np.str_]:
+    """Whole photographs only: no copy of a training photograph is validated or tested on.
+
+    In each class, photographs are taken in a shuffled order until test, then val, is as near its target as whole
+    photographs allow. An image without a known photograph counts as a photograph of its own.
+
+    Args:
+        catalog: N images with their photographs.
+        seed: of the shuffle.
+        test: share of all images, 0 to 1.
+        val: share of what is not test, 0 to 1.
+
+    Returns:
+        (N,) names of splits.
+
+    Raises:
+        UserError: a class has fewer than three photographs, or no photograph is known.
+    """
+    if not (catalog.photographs != "").any():
+        raise UserError(
+            f"split=photograph: it is not known which images of {catalog.root} are copies of one photograph\n"
+            "use split=random, or split=file split.path=FILE with a split of your own."
+        )
+    names = np.where(catalog.photographs == "", catalog.paths, catalog.photographs)
+    splits = np.full(len(catalog), "train", dtype="<U5")
+    for label, class_name in enumerate(catalog.classes):
+        rows = np.flatnonzero(catalog.labels == label)
+        groups, sizes = np.unique(names[rows], return_counts=True)
+        if len(groups) < 3:
+            raise UserError(f"split=photograph: class '{class_name}' has {len(groups)} photographs; it needs 3 or more.")
+        order = np.random.default_rng([seed, 1, label]).permutation(len(groups))
+        n_test = test * len(rows)
+        targets = {"test": n_test, "val": val * (len(rows) - n_test)}
+        start = 0
+        for split, target in targets.items():
+            taken = np.cumsum(sizes[order[start:]])
+            count = max(1, int(np.argmin(np.abs(taken - target))) + 1)
+            chosen = groups[order[start : start + count]]
+            splits[rows[np.isin(names[rows], chosen)]] = split
+            start += count
+    return splits
+
+
+def folder_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
+    """Keep the split that the folders ``train``, ``val`` and ``test`` say.
+
+    Where there is no ``val`` (or no ``test``) folder, it is drawn from ``train``: 10 % (15 %), stratified.
+
+    Raises:
+        UserError: the data set is not laid out in split folders.
+    """
+    splits = catalog.splits.copy().astype("<U5")
+    if not (splits == "train").any():
+        raise UserError(
+            f"split=folders: {catalog.root} has no folders train, val and test\nuse split=random, or add them."
+        )
+    for number, (name, share) in enumerate((("test", 0.15), ("val", 0.10))):
+        if not (splits == name).any():
+            train = np.flatnonzero(splits == "train")
+            count = math.ceil(len(train) * share)
+            rng = np.random.default_rng([seed, 2, number])
+            splits[_stratified_draw(train, catalog.labels[train], count, rng)] = name
+    _require_enough(catalog, *[int((splits == name).sum()) for name in SPLITS])
+    return splits
+
+
+def file_split(catalog: Catalog, seed: int, path: str) -> npt.NDArray[np.str_]:
+    """Replay the ``split.csv`` of another run: rows are matched by path; images it does not name are left out.
+
+    Args:
+        catalog: N images.
+        seed: not used: the file says it all.
+        path: the file, with columns ``path`` and ``split``.
+
+    Raises:
+        UserError: the file is missing or malformed, names an unknown split, or an image that is not there.
+    """
+    del seed
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"split.path: no file {file} (seen from {Path.cwd()})")
+    with file.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        if not {"path", "split"} <= set(reader.fieldnames or ()):
+            raise UserError(f"split.path: {file} has no columns 'path' and 'split'.")
+        given = {row["path"]: row["split"] for row in reader}
+    unknown = sorted(set(given.values()) - {*SPLITS, ""})
+    if unknown:
+        raise UserError(f"split.path: {file} names the split '{unknown[0]}'; allowed are {', '.join(SPLITS)}.")
+    absent = sorted(set(given) - set(catalog.paths.tolist()))
+    if absent:
+        raise UserError(
+            f"split.path: {file} names {len(absent)} images that are not in {catalog.root}, the first {absent[0]}\n"
+            "paths are relative to data.root: give the data.root that the split was made with."
+        )
+    splits = np.array([given.get(str(p), "") for p in catalog.paths], dtype="<U5")
+    _require_enough(catalog, *[int((splits == name).sum()) for name in SPLITS])
+    return splits
+
+
+def _stratified_draw(
+    rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], count: int, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """``count`` of ``rows``, each class in proportion; what rounding leaves over goes to the largest remainders."""
+    classes, sizes = np.unique(labels, return_counts=True)
+    exact = sizes * count / len(rows)
+    quota = np.floor(exact).astype(int)
+    # Ties are broken by chance, not by the alphabet: with equal classes the remainders are all equal.
+    order = np.lexsort((rng.random(len(classes)), -(exact - quota)))
+    quota[order[: count - quota.sum()]] += 1
+    drawn = [rng.permutation(rows[labels == c])[:q] for c, q in zip(classes, quota, strict=True)]
+    return np.sort(np.concatenate(drawn))
+
+
+def _columns(n: int, val: npt.NDArray[np.int64], test: npt.NDArray[np.int64]) -> npt.NDArray[np.str_]:
+    splits = np.full(n, "train", dtype="<U5")
+    splits[val] = "val"
+    splits[test] = "test"
+    return splits
+
+
+def _require_enough(catalog: Catalog, train: int, val: int, test: int) -> None:
+    if train < len(catalog.classes) or val < 1 or test < 1:
+        raise UserError(
+            f"too few images for a split: {len(catalog)} images of {len(catalog.classes)} classes in {catalog.root} "
+            f"would give {train} to train, {val} to validate and {test} to test\n"
+            "each class needs an image in training, and validation and test one each: add images."
+        )

@@ -1,0 +1,189 @@
+"""``FishClassifier``: a network with its loss, metrics and optimization, as Lightning runs it.
+
+Class names and the evaluation transform travel in the checkpoint: evaluation and prediction need nothing else.
+"""
+
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Accuracy, ConfusionMatrix, F1Score, MeanMetric, MetricCollection, Precision, Recall
+
+from fish_lightning.data.dataset import UNREADABLE
+from fish_lightning.errors import UserError
+from fish_lightning.models.network import build_network
+
+Batch = dict[str, Tensor]
+
+
+class FishClassifier(L.LightningModule):
+    """An image classifier over a torchvision backbone.
+
+    Args:
+        class_names: in label order.
+        name: torchvision model name.
+        weights: ``"imagenet"``, a file, or None (see :func:`fish_lightning.models.network.build_network`).
+        label_smoothing: 0 to 1, of the training loss; validation and test report plain cross-entropy.
+        channels_last: memory layout of the convolutions; faster on CPUs and recent GPUs, equal in result but rounding.
+        eval_transform: ``albumentations.to_dict`` of the evaluation pipeline.
+        optimizer: makes an optimizer from parameters; not needed to evaluate.
+        scheduler: makes a schedule from (optimizer, total number of steps), stepped each batch; None: constant.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        name: str = "resnet34",
+        weights: str | None = None,
+        label_smoothing: float = 0.0,
+        channels_last: bool = True,
+        eval_transform: dict[str, Any] | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        self.class_names = tuple(class_names)
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.network = build_network(name, len(self.class_names), weights)
+        if channels_last:
+            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.unreadable: set[int] = set()
+        self.configure_losses()
+        self.configure_metrics()
+
+    def configure_losses(self) -> None:
+        """Smoothed cross-entropy to train on, plain cross-entropy to report."""
+        self.train_criterion = nn.CrossEntropyLoss(label_smoothing=self.hparams["label_smoothing"])
+        self.criterion = nn.CrossEntropyLoss(reduction="none")
+
+    def configure_metrics(self) -> None:
+        """One collection a stage; all sums are exact however the images fall into batches."""
+        task: dict[str, Any] = {"task": "multiclass", "num_classes": len(self.class_names)}
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        scores = MetricCollection(
+            {"accuracy": Accuracy(average="micro", **task), "macro_f1": F1Score(average="macro", **task)}
+        )
+        self.val_metrics, self.test_metrics = scores.clone(prefix="val/"), scores.clone(prefix="test/")
+        self.test_classes = MetricCollection(
+            {
+                "precision": Precision(average="none", **task),
+                "recall": Recall(average="none", **task),
+                "confusion_matrix": ConfusionMatrix(**task),
+            }
+        )
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and per-step schedule; the total comes from the run itself.
+
+        Raises:
+            UserError: the module was made without an optimizer.
+        """
+        if self.make_optimizer is None:
+            raise UserError("FishClassifier was made without an optimizer: pass one to train it.")
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        schedule = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, C) of images (N, 3, H, W), normalized by the evaluation transform."""
+        if self.hparams["channels_last"]:
+            images = images.contiguous(memory_format=torch.channels_last)
+        output = self.network(images)
+        # inception_v3 and googlenet answer with a tuple of main and auxiliary logits while training.
+        return output if isinstance(output, Tensor) else output[0]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Loss of one batch; a batch of which no image could be read is passed over."""
+        images, labels, _ = self._readable(batch)
+        if len(labels) == 0:
+            return None
+        loss: Tensor = self.train_criterion(self(images), labels)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the validation metrics."""
+        images, labels, _ = self._readable(batch)
+        if len(labels) == 0:
+            return
+        logits = self(images).float()
+        self.val_loss.update(self.criterion(logits, labels))
+        self.val_metrics.update(logits, labels)
+        self.log("val/loss", self.val_loss, on_epoch=True, batch_size=len(labels))
+        self.log_dict(self.val_metrics, on_epoch=True, batch_size=len(labels))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """Update the test metrics.
+
+        Returns:
+            ``rows`` (N,) in the catalog, ``labels`` (N,), ``probabilities`` (N, C), of the readable images.
+        """
+        images, labels, rows = self._readable(batch)
+        if len(labels) == 0:
+            return {"rows": rows, "labels": labels, "probabilities": torch.zeros(0, len(self.class_names))}
+        logits = self(images).float()
+        self.test_loss.update(self.criterion(logits, labels))
+        self.test_metrics.update(logits, labels)
+        self.test_classes.update(logits, labels)
+        self.log("test/loss", self.test_loss, on_epoch=True, batch_size=len(labels))
+        self.log_dict(self.test_metrics, on_epoch=True, batch_size=len(labels))
+        return {"rows": rows, "labels": labels, "probabilities": logits.softmax(1)}
+
+    def on_test_epoch_start(self) -> None:
+        """Start the per-class metrics anew; Lightning resets only those that are logged."""
+        self.test_classes.reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Probabilities (N, C) of a batch of images."""
+        return self(batch["image"]).float().softmax(1)
+
+    def _readable(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, labels and rows without those that could not be read, which are remembered."""
+        images, labels, rows = batch["image"], batch["label"], batch["row"]
+        readable = labels != UNREADABLE
+        if bool(readable.all()):
+            return images, labels, rows
+        self.unreadable.update(rows[~readable].tolist())
+        return images[readable], labels[readable], rows[readable]
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a training checkpoint, weights-only: nothing in it is executed.
+
+    Raises:
+        UserError: no file, or no checkpoint of this project.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"ckpt: no file {file} (seen from {Path.cwd()})\ngive one with ckpt=…/checkpoints/best.ckpt")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+        raise UserError(f"ckpt: {file} is not a checkpoint ({str(error).splitlines()[0][:120]})") from None
+    needed = {"state_dict", "hyper_parameters", "FishDataModule"}
+    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
+        raise UserError(f"ckpt: {file} is not a checkpoint of fish_lightning\nexpected …/checkpoints/best.ckpt of a run")
+    return checkpoint
+
+
+def restore(checkpoint: dict[str, Any]) -> tuple[FishClassifier, A.Compose]:
+    """The trained classifier and its evaluation transform, from :func:`load_checkpoint`.
+
+    ``albumentations.from_dict`` builds only classes of albumentations' own registry.
+    """
+    arguments = dict(checkpoint["hyper_parameters"]) | {"weights": None}
+    model = FishClassifier(**arguments)
+    model.load_state_dict(checkpoint["state_dict"])
+    transform = A.from_dict(arguments["eval_transform"])
+    assert isinstance(transform, A.Compose)
+    return model.eval(), transform
