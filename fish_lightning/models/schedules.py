@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
 
 def onecycle(optimizer: Optimizer, total_steps: int, **arguments: Any) -> LRScheduler:
@@ -14,3 +14,9 @@ def onecycle(optimizer: Optimizer, total_steps: int, **arguments: Any) -> LRSche
 def cosine(optimizer: Optimizer, total_steps: int, **arguments: Any) -> LRScheduler:
     """Half a cosine from the optimizer's rate to ``eta_min`` (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
     return CosineAnnealingLR(optimizer, T_max=total_steps, **arguments)
+
+
+def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """The optimizer's own rate throughout."""
+    del total_steps
+    return LambdaLR(optimizer, lambda _: 1.0)
