@@ -42,7 +42,16 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def _pin_memory(accelerator: str) -> bool:
+    if accelerator not in ("auto", "gpu", "cuda"):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def register_resolvers() -> None:
-    """Make ``${workers:}`` and ``${on_a_terminal:}`` known to the YAML files."""
+    """Make ``${workers:}``, ``${pin_memory:ACCELERATOR}`` and ``${on_a_terminal:}`` known to the YAML files."""
+    OmegaConf.register_new_resolver("pin_memory", _pin_memory, replace=True)
     OmegaConf.register_new_resolver("workers", default_workers, replace=True)
     OmegaConf.register_new_resolver("on_a_terminal", lambda: sys.stdout.isatty(), replace=True)

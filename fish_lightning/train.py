@@ -1,0 +1,70 @@
+"""``python -m fish_lightning.train``: compose a run from its config, fit it, test its best checkpoint, write it down.
+
+Only Hydra is imported at the top, so that ``--help`` and ``--cfg job`` answer at once.
+"""
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from fish_lightning.config import CONF
+from fish_lightning.errors import UserError, shown_without_traceback
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Run one training job; its callbacks print the epochs and write the run folder.
+
+    Args:
+        cfg: the composed ``conf/train.yaml``.
+
+    Returns:
+        The metric named by ``optimized_metric``, for sweepers.
+
+    Raises:
+        UserError: a setting or the data does not allow the run.
+    """
+    import albumentations as A
+    import lightning as L
+    from hydra.utils import instantiate
+
+    from fish_lightning.callbacks.report import announce, scores
+    from fish_lightning.trainer import build_trainer, fit
+
+    L.seed_everything(cfg.seed, verbose=False)
+    data = instantiate(cfg.data)
+    data.prepare_data()
+    data.setup()
+    model = instantiate(
+        cfg.model,
+        class_names=data.catalog.classes,
+        eval_transform=A.to_dict(data.eval_transform),
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler),
+    )
+    callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
+    loggers = [instantiate(logger) for logger in cfg.logger.values() if logger is not None]
+    trainer = build_trainer(cfg.trainer, callbacks, loggers)
+
+    config = OmegaConf.to_container(cfg, resolve=True)
+    announce(config, trainer, data)
+    if cfg.validate_first and cfg.ckpt is None:
+        trainer.validate(model, datamodule=data, verbose=False)
+    fit(trainer, model, data, cfg.ckpt)
+    if cfg.test:
+        best = trainer.checkpoint_callback.best_model_path
+        trainer.test(model, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
+
+    measured = scores(trainer)
+    if cfg.optimized_metric not in measured:
+        raise UserError(f"optimized_metric={cfg.optimized_metric}: this run measured {', '.join(sorted(measured))}")
+    return measured[cfg.optimized_metric]
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="train")
+@shown_without_traceback
+def main(cfg: DictConfig) -> float | None:
+    """Command-line entry point."""
+    return train(cfg)
+
+
+if __name__ == "__main__":
+    main()

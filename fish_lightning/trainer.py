@@ -1,0 +1,71 @@
+"""A ``lightning.Trainer`` from its config, quiet where Lightning advertises and short where a setting is wrong."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import hydra
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException as FabricMisconfiguration
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from fish_lightning.errors import UserError
+from fish_lightning.hardware import cpu_has_bf16, fastest_precision
+
+#: Lightning's warnings that do not apply here, with the reason.
+_NOT_OURS = (
+    ".*does not have many workers.*",  # the worker count is chosen from the CPU affinity
+    ".*your dataloader is not resumable.*",  # KeyedSampler goes on at the right batch
+    ".*Experiment logs directory.*",  # the run folder holds .hydra before the logger starts
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*The number of training batches .* is smaller than the logging interval.*",
+    ".*lr_scheduler.step.*before.*optimizer.step.*",  # a batch passed over (data.on_error=skip) steps the schedule only
+    ".*isinstance.treespec, LeafSpec.. is deprecated.*",
+)
+
+
+def build_trainer(
+    cfg: DictConfig, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = (), precision: str | None = None
+) -> L.Trainer:
+    """Instantiate ``cfg`` (the ``trainer`` group) with ``trainer.precision=auto`` resolved.
+
+    Args:
+        cfg: the ``trainer`` group.
+        callbacks: in the order they are called.
+        loggers: none: nothing is logged.
+        precision: what ``auto`` means, if not the fastest (an evaluation uses the training run's).
+
+    Raises:
+        UserError: Lightning refuses a setting, such as an accelerator that this machine has not.
+    """
+    quieten_lightning()
+    chosen = cfg.precision
+    if chosen == "auto":
+        chosen = precision or fastest_precision(cfg.accelerator)
+    extra: dict[str, Any] = {"precision": chosen, "callbacks": list(callbacks), "logger": list(loggers)}
+    if not any(isinstance(callback, L.pytorch.callbacks.ModelCheckpoint) for callback in callbacks):
+        extra["enable_checkpointing"] = False
+    try:
+        trainer: L.Trainer = hydra.utils.instantiate(cfg, **extra)
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, (MisconfigurationException, FabricMisconfiguration, ValueError, TypeError, RuntimeError)):
+            raise UserError("trainer: " + " ".join(str(cause).split())[:400]) from None
+        raise
+    if str(chosen).startswith("bf16") and trainer.strategy.root_device.type == "cpu" and not cpu_has_bf16():
+        print(
+            "note: this CPU has no bf16 instructions; trainer.precision=32-true is about three times as fast", flush=True
+        )
+    return trainer
+
+
+def quieten_lightning() -> None:
+    """Leave out Lightning's advertising tips and the warnings of ``_NOT_OURS``."""
+    for pattern in _NOT_OURS:
+        warnings.filterwarnings("ignore", pattern)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
