@@ -3,8 +3,10 @@
 Only Hydra is imported at the top, so that ``--help`` and ``--cfg job`` answer at once.
 """
 
+from pathlib import Path
+
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fish_lightning.config import CONF
 from fish_lightning.errors import UserError, shown_without_traceback
@@ -26,8 +28,9 @@ def train(cfg: DictConfig) -> float | None:
     import lightning as L
     from hydra.utils import instantiate
 
-    from fish_lightning.callbacks.report import announce, scores
-    from fish_lightning.trainer import build_trainer, fit
+    from fish_lightning.callbacks.tensorboard import log_config, log_hyperparameters
+    from fish_lightning.report import summary as report
+    from fish_lightning.trainer import best_checkpoint, build_trainer, fit
 
     L.seed_everything(cfg.seed, verbose=False)
     data = instantiate(cfg.data)
@@ -44,19 +47,19 @@ def train(cfg: DictConfig) -> float | None:
     loggers = [instantiate(logger) for logger in cfg.logger.values() if logger is not None]
     trainer = build_trainer(cfg.trainer, callbacks, loggers)
 
-    config = OmegaConf.to_container(cfg, resolve=True)
-    announce(config, trainer, data)
+    folder = Path(cfg.paths.output)
+    report.write_start(folder, trainer, model, data)
+    log_config(trainer, cfg)
     if cfg.validate_first and cfg.ckpt is None:
         trainer.validate(model, datamodule=data, verbose=False)
     fit(trainer, model, data, cfg.ckpt)
     if cfg.test:
-        best = trainer.checkpoint_callback.best_model_path
-        trainer.test(model, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
+        trainer.test(model, datamodule=data, ckpt_path=best_checkpoint(trainer), verbose=False, weights_only=True)
 
-    measured = scores(trainer)
-    if cfg.optimized_metric not in measured:
-        raise UserError(f"optimized_metric={cfg.optimized_metric}: this run measured {', '.join(sorted(measured))}")
-    return measured[cfg.optimized_metric]
+    summary = report.summarize_run(trainer, model, data, tested=cfg.test)
+    report.write_run(folder, trainer, model, data, summary)
+    log_hyperparameters(trainer, cfg, report.metrics(summary))
+    return report.metric(summary, cfg.optimized_metric)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")

@@ -2,7 +2,9 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -13,8 +15,10 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
+from fish_lightning.callbacks.checkpoints import BestCheckpoint
 from fish_lightning.errors import UserError
 from fish_lightning.hardware import cpu_has_bf16, fastest_precision
+from fish_lightning.models.classifier import load_checkpoint
 
 #: Lightning's warnings that do not apply here, with the reason.
 _NOT_OURS = (
@@ -69,3 +73,39 @@ def quieten_lightning() -> None:
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def fit(trainer: L.Trainer, model: L.LightningModule, data: L.LightningDataModule, ckpt: Path | None) -> None:
+    """``trainer.fit`` with a checkpoint checked before it is loaded, and a worker's error told as if it were our own.
+
+    Args:
+        trainer: of the run.
+        model: to train.
+        data: to train on.
+        ckpt: resume from this file.
+
+    Raises:
+        UserError: the checkpoint is none or holds weights only, or an image could not be read.
+    """
+    if ckpt is not None and "optimizer_states" not in load_checkpoint(ckpt):
+        raise UserError(f"ckpt: {ckpt} holds weights alone, for evaluate and predict\nresume from last.ckpt beside it.")
+    with worker_errors_shortened():
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
+
+
+def best_checkpoint(trainer: L.Trainer) -> str | None:
+    """Path of the best checkpoint of the fit; None (the weights in memory) where the run keeps none."""
+    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+    return best.best_model_path or None if best else None
+
+
+@contextmanager
+def worker_errors_shortened() -> Iterator[None]:
+    """A :class:`UserError` raised in a loader worker arrives wrapped in that worker's traceback: keep its message."""
+    try:
+        yield
+    except UserError as error:
+        _, inside, last = str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")
+        if not inside:
+            raise
+        raise UserError(last.strip()) from None

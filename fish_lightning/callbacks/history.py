@@ -14,16 +14,22 @@ class History(Callback):
 
     Attributes:
         rows: ``epoch``, ``lr``, ``train_loss``, ``val_loss``, ``val_accuracy``, ``val_macro_f1``, ``seconds``.
-        train_seconds: time in training epochs without validation, for images a second.
+        seconds: time in epochs, validation included; of all parts of an interrupted run.
+        train_seconds: time in training steps alone.
         train_images: images trained on in that time.
     """
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.seconds = 0.0
         self.train_seconds = 0.0
         self.train_images = 0
         self._epoch_start = self._batches_start = 0.0
-        self._train_end: float | None = None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Training images a second, without validation; None before the first step."""
+        return self.train_images / self.train_seconds if self.train_seconds else None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Row 0, when validation runs on its own before the fit."""
@@ -45,14 +51,16 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The epoch's row; Lightning has run its validation by now."""
-        metrics = trainer.callback_metrics
+        loss = trainer.callback_metrics.get("train/loss_epoch")
+        seconds = time.perf_counter() - self._epoch_start
+        self.seconds += seconds
         self._add(
             trainer,
             {
                 "epoch": trainer.current_epoch + 1,
                 "lr": trainer.optimizers[0].param_groups[0]["lr"],
-                "train_loss": float(metrics["train/loss_epoch"]) if "train/loss_epoch" in metrics else None,
-                "seconds": time.perf_counter() - self._epoch_start,
+                "train_loss": None if loss is None else float(loss),
+                "seconds": seconds,
             },
         )
 
@@ -65,12 +73,12 @@ class History(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and clocks, so that a resumed run's plots have no seam."""
-        return {"rows": self.rows, "train_seconds": self.train_seconds, "train_images": self.train_images}
+        return {name: getattr(self, name) for name in ("rows", "seconds", "train_seconds", "train_images")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
-        self.rows = state_dict["rows"]
-        self.train_seconds, self.train_images = state_dict["train_seconds"], state_dict["train_images"]
+        for name, value in state_dict.items():
+            setattr(self, name, value)
 
 
 def line(row: Row, epochs: int | None) -> str:

@@ -5,7 +5,6 @@ it, so that an evaluation months later scores the same images.
 """
 
 import csv
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fish_lightning.errors import UserError
+from fish_lightning.files import whole_file
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "photograph", "split")
@@ -56,13 +56,11 @@ class Catalog:
 
     def write_csv(self, path: Path) -> None:
         """Write the table whole or not at all."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
+        with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             rows = csv.writer(stream)
             rows.writerow(COLUMNS)
             for i in range(len(self)):
                 rows.writerow((self.paths[i], self.classes[self.labels[i]], self.photographs[i], self.splits[i]))
-        os.replace(temporary, path)
 
     def state(self) -> dict[str, Any]:
         """Plain containers for a checkpoint; :meth:`from_state` reads them back."""

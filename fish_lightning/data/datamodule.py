@@ -1,5 +1,7 @@
 """``FishDataModule``: a source, a split and transforms made into the loaders that Lightning asks for."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import albumentations as A
@@ -25,7 +27,8 @@ class FishDataModule(L.LightningDataModule):
     """Loaders for training, validation and test.
 
     Args:
-        source: where the images come from.
+        root: folder of the images.
+        source: makes of ``root`` what finds images and labels in it: a class of :mod:`fish_lightning.data.sources`.
         split: assigns train, val and test. A source whose folders say the split already keeps it.
         train_transform: albumentations pipeline for training images.
         eval_transform: the same for validation, test and prediction.
@@ -45,7 +48,8 @@ class FishDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        source: Source,
+        root: str | Path,
+        source: Callable[[str | Path], Source],
         split: Split,
         train_transform: A.Compose,
         eval_transform: A.Compose,
@@ -58,7 +62,7 @@ class FishDataModule(L.LightningDataModule):
         on_error: str = "raise",
     ) -> None:
         super().__init__()
-        self.source, self.split, self.seed = source, split, seed
+        self.source, self.split, self.seed = source(root), split, seed
         self.train_transform, self.eval_transform = train_transform, eval_transform
         self.on_error = on_error
         self.loader: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
@@ -80,6 +84,12 @@ class FishDataModule(L.LightningDataModule):
         if not hasattr(self, "catalog"):
             catalog = self.source.read()
             self.catalog = catalog.with_splits(self.split(catalog, seed=self.seed))
+
+    @property
+    def split_name(self) -> str:
+        """``random`` for :func:`fish_lightning.data.splits.random_split`, and so on."""
+        function = getattr(self.split, "func", self.split)
+        return str(function.__name__).removesuffix("_split")
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint carries of the data: the catalog and the batch size, in plain containers."""

@@ -82,7 +82,7 @@ class FishDataset(Dataset[dict[str, Any]]):
             key: (epoch, index), index from 0 to N - 1.
 
         Returns:
-            ``image`` (3, H, W) float32, ``label`` int, ``row`` int (row number in the catalog).
+            ``image`` (3, H, W) uint8, ``label`` int, ``row`` int (row number in the catalog).
 
         Raises:
             UnreadableImage: the file cannot be read and ``on_error`` is ``"raise"``.

@@ -5,22 +5,51 @@ Class names and the evaluation transform travel in the checkpoint: evaluation an
 
 import pickle
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import albumentations as A
 import lightning as L
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Accuracy, ConfusionMatrix, F1Score, MeanMetric, MetricCollection, Precision, Recall
+from torchmetrics import Accuracy, F1Score, MeanMetric, MetricCollection
 
 from fish_lightning.data.dataset import UNREADABLE
 from fish_lightning.errors import UserError
 from fish_lightning.models.network import build_network
 
 Batch = dict[str, Tensor]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of N labelled images.
+
+    Attributes:
+        rows: (N,) int64, row numbers in the catalog.
+        labels: (N,) int64, the truth.
+        probabilities: (N, C) float32, 0 to 1.
+    """
+
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+
+    @property
+    def preds(self) -> npt.NDArray[np.int64]:
+        """(N,) the most probable class."""
+        return self.probabilities.argmax(1)
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether the most probable class is the true one."""
+        return self.preds == self.labels
 
 
 class FishClassifier(L.LightningModule):
@@ -32,10 +61,15 @@ class FishClassifier(L.LightningModule):
         weights: ``"imagenet"``, a file, or None (see :func:`fish_lightning.models.network.build_network`).
         label_smoothing: 0 to 1, of the training loss; validation and test report plain cross-entropy.
         channels_last: memory layout of the convolutions; faster on CPUs and recent GPUs, equal in result but rounding.
+        mean: (3,) subtracted from pixels on the scale 0 to 1.
+        std: (3,) divided by, after that.
         eval_transform: ``albumentations.to_dict`` of the evaluation pipeline.
         optimizer: makes an optimizer from parameters; not needed to evaluate.
         scheduler: makes a schedule from (optimizer, total number of steps), stepped each batch; None: constant.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -44,6 +78,8 @@ class FishClassifier(L.LightningModule):
         weights: str | None = None,
         label_smoothing: float = 0.0,
         channels_last: bool = True,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
         eval_transform: dict[str, Any] | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
@@ -55,7 +91,10 @@ class FishClassifier(L.LightningModule):
         self.network = build_network(name, len(self.class_names), weights)
         if channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.unreadable: set[int] = set()
+        self.register_buffer("mean", torch.tensor([float(m) for m in mean]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([float(s) for s in std]).view(1, 3, 1, 1), persistent=False)
+        self.unreadable: set[int] = set()  # rows of the catalog
+        self._tested: list[tuple[npt.NDArray[Any], ...]] = []
         self.configure_losses()
         self.configure_metrics()
 
@@ -72,13 +111,6 @@ class FishClassifier(L.LightningModule):
             {"accuracy": Accuracy(average="micro", **task), "macro_f1": F1Score(average="macro", **task)}
         )
         self.val_metrics, self.test_metrics = scores.clone(prefix="val/"), scores.clone(prefix="test/")
-        self.test_classes = MetricCollection(
-            {
-                "precision": Precision(average="none", **task),
-                "recall": Recall(average="none", **task),
-                "confusion_matrix": ConfusionMatrix(**task),
-            }
-        )
 
     def configure_optimizers(self) -> Any:
         """Optimizer and per-step schedule; the total comes from the run itself.
@@ -95,7 +127,8 @@ class FishClassifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, C) of images (N, 3, H, W), normalized by the evaluation transform."""
+        """Logits (N, C) of images (N, 3, H, W), uint8: normalization happens here, on the model's device."""
+        images = (images.float() / 255.0 - self.mean) / self.std
         if self.hparams["channels_last"]:
             images = images.contiguous(memory_format=torch.channels_last)
         output = self.network(images)
@@ -122,26 +155,34 @@ class FishClassifier(L.LightningModule):
         self.log("val/loss", self.val_loss, on_epoch=True, batch_size=len(labels))
         self.log_dict(self.val_metrics, on_epoch=True, batch_size=len(labels))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> Batch:
-        """Update the test metrics.
+    def on_test_epoch_start(self) -> None:
+        """Forget the predictions of an earlier test."""
+        self._tested.clear()
 
-        Returns:
-            ``rows`` (N,) in the catalog, ``labels`` (N,), ``probabilities`` (N, C), of the readable images.
-        """
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the test metrics and keep the probabilities for :meth:`test_predictions`."""
         images, labels, rows = self._readable(batch)
         if len(labels) == 0:
-            return {"rows": rows, "labels": labels, "probabilities": torch.zeros(0, len(self.class_names))}
+            return
         logits = self(images).float()
         self.test_loss.update(self.criterion(logits, labels))
         self.test_metrics.update(logits, labels)
-        self.test_classes.update(logits, labels)
         self.log("test/loss", self.test_loss, on_epoch=True, batch_size=len(labels))
         self.log_dict(self.test_metrics, on_epoch=True, batch_size=len(labels))
-        return {"rows": rows, "labels": labels, "probabilities": logits.softmax(1)}
+        self._tested.append(tuple(part.cpu().numpy() for part in (rows, labels, logits.softmax(1))))
 
-    def on_test_epoch_start(self) -> None:
-        """Start the per-class metrics anew; Lightning resets only those that are logged."""
-        self.test_classes.reset()
+    def test_predictions(self) -> Predictions:
+        """What the last test predicted, of all processes together, in catalog order.
+
+        Raises:
+            UserError: no image was tested.
+        """
+        parts = [part for parts in gathered(self._tested) for part in parts]
+        if not parts:
+            raise UserError("no image was tested: none of the test split could be read.")
+        rows, labels, probabilities = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.argsort(rows, kind="stable")
+        return Predictions(rows[order], labels[order], probabilities[order])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Probabilities (N, C) of a batch of images."""
@@ -155,6 +196,15 @@ class FishClassifier(L.LightningModule):
             return images, labels, rows
         self.unreadable.update(rows[~readable].tolist())
         return images[readable], labels[readable], rows[readable]
+
+
+def gathered(value: T) -> list[T]:
+    """``value`` of every process, in rank order; of this one alone where there is no process group."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -1,0 +1,184 @@
+"""The run in numbers: what is said before it starts, ``summary.json``, and the closing table on the screen."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+
+from fish_lightning.callbacks.checkpoints import BestCheckpoint
+from fish_lightning.callbacks.history import History
+from fish_lightning.data.datamodule import FishDataModule
+from fish_lightning.errors import UserError
+from fish_lightning.files import whole_file
+from fish_lightning.models.classifier import FishClassifier, Predictions, gathered
+from fish_lightning.report import plots
+from fish_lightning.report.scores import score_test
+
+PICTURES = 18  # test pictures on plots/predictions.png
+Summary = dict[str, Any]
+C = TypeVar("C", bound=L.Callback)
+
+
+def found(trainer: L.Trainer, kind: type[C]) -> C | None:
+    """The trainer's callback of that class, if it has one."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)  # type: ignore[attr-defined]
+
+
+def write_start(folder: Path, trainer: L.Trainer, model: FishClassifier, data: FishDataModule) -> None:
+    """Write ``split.csv`` and say in four lines what is about to run; on the first process alone."""
+    if not trainer.is_global_zero:
+        return
+    data.catalog.write_csv(folder / "split.csv")
+    weights = model.hparams["weights"]
+    device = trainer.strategy.root_device.type + (f" x {trainer.world_size}" if trainer.world_size > 1 else "")
+    counts = ", ".join(f"{n:,} {split}" for split, n in data.catalog.counts().items())
+    print(
+        f"model  {model.hparams['name']}, {'random' if weights is None else weights} weights; {device}, {trainer.precision}",
+        f"data   {len(data.catalog):,} images of {len(data.catalog.classes)} kinds in {data.catalog.root}",
+        f"split  {data.split_name}, seed {data.seed}: {counts}",
+        f"run    {folder}",
+        sep="\n",
+        flush=True,
+    )
+
+
+def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModule, tested: bool) -> Summary:
+    """``summary.json`` of a training run (keys: DESIGN, command-line contract).
+
+    Call it on every process: what they hold is brought together.
+
+    Args:
+        trainer: after the fit, and after the test if there was one.
+        model: what was trained.
+        data: what it was trained on.
+        tested: whether the best checkpoint was tested.
+    """
+    history, best = found(trainer, History), found(trainer, BestCheckpoint)
+    rows = {row["epoch"]: row for row in history.rows} if history else {}
+    best_epoch = best.best_epoch if best else None
+    validated = rows.get(best_epoch) or (history.rows[-1] if history and history.rows else {})
+    unreadable = sorted(set().union(*gathered(model.unreadable)))
+    return {
+        "test": score_test(model.test_predictions(), model.class_names, trainer.callback_metrics) if tested else {},
+        "val": {key: validated[f"val_{key}"] for key in ("accuracy", "macro_f1", "loss") if f"val_{key}" in validated}
+        | {"n": data.catalog.counts()["val"]},
+        "best_epoch": best_epoch,
+        "epochs": trainer.current_epoch,
+        "seconds": history.seconds if history else None,
+        "train_images_per_second": history.images_per_second if history else None,
+        "seed": data.seed,
+        "split": data.split_name,
+        "images": data.catalog.counts(),
+        "classes": list(model.class_names),
+        "model": model.hparams["name"],
+        "weights": model.hparams["weights"],
+        "precision": str(trainer.precision),
+        "device": trainer.strategy.root_device.type,
+        "processes": trainer.world_size,
+        "unreadable_images": [str(data.catalog.paths[row]) for row in unreadable],
+        "checkpoint": best.best_model_path if best else None,
+    }
+
+
+def write_run(folder: Path, trainer: L.Trainer, model: FishClassifier, data: FishDataModule, summary: Summary) -> None:
+    """Write ``summary.json`` and the plots, and say what came out and what to do next; on the first process alone."""
+    predictions = model.test_predictions() if summary["test"] else None
+    if not trainer.is_global_zero:
+        return
+    write_summary(folder, summary)
+    history = found(trainer, History)
+    if history:
+        plots.save(plots.loss_figure(history.rows), folder / "plots" / "loss.png")
+        plots.save(plots.accuracy_figure(history.rows), folder / "plots" / "accuracy.png")
+    if predictions:
+        write_test(folder, predictions, data, summary["test"])
+    print("\n" + closing_table(folder, summary), flush=True)
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Write ``summary.json``."""
+    with whole_file(folder / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def write_test(folder: Path, predictions: Predictions, data: FishDataModule, test: Summary) -> None:
+    """Write ``test_predictions.csv``, ``plots/confusion_matrix.png`` and ``plots/predictions.png``."""
+    catalog = data.catalog
+    with whole_file(folder / "test_predictions.csv") as temporary, temporary.open("w", newline="") as stream:
+        lines = csv.writer(stream)
+        lines.writerow(("path", "label", "photograph", "prediction", "probability", "correct"))
+        for row, label, pred, probabilities in zip(
+            predictions.rows, predictions.labels, predictions.preds, predictions.probabilities, strict=True
+        ):
+            lines.writerow(
+                (
+                    catalog.paths[row],
+                    catalog.classes[label],
+                    catalog.photographs[row],
+                    catalog.classes[pred],
+                    f"{probabilities[pred]:.6f}",
+                    int(pred == label),
+                )
+            )
+    plots.save(plots.confusion_figure(test["confusion_matrix"], catalog.classes), folder / "plots/confusion_matrix.png")
+    plots.save(plots.prediction_figure(predictions, catalog, PICTURES), folder / "plots/predictions.png")
+
+
+def metrics(summary: Summary) -> dict[str, float]:
+    """The numbers of a summary by their metric names (``val/accuracy``, ``test/macro_f1``)."""
+    return {
+        f"{stage}/{key}": value
+        for stage in ("val", "test")
+        for key, value in summary[stage].items()
+        if isinstance(value, float)
+    }
+
+
+def metric(summary: Summary, name: str) -> float:
+    """One of :func:`metrics`, for sweepers.
+
+    Raises:
+        UserError: the run has no such number.
+    """
+    known = metrics(summary)
+    if name not in known:
+        raise UserError(f"optimized_metric={name}: this run measured {', '.join(known) or 'nothing'}")
+    return known[name]
+
+
+def score_table(test: Summary, split: str) -> str:
+    """The scores of a test as a table for the screen."""
+    low, high = test["accuracy_ci95"]
+    wrong = round(test["n"] * (1 - test["accuracy"]))
+    width = max(len(name) for name in test["per_class"])
+    lines = [
+        f"test accuracy  {test['accuracy']:.2%}   95 % interval {low:.1%} to {high:.1%}   ({wrong} of {test['n']} wrong; "
+        f"split={split})",
+        f"macro F1       {test['macro_f1']:.4f}",
+        f"loss           {test['loss']:.4f}",
+        "",
+        f"{'kind':<{width}}  precision  recall  images",
+    ]
+    for name, scores in test["per_class"].items():
+        lines.append(f"{name:<{width}}  {scores['precision']:9.1%}  {scores['recall']:6.1%}  {scores['n']:6d}")
+    return "\n".join(lines)
+
+
+def closing_table(folder: Path, summary: Summary) -> str:
+    """What came out of a training run, where it is, and the commands that come next."""
+    lines = [score_table(summary["test"], summary["split"])] if summary["test"] else ["not tested (test=false)"]
+    if summary["unreadable_images"]:
+        lines.append(f"\nleft out: {len(summary['unreadable_images'])} unreadable images, named in summary.json")
+    if summary["seconds"]:
+        speed = f", {summary['train_images_per_second']:.0f} training images a second" if summary["seconds"] else ""
+        lines.append(f"\n{summary['epochs']} epochs in {summary['seconds']:.0f} s{speed}")
+    lines += [
+        f"best epoch   {summary['best_epoch']} by validation accuracy",
+        f"run folder   {folder}",
+        f"pictures     {folder / 'plots'}",
+        f"predict      python -m fish_lightning.predict ckpt={summary['checkpoint']} input=FOLDER",
+        f"tensorboard  tensorboard --logdir {folder}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""After a multirun: all its jobs in one table, best first."""
