@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
@@ -50,8 +51,19 @@ def _pin_memory(accelerator: str) -> bool:
     return torch.cuda.is_available()
 
 
+def _run_folder(ckpt: str | None, new: str) -> str:
+    """The folder of the run that ``ckpt`` belongs to, or ``new`` for a run that starts."""
+    if ckpt is None or ckpt == "last":
+        return new
+    path = Path(ckpt)
+    if path.is_dir():
+        return str(path)
+    return str(path.parent.parent) if path.parent.name == "checkpoints" and path.is_file() else new
+
+
 def register_resolvers() -> None:
-    """Make ``${workers:}``, ``${pin_memory:ACCELERATOR}`` and ``${on_a_terminal:}`` known to the YAML files."""
+    """Make ``${workers:}``, ``${pin_memory:ACCELERATOR}``, ``${run_folder:CKPT,NEW}`` … known to the YAML files."""
+    OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("pin_memory", _pin_memory, replace=True)
     OmegaConf.register_new_resolver("workers", default_workers, replace=True)
     OmegaConf.register_new_resolver("on_a_terminal", lambda: sys.stdout.isatty(), replace=True)

@@ -9,7 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from fish_lightning.config import CONF
-from fish_lightning.errors import UserError, shown_without_traceback
+from fish_lightning.errors import shown_without_traceback
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -30,7 +30,7 @@ def train(cfg: DictConfig) -> float | None:
 
     from fish_lightning.callbacks.tensorboard import log_config, log_hyperparameters
     from fish_lightning.report import summary as report
-    from fish_lightning.trainer import best_checkpoint, build_trainer, fit
+    from fish_lightning.trainer import best_checkpoint, build_trainer, fit, resume_from
 
     L.seed_everything(cfg.seed, verbose=False)
     data = instantiate(cfg.data)
@@ -48,11 +48,12 @@ def train(cfg: DictConfig) -> float | None:
     trainer = build_trainer(cfg.trainer, callbacks, loggers)
 
     folder = Path(cfg.paths.output)
+    ckpt = resume_from(cfg.ckpt, folder)
     report.write_start(folder, trainer, model, data)
     log_config(trainer, cfg)
-    if cfg.validate_first and cfg.ckpt is None:
+    if cfg.validate_first and ckpt is None:
         trainer.validate(model, datamodule=data, verbose=False)
-    fit(trainer, model, data, cfg.ckpt)
+    fit(trainer, model, data, ckpt)
     if cfg.test:
         trainer.test(model, datamodule=data, ckpt_path=best_checkpoint(trainer), verbose=False, weights_only=True)
 

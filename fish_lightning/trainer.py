@@ -9,10 +9,9 @@ from typing import Any
 
 import hydra
 import lightning as L
-from lightning.fabric.utilities.exceptions import MisconfigurationException as FabricMisconfiguration
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from fish_lightning.callbacks.checkpoints import BestCheckpoint
@@ -57,12 +56,13 @@ def build_trainer(
         trainer: L.Trainer = hydra.utils.instantiate(cfg, **extra)
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__ or error
-        if isinstance(cause, (MisconfigurationException, FabricMisconfiguration, ValueError, TypeError, RuntimeError)):
+        if isinstance(cause, (MisconfigurationException, ValueError, TypeError, RuntimeError)):
             raise UserError("trainer: " + " ".join(str(cause).split())[:400]) from None
         raise
     if str(chosen).startswith("bf16") and trainer.strategy.root_device.type == "cpu" and not cpu_has_bf16():
         print(
-            "note: this CPU has no bf16 instructions; trainer.precision=32-true is about three times as fast", flush=True
+            "note: this CPU has no bf16 instructions; trainer.precision=32-true is about three times as fast",
+            flush=True,
         )
     return trainer
 
@@ -73,6 +73,14 @@ def quieten_lightning() -> None:
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def resume_from(ckpt: str | None, folder: Path) -> Path | None:
+    """The file that ``ckpt`` means: a file, a run folder's ``last.ckpt``, or ``last`` for that of ``folder``."""
+    if ckpt is None:
+        return None
+    run = folder if ckpt == "last" else Path(ckpt)
+    return run / "checkpoints" / "last.ckpt" if ckpt == "last" or run.is_dir() else run
 
 
 def fit(trainer: L.Trainer, model: L.LightningModule, data: L.LightningDataModule, ckpt: Path | None) -> None:

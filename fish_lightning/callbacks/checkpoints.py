@@ -19,7 +19,9 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, tie_breaker: str = "val/loss", **arguments: Any) -> None:
-        super().__init__(save_top_k=1, mode="max", enable_version_counter=False, auto_insert_metric_name=False, **arguments)
+        super().__init__(
+            save_top_k=1, mode="max", enable_version_counter=False, auto_insert_metric_name=False, **arguments
+        )
         self.tie_breaker = tie_breaker
         self.best_tie_breaker: float | None = None
         self.best_epoch: int | None = None

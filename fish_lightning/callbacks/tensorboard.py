@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.report import plots
 from fish_lightning.report.scores import score_test
 
@@ -22,8 +23,11 @@ class TensorBoardPictures(Callback):
     def __init__(self, count: int = 24) -> None:
         self.count = count
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Show the first batch as the model gets it, augmented."""
+        assert isinstance(pl_module, FishClassifier)
         writer = _writer(trainer)
         if writer is None or trainer.global_step > 0 or batch_idx > 0:
             return
@@ -34,6 +38,7 @@ class TensorBoardPictures(Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the confusion matrix and some test pictures with true and predicted names."""
+        assert isinstance(pl_module, FishClassifier)
         predictions = pl_module.test_predictions()  # brings all processes together: not behind the next line
         writer = _writer(trainer)
         if writer is None:
@@ -41,7 +46,9 @@ class TensorBoardPictures(Callback):
         catalog = trainer.datamodule.catalog  # type: ignore[attr-defined]
         scores = score_test(predictions, pl_module.class_names, trainer.callback_metrics)
         step = trainer.global_step
-        writer.add_figure("test/confusion_matrix", plots.confusion_figure(scores["confusion_matrix"], catalog.classes), step)
+        writer.add_figure(
+            "test/confusion_matrix", plots.confusion_figure(scores["confusion_matrix"], catalog.classes), step
+        )
         writer.add_figure("test/predictions", plots.prediction_figure(predictions, catalog, self.count), step)
 
 

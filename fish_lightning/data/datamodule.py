@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.dataset import FishDataset, KeyedSampler, start_worker
 from fish_lightning.data.sources import Source
+from fish_lightning.errors import UserError
 
 
 class Split(Protocol):
@@ -39,6 +40,7 @@ class FishDataModule(L.LightningDataModule):
         persistent_workers: keep the workers between epochs.
         prefetch_factor: batches each worker keeps ready.
         on_error: ``"raise"`` or ``"skip"``: what an unreadable image does.
+        test_subset: what is tested: ``"test"``, ``"val"``, ``"train"`` or ``"all"``.
 
     Attributes:
         catalog: the table, after :meth:`setup`.
@@ -60,11 +62,12 @@ class FishDataModule(L.LightningDataModule):
         persistent_workers: bool = True,
         prefetch_factor: int = 2,
         on_error: str = "raise",
+        test_subset: str = "test",
     ) -> None:
         super().__init__()
         self.source, self.split, self.seed = source(root), split, seed
         self.train_transform, self.eval_transform = train_transform, eval_transform
-        self.on_error = on_error
+        self.on_error, self.test_subset = on_error, test_subset
         self.loader: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
         if num_workers:
             self.loader |= {
@@ -88,16 +91,38 @@ class FishDataModule(L.LightningDataModule):
     @property
     def split_name(self) -> str:
         """``random`` for :func:`fish_lightning.data.splits.random_split`, and so on."""
-        function = getattr(self.split, "func", self.split)
+        function: Any = getattr(self.split, "func", self.split)  # what Hydra's partial holds
         return str(function.__name__).removesuffix("_split")
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint carries of the data: the catalog and the batch size, in plain containers."""
-        return {"catalog": self.catalog.state(), "batch_size": self.loader["batch_size"]}
+        return {
+            "catalog": self.catalog.state(),
+            "split": self.split_name,
+            "seed": self.seed,
+            "batch_size": self.loader["batch_size"],
+        }
 
-    def dataset(self, split: str) -> FishDataset:
-        """The images of one split ("all" for every image), with the transforms that belong to it."""
-        transform = self.train_transform if split == "train" else self.eval_transform
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Make sure that a resumed run goes on with the images and the split it began with.
+
+        Raises:
+            UserError: files, labels or split are others now.
+        """
+        begun = Catalog.from_state(state_dict["catalog"])
+        same = begun.classes == self.catalog.classes and all(
+            np.array_equal(getattr(begun, column), getattr(self.catalog, column))
+            for column in ("paths", "labels", "splits")
+        )
+        if not same:
+            raise UserError(
+                f"ckpt: the run began with other images or another split ({len(begun)} images; now {len(self.catalog)})\n"
+                "resume with the same data and split, or replay its split: split=file split.path=RUN/split.csv"
+            )
+
+    def dataset(self, split: str, train: bool = False) -> FishDataset:
+        """The images of one split ("all" for every image), augmented if they are to train on."""
+        transform = self.train_transform if train else self.eval_transform
         return FishDataset(self.catalog, self.catalog.indices(split), transform, self.seed, self.on_error)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -110,10 +135,10 @@ class FishDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Any]:
         """In catalog order, each image once."""
-        return self._loader("test")
+        return self._loader(self.test_subset)
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
-        dataset = self.dataset(split)
+        dataset = self.dataset(split, train=shuffle)
         world = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size} if self.trainer else {}
         sampler = KeyedSampler(len(dataset), self.seed, shuffle, skip=self._done_in_epoch if shuffle else None, **world)
         return DataLoader(dataset, sampler=sampler, **self.loader)

@@ -1,10 +1,14 @@
 """Sources find files and labels on disk and hand back a catalog: the Kaggle archive, class folders, the sample set."""
 
 import csv
+import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
 from fish_lightning.errors import UserError
@@ -25,7 +29,7 @@ class Source(Protocol):
 
 
 class ArchiveSource:
-    """"A Large-Scale Fish Dataset" (Ulucan et al., ASYU 2020) in the layout of its Kaggle archive.
+    """ "A Large-Scale Fish Dataset" (Ulucan et al., ASYU 2020) in the layout of its Kaggle archive.
 
     Args:
         root: the download folder, ``Fish_Dataset`` or ``Fish_Dataset/Fish_Dataset``: whichever the user points at.
@@ -129,11 +133,11 @@ class RecordedSource:
     """The table that a checkpoint carries, so that an evaluation needs nothing but the images.
 
     Args:
+        root: where the images are now; None: where they were.
         state: :meth:`Catalog.state` of the training run.
-        root: where the images are now, if they have moved.
     """
 
-    def __init__(self, state: dict[str, Any], root: str | Path | None = None) -> None:
+    def __init__(self, root: str | Path | None, state: dict[str, Any]) -> None:
         self.state = state | ({"root": str(root)} if root is not None else {})
 
     def prepare(self) -> None:
@@ -153,6 +157,48 @@ class RecordedSource:
                 f"(no {catalog.paths[0]})\nsay where they are now: data.root=DIR"
             )
         return catalog
+
+
+class OtherSource:
+    """Another data set for a trained model: labels by the model's class names, splits where the training run knew them.
+
+    Args:
+        root: folder of the other data.
+        source: reads it.
+        state: :meth:`Catalog.state` of the training run.
+    """
+
+    def __init__(self, root: str | Path, source: Callable[[str | Path], Source], state: dict[str, Any]) -> None:
+        self.source = source(root)
+        self.known = Catalog.from_state(state)
+
+    def prepare(self) -> None:
+        """Make or fetch what is missing."""
+        self.source.prepare()
+
+    def read(self) -> Catalog:
+        """The table with the model's classes; split and photograph are looked up by path.
+
+        Raises:
+            UserError: a class that the model does not know.
+        """
+        catalog = self.source.read()
+        unknown = sorted(set(catalog.classes) - set(self.known.classes))
+        if unknown:
+            raise UserError(
+                f"{catalog.root} has classes that the checkpoint does not know: {', '.join(unknown)}\n"
+                f"it knows: {', '.join(self.known.classes)}"
+            )
+        number = np.array([self.known.classes.index(name) for name in catalog.classes])
+        row = {str(path): i for i, path in enumerate(self.known.paths)}
+        rows = [row.get(str(path)) for path in catalog.paths]
+        return replace(
+            catalog,
+            labels=number[catalog.labels],
+            classes=self.known.classes,
+            splits=np.array(["" if r is None else self.known.splits[r] for r in rows], dtype=np.str_),
+            photographs=np.array(["" if r is None else self.known.photographs[r] for r in rows], dtype=np.str_),
+        )
 
 
 def require_folder(root: Path) -> None:
@@ -178,3 +224,33 @@ def images_below(folder: Path) -> Iterator[Path]:
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield Path(base, name)
+
+
+def input_catalog(pattern: str, classes: Sequence[str]) -> Catalog:
+    """The files to predict, as a table without labels.
+
+    Args:
+        pattern: an image file, a folder (searched with its sub-folders), or a pattern with ``*``, ``?`` or ``**``.
+        classes: the model's class names.
+
+    Returns:
+        A catalog whose paths are as the user would write them, seen from the working folder.
+
+    Raises:
+        UserError: nothing there, or no image among it.
+    """
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        files = [str(file) for file in images_below(path)]
+    elif path.is_file():
+        files = [str(path)]
+    else:
+        files = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+    if not files:
+        where = "holds no image" if path.exists() else "matches no file"
+        raise UserError(
+            f"input: {pattern} {where} (seen from {Path.cwd()})\ngive an image, a folder, or 'a quoted pattern*'"
+        )
+    n = len(files)
+    blank = np.full(n, "", dtype=np.str_)
+    return Catalog(Path(), np.array(files, dtype=np.str_), np.zeros(n, np.int64), blank, blank, tuple(classes))

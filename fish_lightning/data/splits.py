@@ -69,7 +69,9 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
         rows = np.flatnonzero(catalog.labels == label)
         groups, sizes = np.unique(names[rows], return_counts=True)
         if len(groups) < 3:
-            raise UserError(f"split=photograph: class '{class_name}' has {len(groups)} photographs; it needs 3 or more.")
+            raise UserError(
+                f"split=photograph: class '{class_name}' has {len(groups)} photographs; it needs 3 or more."
+            )
         order = np.random.default_rng([seed, 1, label]).permutation(len(groups))
         n_test = test * len(rows)
         targets = {"test": n_test, "val": val * (len(rows) - n_test)}
@@ -137,6 +139,13 @@ def file_split(catalog: Catalog, seed: int, path: str) -> npt.NDArray[np.str_]:
         )
     splits = np.array([given.get(str(p), "") for p in catalog.paths], dtype="<U5")
     _require_enough(catalog, *[int((splits == name).sum()) for name in SPLITS])
+    return splits
+
+
+def recorded_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
+    """The split that the catalog has already: that of the run which a checkpoint comes from."""
+    del seed
+    splits: npt.NDArray[np.str_] = catalog.splits
     return splits
 
 

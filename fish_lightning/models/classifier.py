@@ -44,12 +44,13 @@ class Predictions:
     @property
     def preds(self) -> npt.NDArray[np.int64]:
         """(N,) the most probable class."""
-        return self.probabilities.argmax(1)
+        preds: npt.NDArray[np.int64] = self.probabilities.argmax(1)
+        return preds
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
         """(N,) whether the most probable class is the true one."""
-        return self.preds == self.labels
+        return np.equal(self.preds, self.labels)
 
 
 class FishClassifier(L.LightningModule):
@@ -85,14 +86,16 @@ class FishClassifier(L.LightningModule):
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
         super().__init__()
+        # Plain containers: Hydra hands over lists of its own, which no weights-only load accepts.
+        class_names, mean, std = list(class_names), [float(m) for m in mean], [float(s) for s in std]
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.class_names = tuple(class_names)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.network = build_network(name, len(self.class_names), weights)
         if channels_last:
-            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.register_buffer("mean", torch.tensor([float(m) for m in mean]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([float(s) for s in std]).view(1, 3, 1, 1), persistent=False)
+            self.network = self.network.to(memory_format=torch.channels_last)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.unreadable: set[int] = set()  # rows of the catalog
         self._tested: list[tuple[npt.NDArray[Any], ...]] = []
         self.configure_losses()
@@ -111,6 +114,15 @@ class FishClassifier(L.LightningModule):
             {"accuracy": Accuracy(average="micro", **task), "macro_f1": F1Score(average="macro", **task)}
         )
         self.val_metrics, self.test_metrics = scores.clone(prefix="val/"), scores.clone(prefix="test/")
+
+    def on_fit_start(self) -> None:
+        """Renew the metrics' states: those of the validation before are inference tensors, which no fit may change."""
+        self.val_loss.reset()
+        self.val_metrics.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record the precision, so that an evaluation computes what the end of the training run did."""
+        checkpoint["precision"] = str(self.trainer.precision)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and per-step schedule; the total comes from the run itself.
@@ -185,8 +197,9 @@ class FishClassifier(L.LightningModule):
         return Predictions(rows[order], labels[order], probabilities[order])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Probabilities (N, C) of a batch of images."""
-        return self(batch["image"]).float().softmax(1)
+        """Probabilities (N, C) of a batch of images; not-a-number for one that could not be read."""
+        probabilities: Tensor = self(batch["image"]).float().softmax(1)
+        return torch.where((batch["label"] == UNREADABLE).unsqueeze(1), torch.nan, probabilities)
 
     def _readable(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Images, labels and rows without those that could not be read, which are remembered."""
@@ -220,9 +233,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
         raise UserError(f"ckpt: {file} is not a checkpoint ({str(error).splitlines()[0][:120]})") from None
-    needed = {"state_dict", "hyper_parameters", "FishDataModule"}
+    needed = {"state_dict", "hyper_parameters", "FishDataModule", "precision"}
     if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
-        raise UserError(f"ckpt: {file} is not a checkpoint of fish_lightning\nexpected …/checkpoints/best.ckpt of a run")
+        raise UserError(
+            f"ckpt: {file} is not a checkpoint of fish_lightning\nexpected …/checkpoints/best.ckpt of a run"
+        )
     return checkpoint
 
 

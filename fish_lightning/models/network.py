@@ -100,8 +100,11 @@ def _load(network: nn.Module, state: dict[str, torch.Tensor], head: set[str], or
     # Auxiliary heads of ImageNet weights (inception, googlenet) may be absent from the network, and only they.
     extra = sorted(key for key in set(state) - set(own) if not key.startswith(("aux", "AuxLogits")))
     shapes = sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
-    wrong = [f"{what}: {', '.join(keys[:4])}{' …' if len(keys) > 4 else ''} ({len(keys)})"
-             for what, keys in (("missing", missing), ("unexpected", extra), ("of another shape", shapes)) if keys]
+    wrong = [
+        f"{what}: {', '.join(keys[:4])}{' …' if len(keys) > 4 else ''} ({len(keys)})"
+        for what, keys in (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
+        if keys
+    ]
     if wrong:
         raise UserError("\n".join([f"model.weights: {origin} does not fit this network (model.name)", *wrong]))
     network.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)

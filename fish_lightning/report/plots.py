@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from fish_lightning.callbacks.history import Row
@@ -46,7 +47,7 @@ def _curves(rows: Sequence[Row], title: str, columns: dict[str, tuple[str, str]]
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=color, label=label, markersize=4)
     axes.set(xlabel="epoch (0: before training)", ylabel=title)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if title == "accuracy":
         axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.3)

@@ -166,6 +166,12 @@ def score_table(test: Summary, split: str) -> str:
     return "\n".join(lines)
 
 
+def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
+    """What an evaluation found and where it is."""
+    scores = score_table(summary[subset], f"{summary['split']}, subset={subset}")
+    return f"{scores}\n\ndata     {summary['data']}\nfolder   {folder}"
+
+
 def closing_table(folder: Path, summary: Summary) -> str:
     """What came out of a training run, where it is, and the commands that come next."""
     lines = [score_table(summary["test"], summary["split"])] if summary["test"] else ["not tested (test=false)"]

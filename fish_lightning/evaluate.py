@@ -1,0 +1,95 @@
+"""``python -m fish_lightning.evaluate ckpt=FILE``: score a trained model on the images it was not trained on, or others.
+
+On the training run's own images it gives the numbers that the run gave, to the last digit.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from fish_lightning.config import CONF
+from fish_lightning.errors import UserError, shown_without_traceback
+
+
+def evaluate(cfg: DictConfig) -> float:
+    """Test one checkpoint and write the run folder.
+
+    Args:
+        cfg: the composed ``conf/evaluate.yaml``.
+
+    Returns:
+        Accuracy, 0 to 1.
+
+    Raises:
+        UserError: no checkpoint, other classes, or a subset without images.
+    """
+    from hydra.utils import instantiate
+
+    from fish_lightning.data.datamodule import FishDataModule
+    from fish_lightning.data.sources import OtherSource, RecordedSource
+    from fish_lightning.data.splits import recorded_split
+    from fish_lightning.models.classifier import load_checkpoint, restore
+    from fish_lightning.report.scores import score_test
+    from fish_lightning.report.summary import evaluation_table, write_summary, write_test
+    from fish_lightning.trainer import build_trainer, worker_errors_shortened
+
+    checkpoint = load_checkpoint(cfg.ckpt)
+    model, transform = restore(checkpoint)
+    recorded = checkpoint["FishDataModule"]
+    other = instantiate(cfg.data.source)
+    kind = RecordedSource if other is None else partial(OtherSource, source=other)
+    data = FishDataModule(
+        root=cfg.data.root,
+        source=partial(kind, state=recorded["catalog"]),
+        split=recorded_split,
+        train_transform=transform,
+        eval_transform=transform,
+        seed=recorded["seed"],
+        test_subset=cfg.subset,
+        batch_size=cfg.batch_size or recorded["batch_size"],
+        num_workers=cfg.data.num_workers,
+        pin_memory=cfg.data.pin_memory,
+        persistent_workers=False,
+        prefetch_factor=cfg.data.prefetch_factor,
+        on_error=cfg.data.on_error,
+    )
+    data.prepare_data()
+    data.setup()
+    if cfg.subset not in (*data.catalog.counts(), "all"):
+        raise UserError(f"subset={cfg.subset}: it is one of train, val, test, all")
+    if len(data.catalog.indices(cfg.subset)) == 0:
+        raise UserError(
+            f"subset={cfg.subset}: none of the {len(data.catalog)} images in {data.catalog.root} is in that split of the "
+            "training run\nto score all of them: subset=all"
+        )
+    trainer = build_trainer(cfg.trainer, precision=checkpoint["precision"])
+    with worker_errors_shortened():
+        trainer.test(model, datamodule=data, verbose=False)
+
+    predictions = model.test_predictions()
+    scores = score_test(predictions, model.class_names, trainer.callback_metrics)
+    summary = {
+        cfg.subset: scores,
+        "split": recorded["split"],
+        "data": str(data.catalog.root),
+        "checkpoint": str(cfg.ckpt),
+    }
+    folder = Path(cfg.paths.output)
+    if trainer.is_global_zero:
+        write_summary(folder, summary)
+        write_test(folder, predictions, data, scores)
+        print(evaluation_table(folder, summary, cfg.subset))
+    return float(scores["accuracy"])
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
+@shown_without_traceback
+def main(cfg: DictConfig) -> float:
+    """Command-line entry point."""
+    return evaluate(cfg)
+
+
+if __name__ == "__main__":
+    main()

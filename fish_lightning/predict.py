@@ -1,0 +1,65 @@
+"""``python -m fish_lightning.predict ckpt=FILE input=FILE|DIR|'GLOB'``: name the kind on photographs.
+
+The checkpoint brings class names, transforms and normalization; nothing else is needed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from fish_lightning.config import CONF
+from fish_lightning.errors import UserError, shown_without_traceback
+
+
+def predict(cfg: DictConfig) -> None:
+    """Predict every input image and write table, JSON and contact sheet.
+
+    Args:
+        cfg: the composed ``conf/predict.yaml``.
+
+    Raises:
+        UserError: no checkpoint or no input; at the end, if a file could not be read.
+    """
+    from torch.utils.data import DataLoader
+
+    from fish_lightning.data.dataset import FishDataset, start_worker
+    from fish_lightning.data.sources import input_catalog
+    from fish_lightning.models.classifier import load_checkpoint, restore
+    from fish_lightning.report import predictions as report
+    from fish_lightning.trainer import build_trainer
+
+    checkpoint = load_checkpoint(cfg.ckpt)
+    model, transform = restore(checkpoint)
+    catalog = input_catalog(cfg.input, model.class_names)
+    dataset = FishDataset(catalog, catalog.indices("all"), transform, seed=0, on_error="skip")
+    loader = DataLoader(
+        dataset,
+        sampler=[(0, index) for index in range(len(dataset))],
+        batch_size=cfg.batch_size,
+        num_workers=cfg.num_workers,
+        worker_init_fn=start_worker,
+    )
+    trainer = build_trainer(cfg.trainer, precision=checkpoint["precision"])
+    batches: Any = trainer.predict(model, loader)
+
+    rows = report.prediction_rows(catalog, batches, model.class_names)
+    folder = Path(cfg.paths.output)
+    report.write_predictions(folder, rows, catalog, cfg.contact_sheet)
+    print(report.prediction_table(rows))
+    print(f"\nfolder  {folder}  (predictions.csv, predictions.json, contact_sheet.png)")
+    unreadable = sum(row.error is not None for row in rows)
+    if unreadable:
+        raise UserError(f"{unreadable} of {len(rows)} files could not be read; their rows say why")
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="predict")
+@shown_without_traceback
+def main(cfg: DictConfig) -> None:
+    """Command-line entry point."""
+    predict(cfg)
+
+
+if __name__ == "__main__":
+    main()
