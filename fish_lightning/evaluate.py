@@ -1,4 +1,4 @@
-"""``python -m fish_lightning.evaluate ckpt=FILE``: score a trained model on the images it was not trained on, or others.
+"""``python -m fish_lightning.evaluate ckpt=FILE``: score a trained model, on its own test images or others.
 
 On the training run's own images it gives the numbers that the run gave, to the last digit.
 """

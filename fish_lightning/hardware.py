@@ -36,7 +36,7 @@ def fastest_precision(accelerator: str) -> str:
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 in hardware."""
     try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as stream:
+        with Path("/proc/cpuinfo").open(encoding="ascii", errors="ignore") as stream:
             flags = next((line for line in stream if line.startswith("flags")), "")
     except OSError:
         return False
@@ -66,4 +66,4 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("pin_memory", _pin_memory, replace=True)
     OmegaConf.register_new_resolver("workers", default_workers, replace=True)
-    OmegaConf.register_new_resolver("on_a_terminal", lambda: sys.stdout.isatty(), replace=True)
+    OmegaConf.register_new_resolver("on_a_terminal", sys.stdout.isatty, replace=True)

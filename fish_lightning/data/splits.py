@@ -93,7 +93,7 @@ def folder_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
     Raises:
         UserError: the data set is not laid out in split folders.
     """
-    splits = catalog.splits.copy().astype("<U5")
+    splits: npt.NDArray[np.str_] = catalog.splits.astype("<U5")
     if not (splits == "train").any():
         raise UserError(
             f"split=folders: {catalog.root} has no folders train, val and test\nuse split=random, or add them."

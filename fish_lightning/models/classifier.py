@@ -86,8 +86,6 @@ class FishClassifier(L.LightningModule):
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
         super().__init__()
-        # Plain containers: Hydra hands over lists of its own, which no weights-only load accepts.
-        class_names, mean, std = list(class_names), [float(m) for m in mean], [float(s) for s in std]
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.class_names = tuple(class_names)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler

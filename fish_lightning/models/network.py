@@ -4,10 +4,12 @@ import copy
 import pickle
 import urllib.error
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torchvision import models
+from torchvision.models import get_model, get_model_weights, list_models
 
 from fish_lightning.errors import UserError
 
@@ -19,7 +21,7 @@ def build_network(name: str, num_classes: int, weights: str | None) -> nn.Module
     """A torchvision backbone that gives (N, num_classes) logits.
 
     Args:
-        name: any name that ``torchvision.models.list_models(module=torchvision.models)`` gives.
+        name: any name that ``torchvision.list_models(module=torchvision.models)`` gives.
         num_classes: 2 or more.
         weights: ``"imagenet"`` (torchvision's default weights, through torch.hub's cache), the path of a ``.pth``,
             ``.pt``, ``.ckpt`` or ``.safetensors`` file, or None for a random start.
@@ -30,10 +32,10 @@ def build_network(name: str, num_classes: int, weights: str | None) -> nn.Module
     Raises:
         UserError: an unknown name, no network and no cached weights, or a file whose weights do not fit.
     """
-    if name not in models.list_models(module=models):
-        near = ", ".join(models.list_models(module=models, include=f"*{name[:4]}*")[:8]) or "resnet18, resnet34, …"
+    if name not in list_models(module=models):
+        near = ", ".join(list_models(module=models, include=f"*{name[:4]}*")[:8]) or "resnet18, resnet34, …"
         raise UserError(f"model.name: torchvision has no classification model '{name}'; near it: {near}")
-    network = models.get_model(name, weights=None, num_classes=num_classes)
+    network = get_model(name, weights=None, num_classes=num_classes)
     if weights is not None:
         state = _imagenet_state(name) if weights == "imagenet" else _file_state(Path(weights))
         _load(network, state, head=_head_keys(name), origin=weights)
@@ -43,12 +45,12 @@ def build_network(name: str, num_classes: int, weights: str | None) -> nn.Module
 def _head_keys(name: str) -> set[str]:
     """Parameters whose shape depends on the number of classes: the last layer, and an auxiliary head's if any."""
     with torch.device("meta"):
-        ten, eleven = (models.get_model(name, weights=None, num_classes=n).state_dict() for n in (10, 11))
+        ten, eleven = (get_model(name, weights=None, num_classes=n).state_dict() for n in (10, 11))
     return {key for key in ten if ten[key].shape != eleven[key].shape}
 
 
 def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
-    weights = models.get_model_weights(name).DEFAULT
+    weights: Any = get_model_weights(name)["DEFAULT"]  # an enum's alias of its best member
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
     except (urllib.error.URLError, OSError, RuntimeError) as error:
@@ -71,7 +73,7 @@ def _file_state(path: Path) -> dict[str, torch.Tensor]:
                 from safetensors.torch import load_file
             except ImportError:
                 raise UserError("model.weights: reading .safetensors needs: pip install safetensors") from None
-            state = load_file(path)
+            state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:

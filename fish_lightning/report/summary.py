@@ -31,11 +31,11 @@ def write_start(folder: Path, trainer: L.Trainer, model: FishClassifier, data: F
     if not trainer.is_global_zero:
         return
     data.catalog.write_csv(folder / "split.csv")
-    weights = model.hparams["weights"]
+    weights = model.hparams["weights"] or "random"
     device = trainer.strategy.root_device.type + (f" x {trainer.world_size}" if trainer.world_size > 1 else "")
     counts = ", ".join(f"{n:,} {split}" for split, n in data.catalog.counts().items())
     print(
-        f"model  {model.hparams['name']}, {'random' if weights is None else weights} weights; {device}, {trainer.precision}",
+        f"model  {model.hparams['name']}, {weights} weights; {device}, {trainer.precision}",
         f"data   {len(data.catalog):,} images of {len(data.catalog.classes)} kinds in {data.catalog.root}",
         f"split  {data.split_name}, seed {data.seed}: {counts}",
         f"run    {folder}",
@@ -154,8 +154,8 @@ def score_table(test: Summary, split: str) -> str:
     wrong = round(test["n"] * (1 - test["accuracy"]))
     width = max(len(name) for name in test["per_class"])
     lines = [
-        f"test accuracy  {test['accuracy']:.2%}   95 % interval {low:.1%} to {high:.1%}   ({wrong} of {test['n']} wrong; "
-        f"split={split})",
+        f"test accuracy  {test['accuracy']:.2%}   95 % interval {low:.1%} to {high:.1%}",
+        f"               {wrong} of {test['n']} wrong; split={split}",
         f"macro F1       {test['macro_f1']:.4f}",
         f"loss           {test['loss']:.4f}",
         "",
