@@ -61,8 +61,8 @@ def evaluate(cfg: DictConfig) -> float:
         raise UserError(f"subset={cfg.subset}: it is one of train, val, test, all")
     if len(data.catalog.indices(cfg.subset)) == 0:
         raise UserError(
-            f"subset={cfg.subset}: none of the {len(data.catalog)} images in {data.catalog.root} is in that split of the "
-            "training run\nto score all of them: subset=all"
+            f"subset={cfg.subset}: none of the {len(data.catalog)} images in {data.catalog.root} is in that split\n"
+            "of the training run; to score all of them: subset=all"
         )
     trainer = build_trainer(cfg.trainer, precision=checkpoint["precision"])
     with worker_errors_shortened():

@@ -28,6 +28,7 @@ def predict(cfg: DictConfig) -> None:
     from fish_lightning.data.sources import input_catalog
     from fish_lightning.models.classifier import load_checkpoint, restore
     from fish_lightning.report import predictions as report
+    from fish_lightning.report.summary import shown
     from fish_lightning.trainer import build_trainer
 
     checkpoint = load_checkpoint(cfg.ckpt)
@@ -48,7 +49,7 @@ def predict(cfg: DictConfig) -> None:
     folder = Path(cfg.paths.output)
     report.write_predictions(folder, rows, catalog, cfg.contact_sheet)
     print(report.prediction_table(rows))
-    print(f"\nfolder  {folder}  (predictions.csv, predictions.json, contact_sheet.png)")
+    print(f"\nfolder  {shown(folder)}  (predictions.csv, predictions.json, contact_sheet.png)")
     unreadable = sum(row.error is not None for row in rows)
     if unreadable:
         raise UserError(f"{unreadable} of {len(rows)} files could not be read; their rows say why")

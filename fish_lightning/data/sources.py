@@ -29,7 +29,7 @@ class Source(Protocol):
 
 
 class ArchiveSource:
-    """ "A Large-Scale Fish Dataset" (Ulucan et al., ASYU 2020) in the layout of its Kaggle archive.
+    """The archive of "A Large-Scale Fish Dataset" (Ulucan et al., ASYU 2020), as Kaggle ships it.
 
     Args:
         root: the download folder, ``Fish_Dataset`` or ``Fish_Dataset/Fish_Dataset``: whichever the user points at.

@@ -38,7 +38,7 @@ def write_start(folder: Path, trainer: L.Trainer, model: FishClassifier, data: F
         f"model  {model.hparams['name']}, {weights} weights; {device}, {trainer.precision}",
         f"data   {len(data.catalog):,} images of {len(data.catalog.classes)} kinds in {data.catalog.root}",
         f"split  {data.split_name}, seed {data.seed}: {counts}",
-        f"run    {folder}",
+        f"run    {shown(folder)}",
         sep="\n",
         flush=True,
     )
@@ -80,6 +80,14 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "unreadable_images": [str(data.catalog.paths[row]) for row in unreadable],
         "checkpoint": best.best_model_path if best else None,
     }
+
+
+def shown(path: str | Path | None) -> str:
+    """A path as the user would type it: seen from the working folder where it lies below that."""
+    if path is None:
+        return "none"
+    absolute = Path(path).absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
 def write_run(folder: Path, trainer: L.Trainer, model: FishClassifier, data: FishDataModule, summary: Summary) -> None:
@@ -169,7 +177,7 @@ def score_table(test: Summary, split: str) -> str:
 def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
     """What an evaluation found and where it is."""
     scores = score_table(summary[subset], f"{summary['split']}, subset={subset}")
-    return f"{scores}\n\ndata     {summary['data']}\nfolder   {folder}"
+    return f"{scores}\n\ndata     {summary['data']}\nfolder   {shown(folder)}"
 
 
 def closing_table(folder: Path, summary: Summary) -> str:
@@ -182,9 +190,9 @@ def closing_table(folder: Path, summary: Summary) -> str:
         lines.append(f"\n{summary['epochs']} epochs in {summary['seconds']:.0f} s{speed}")
     lines += [
         f"best epoch   {summary['best_epoch']} by validation accuracy",
-        f"run folder   {folder}",
-        f"pictures     {folder / 'plots'}",
-        f"predict      python -m fish_lightning.predict ckpt={summary['checkpoint']} input=FOLDER",
-        f"tensorboard  tensorboard --logdir {folder}",
+        f"run folder   {shown(folder)}",
+        f"pictures     {shown(folder / 'plots')}",
+        f"predict      python -m fish_lightning.predict ckpt={shown(summary['checkpoint'])} input=FOLDER",
+        f"tensorboard  tensorboard --logdir {shown(folder)}",
     ]
     return "\n".join(lines)
