@@ -197,7 +197,8 @@ def lay_fish(image: Array, kind: Kind, pose: Pose, rng: Rng) -> Array:
     blend(image, rays(color, 13 * spread), 0.92 * tail)
     pitch = 2 * np.pi * rng.uniform(55, 75)
     blend(image, rays(color, np.float32(pitch) * (body.u - np.float32(lean) * np.abs(body.w))), 0.85 * fins)
-    blend(image, skin(kind, body, pose, rng), trunk)
+    # The skin thins out over the root of the tail: a hard end would look cut off.
+    blend(image, skin(kind, body, pose, rng), trunk * smoothstep(1.01, 0.96, body.u))
     if kind.segments:
         draw_eye(image, kind, body, iris=0, rng=rng)
     else:
@@ -292,8 +293,8 @@ def fin_cover(fins: Polyline, body: Body, height: Array, lean: float, raised: fl
 def tail_cover(kind: Kind, body: Body) -> Array:
     """Cover of the tail fin."""
     length, span, fork = kind.tail
-    behind = body.u - np.float32(0.96)
-    root = np.float32(min(kind.upper[-1], kind.lower[-1]) * 0.8)
+    behind = body.u - np.float32(0.95)
+    root = np.float32(min(kind.upper[-1], kind.lower[-1]))
     share = np.clip(behind / np.float32(length), 0, 1)
     half = root + np.float32(span - root) * share**0.8
     off_axis = np.clip(np.abs(body.w) / np.float32(span), 0, 1)
