@@ -116,7 +116,7 @@ class FishDataModule(L.LightningDataModule):
         )
         if not same:
             raise UserError(
-                f"ckpt: the run began with other images or another split ({len(begun)} images; now {len(self.catalog)})\n"
+                f"ckpt: the run began with other images or another split ({len(begun)} images, now {len(self.catalog)})\n"
                 "resume with the same data and split, or replay its split: split=file split.path=RUN/split.csv"
             )
 
