@@ -34,13 +34,26 @@ def shown_without_traceback(task: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return task(*args, **kwargs)
-        except UserError as error:
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr, flush=True)
+            sys.exit(130)
+        except Exception as raised:
+            error = _user_error(raised)
+            if error is None:
+                raise
             print(f"error: {error}", file=sys.stderr, flush=True)
             if error.exit_code == 1 and _in_multirun():
                 return None  # type: ignore[return-value]  # Hydra records the job's value as "none"
             sys.exit(error.exit_code)
 
     return wrapper
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The user's error that ``error`` is or was raised from: Hydra wraps what a target raises while it is made."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
 
 
 def _in_multirun() -> bool:

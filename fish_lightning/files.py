@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and how their paths are shown."""
 
 import os
 from collections.abc import Iterator
@@ -21,3 +21,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def shown(path: str | Path | None) -> str:
+    """A path as the user would type it: seen from the working folder where it lies below that."""
+    if path is None:
+        return "none"
+    absolute = Path(path).absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)

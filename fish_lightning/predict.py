@@ -26,9 +26,9 @@ def predict(cfg: DictConfig) -> None:
 
     from fish_lightning.data.dataset import FishDataset, start_worker
     from fish_lightning.data.sources import input_catalog
+    from fish_lightning.files import shown
     from fish_lightning.models.classifier import load_checkpoint, restore
     from fish_lightning.report import predictions as report
-    from fish_lightning.report.summary import shown
     from fish_lightning.trainer import build_trainer
 
     checkpoint = load_checkpoint(cfg.ckpt)

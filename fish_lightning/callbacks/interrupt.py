@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from fish_lightning.errors import UserError
+from fish_lightning.files import shown
 
 
 class Stopped(UserError):
@@ -67,7 +68,7 @@ class SaveOnInterrupt(Callback):
         trainer.save_checkpoint(self.path)
         raise Stopped(
             f"stopped by {signal.Signals(self.received).name} at step {trainer.global_step} of "
-            f"{trainer.estimated_stepping_batches}; everything up to it is in {self.path}\n"
-            f"go on with the same command and:  ckpt={self.path}",
+            f"{trainer.estimated_stepping_batches}; everything up to it is in {shown(self.path)}\n"
+            f"go on with the same command and:  ckpt={shown(self.path)}",
             self.received,
         )

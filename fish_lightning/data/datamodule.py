@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.dataset import FishDataset, KeyedSampler, start_worker
 from fish_lightning.data.sources import Source
+from fish_lightning.data.splits import folder_split
 from fish_lightning.errors import UserError
 
 
@@ -83,9 +84,11 @@ class FishDataModule(L.LightningDataModule):
         self.source.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the catalog and split it, once."""
+        """Read the catalog and split it, once. A split that the folders say is kept, unless a file says another."""
         if not hasattr(self, "catalog"):
             catalog = self.source.read()
+            if (catalog.splits != "").any() and self.split_name in ("random", "photograph"):
+                self.split = folder_split
             self.catalog = catalog.with_splits(self.split(catalog, seed=self.seed))
 
     @property

@@ -11,7 +11,7 @@ from fish_lightning.callbacks.checkpoints import BestCheckpoint
 from fish_lightning.callbacks.history import History
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.errors import UserError
-from fish_lightning.files import whole_file
+from fish_lightning.files import shown, whole_file
 from fish_lightning.models.classifier import FishClassifier, Predictions, gathered
 from fish_lightning.report import plots
 from fish_lightning.report.scores import score_test
@@ -80,14 +80,6 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "unreadable_images": [str(data.catalog.paths[row]) for row in unreadable],
         "checkpoint": best.best_model_path if best else None,
     }
-
-
-def shown(path: str | Path | None) -> str:
-    """A path as the user would type it: seen from the working folder where it lies below that."""
-    if path is None:
-        return "none"
-    absolute = Path(path).absolute()
-    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
 def write_run(folder: Path, trainer: L.Trainer, model: FishClassifier, data: FishDataModule, summary: Summary) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from fish_lightning.files import whole_file
+from fish_lightning.files import shown, whole_file
 
 METRICS = ("val/accuracy", "val/loss", "val/macro_f1", "test/accuracy", "test/loss", "test/macro_f1")
 
@@ -30,8 +30,8 @@ class SweepTable(Callback):
             lines = csv.DictWriter(stream, columns)
             lines.writeheader()
             lines.writerows(rows)
-        print(f"\n{sweep_table(rows, metric)}\n\nsweep folder  {folder}  (sweep.csv)", flush=True)
-        print(f"tensorboard   tensorboard --logdir {folder}", flush=True)
+        print(f"\n{sweep_table(rows, metric)}\n\nsweep folder  {shown(folder)}  (sweep.csv)", flush=True)
+        print(f"tensorboard   tensorboard --logdir {shown(folder)}", flush=True)
 
 
 def sweep_rows(folder: Path, metric: str) -> list[dict[str, Any]]:

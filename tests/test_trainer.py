@@ -1,0 +1,73 @@
+"""The trainer as its config says, quiet, and short about a wrong setting."""
+
+import logging
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from fish_lightning import hardware
+from fish_lightning.config import CONF
+from fish_lightning.errors import UserError
+from fish_lightning.trainer import build_trainer, resume_from, worker_errors_shortened
+
+
+def trainer_config(*overrides):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose("train", ["paths.output=.", *overrides]).trainer
+
+
+def test_arguments_reach_lightning(tmp_path):
+    cfg = trainer_config("trainer=cpu", "trainer.max_steps=7", "trainer.precision=64-true", "gradient_clip=norm")
+    trainer = build_trainer(cfg)
+    assert (trainer.max_steps, trainer.precision) == (7, "64-true")
+    assert (trainer.gradient_clip_val, trainer.gradient_clip_algorithm) == (1.0, "norm")
+
+
+@pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_auto_precision_is_bf16_where_the_cpu_computes_it(monkeypatch, bf16, precision):
+    monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: bf16)
+    assert build_trainer(trainer_config("trainer=cpu")).precision == precision
+
+
+def test_auto_precision_of_an_evaluation_is_that_of_the_training_run():
+    assert build_trainer(trainer_config("trainer=cpu"), precision="64-true").precision == "64-true"
+
+
+def test_bf16_on_a_cpu_without_it_is_remarked(monkeypatch, capsys):
+    monkeypatch.setattr("fish_lightning.trainer.cpu_has_bf16", lambda: False)
+    build_trainer(trainer_config("trainer=cpu", "trainer.precision=bf16-mixed"))
+    assert "no bf16 instructions; trainer.precision=32-true" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("setting", ["trainer.accelerator=abacus", "trainer.precision=3-bit", "trainer.devices=-3"])
+def test_a_refused_setting_is_a_short_error(setting):
+    with pytest.raises(UserError, match=r"^trainer: ") as raised:
+        build_trainer(trainer_config("trainer=cpu", setting))
+    assert len(str(raised.value)) < 450
+
+
+def test_lightnings_tips_stay_off_the_screen(capsys, caplog):
+    build_trainer(trainer_config("trainer=cpu"))
+    assert logging.getLogger("lightning.pytorch.utilities.rank_zero").level == logging.WARNING
+    assert capsys.readouterr().err == ""
+    assert "GPU available" not in caplog.text
+
+
+def test_resuming_takes_a_file_a_run_folder_or_last(tmp_path):
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    assert resume_from(None, tmp_path) is None
+    assert resume_from(str(last), tmp_path) == last
+    assert resume_from(str(tmp_path / "run"), tmp_path) == last
+    assert resume_from("last", tmp_path / "run") == last
+
+
+def test_a_workers_traceback_is_cut_to_its_message():
+    wrapped = (
+        "Caught UserError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File x\n"
+        "fish_lightning.errors.UserError: a.png: an empty file\nmend or remove it\n"
+    )
+    with pytest.raises(UserError) as raised, worker_errors_shortened():
+        raise UserError(wrapped)
+    assert str(raised.value) == "a.png: an empty file\nmend or remove it"
