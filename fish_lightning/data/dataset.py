@@ -14,42 +14,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset, Sampler
 
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.errors import UserError
+from fish_lightning.data.decoding import UnreadableImage, decode
 
 #: Label of an image that could not be read; the module leaves such rows out of loss and metrics.
 UNREADABLE = -1
-
-
-class UnreadableImage(UserError):
-    """A file that is no image, or a damaged one."""
-
-
-def decode(path: str | Path) -> npt.NDArray[np.uint8]:
-    """Decode an image file to RGB, upright by its EXIF orientation: the one decoder of training and prediction.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        UnreadableImage: missing, empty, truncated, or not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16") or upright.mode == "I":
-                # Pillow clips 16-bit grey to 255 on conversion; scale it instead.
-                wide = np.asarray(upright, dtype=np.float64)
-                upright = Image.fromarray((wide / 257.0).clip(0, 255).astype(np.uint8))
-            return np.asarray(upright.convert("RGB"))
-    except UnidentifiedImageError:
-        size = Path(path).stat().st_size
-        raise UnreadableImage(f"{path}: {'an empty file' if size == 0 else 'not an image'}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(f"{path}: cannot be read ({error})") from None
 
 
 class FishDataset(Dataset[dict[str, Any]]):

@@ -1,0 +1,40 @@
+"""The one decoder: training, evaluation, prediction and the search for copies see the same pixels.
+
+It stands apart from ``dataset.py`` so that what only looks at pictures does not import torch.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fish_lightning.errors import UserError
+
+
+class UnreadableImage(UserError):
+    """A file that is no image, or a damaged one."""
+
+
+def decode(path: str | Path) -> npt.NDArray[np.uint8]:
+    """Decode an image file to RGB, upright by its EXIF orientation: the one decoder of training and prediction.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        UnreadableImage: missing, empty, truncated, or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16") or upright.mode == "I":
+                # Pillow clips 16-bit grey to 255 on conversion; scale it instead.
+                wide = np.asarray(upright, dtype=np.float64)
+                upright = Image.fromarray((wide / 257.0).clip(0, 255).astype(np.uint8))
+            return np.asarray(upright.convert("RGB"))
+    except UnidentifiedImageError:
+        size = Path(path).stat().st_size
+        raise UnreadableImage(f"{path}: {'an empty file' if size == 0 else 'not an image'}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableImage(f"{path}: cannot be read ({error})") from None
