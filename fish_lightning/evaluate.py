@@ -69,7 +69,7 @@ def evaluate(cfg: DictConfig) -> float:
         trainer.test(model, datamodule=data, verbose=False)
 
     predictions = model.test_predictions()
-    scores = score_test(predictions, model.class_names, trainer.callback_metrics)
+    scores = score_test(predictions, data.catalog, model.class_names, trainer.callback_metrics)
     summary = {
         cfg.subset: scores,
         "split": recorded["split"],

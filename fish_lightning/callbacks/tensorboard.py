@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.report import plots
-from fish_lightning.report.scores import score_test
+from fish_lightning.report.scores import leak_warning, score_test
 
 
 class TensorBoardPictures(Callback):
@@ -44,8 +44,10 @@ class TensorBoardPictures(Callback):
         if writer is None:
             return
         catalog = trainer.datamodule.catalog  # type: ignore[attr-defined]
-        scores = score_test(predictions, pl_module.class_names, trainer.callback_metrics)
+        scores = score_test(predictions, catalog, pl_module.class_names, trainer.callback_metrics)
         step = trainer.global_step
+        if scores["leaked_test_images"]:
+            writer.add_text("test/leak", leak_warning(scores), step)
         writer.add_figure(
             "test/confusion_matrix", plots.confusion_figure(scores["confusion_matrix"], catalog.classes), step
         )

@@ -5,6 +5,7 @@ it, so that an evaluation months later scores the same images.
 """
 
 import csv
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,20 @@ class Catalog:
     def with_splits(self, splits: npt.NDArray[np.str_]) -> "Catalog":
         """The same table with another split column."""
         return replace(self, splits=splits)
+
+    def with_photographs(self, photographs: npt.NDArray[np.str_]) -> "Catalog":
+        """The same table with another photograph column."""
+        return replace(self, photographs=photographs)
+
+    @property
+    def photographs_known(self) -> bool:
+        """Whether it is known which images are copies of one photograph."""
+        return bool((self.photographs != "").any())
+
+    def leaked(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether an image is tested although a copy of it is trained on."""
+        trained = np.unique(self.photographs[self.splits == "train"])
+        return (self.splits == "test") & (self.photographs != "") & np.isin(self.photographs, trained)
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """Row numbers of one split, or of the whole table for ``"all"``."""
@@ -118,3 +133,30 @@ def make_catalog(root: Path, rows: list[tuple[str, str, str, str]], classes: lis
         splits=np.array([row[3] for row in rows], dtype=np.str_),
         classes=tuple(names),
     )
+
+
+def named_photographs(catalog: Catalog, pattern: str) -> npt.NDArray[np.str_]:
+    """The photographs that the files' names say.
+
+    Args:
+        catalog: N images.
+        pattern: regular expression searched in each path; the photograph is its first group, or all that it matches,
+            within the image's class. An image that it does not match is a photograph of its own.
+
+    Returns:
+        (N,) text.
+
+    Raises:
+        UserError: no regular expression, or one that matches no path.
+    """
+    try:
+        found = [re.search(pattern, path) for path in catalog.paths.tolist()]
+    except re.error as error:
+        raise UserError(f"data.photograph: '{pattern}' is not a regular expression ({error})") from None
+    if not any(found):
+        raise UserError(f"data.photograph: '{pattern}' matches none of the paths, such as {catalog.paths[0]}")
+    names = [
+        f"{catalog.classes[label]}/{match.group(1) if match.re.groups else match.group()}" if match else path
+        for path, label, match in zip(catalog.paths.tolist(), catalog.labels, found, strict=True)
+    ]
+    return np.array(names, dtype=np.str_)

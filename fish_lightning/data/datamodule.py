@@ -1,5 +1,6 @@
 """``FishDataModule``: a source, a split and transforms made into the loaders that Lightning asks for."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader
 
-from fish_lightning.data.catalog import Catalog
+from fish_lightning.data.catalog import Catalog, named_photographs
 from fish_lightning.data.dataset import FishDataset, KeyedSampler, start_worker
+from fish_lightning.data.photographs import find_photographs, label_errors, photograph_names
 from fish_lightning.data.sources import Source
 from fish_lightning.data.splits import folder_split
 from fish_lightning.errors import UserError
+from fish_lightning.hardware import cores
 
 
 class Split(Protocol):
@@ -40,6 +43,9 @@ class FishDataModule(L.LightningDataModule):
         pin_memory: page-locked batches, for a GPU.
         persistent_workers: keep the workers between epochs.
         prefetch_factor: batches each worker keeps ready.
+        photograph: regular expression that names an image's photograph: its first group, or all that it matches.
+        find_copies: look which images are copies of one photograph, where nothing else says it.
+        cache: folder to keep that in; None: keep nothing.
         on_error: ``"raise"`` or ``"skip"``: what an unreadable image does.
         test_subset: what is tested: ``"test"``, ``"val"``, ``"train"`` or ``"all"``.
 
@@ -62,12 +68,16 @@ class FishDataModule(L.LightningDataModule):
         pin_memory: bool = False,
         persistent_workers: bool = True,
         prefetch_factor: int = 2,
+        photograph: str | None = None,
+        find_copies: bool = False,
+        cache: str | Path | None = None,
         on_error: str = "raise",
         test_subset: str = "test",
     ) -> None:
         super().__init__()
         self.source, self.split, self.seed = source(root), split, seed
         self.train_transform, self.eval_transform = train_transform, eval_transform
+        self.photograph, self.find_copies, self.cache = photograph, find_copies, cache
         self.on_error, self.test_subset = on_error, test_subset
         self.loader: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
         if num_workers:
@@ -86,10 +96,25 @@ class FishDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the catalog and split it, once. A split that the folders say is kept, unless a file says another."""
         if not hasattr(self, "catalog"):
-            catalog = self.source.read()
+            catalog = self._with_photographs(self.source.read())
             if (catalog.splits != "").any() and self.split_name in ("random", "photograph"):
                 self.split = folder_split
             self.catalog = catalog.with_splits(self.split(catalog, seed=self.seed))
+
+    def _with_photographs(self, catalog: Catalog) -> Catalog:
+        """The catalog with its photographs: as a pattern says, as the source knows, or as they are found."""
+        if self.photograph is not None:
+            return catalog.with_photographs(named_photographs(catalog, self.photograph))
+        if catalog.photographs_known or not self.find_copies:
+            return catalog
+        files = [catalog.root / str(path) for path in catalog.paths]
+        name = hashlib.sha256(str(catalog.root.resolve()).encode()).hexdigest()[:16]
+        cache = None if self.cache is None else Path(self.cache) / f"photographs-{name}.npz"
+        groups = find_photographs(files, cache, cores())
+        for rows in label_errors(catalog.labels, groups)[:5]:
+            kinds = ", ".join(f"{catalog.paths[row]}" for row in rows[:3])
+            print(f"note: copies of one photograph under more than one label: {kinds}", flush=True)
+        return catalog.with_photographs(photograph_names(catalog.paths.tolist(), groups))
 
     @property
     def split_name(self) -> str:
@@ -119,7 +144,8 @@ class FishDataModule(L.LightningDataModule):
         )
         if not same:
             raise UserError(
-                f"ckpt: the run began with other images or another split ({len(begun)} images, now {len(self.catalog)})\n"
+                f"ckpt: the run began with other images or another split ({len(begun)} images then, "
+                f"{len(self.catalog)} now)\n"
                 "resume with the same data and split, or replay its split: split=file split.path=RUN/split.csv"
             )
 

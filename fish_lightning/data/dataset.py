@@ -6,7 +6,6 @@ applies it. Without the seeding, a ``Compose`` made in the parent gives the same
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import albumentations as A

@@ -44,7 +44,8 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
     """Whole photographs only: no copy of a training photograph is validated or tested on.
 
     In each class, photographs are taken in a shuffled order until test, then val, is as near its target as whole
-    photographs allow. An image without a known photograph counts as a photograph of its own.
+    photographs allow: within one photograph of it. An image without a known photograph counts as a photograph of its
+    own. A class with a single photograph is trained on and not tested, one with two is not validated; it is said.
 
     Args:
         catalog: N images with their photographs.
@@ -56,14 +57,9 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
         (N,) names of splits.
 
     Raises:
-        UserError: a class has fewer than three photographs, or no photograph is known.
+        UserError: no photograph is known.
     """
-    if not (catalog.photographs != "").any():
-        raise UserError(
-            f"split=photograph: it is not known which images of {catalog.root} are copies of one photograph\n"
-            "use split=random, or split=file split.path=FILE with a split of your own."
-        )
-    names = np.where(catalog.photographs == "", catalog.paths, catalog.photographs)
+    names = _photographs(catalog, "photograph")
     splits = np.full(len(catalog), "train", dtype="<U5")
     for label, class_name in enumerate(catalog.classes):
         rows = np.flatnonzero(catalog.labels == label)
@@ -77,12 +73,62 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
         targets = {"test": n_test, "val": val * (len(rows) - n_test)}
         start = 0
         for split, target in targets.items():
-            taken = np.cumsum(sizes[order[start:]])
-            count = max(1, int(np.argmin(np.abs(taken - target))) + 1)
+            spare = len(groups) - start - 1  # one photograph at least is left to train on
+            taken = np.cumsum(sizes[order[start:]])[:spare]
+            count = max(1, int(np.argmin(np.abs(taken - target))) + 1) if spare else 0
             chosen = groups[order[start : start + count]]
             splits[rows[np.isin(names[rows], chosen)]] = split
             start += count
     return splits
+
+
+def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val: float = 0.10) -> npt.NDArray[np.str_]:
+    """One of k folds of whole photographs is tested; over all folds each image is tested once.
+
+    In each class, photographs go in a shuffled order to the fold that has the fewest images so far.
+
+    Args:
+        catalog: N images with their photographs.
+        seed: of the shuffle; the same for all folds.
+        folds: k, 2 or more.
+        fold: the one to test, 0 to k - 1.
+        val: share of what is not test, 0 to 1.
+
+    Returns:
+        (N,) names of splits.
+
+    Raises:
+        UserError: a fold that is none of them, or no photograph is known.
+    """
+    if folds < 2 or not 0 <= fold < folds:
+        raise UserError(f"split=kfold: split.fold={fold} of split.folds={folds}; folds are numbered from 0, 2 at least")
+    names = _photographs(catalog, "kfold")
+    splits = np.full(len(catalog), "train", dtype="<U5")
+    for label in range(len(catalog.classes)):
+        rows = np.flatnonzero(catalog.labels == label)
+        groups, sizes = np.unique(names[rows], return_counts=True)
+        rng = np.random.default_rng([seed, 4, label])
+        filled = np.zeros(folds, dtype=np.int64)
+        fold_of = np.empty(len(groups), dtype=np.int64)
+        for group in rng.permutation(len(groups)):
+            fold_of[group] = np.argmin(filled)
+            filled[fold_of[group]] += sizes[group]
+        splits[rows[np.isin(names[rows], groups[fold_of == fold])]] = "test"
+        rest = rng.permutation(np.flatnonzero(fold_of != fold))
+        target = val * sizes[rest].sum()
+        count = int(np.argmin(np.abs(np.cumsum(sizes[rest])[:-1] - target))) + 1 if len(rest) > 1 else 0
+        splits[rows[np.isin(names[rows], groups[rest[:count]])]] = "val"
+    return splits
+
+
+def _photographs(catalog: Catalog, split: str) -> npt.NDArray[np.str_]:
+    """(N,) photograph of each image, an image of its own where that is unknown."""
+    if not catalog.photographs_known:
+        raise UserError(
+            f"split={split}: it is not known which images of {catalog.root} are copies of one photograph\n"
+            "let them be found (data.find_copies=true), say it by data.photograph=REGEX, or use split=random"
+        )
+    return np.where(catalog.photographs == "", catalog.paths, catalog.photographs)
 
 
 def folder_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:

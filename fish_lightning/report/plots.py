@@ -12,7 +12,7 @@ from PIL import Image
 
 from fish_lightning.callbacks.history import Row
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.data.dataset import UnreadableImage, decode
+from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.files import whole_file
 from fish_lightning.models.classifier import Predictions
 

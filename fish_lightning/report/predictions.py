@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.data.dataset import UnreadableImage, decode
+from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.files import whole_file
 from fish_lightning.report import plots
 

@@ -14,7 +14,7 @@ from fish_lightning.errors import UserError
 from fish_lightning.files import shown, whole_file
 from fish_lightning.models.classifier import FishClassifier, Predictions, gathered
 from fish_lightning.report import plots
-from fish_lightning.report.scores import score_test
+from fish_lightning.report.scores import leak_warning, score_test
 
 PICTURES = 18  # test pictures on plots/predictions.png
 Summary = dict[str, Any]
@@ -33,6 +33,7 @@ def write_start(folder: Path, trainer: L.Trainer, model: FishClassifier, data: F
     data.catalog.write_csv(folder / "split.csv")
     weights = model.hparams["weights"] or "random"
     device = trainer.strategy.root_device.type + (f" x {trainer.world_size}" if trainer.world_size > 1 else "")
+    leaked = int(data.catalog.leaked().sum())
     counts = ", ".join(f"{n:,} {split}" for split, n in data.catalog.counts().items())
     print(
         f"model  {model.hparams['name']}, {weights} weights; {device}, {trainer.precision}",
@@ -42,6 +43,10 @@ def write_start(folder: Path, trainer: L.Trainer, model: FishClassifier, data: F
         sep="\n",
         flush=True,
     )
+    if leaked:
+        print(
+            f"warning: {leaked} test images have a copy in training; split=photograph keeps copies together", flush=True
+        )
 
 
 def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModule, tested: bool) -> Summary:
@@ -61,7 +66,9 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
     validated = rows.get(best_epoch) or (history.rows[-1] if history and history.rows else {})
     unreadable = sorted(set().union(*gathered(model.unreadable)))
     return {
-        "test": score_test(model.test_predictions(), model.class_names, trainer.callback_metrics) if tested else {},
+        "test": score_test(model.test_predictions(), data.catalog, model.class_names, trainer.callback_metrics)
+        if tested
+        else {},
         "val": {key: validated[f"val_{key}"] for key in ("accuracy", "macro_f1", "loss") if f"val_{key}" in validated}
         | {"n": data.catalog.counts()["val"]},
         "best_epoch": best_epoch,
@@ -71,6 +78,7 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "seed": data.seed,
         "split": data.split_name,
         "images": data.catalog.counts(),
+        "leaked_test_images": int(data.catalog.leaked().sum()) if data.catalog.photographs_known else None,
         "classes": list(model.class_names),
         "model": model.hparams["name"],
         "weights": model.hparams["weights"],
@@ -156,6 +164,7 @@ def score_table(test: Summary, split: str) -> str:
     lines = [
         f"test accuracy  {test['accuracy']:.2%}   95 % interval {low:.1%} to {high:.1%}",
         f"               {wrong} of {test['n']} wrong; split={split}",
+        *_photograph_lines(test),
         f"macro F1       {test['macro_f1']:.4f}",
         f"loss           {test['loss']:.4f}",
         "",
@@ -164,6 +173,17 @@ def score_table(test: Summary, split: str) -> str:
     for name, scores in test["per_class"].items():
         lines.append(f"{name:<{width}}  {scores['precision']:9.1%}  {scores['recall']:6.1%}  {scores['n']:6d}")
     return "\n".join(lines)
+
+
+def _photograph_lines(test: Summary) -> list[str]:
+    """The interval that knows about copies, and a warning where they stand on both sides."""
+    if test["photographs"] is None:
+        return ["               which images are copies of one photograph is not known (data.find_copies=true)"]
+    low, high = test["accuracy_ci95_photographs"]
+    lines = [f"               {low:.1%} to {high:.1%} by photograph, of which there are {test['photographs']}"]
+    if test["leaked_test_images"]:
+        lines.append("warning: " + leak_warning(test).replace("; ", ";\n         "))
+    return lines
 
 
 def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
