@@ -65,9 +65,8 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
         rows = np.flatnonzero(catalog.labels == label)
         groups, sizes = np.unique(names[rows], return_counts=True)
         if len(groups) < 3:
-            raise UserError(
-                f"split=photograph: class '{class_name}' has {len(groups)} photographs; it needs 3 or more."
-            )
+            missing = "validated or tested" if len(groups) == 1 else "validated"
+            print(f"note: class '{class_name}' has {len(groups)} photograph(s): it is trained on, but not {missing}")
         order = np.random.default_rng([seed, 1, label]).permutation(len(groups))
         n_test = test * len(rows)
         targets = {"test": n_test, "val": val * (len(rows) - n_test)}
