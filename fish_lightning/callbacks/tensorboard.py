@@ -67,13 +67,13 @@ def log_hyperparameters(trainer: L.Trainer, cfg: DictConfig, metrics: dict[str, 
 
     Args:
         trainer: of the run.
-        cfg: the whole config; its scalars become columns named as on the command line (``optimizer.lr``).
+        cfg: the whole config; its choices become columns named as on the command line (``optimizer.lr``).
         metrics: final scores, shown as ``final/…``, apart from the curves of the same name.
     """
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             final = {f"final/{name}": value for name, value in metrics.items()}
-            logger.log_hyperparams(_scalars(cfg), final, step=trainer.global_step)
+            logger.log_hyperparams(_choices(cfg), final, step=trainer.global_step)
             logger.save()
 
 
@@ -84,19 +84,18 @@ def _writer(trainer: L.Trainer) -> Any:
     return next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
-def _scalars(cfg: DictConfig) -> dict[str, Any]:
-    """The config as a flat table, without the groups that say where a run writes rather than what it does."""
-    flat: dict[str, Any] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        for key, value in node.items():
-            name = f"{prefix}{key}"
-            if isinstance(value, dict):
-                walk(value, f"{name}.")
-            elif isinstance(value, bool | int | float | str) and not key.startswith("_"):
-                flat[name] = value
-
+def _choices(cfg: DictConfig) -> dict[str, Any]:
+    """What tells one run from another, named as on the command line: a group by what it makes, its numbers after it."""
     everything = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(everything, dict)
-    walk({key: value for key, value in everything.items() if key not in ("paths", "callbacks", "logger")}, "")
+    flat: dict[str, Any] = {"seed": everything["seed"]}
+    for group in ("split", "transforms", "model", "optimizer", "scheduler"):
+        for key, value in everything[group].items():
+            if key == "_target_":
+                flat[group] = value.rpartition(".")[2]
+            elif isinstance(value, bool | int | float | str) and not key.startswith("_"):
+                flat[f"{group}.{key}"] = value
+    flat["data.batch_size"] = everything["data"]["batch_size"]
+    for key in ("max_epochs", "precision", "gradient_clip_algorithm", "gradient_clip_val", "accumulate_grad_batches"):
+        flat[f"trainer.{key}"] = str(everything["trainer"][key])
     return flat
