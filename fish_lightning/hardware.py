@@ -43,7 +43,7 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _pin_memory(accelerator: str) -> bool:
+def _uses_cuda(accelerator: str) -> bool:
     if accelerator not in ("auto", "gpu", "cuda"):
         return False
     import torch
@@ -62,8 +62,8 @@ def _run_folder(ckpt: str | None, new: str) -> str:
 
 
 def register_resolvers() -> None:
-    """Make ``${workers:}``, ``${pin_memory:ACCELERATOR}``, ``${run_folder:CKPT,NEW}`` … known to the YAML files."""
+    """Make ``${workers:}``, ``${uses_cuda:ACCELERATOR}``, ``${run_folder:CKPT,NEW}`` … known to the YAML files."""
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
-    OmegaConf.register_new_resolver("pin_memory", _pin_memory, replace=True)
+    OmegaConf.register_new_resolver("uses_cuda", _uses_cuda, replace=True)
     OmegaConf.register_new_resolver("workers", default_workers, replace=True)
     OmegaConf.register_new_resolver("on_a_terminal", sys.stdout.isatty, replace=True)
