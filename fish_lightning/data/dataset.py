@@ -6,7 +6,6 @@ applies it. Without the seeding, a ``Compose`` made in the parent gives the same
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import albumentations as A
@@ -111,7 +110,9 @@ class KeyedSampler(Sampler[tuple[int, int]]):
         return len(range(self.rank, self.n, self.world_size))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n) if self.shuffle else np.arange(self.n)
+        order = (
+            np.random.default_rng([self.seed, self.epoch]).permutation(self.n) if self.shuffle else np.arange(self.n)
+        )
         mine = order[self.rank :: self.world_size][: len(self)]
         for index in mine[self.skip() if self.skip else 0 :]:
             yield self.epoch, int(index)
