@@ -90,14 +90,15 @@ class Views:
         self.digests[i] = hashlib.blake2b(image.tobytes() + str(image.shape).encode(), digest_size=16).digest()
         scale = SIDE / max(image.shape[:2])
         height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        image = cv2.resize(image, (width, height), interpolation=method).astype(np.uint8, copy=False)
         content = find_content(image)
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         self.shapes[i] = height, width
         self.blur[i] = max(1.0, scale)
         self.pixels[i, :height, :width] = np.maximum(grey, 1) * content
         self.signatures[i] = signature(image, _shrink(content, 2))
-        sift = cv2.SIFT_create(nfeatures=KEYPOINTS, contrastThreshold=0.01, edgeThreshold=20)
+        sift = cv2.SIFT.create(nfeatures=KEYPOINTS, contrastThreshold=0.01, edgeThreshold=20)
         keypoints, descriptors = sift.detectAndCompute(grey, _shrink(content, 6))
         self.counts[i] = count = min(len(keypoints), KEYPOINTS)
         if count:
@@ -109,6 +110,10 @@ class Views:
         """(H, W) grey picture of image ``i``."""
         height, width = self.shapes[i]
         return self.pixels[i, :height, :width]
+
+    def unit_descriptors(self, i: int) -> Floats:
+        """(counts[i], 128) descriptors of image ``i``, of length 1."""
+        return np.asarray(self.descriptors[i, : self.counts[i]] / np.float32(255), np.float32)
 
 
 def find_content(image: Pixels) -> Pixels:
@@ -123,13 +128,16 @@ def find_content(image: Pixels) -> Pixels:
     Returns:
         (H, W), 1 for content, all 1 where nothing would be left.
     """
-    dark = cv2.copyMakeBorder((image.max(axis=2) <= BLACK).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
-    cv2.floodFill(dark, None, (0, 0), 2)
-    kept = cv2.morphologyEx((dark[1:-1, 1:-1] != 2).astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
-    points = cv2.findNonZero(kept)
-    if points is None:
-        return np.ones_like(kept)
-    return np.asarray(cv2.fillConvexPoly(np.zeros_like(kept), cv2.convexHull(points), 1))
+    dark = cv2.inRange(image, (0, 0, 0), (BLACK, BLACK, BLACK))
+    dark = cv2.copyMakeBorder(dark, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=255)
+    cv2.floodFill(dark, None, (0, 0), 1)
+    kept = cv2.morphologyEx((dark[1:-1, 1:-1] != 1).astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    outlines, _ = cv2.findContours(kept, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    if not outlines:
+        return np.ones(image.shape[:2], dtype=np.uint8)
+    content = np.zeros(image.shape[:2], dtype=np.uint8)
+    cv2.fillConvexPoly(content, cv2.convexHull(np.concatenate(outlines)), 1)
+    return content
 
 
 def signature(image: Pixels, content: Pixels) -> Floats:
@@ -149,8 +157,10 @@ def signature(image: Pixels, content: Pixels) -> Floats:
     middle, radius = (width / 2 - 0.5, height / 2 - 0.5), min(height, width) / 2
 
     def rings(channels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        polar = cv2.warpPolar(channels, (RINGS * 8, ANGLES), middle, radius, cv2.INTER_LINEAR)
-        return np.asarray(polar).reshape(ANGLES, RINGS, 8, -1).sum(axis=2)
+        # Without the second flag, what lies outside is not 0 but what was in memory.
+        flags = cv2.INTER_LINEAR | cv2.WARP_FILL_OUTLIERS
+        polar = np.asarray(cv2.warpPolar(channels, (RINGS * 8, ANGLES), middle, radius, flags))
+        return np.asarray(polar.reshape(ANGLES, RINGS, 8, -1).sum(axis=2))
 
     seen = rings(content.astype(np.float32))
     total = rings(lab * content[..., None])
@@ -185,7 +195,7 @@ def compare(views: Views, i: int, j: int) -> Likeness:
         return Likeness()
     a, b, blur = views.picture(i), views.picture(j), max(views.blur[i], views.blur[j])
     rough = likeness(a, b, affine, blur)
-    if rough.correlation < 0.8:  # ECC mends slips of a pixel or two: those cost less
+    if rough.is_copy or rough.correlation < 0.8:  # ECC mends slips of a pixel or two, and those cost less
         return rough
     # ECC can run off where the overlap has little texture: the keypoints' map then stands.
     return max(rough, likeness(a, b, _refine(a, b, affine), blur), key=lambda found: found.worst)
@@ -198,8 +208,7 @@ def align(views: Views, i: int, j: int) -> Affine | None:
         (2, 3), or None where no believable map explains ``INLIERS`` pairs.
     """
     best, most = None, INLIERS - 1
-    ours = views.descriptors[i, : views.counts[i]].astype(np.float32) / 255
-    theirs = views.descriptors[j, : views.counts[j]].astype(np.float32) / 255
+    ours, theirs = views.unit_descriptors(i), views.unit_descriptors(j)
     for mirrored in (False, True):
         p, q = _mutual_matches(ours, theirs[:, _MIRROR] if mirrored else theirs)
         if len(p) <= most:
@@ -231,7 +240,7 @@ def likeness(a: Pixels, b: Pixels, affine: Affine, blur: float) -> Likeness:
     if inside.sum() < OVERLAP * min(np.count_nonzero(a), turned_area):
         return Likeness()
     x, y = _with_equal_light(a, laid, inside)
-    x, y = cv2.GaussianBlur(x, (0, 0), blur), cv2.GaussianBlur(y, (0, 0), blur)
+    x, y = (np.asarray(cv2.GaussianBlur(picture, (0, 0), blur), np.float32) for picture in (x, y))
     x -= x[inside].mean()
     y -= y[inside].mean()
     deviations = x[inside].std(), y[inside].std()
@@ -264,7 +273,7 @@ def _mutual_matches(a: Floats, b: Floats, ratio: float = 0.85) -> tuple[Ints, In
     if min(len(a), len(b)) < 2:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     # cv2.gemm, not @: threads queue for NumPy's BLAS, which makes threads of its own (4 ms against 0.2).
-    cosines = cv2.gemm(a, b, 1, None, 0, flags=cv2.GEMM_2_T)
+    cosines = cv2.gemm(a, b, 1, np.empty((0, 0), np.float32), 0, flags=cv2.GEMM_2_T)
     rows, nearest = np.arange(len(a)), cosines.argmax(axis=1)
     mutual = cosines.argmax(axis=0)[nearest] == rows
     best = cosines[rows, nearest]
@@ -285,7 +294,7 @@ def _lay_over(a: Pixels, b: Pixels, affine: Affine) -> tuple[Pixels, Pixels]:
     height, width = a.shape
     laid = cv2.warpAffine(b, affine, (width, height), flags=cv2.INTER_LINEAR)
     content = cv2.warpAffine((b > 0).astype(np.uint8), affine, (width, height), flags=cv2.INTER_NEAREST)
-    return np.asarray(laid), _shrink(content & (a > 0), 4)
+    return np.asarray(laid, np.uint8), _shrink((content > 0) & (a > 0), 4)
 
 
 def _with_equal_light(a: Pixels, b: Pixels, inside: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
@@ -306,16 +315,16 @@ def _refine(a: Pixels, b: Pixels, affine: Affine) -> Affine:
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 1e-5)
     inverse = cv2.invertAffineTransform(affine).astype(np.float32)
     try:
-        _, inverse = cv2.findTransformECC(a, b, inverse, cv2.MOTION_AFFINE, stop, overlap, 3)
+        _, refined = cv2.findTransformECC(a, b, inverse, cv2.MOTION_AFFINE, stop, overlap, 3)
     except cv2.error:  # it does not converge
         return affine
-    return np.asarray(cv2.invertAffineTransform(inverse))
+    return np.asarray(cv2.invertAffineTransform(refined))
 
 
 def _shrink(mask: Any, pixels: int) -> Pixels:
     """Take a rim off the ones of a mask, at the picture's edge too."""
     framed = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    return np.asarray(cv2.erode(framed, np.ones((2 * pixels + 1,) * 2, np.uint8)))[1:-1, 1:-1]
+    return np.asarray(cv2.erode(framed, np.ones((2 * pixels + 1,) * 2, np.uint8)), np.uint8)[1:-1, 1:-1]
 
 
 def _temporary_array(shape: tuple[int, ...], dtype: type, folder: Path | None) -> Any:
