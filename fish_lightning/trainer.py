@@ -71,8 +71,8 @@ def quieten_lightning() -> None:
     """Leave out Lightning's advertising tips and the warnings of ``_NOT_OURS``."""
     for pattern in _NOT_OURS:
         warnings.filterwarnings("ignore", pattern)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
 
 
 def resume_from(ckpt: str | None, folder: Path) -> Path | None:

@@ -151,7 +151,8 @@ class FishClassifier(L.LightningModule):
         if len(labels) == 0:
             return None
         loss: Tensor = self.train_criterion(self(images), labels)
-        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(labels))
+        several = self.trainer.world_size > 1
+        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(labels), sync_dist=several)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
