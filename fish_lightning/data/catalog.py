@@ -59,7 +59,8 @@ class Catalog:
     def leaked(self) -> npt.NDArray[np.bool_]:
         """(N,) whether an image is tested although a copy of it is trained on."""
         trained = np.unique(self.photographs[self.splits == "train"])
-        return (self.splits == "test") & (self.photographs != "") & np.isin(self.photographs, trained)
+        tested: npt.NDArray[np.bool_] = self.splits == "test"
+        return tested & (self.photographs != "") & np.isin(self.photographs, trained)
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """Row numbers of one split, or of the whole table for ``"all"``."""
