@@ -59,8 +59,8 @@ class Catalog:
     def leaked(self) -> npt.NDArray[np.bool_]:
         """(N,) whether an image is tested although a copy of it is trained on."""
         trained = np.unique(self.photographs[self.splits == "train"])
-        tested: npt.NDArray[np.bool_] = self.splits == "test"
-        return tested & (self.photographs != "") & np.isin(self.photographs, trained)
+        copied = np.isin(self.photographs, trained) & np.not_equal(self.photographs, "")
+        return np.logical_and(self.splits == "test", copied)
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """Row numbers of one split, or of the whole table for ``"all"``."""
