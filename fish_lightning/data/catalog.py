@@ -60,7 +60,8 @@ class Catalog:
         """(N,) whether an image is tested although a copy of it is trained on."""
         trained = np.unique(self.photographs[self.splits == "train"])
         copied = np.isin(self.photographs, trained) & np.not_equal(self.photographs, "")
-        return np.logical_and(self.splits == "test", copied)
+        leaked: npt.NDArray[np.bool_] = np.logical_and(self.splits == "test", copied)
+        return leaked
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """Row numbers of one split, or of the whole table for ``"all"``."""

@@ -1,0 +1,292 @@
+"""What the tests share: small worlds of real files, small models, and the programs run as a user runs them."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported; two busy cores and more threads: 20 times slower
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[1]
+COLOURS = [(200, 60, 60), (60, 180, 70), (60, 70, 200), (200, 190, 60), (180, 70, 190), (70, 190, 190)]
+
+
+def draw(path, colour, seed, size=(24, 32)):
+    """Write one image of noise around a colour; size is (height, width). The same bytes for the same arguments."""
+    noise = np.random.default_rng(seed).normal(0, 25, (*size, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.clip(noise + colour, 0, 255).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_image():
+    """``make_image(path, colour, seed, size=(height, width))`` writes one image in the format of its suffix."""
+    return draw
+
+
+@pytest.fixture(scope="session")
+def make_folder():
+    """``make_folder(root, classes=3, per_class=4)`` writes ``root/<class>/<number>.png``, a colour for each class."""
+
+    def make(root, classes=3, per_class=4, size=(24, 32), suffix=".png"):
+        names = classes if isinstance(classes, list) else [f"kind {'abcdef'[i]}" for i in range(classes)]
+        for label, name in enumerate(names):
+            for number in range(per_class):
+                draw(root / name / f"{number:03}{suffix}", COLOURS[label], 1000 * label + number, size)
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_archive():
+    """``make_archive(root)`` writes the Kaggle archive's layout with masks and originals; returns ``root``."""
+
+    def make(root, classes=("Sea Bass", "Trout"), per_class=3):
+        for label, name in enumerate(classes):
+            for number in range(1, per_class + 1):
+                folder = root / "Fish_Dataset" / "Fish_Dataset" / name
+                draw(folder / name / f"{number:05}.png", COLOURS[label], 1000 * label + number)
+                draw(folder / f"{name} GT" / f"{number:05}.png", (0, 0, 0), number)
+            draw(root / "NA_Fish_Dataset" / name / "1.JPG", COLOURS[label], 77)
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_fish():
+    """The real photographs, where they are."""
+    folder = REPOSITORY.parent / "shared" / "fish"
+    if not folder.is_dir():
+        pytest.skip(f"no real photographs: {folder} is absent")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run():
+    """``run("train", "trainer.max_epochs=1", cwd=tmp_path)``: the program in a process of its own, output captured."""
+
+    def run_program(module, *overrides, cwd, env=None, timeout=300):
+        return subprocess.run(
+            [sys.executable, "-m", f"fish_lightning.{module}", *overrides],
+            cwd=cwd,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run_program
+
+
+@pytest.fixture(scope="session")
+def make_data():
+    """``make_data(root, **settings)``: a set-up ``FishDataModule`` over class folders, 32 x 32 pixels, no workers."""
+    import albumentations as A
+    from albumentations.pytorch import ToTensorV2
+
+    from fish_lightning.data.datamodule import FishDataModule
+    from fish_lightning.data.sources import FolderSource
+    from fish_lightning.data.splits import random_split
+
+    def make(root, **settings):
+        plain = [A.Resize(32, 32), ToTensorV2()]
+        defaults = {
+            "source": FolderSource,
+            "split": partial(random_split, test=0.2, val=0.2),
+            "train_transform": A.Compose([A.Resize(32, 32), A.Rotate((-35, 35), p=1.0), ToTensorV2()]),
+            "eval_transform": A.Compose(plain),
+            "batch_size": 4,
+        }
+        data = FishDataModule(root, **(defaults | settings))
+        data.prepare_data()
+        data.setup()
+        return data
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """``make_model(data, **settings)``: a small ``FishClassifier`` for the classes of the data."""
+    import albumentations as A
+    import torch
+
+    from fish_lightning.models.classifier import FishClassifier
+
+    def make(data, **settings):
+        torch.manual_seed(0)
+        defaults = {
+            "name": "shufflenet_v2_x0_5",
+            "eval_transform": A.to_dict(data.eval_transform),
+            "optimizer": partial(torch.optim.Adam, lr=0.003),
+        }
+        return FishClassifier(data.catalog.classes, **(defaults | settings))
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """``make_trainer(**settings)``: a quiet ``lightning.Trainer`` on the CPU that writes below ``tmp_path``."""
+    import lightning as L
+
+    from fish_lightning.trainer import quieten_lightning
+
+    def make(**settings):
+        quieten_lightning()
+        defaults = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 1,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            "log_every_n_steps": 1,
+            "default_root_dir": tmp_path,
+        }
+        defaults["enable_checkpointing"] = any("Checkpoint" in type(c).__name__ for c in settings.get("callbacks", []))
+        return L.Trainer(**(defaults | settings))
+
+    return make
+
+
+@pytest.fixture
+def make_scripted():
+    """``make_scripted(accuracies, losses, seconds=0, batches=3)``: a module whose validations log these values.
+
+    One of each an epoch. It trains on batches of 2 images, ``seconds`` each; its training loss is the step's number.
+    """
+    import time
+
+    import lightning as L
+    import torch
+    from torch.utils.data import DataLoader
+
+    class Scripted(L.LightningModule):
+        def __init__(self, accuracies, losses, seconds=0.0, batches=3):
+            super().__init__()
+            self.accuracies, self.losses, self.pause, self.batches = accuracies, losses, seconds, batches
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def train_dataloader(self):
+            return DataLoader([{"label": 0}] * (2 * self.batches), batch_size=2)
+
+        def val_dataloader(self):
+            return DataLoader([{"label": 0}])
+
+        def training_step(self, batch, batch_idx):
+            time.sleep(self.pause)
+            loss = self.weight.sum() + self.global_step
+            self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=2)
+            return loss
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val/accuracy", float(self.accuracies[self.current_epoch]), batch_size=1)
+            self.log("val/loss", float(self.losses[self.current_epoch]), batch_size=1)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.5)
+
+    return Scripted
+
+
+class Interrupted(Exception):
+    """What ``stop_at`` ends a fit with."""
+
+
+@pytest.fixture
+def stop_at():
+    """``stop_at(step, file)``: a callback that saves everything to ``file`` after a step and ends the fit there.
+
+    ``stop_at.error`` is what it raises.
+    """
+    import lightning as L
+
+    class StopAt(L.Callback):
+        error = Interrupted
+
+        def __init__(self, step, file=None):
+            self.step, self.file = step, file
+
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == self.step:
+                if self.file is not None:
+                    trainer.save_checkpoint(self.file)
+                raise Interrupted
+
+    return StopAt
+
+
+TINY = (
+    "data=folder",
+    "split=random",
+    "data.find_copies=false",
+    "model.name=shufflenet_v2_x0_5",
+    "model.weights=null",
+    "transforms.height=32",
+    "transforms.width=32",
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+    "data.batch_size=4",
+    "data.num_workers=0",
+    "optimizer.lr=0.002",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory, make_folder):
+    """Three kinds of twelve images in class folders."""
+    return make_folder(tmp_path_factory.mktemp("images") / "fish", classes=3, per_class=12)
+
+
+@pytest.fixture(scope="session")
+def train_tiny(run, tiny_data):
+    """``train_tiny(cwd, *overrides, data=DIR)``: a training run of seconds in a process of its own."""
+
+    def train(cwd, *overrides, data=tiny_data, env=None):
+        return run("train", *TINY, f"data.root={data}", *overrides, cwd=cwd, env=env)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, train_tiny):
+    """One finished run that many tests look at: ``.folder`` and ``.stdout``."""
+    cwd = tmp_path_factory.mktemp("trained")
+    done = train_tiny(cwd)
+    assert done.returncode == 0, done.stderr
+    done.folder = next((cwd / "logs" / "train" / "runs").iterdir())
+    done.cwd = cwd
+    return done
+
+
+@pytest.fixture
+def ctrl_c():
+    """``ctrl_c(step)``: a callback that presses Ctrl-C while that step, counted from 1, is computed."""
+    import signal
+
+    import lightning as L
+
+    class CtrlC(L.Callback):
+        def __init__(self, step):
+            self.step = step
+
+        def on_before_optimizer_step(self, trainer, *_):
+            if trainer.global_step == self.step - 1:
+                signal.raise_signal(signal.SIGINT)
+
+    return CtrlC

@@ -1,0 +1,38 @@
+"""The command line: quick answers, Hydra's own words for what is misspelt."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "torchvision", "lightning", "albumentations", "matplotlib")
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("question", [["--help"], ["--cfg", "job"]])
+def test_questions_are_answered_without_the_heavy_imports(tmp_path, module, question):
+    program = (
+        f"import runpy, sys; sys.argv = ['{module}', *{question}]\n"
+        f"try: runpy.run_module('fish_lightning.{module}', run_name='__main__')\n"
+        f"finally: print('loaded:', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "loaded: []" in done.stdout
+    assert ("trainer:" if question == ["--cfg", "job"] else "Powered by Hydra") in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.rl=1", ("Could not override 'optimizer.rl'", "Key 'rl' is not in struct")),
+        ("optimizer=lion", ("Could not find 'optimizer/lion'", "adam", "sgd")),
+        ("data=fishes", ("Could not find 'data/fishes'", "sample", "folder")),
+        ("fish", ("missing EQUAL",)),
+    ],
+)
+def test_what_is_misspelt_is_answered_by_hydra_with_the_choices(tmp_path, run, override, words):
+    done = run("train", override, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not (tmp_path / "logs").exists()
