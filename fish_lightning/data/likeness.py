@@ -29,7 +29,7 @@ Affine = npt.NDArray[np.floating[Any]]
 
 #: Longer side of the pictures that are compared, in pixels: what the squashed exports have, and enough for scales.
 SIDE = 256
-#: SIFT keypoints an image, the strongest; of these 55 or more agree between copies.
+#: SIFT keypoints an image, the strongest; of these 31 or more agree between copies.
 KEYPOINTS = 256
 #: What is at most this dark and reaches the border is no content: JPEG leaves black corners a little above 0.
 BLACK = 16
@@ -38,7 +38,7 @@ CLIPPED = 250.0
 #: The signature: mean colour of each ring around the middle, and strength of the first waves along it.
 RINGS, ANGLES, WAVES = 6, 64, 6
 
-#: Pairs of keypoints that an affine map must explain. Between copies: 55 or more.
+#: Pairs of keypoints that an affine map must explain. Between copies: 31 or more.
 INLIERS = 8
 #: How far an affine map may squash, and shrink or enlarge: 590x445 made 256x256 squashes by 1.33, turned, by 1.76.
 SQUASH, SCALE = 2.5, 3.0
@@ -48,14 +48,15 @@ OVERLAP = 0.3
 WINDOW, NOISE = 25, 30.0
 #: A neighbourhood agrees from here on. The worst of a copy: 0.946, of one saved as JPEG of quality 20: 0.807.
 AGREES = 0.8
-#: Correlation of the whole. Copies: 0.996 or more; shots of an untouched scene: 0.982; other shots: 0.974 or less.
+#: Correlation of the whole. Copies: 0.996 or more; shots of an untouched scene: 0.985; other shots: 0.974 or less.
 CORRELATION = 0.98
-#: Share of neighbourhoods that may disagree between shots of an untouched scene: 0.06, 0.10 if camera or light moved.
+#: Share of neighbourhoods that may disagree between shots of an untouched scene: up to 0.06; 0.1 to 0.15 where camera
+#: or light have changed and the correlation is still 0.98.
 DISAGREEMENT = 0.1
 
 
 class Views:
-    """What is kept of N images to compare them, 101 KB each, in a temporary file that the system pages in and out.
+    """What is kept of N images to compare them, 100 KB each, in a temporary file that the system pages in and out.
 
     Attributes:
         pixels: (N, SIDE, SIDE) grey; 0 is "no content": a black corner, or beyond the picture's edge.
