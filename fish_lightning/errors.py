@@ -41,7 +41,7 @@ def shown_without_traceback(task: Callable[P, R]) -> Callable[P, R]:
             error = _user_error(raised)
             if error is None:
                 raise
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {_message(error)}", file=sys.stderr, flush=True)
             if error.exit_code == 1 and _in_multirun():
                 return None  # type: ignore[return-value]  # Hydra records the job's value as "none"
             sys.exit(error.exit_code)
@@ -49,11 +49,22 @@ def shown_without_traceback(task: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
+def first_line(error: BaseException) -> str:
+    """What a library says of a fault, in one short line; its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:120] if lines else type(error).__name__
+
+
 def _user_error(error: BaseException | None) -> UserError | None:
     """The user's error that ``error`` is or was raised from: Hydra wraps what a target raises while it is made."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
+
+
+def _message(error: UserError) -> str:
+    """Its text, without the traceback that a loader worker wraps it in."""
+    return str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
 
 
 def _in_multirun() -> bool:

@@ -33,7 +33,7 @@ def evaluate(cfg: DictConfig) -> float:
     from fish_lightning.models.classifier import load_checkpoint, restore
     from fish_lightning.report.scores import score_test
     from fish_lightning.report.summary import evaluation_table, write_summary, write_test
-    from fish_lightning.trainer import build_trainer, worker_errors_shortened
+    from fish_lightning.trainer import build_trainer
 
     checkpoint = load_checkpoint(cfg.ckpt)
     model, transform = restore(checkpoint)
@@ -65,8 +65,7 @@ def evaluate(cfg: DictConfig) -> float:
             "of the training run; to score all of them: subset=all"
         )
     trainer = build_trainer(cfg.trainer, precision=checkpoint["precision"])
-    with worker_errors_shortened():
-        trainer.test(model, datamodule=data, verbose=False)
+    trainer.test(model, datamodule=data, verbose=False)
 
     predictions = model.test_predictions()
     scores = score_test(predictions, data.catalog, model.class_names, trainer.callback_metrics)

@@ -32,6 +32,7 @@ def train(cfg: DictConfig) -> float | None:
     from fish_lightning.report import summary as report
     from fish_lightning.trainer import best_checkpoint, build_trainer, fit, resume_from
 
+    report.require_metric(cfg.optimized_metric, cfg.test)
     L.seed_everything(cfg.seed, verbose=False)
     data = instantiate(cfg.data)
     data.prepare_data()
@@ -60,7 +61,7 @@ def train(cfg: DictConfig) -> float | None:
     summary = report.summarize_run(trainer, model, data, tested=cfg.test)
     report.write_run(folder, trainer, model, data, summary)
     log_hyperparameters(trainer, cfg, report.metrics(summary))
-    return report.metric(summary, cfg.optimized_metric)
+    return report.metrics(summary)[cfg.optimized_metric]
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")

@@ -2,8 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ def build_trainer(
         trainer: L.Trainer = hydra.utils.instantiate(cfg, **extra)
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__ or error
-        if isinstance(cause, (MisconfigurationException, ValueError, TypeError, RuntimeError)):
+        if isinstance(cause, (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)):
             raise UserError("trainer: " + " ".join(str(cause).split())[:400]) from None
         raise
     if str(chosen).startswith("bf16") and trainer.strategy.root_device.type == "cpu" and not cpu_has_bf16():
@@ -84,7 +83,7 @@ def resume_from(ckpt: str | None, folder: Path) -> Path | None:
 
 
 def fit(trainer: L.Trainer, model: L.LightningModule, data: L.LightningDataModule, ckpt: Path | None) -> None:
-    """``trainer.fit`` with a checkpoint checked before it is loaded, and a worker's error told as if it were our own.
+    """``trainer.fit`` with a checkpoint that is checked before it is loaded.
 
     Args:
         trainer: of the run.
@@ -93,27 +92,14 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: L.LightningDataModul
         ckpt: resume from this file.
 
     Raises:
-        UserError: the checkpoint is none or holds weights only, or an image could not be read.
+        UserError: the checkpoint is none or holds weights only.
     """
     if ckpt is not None and "optimizer_states" not in load_checkpoint(ckpt):
         raise UserError(f"ckpt: {ckpt} holds weights alone, for evaluate and predict\nresume from last.ckpt beside it.")
-    with worker_errors_shortened():
-        trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
 
 
 def best_checkpoint(trainer: L.Trainer) -> str | None:
     """Path of the best checkpoint of the fit; None (the weights in memory) where the run keeps none."""
     best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
     return best.best_model_path or None if best else None
-
-
-@contextmanager
-def worker_errors_shortened() -> Iterator[None]:
-    """A :class:`UserError` raised in a loader worker arrives wrapped in that worker's traceback: keep its message."""
-    try:
-        yield
-    except UserError as error:
-        _, inside, last = str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")
-        if not inside:
-            raise
-        raise UserError(last.strip()) from None

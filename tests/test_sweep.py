@@ -4,13 +4,15 @@ import csv
 import json
 
 import pytest
+from conftest import TINY
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory, train_tiny):
+def sweep(tmp_path_factory, run, tiny_data):
     cwd = tmp_path_factory.mktemp("sweep")
     short = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "scheduler=none")
-    done = train_tiny(cwd, "-m", "optimizer=adam,sgd", "optimizer.lr=0.001,0.01", *short)
+    grid = ("optimizer=adam,sgd", "optimizer.lr=0.001,0.01")
+    done = run("train", "-m", *TINY, f"data.root={tiny_data}", *grid, *short, cwd=cwd)
     assert done.returncode == 0, done.stderr
     (done.folder,) = (cwd / "logs" / "train" / "multiruns").iterdir()
     with (done.folder / "sweep.csv").open(newline="") as stream:
@@ -41,9 +43,10 @@ def test_the_table_is_printed(sweep):
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_is_listed_and_does_not_end_the_sweep(tmp_path, train_tiny):
+def test_a_job_that_fails_is_listed_and_does_not_end_the_sweep(tmp_path, run, tiny_data):
     short = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "test=false", "validate_first=false")
-    done = train_tiny(tmp_path, "-m", "model.weights=absent.pth,null", *short)
+    grid = ("model.weights=absent.pth,null",)
+    done = run("train", "-m", *TINY, f"data.root={tiny_data}", *grid, *short, cwd=tmp_path)
     assert "model.weights: no file absent.pth" in done.stderr
     assert "Traceback" not in done.stderr
     (folder,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()

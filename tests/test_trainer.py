@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from fish_lightning import hardware
 from fish_lightning.config import CONF
 from fish_lightning.errors import UserError
-from fish_lightning.trainer import build_trainer, resume_from, worker_errors_shortened
+from fish_lightning.trainer import build_trainer, resume_from
 
 
 def trainer_config(*overrides):
@@ -61,13 +61,3 @@ def test_resuming_takes_a_file_a_run_folder_or_last(tmp_path):
     assert resume_from(str(last), tmp_path) == last
     assert resume_from(str(tmp_path / "run"), tmp_path) == last
     assert resume_from("last", tmp_path / "run") == last
-
-
-def test_a_workers_traceback_is_cut_to_its_message():
-    wrapped = (
-        "Caught UserError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File x\n"
-        "fish_lightning.errors.UserError: a.png: an empty file\nmend or remove it\n"
-    )
-    with pytest.raises(UserError) as raised, worker_errors_shortened():
-        raise UserError(wrapped)
-    assert str(raised.value) == "a.png: an empty file\nmend or remove it"

@@ -24,7 +24,8 @@ class History(Callback):
         self.seconds = 0.0
         self.train_seconds = 0.0
         self.train_images = 0
-        self._epoch_start = self._batches_start = 0.0
+        self.seconds_before_epoch = 0.0
+        self._clock = 0.0
 
     @property
     def images_per_second(self) -> float | None:
@@ -36,31 +37,39 @@ class History(Callback):
         if trainer.state.fn == "validate":
             self._add(trainer, {"epoch": 0, "lr": None, "train_loss": None, "seconds": None})
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock, also in the middle of an epoch that a run goes on with."""
+        self._clock = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clocks."""
-        self._epoch_start = self._batches_start = time.perf_counter()
+        """Note when the epoch begins; Lightning leaves this out where a run goes on in mid-epoch."""
+        self.seconds_before_epoch = self.seconds
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count images and the time they took."""
-        now = time.perf_counter()
-        self.train_seconds += now - self._batches_start
+        self.train_seconds += self._tick()
         self.train_images += len(batch["label"]) * trainer.world_size
-        self._batches_start = now
+
+    def _tick(self) -> float:
+        """Seconds since the last tick, added to all seconds."""
+        now = time.perf_counter()
+        passed, self._clock = now - self._clock, now
+        self.seconds += passed
+        return passed
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The epoch's row; Lightning has run its validation by now."""
-        loss = trainer.callback_metrics.get("train/loss_epoch")
-        seconds = time.perf_counter() - self._epoch_start
-        self.seconds += seconds
+        loss = trainer.callback_metrics.get("train/loss")
+        self._tick()
         self._add(
             trainer,
             {
                 "epoch": trainer.current_epoch + 1,
                 "lr": trainer.optimizers[0].param_groups[0]["lr"],
                 "train_loss": None if loss is None else float(loss),
-                "seconds": seconds,
+                "seconds": self.seconds - self.seconds_before_epoch,
             },
         )
 
@@ -73,7 +82,8 @@ class History(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and clocks, so that a resumed run's plots have no seam."""
-        return {name: getattr(self, name) for name in ("rows", "seconds", "train_seconds", "train_images")}
+        kept = ("rows", "seconds", "train_seconds", "train_images", "seconds_before_epoch")
+        return {name: getattr(self, name) for name in kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""

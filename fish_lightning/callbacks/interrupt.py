@@ -49,11 +49,27 @@ class SaveOnInterrupt(Callback):
         self._former.clear()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Stop here if a signal came, between two steps."""
-        self._stop(trainer)
+        """Save after the step that a signal came in; after an epoch's last step its validation comes first."""
+        if self.received is not None and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            trainer.save_checkpoint(self.path)
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Stop here if a signal came during validation."""
+        """Save when the epoch in whose last step or validation a signal came is whole."""
+        if self.received is not None:
+            trainer.save_checkpoint(self.path)
+
+    # Stopping waits for the next hook: between saving and that, Lightning logs what the step or the epoch measured.
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Stop before the next step."""
+        self._stop(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Stop before the next epoch."""
+        self._stop(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Stop before the test."""
         self._stop(trainer)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -65,7 +81,6 @@ class SaveOnInterrupt(Callback):
     def _stop(self, trainer: L.Trainer) -> None:
         if self.received is None:
             return
-        trainer.save_checkpoint(self.path)
         raise Stopped(
             f"stopped by {signal.Signals(self.received).name} at step {trainer.global_step} of "
             f"{trainer.estimated_stepping_batches}; everything up to it is in {shown(self.path)}\n"

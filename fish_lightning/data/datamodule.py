@@ -77,6 +77,7 @@ class FishDataModule(L.LightningDataModule):
         super().__init__()
         self.source, self.split, self.seed = source(root), split, seed
         self.train_transform, self.eval_transform = train_transform, eval_transform
+        self.start = {"epoch": 0, "batches": 0}
         self.photograph, self.find_copies, self.cache = photograph, find_copies, cache
         self.on_error, self.test_subset = on_error, test_subset
         self.loader: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
@@ -129,10 +130,22 @@ class FishDataModule(L.LightningDataModule):
             "split": self.split_name,
             "seed": self.seed,
             "batch_size": self.loader["batch_size"],
+            "next": self._next_batch(),
         }
 
+    def _next_batch(self) -> dict[str, int]:
+        """Where a run that is saved now would go on: epoch (0-based) and batches of it that are done."""
+        if self.trainer is None:
+            return {"epoch": 0, "batches": 0}
+        epoch, done = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        if done >= self.trainer.num_training_batches:
+            epoch, done = epoch + 1, 0
+        return {"epoch": epoch, "batches": done}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Make sure that a resumed run goes on with the images and the split it began with.
+        """Go on after the last batch done, with the images and the split that the run began with.
+
+        Lightning calls this before it asks for the optimizers, and so before any loader starts its workers.
 
         Raises:
             UserError: files, labels or split are others now.
@@ -148,6 +161,7 @@ class FishDataModule(L.LightningDataModule):
                 f"{len(self.catalog)} now)\n"
                 "resume with the same data and split, or replay its split: split=file split.path=RUN/split.csv"
             )
+        self.start = state_dict["next"]
 
     def dataset(self, split: str, train: bool = False) -> FishDataset:
         """The images of one split ("all" for every image), augmented if they are to train on."""
@@ -169,11 +183,10 @@ class FishDataModule(L.LightningDataModule):
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
         dataset = self.dataset(split, train=shuffle)
         world = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size} if self.trainer else {}
-        sampler = KeyedSampler(len(dataset), self.seed, shuffle, skip=self._done_in_epoch if shuffle else None, **world)
+        if shuffle:
+            world |= {
+                "start_epoch": self.start["epoch"],
+                "start_index": self.start["batches"] * self.loader["batch_size"],
+            }
+        sampler = KeyedSampler(len(dataset), self.seed, shuffle, **world)
         return DataLoader(dataset, sampler=sampler, **self.loader)
-
-    def _done_in_epoch(self) -> int:
-        """Images of the current epoch that this process has trained on already: more than 0 only after a resume."""
-        if self.trainer is None:
-            return 0
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready * int(self.loader["batch_size"])

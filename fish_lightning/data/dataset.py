@@ -5,7 +5,7 @@ applies it. Without the seeding, a ``Compose`` made in the parent gives the same
 (albumentations issue 2473); with it, what happens to an image does not depend on the number of workers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import albumentations as A
@@ -73,8 +73,8 @@ class FishDataset(Dataset[dict[str, Any]]):
 class KeyedSampler(Sampler[tuple[int, int]]):
     """Yields (epoch, index); the order of an epoch is a permutation drawn from (seed, epoch) alone.
 
-    Lightning calls :meth:`set_epoch`. After a resume in mid-epoch it asks for a new iterator and goes on at the batch
-    after the last one done, so the sampler skips what that epoch has had already (Lightning issue 19764).
+    Its whole state is where it starts, so that a run goes on at the batch after the last one done, whatever loader
+    workers had fetched ahead (Lightning issues 19764 and 20550). Lightning calls :meth:`set_epoch`.
 
     Args:
         n: number of images.
@@ -83,7 +83,8 @@ class KeyedSampler(Sampler[tuple[int, int]]):
         rank: of this process, 0 to ``world_size - 1``.
         world_size: number of processes; each gets every ``world_size``-th image. When shuffling, the last
             ``n % world_size`` images of an epoch's permutation are left out, since all ranks must take as many steps.
-        skip: says how many indices of this rank to skip at the start of the iteration.
+        start_epoch: the first epoch to come, 0-based.
+        start_index: how many of this rank's indices that epoch has had already.
     """
 
     def __init__(
@@ -93,12 +94,13 @@ class KeyedSampler(Sampler[tuple[int, int]]):
         shuffle: bool = False,
         rank: int = 0,
         world_size: int = 1,
-        skip: Callable[[], int] | None = None,
+        start_epoch: int = 0,
+        start_index: int = 0,
     ) -> None:
         self.n, self.seed, self.shuffle = n, seed, shuffle
         self.rank, self.world_size = rank, world_size
-        self.skip = skip
-        self.epoch = 0
+        self.epoch = self.start_epoch = start_epoch
+        self.start_index = start_index
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (0-based) of the next iteration."""
@@ -114,7 +116,7 @@ class KeyedSampler(Sampler[tuple[int, int]]):
             np.random.default_rng([self.seed, self.epoch]).permutation(self.n) if self.shuffle else np.arange(self.n)
         )
         mine = order[self.rank :: self.world_size][: len(self)]
-        for index in mine[self.skip() if self.skip else 0 :]:
+        for index in mine[self.start_index if self.epoch == self.start_epoch else 0 :]:
             yield self.epoch, int(index)
 
 

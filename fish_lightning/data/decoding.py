@@ -32,7 +32,7 @@ def decode(path: str | Path) -> npt.NDArray[np.uint8]:
                 # Pillow clips 16-bit grey to 255 on conversion; scale it instead.
                 wide = np.asarray(upright, dtype=np.float64)
                 upright = Image.fromarray((wide / 257.0).clip(0, 255).astype(np.uint8))
-            return np.asarray(upright.convert("RGB"))
+            return np.array(upright.convert("RGB"))  # a copy: torch wants it writable
     except UnidentifiedImageError:
         size = Path(path).stat().st_size
         raise UnreadableImage(f"{path}: {'an empty file' if size == 0 else 'not an image'}") from None

@@ -12,7 +12,6 @@ Threads do the work, since OpenCV releases the interpreter's lock: nothing has t
 """
 
 import hashlib
-import os
 import zipfile
 import zlib
 from collections import Counter
@@ -27,6 +26,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from fish_lightning.data.likeness import Likeness, Views, compare
+from fish_lightning.files import whole_file
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -284,7 +284,5 @@ def _read_cache(cache: Path, key: str) -> Ints | None:
 
 
 def _write_cache(cache: Path, key: str, groups: Ints) -> None:
-    temporary = cache.with_name(f".{os.getpid()}.{cache.name}")
-    with temporary.open("wb") as stream:
+    with whole_file(cache) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, key=np.array(key), groups=groups)
-    temporary.replace(cache)

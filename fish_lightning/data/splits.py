@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fish_lightning.data.catalog import SPLITS, Catalog
-from fish_lightning.errors import UserError
+from fish_lightning.errors import UserError, first_line
 
 
 def random_split(catalog: Catalog, seed: int, test: float = 0.15, val: float = 0.10) -> npt.NDArray[np.str_]:
@@ -33,11 +33,10 @@ def random_split(catalog: Catalog, seed: int, test: float = 0.15, val: float = 0
     everything = np.arange(len(catalog))
     n_test = math.ceil(len(catalog) * test)
     n_val = math.ceil((len(catalog) - n_test) * val)
-    _require_enough(catalog, len(catalog) - n_test - n_val, n_val, n_test)
     tested = _stratified_draw(everything, catalog.labels, n_test, rng)
     rest = np.setdiff1d(everything, tested)
     validated = _stratified_draw(rest, catalog.labels[rest], n_val, rng)
-    return _columns(len(catalog), validated, tested)
+    return _require_enough(catalog, _columns(len(catalog), validated, tested))
 
 
 def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float = 0.10) -> npt.NDArray[np.str_]:
@@ -71,8 +70,9 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
         n_test = test * len(rows)
         targets = {"test": n_test, "val": val * (len(rows) - n_test)}
         start = 0
-        for split, target in targets.items():
-            spare = len(groups) - start - 1  # one photograph at least is left to train on
+        for later, (split, target) in zip((1, 0), targets.items(), strict=True):
+            left = len(groups) - start
+            spare = left - max(1, min(1 + later, left - 1))  # one is left to train on, and one for each later split
             taken = np.cumsum(sizes[order[start:]])[:spare]
             count = max(1, int(np.argmin(np.abs(taken - target))) + 1) if spare else 0
             chosen = groups[order[start : start + count]]
@@ -149,8 +149,7 @@ def folder_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
             count = math.ceil(len(train) * share)
             rng = np.random.default_rng([seed, 2, number])
             splits[_stratified_draw(train, catalog.labels[train], count, rng)] = name
-    _require_enough(catalog, *[int((splits == name).sum()) for name in SPLITS])
-    return splits
+    return _require_enough(catalog, splits)
 
 
 def file_split(catalog: Catalog, seed: int, path: str) -> npt.NDArray[np.str_]:
@@ -168,11 +167,14 @@ def file_split(catalog: Catalog, seed: int, path: str) -> npt.NDArray[np.str_]:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"split.path: no file {file} (seen from {Path.cwd()})")
-    with file.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        if not {"path", "split"} <= set(reader.fieldnames or ()):
-            raise UserError(f"split.path: {file} has no columns 'path' and 'split'.")
-        given = {row["path"]: row["split"] for row in reader}
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"split.path: {file} is not a CSV file ({first_line(error)})") from None
+    if not rows or not {"path", "split"} <= set(rows[0]):
+        raise UserError(f"split.path: {file} has no rows with the columns 'path' and 'split'.")
+    given = {row["path"]: row["split"] for row in rows}
     unknown = sorted(set(given.values()) - {*SPLITS, ""})
     if unknown:
         raise UserError(f"split.path: {file} names the split '{unknown[0]}'; allowed are {', '.join(SPLITS)}.")
@@ -183,8 +185,7 @@ def file_split(catalog: Catalog, seed: int, path: str) -> npt.NDArray[np.str_]:
             "paths are relative to data.root: give the data.root that the split was made with."
         )
     splits = np.array([given.get(str(p), "") for p in catalog.paths], dtype="<U5")
-    _require_enough(catalog, *[int((splits == name).sum()) for name in SPLITS])
-    return splits
+    return _require_enough(catalog, splits)
 
 
 def recorded_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
@@ -215,10 +216,14 @@ def _columns(n: int, val: npt.NDArray[np.int64], test: npt.NDArray[np.int64]) ->
     return splits
 
 
-def _require_enough(catalog: Catalog, train: int, val: int, test: int) -> None:
-    if train < len(catalog.classes) or val < 1 or test < 1:
+def _require_enough(catalog: Catalog, splits: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
+    """``splits``, if each class has an image to train on, and validation and test have one."""
+    untrained = sorted(set(catalog.classes) - {catalog.classes[label] for label in catalog.labels[splits == "train"]})
+    empty = [name for name in ("val", "test") if not (splits == name).any()]
+    if untrained or empty:
+        lacks = [f"none of '{name}' to train on" for name in untrained[:3]] + [f"none in {name}" for name in empty]
         raise UserError(
-            f"too few images for a split: {len(catalog)} images of {len(catalog.classes)} classes in {catalog.root} "
-            f"would give {train} to train, {val} to validate and {test} to test\n"
-            "each class needs an image in training, and validation and test one each: add images."
+            f"too few images for this split: {len(catalog)} of {len(catalog.classes)} classes in {catalog.root} leave "
+            f"{', '.join(lacks)}\nadd images, or choose another split."
         )
+    return splits

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Accuracy, F1Score, MeanMetric, MetricCollection
 
 from fish_lightning.data.dataset import UNREADABLE
-from fish_lightning.errors import UserError
+from fish_lightning.errors import UserError, first_line
 from fish_lightning.models.network import build_network
 
 Batch = dict[str, Tensor]
@@ -107,7 +107,8 @@ class FishClassifier(L.LightningModule):
     def configure_metrics(self) -> None:
         """One collection a stage; all sums are exact however the images fall into batches."""
         task: dict[str, Any] = {"task": "multiclass", "num_classes": len(self.class_names)}
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
+        self.train_loss.persistent(True)  # part of a checkpoint: a run can go on in the middle of an epoch
         scores = MetricCollection(
             {"accuracy": Accuracy(average="micro", **task), "macro_f1": F1Score(average="macro", **task)}
         )
@@ -151,8 +152,9 @@ class FishClassifier(L.LightningModule):
         if len(labels) == 0:
             return None
         loss: Tensor = self.train_criterion(self(images), labels)
-        several = self.trainer.world_size > 1
-        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(labels), sync_dist=several)
+        self.train_loss.update(loss.detach(), len(labels))
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=len(labels))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -230,8 +232,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"ckpt: no file {file} (seen from {Path.cwd()})\ngive one with ckpt=…/checkpoints/best.ckpt")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        raise UserError(f"ckpt: {file} is not a checkpoint ({str(error).splitlines()[0][:120]})") from None
+    except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, OSError) as error:
+        raise UserError(f"ckpt: {file} is not a checkpoint ({first_line(error)})") from None
     needed = {"state_dict", "hyper_parameters", "FishDataModule", "precision"}
     if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
         raise UserError(

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models._api import get_model, get_model_weights, list_models
 
-from fish_lightning.errors import UserError
+from fish_lightning.errors import UserError, first_line
 
 #: Where a checkpoint of this project keeps the network's weights.
 PREFIX = "network."
@@ -51,10 +51,12 @@ def _head_keys(name: str) -> set[str]:
 
 def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
     weights: Any = get_model_weights(name)["DEFAULT"]  # an enum's alias of its best member
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
+        return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    except (pickle.UnpicklingError, EOFError, LookupError, ValueError) as error:
+        raise UserError(f"model.weights=imagenet: {file} is damaged ({first_line(error)})\nremove it") from None
     except (urllib.error.URLError, OSError, RuntimeError) as error:
-        file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
         raise UserError(
             f"model.weights=imagenet: {weights.url} could not be downloaded ({getattr(error, 'reason', error)})\n"
             f"1. put that file at {file}, or name a copy: model.weights=FILE.pth\n"
@@ -79,8 +81,8 @@ def _file_state(path: Path) -> dict[str, torch.Tensor]:
     except UserError:
         raise
     # torch and safetensors raise what their parsers happen to meet in a damaged file.
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
-        raise UserError(f"model.weights: {path} holds no weights ({str(error).splitlines()[0]})") from None
+    except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, OSError) as error:
+        raise UserError(f"model.weights: {path} holds no weights ({first_line(error)})") from None
     except Exception as error:
         if type(error).__module__.startswith("safetensors"):
             raise UserError(f"model.weights: {path} holds no weights ({error})") from None

@@ -114,7 +114,10 @@ def write_summary(folder: Path, summary: Summary) -> None:
 def write_test(folder: Path, predictions: Predictions, data: FishDataModule, test: Summary) -> None:
     """Write ``test_predictions.csv``, ``plots/confusion_matrix.png`` and ``plots/predictions.png``."""
     catalog = data.catalog
-    with whole_file(folder / "test_predictions.csv") as temporary, temporary.open("w", newline="") as stream:
+    with (
+        whole_file(folder / "test_predictions.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as stream,
+    ):
         lines = csv.writer(stream)
         lines.writerow(("path", "label", "photograph", "prediction", "probability", "correct"))
         for row, label, pred, probabilities in zip(
@@ -144,16 +147,15 @@ def metrics(summary: Summary) -> dict[str, float]:
     }
 
 
-def metric(summary: Summary, name: str) -> float:
-    """One of :func:`metrics`, for sweepers.
+def require_metric(name: str, tested: bool) -> None:
+    """Refuse an ``optimized_metric`` that a run will not measure, before it starts.
 
     Raises:
-        UserError: the run has no such number.
+        UserError: with the names that there are.
     """
-    known = metrics(summary)
+    known = [f"{stage}/{key}" for stage in ("val", "test")[: 1 + tested] for key in ("accuracy", "loss", "macro_f1")]
     if name not in known:
-        raise UserError(f"optimized_metric={name}: this run measured {', '.join(known) or 'nothing'}")
-    return known[name]
+        raise UserError(f"optimized_metric={name}: this run measures {', '.join(known)}")
 
 
 def score_table(test: Summary, split: str) -> str:

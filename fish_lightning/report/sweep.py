@@ -5,6 +5,7 @@ A Hydra callback, and so imported at every start: nothing heavy here.
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,18 @@ def sweep_rows(folder: Path, metric: str) -> list[dict[str, Any]]:
         row["status"] = "done" if summary else "failed"
         rows.append(row)
     sign = 1 if metric.endswith("loss") else -1
-    return sorted(rows, key=lambda row: (row.get(metric) is None, sign * (row.get(metric) or 0), row["job"]))
+
+    def rank(row: dict[str, Any]) -> tuple[bool, float, int, str]:
+        value = row.get(metric)
+        measured = value is not None and not math.isnan(value)
+        return (
+            not measured,
+            sign * value if measured else 0.0,
+            int(row["job"]) if row["job"].isdigit() else 0,
+            row["job"],
+        )
+
+    return sorted(rows, key=rank)
 
 
 def sweep_table(rows: list[dict[str, Any]], metric: str) -> str:

@@ -1,0 +1,83 @@
+"""The one table: sorted, complete, and the same after a trip through a file or a checkpoint."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fish_lightning.data.catalog import COLUMNS, Catalog, make_catalog
+from fish_lightning.errors import UserError
+
+ROWS = [
+    ("trout/2.png", "trout", "trout/a", "val"),
+    ("bass/1.png", "bass", "bass/a", "train"),
+    ("trout/1.png", "trout", "trout/a", "test"),
+    ("bass/2, small.png", "bass", "", ""),
+]
+
+
+@pytest.fixture
+def catalog():
+    return make_catalog(Path("photos"), ROWS)
+
+
+def test_rows_are_sorted_by_path_and_classes_by_name(catalog):
+    assert catalog.paths.tolist() == ["bass/1.png", "bass/2, small.png", "trout/1.png", "trout/2.png"]
+    assert catalog.classes == ("bass", "trout")
+    assert catalog.labels.tolist() == [0, 0, 1, 1] and catalog.labels.dtype == np.int64
+    assert catalog.photographs.tolist() == ["bass/a", "", "trout/a", "trout/a"]
+    assert catalog.splits.tolist() == ["train", "", "test", "val"]
+    assert len(catalog) == 4
+
+
+def test_columns_are_arrays_of_fixed_width_and_not_lists_of_objects(catalog):
+    for name in ("paths", "labels", "photographs", "splits"):
+        column = getattr(catalog, name)
+        assert isinstance(column, np.ndarray) and column.dtype != object
+
+
+def test_indices_and_counts_leave_out_images_without_a_split(catalog):
+    assert catalog.indices("train").tolist() == [0]
+    assert catalog.indices("test").tolist() == [2]
+    assert catalog.indices("all").tolist() == [0, 1, 2, 3]
+    assert catalog.counts() == {"train": 1, "val": 1, "test": 1}
+
+
+def test_another_split_column_leaves_the_table_as_it_was(catalog):
+    other = catalog.with_splits(np.array(["val"] * 4))
+    assert other.counts() == {"train": 0, "val": 4, "test": 0}
+    assert catalog.counts() == {"train": 1, "val": 1, "test": 1}
+
+
+def test_the_csv_has_the_contracts_columns_and_class_names_as_labels(catalog, tmp_path):
+    catalog.write_csv(tmp_path / "new" / "split.csv")
+    with (tmp_path / "new" / "split.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.reader(stream))
+    assert tuple(rows[0]) == COLUMNS == ("path", "label", "photograph", "split")
+    assert rows[1:] == [list(row) for row in sorted(ROWS)]
+
+
+def test_a_trip_through_a_weights_only_checkpoint_changes_nothing(catalog, tmp_path):
+    torch.save(catalog.state(), tmp_path / "state.pt")
+    again = Catalog.from_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert again.root == catalog.root.resolve() and again.classes == catalog.classes
+    for name in ("paths", "labels", "photographs", "splits"):
+        assert np.array_equal(getattr(again, name), getattr(catalog, name))
+        assert getattr(again, name).dtype.kind == getattr(catalog, name).dtype.kind
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "message"),
+    [
+        ([], None, "no images in photos"),
+        ([ROWS[0]], None, "only one class, 'trout', in photos"),
+        (ROWS, ["bass", "trout", "eel", "cod"], "class folder without an image: cod, eel (in photos)"),
+    ],
+)
+def test_a_table_that_cannot_be_trained_on_is_an_error(rows, classes, message):
+    with pytest.raises(UserError) as error:
+        make_catalog(Path("photos"), rows, classes)
+    assert str(error.value).startswith(message)
+    assert len(str(error.value).splitlines()) == 2

@@ -1,0 +1,154 @@
+"""The data module: YAML's settings reach the loaders, an epoch is whole, and a resumed run keeps images and split."""
+
+import os
+from functools import partial
+
+import hydra
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+from fish_lightning import hardware
+from fish_lightning.config import CONF
+from fish_lightning.data.splits import file_split, random_split
+from fish_lightning.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def root(make_folder, tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("photos"), 2, 10)
+
+
+def rows_of(loader):
+    return torch.cat([batch["row"] for batch in loader]).tolist()
+
+
+class Recorder(L.LightningModule):
+    """Takes optimizer steps on one number and remembers which rows each batch had."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append((self.current_epoch, batch["row"].tolist()))
+        return self.weight.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_every_loader_setting_of_the_yaml_reaches_the_loader(root):
+    overrides = [
+        "data=folder",
+        f"data.root={root}",
+        "data.batch_size=3",
+        "data.num_workers=2",
+        "data.pin_memory=true",
+        "data.persistent_workers=false",
+        "data.prefetch_factor=5",
+    ]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        data = hydra.utils.instantiate(compose("train", overrides).data)
+    data.setup()
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        assert (loader.batch_size, loader.num_workers, loader.prefetch_factor) == (3, 2, 5)
+        assert loader.pin_memory is True and loader.persistent_workers is False
+
+
+def test_without_workers_there_is_nothing_to_prefetch_or_keep(make_data, root):
+    loader = make_data(root, num_workers=0, persistent_workers=True, prefetch_factor=4).train_dataloader()
+    assert loader.num_workers == 0 and loader.prefetch_factor is None and loader.persistent_workers is False
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (3, 3), (8, 8), (64, 8)])
+def test_the_worker_count_comes_from_the_cpu_affinity(monkeypatch, cores, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    assert hardware.default_workers() == workers
+    with initialize_config_dir(CONF, version_base="1.3"):
+        assert compose("train").data.num_workers == workers
+
+
+def test_each_loader_gives_its_split_and_training_is_shuffled(make_data, root):
+    data = make_data(root)
+    assert data.catalog.counts() == {"train": 12, "val": 4, "test": 4}
+    for split, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        assert rows_of(loader) == data.catalog.indices(split).tolist()
+    trained = rows_of(data.train_dataloader())
+    assert trained != sorted(trained) and sorted(trained) == data.catalog.indices("train").tolist()
+
+
+@pytest.mark.parametrize(("subset", "count"), [("train", 12), ("val", 4), ("test", 4), ("all", 20)])
+def test_what_is_tested_can_be_chosen(make_data, root, subset, count):
+    assert len(rows_of(make_data(root, test_subset=subset).test_dataloader())) == count
+
+
+def test_only_training_images_are_augmented(make_data, root):
+    data = make_data(root)
+    assert data.train_dataloader().dataset.transform is data.train_transform
+    assert data.val_dataloader().dataset.transform is data.eval_transform
+    assert data.test_dataloader().dataset.transform is data.eval_transform
+
+
+def test_an_unreadable_image_in_a_worker_is_named(make_folder, make_data, tmp_path):
+    make_folder(tmp_path, 2, 10)
+    for file in tmp_path.rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match="an empty file"):
+        rows_of(make_data(tmp_path, num_workers=1, persistent_workers=False).train_dataloader())
+
+
+def test_the_state_is_plain_and_loads_weights_only(make_data, root, tmp_path):
+    data = make_data(root, seed=5, split=partial(random_split, test=0.3))
+    torch.save(data.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["split"] == "random" and state["seed"] == 5 and state["batch_size"] == 4
+    assert state["catalog"]["paths"] == data.catalog.paths.tolist()
+    data.load_state_dict(state)
+
+
+@pytest.mark.parametrize("change", ["seed", "share", "image", "label"])
+def test_a_resume_with_other_images_or_another_split_is_an_error(make_folder, make_data, tmp_path, change):
+    state = make_data(make_folder(tmp_path, 2, 10)).state_dict()
+    settings = {"seed": {"seed": 7}, "share": {"split": partial(random_split, test=0.1)}}.get(change, {})
+    if change == "image":
+        make_folder(tmp_path, 2, 11)
+    elif change == "label":
+        (tmp_path / "kind a" / "003.png").rename(tmp_path / "kind b" / "103.png")
+    with pytest.raises(UserError) as error:
+        make_data(tmp_path, **settings).load_state_dict(state)
+    first, second = str(error.value).splitlines()
+    assert first.startswith("ckpt: the run began with other images or another split (20 images then, 2")
+    assert "split=file split.path=RUN/split.csv" in second
+
+
+def test_a_replayed_split_is_no_other_split(make_data, root, tmp_path):
+    begun = make_data(root)
+    begun.catalog.write_csv(tmp_path / "split.csv")
+    replayed = make_data(root, seed=1, split=partial(file_split, path=str(tmp_path / "split.csv")))
+    replayed.load_state_dict(begun.state_dict())
+    assert np.array_equal(replayed.catalog.splits, begun.catalog.splits)
+    assert (begun.split_name, replayed.split_name) == ("random", "file")
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_a_run_stopped_in_mid_epoch_goes_on_at_the_next_batch(make_data, make_trainer, stop_at, root, tmp_path, stop):
+    whole, begun, resumed = Recorder(), Recorder(), Recorder()
+    few = {"max_epochs": 3, "limit_val_batches": 0}
+    make_trainer(**few).fit(whole, datamodule=make_data(root))
+    file = tmp_path / "last.ckpt"
+    with pytest.raises(stop_at.error):
+        make_trainer(max_epochs=3, limit_val_batches=0, callbacks=[stop_at(stop, file)]).fit(
+            begun, datamodule=make_data(root)
+        )
+    make_trainer(max_epochs=3, limit_val_batches=0).fit(
+        resumed, datamodule=make_data(root), ckpt_path=file, weights_only=True
+    )
+    assert len(whole.seen) == 9
+    assert begun.seen == whole.seen[:stop]
+    assert resumed.seen == whole.seen[stop:]

@@ -1,0 +1,253 @@
+"""One image from file to tensor: decoded alike whatever its format, augmented by (seed, epoch, row) alone."""
+
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+from albumentations.pytorch import ToTensorV2
+from PIL import Image, ImageFilter
+from torch.utils.data import DataLoader
+
+from fish_lightning.data.dataset import UNREADABLE, FishDataset, KeyedSampler, UnreadableImage, decode, start_worker
+from fish_lightning.data.sources import FolderSource
+
+
+@pytest.fixture(scope="module")
+def catalog(make_folder, tmp_path_factory):
+    return FolderSource(make_folder(tmp_path_factory.mktemp("photos"), 2, 6)).read()
+
+
+def augmented(catalog, seed=42, on_error="raise"):
+    pipeline = A.Compose([A.Resize(24, 32), A.Rotate((-35, 35), p=1.0), A.HorizontalFlip(p=0.5), ToTensorV2()])
+    return FishDataset(catalog, catalog.indices("all"), pipeline, seed, on_error)
+
+
+def epoch_of(dataset, epoch, workers):
+    """Images (N, 3, H, W) of one epoch in catalog order, through a loader."""
+    sampler = KeyedSampler(len(dataset))
+    sampler.set_epoch(epoch)
+    loader = DataLoader(dataset, 4, sampler=sampler, num_workers=workers, worker_init_fn=start_worker)
+    return torch.cat([batch["image"] for batch in loader])
+
+
+def gradient(height=40, width=60):
+    """Smooth RGB pixels whose corners all differ."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([255 * x / (width - 1), 255 * y / (height - 1), np.full_like(x, 90)], axis=2).astype(np.uint8)
+
+
+def grey(pixels):
+    return np.asarray(Image.fromarray(pixels).convert("L"))
+
+
+def test_rgb_pixels_come_back_as_they_were_saved(tmp_path):
+    Image.fromarray(gradient()).save(tmp_path / "a.png")
+    pixels = decode(tmp_path / "a.png")
+    assert pixels.shape == (40, 60, 3) and pixels.dtype == np.uint8
+    assert np.array_equal(pixels, gradient())
+    assert pixels.flags.writeable  # else torch warns of tensors that share them, where a pipeline changes nothing
+
+
+def test_grey_is_repeated_in_three_channels(tmp_path):
+    Image.fromarray(grey(gradient())).save(tmp_path / "a.png")
+    assert np.array_equal(decode(tmp_path / "a.png"), np.repeat(grey(gradient())[..., None], 3, axis=2))
+
+
+def test_a_palette_is_looked_up(tmp_path):
+    image = Image.fromarray(gradient()).quantize(200)
+    image.save(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").mode == "P"
+    assert np.array_equal(decode(tmp_path / "a.png"), np.asarray(image.convert("RGB")))
+    assert np.abs(decode(tmp_path / "a.png").astype(int) - gradient()).mean() < 10
+
+
+def test_transparency_is_dropped_and_colours_stay(tmp_path):
+    rgba = np.dstack([gradient(), np.full((40, 60), 7, np.uint8)])
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    assert np.array_equal(decode(tmp_path / "a.png"), gradient())
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_cmyk_is_converted_and_not_inverted(tmp_path, suffix):
+    Image.fromarray(gradient()).convert("CMYK").save(tmp_path / f"a.{suffix}")
+    assert Image.open(tmp_path / f"a.{suffix}").mode == "CMYK"
+    assert np.abs(decode(tmp_path / f"a.{suffix}").astype(int) - gradient()).mean() < 6
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path, suffix):
+    wide = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
+    Image.fromarray(wide).save(tmp_path / f"a.{suffix}")
+    pixels = decode(tmp_path / f"a.{suffix}")
+    assert pixels.shape == (40, 60, 3) and pixels.dtype == np.uint8
+    assert np.abs(pixels[..., 0] - wide / 257.0).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_turns_the_picture_upright(tmp_path, orientation):
+    upright = Image.fromarray(gradient())
+    stored = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (upright.transpose(stored) if stored is not None else upright).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(decode(tmp_path / "a.png"), gradient())
+
+
+def test_an_empty_file_a_text_and_a_missing_file_are_named(tmp_path):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.jpg").write_text("this is no image")
+    with pytest.raises(UnreadableImage) as error:
+        decode(tmp_path / "empty.png")
+    assert str(error.value) == f"{tmp_path / 'empty.png'}: an empty file"
+    with pytest.raises(UnreadableImage) as error:
+        decode(tmp_path / "text.jpg")
+    assert str(error.value) == f"{tmp_path / 'text.jpg'}: not an image"
+    with pytest.raises(UnreadableImage, match="missing"):
+        decode(tmp_path / "missing.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif"])
+def test_a_file_cut_off_anywhere_is_an_unreadable_image_that_is_named(tmp_path, suffix):
+    Image.fromarray(gradient()).filter(ImageFilter.GaussianBlur(1)).save(tmp_path / f"whole.{suffix}")
+    data = (tmp_path / f"whole.{suffix}").read_bytes()
+    for percent in (5, 20, 50, 80):
+        cut = tmp_path / f"cut.{suffix}"
+        cut.write_bytes(data[: len(data) * percent // 100])
+        with pytest.raises(UnreadableImage) as error:
+            decode(cut)
+        assert str(error.value).startswith(f"{cut}: ") and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of odd TIFF tags
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif"])
+def test_a_file_with_damaged_bytes_is_read_or_named_and_never_a_crash(tmp_path, suffix):
+    Image.fromarray(gradient()).save(tmp_path / f"whole.{suffix}")
+    data = np.frombuffer((tmp_path / f"whole.{suffix}").read_bytes(), np.uint8)
+    rng = np.random.default_rng(5)
+    named = 0
+    for _ in range(60):
+        broken = data.copy()
+        broken[rng.integers(0, min(len(data), 400), 6)] = rng.integers(0, 256, 6)
+        (tmp_path / f"broken.{suffix}").write_bytes(broken.tobytes())
+        try:
+            assert decode(tmp_path / f"broken.{suffix}").shape[2] == 3
+        except UnreadableImage as error:
+            named += f"broken.{suffix}: " in str(error)
+    assert named > 0
+
+
+def test_a_picture_too_large_to_be_honest_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.fromarray(gradient()).save(tmp_path / "a.png")
+    with pytest.raises(UnreadableImage, match=r"a\.png: cannot be read"):
+        decode(tmp_path / "a.png")
+
+
+def test_an_item_is_a_uint8_tensor_with_label_and_row(catalog):
+    dataset = FishDataset(catalog, np.array([7, 2]), A.Compose([A.Resize(24, 32), ToTensorV2()]), 0)
+    assert len(dataset) == 2
+    item = dataset[0, 0]
+    assert item["image"].shape == (3, 24, 32) and item["image"].dtype == torch.uint8
+    assert (item["label"], item["row"]) == (1, 7)
+    assert (dataset[0, 1]["label"], dataset[0, 1]["row"]) == (0, 2)
+    pixels = decode(catalog.root / catalog.paths[7])
+    assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), pixels)
+
+
+def test_raise_names_the_file_and_the_way_out(make_folder, tmp_path):
+    damaged = FolderSource(make_folder(tmp_path, 2, 2)).read()
+    (tmp_path / "kind b" / "001.png").write_bytes(b"")
+    dataset = augmented(damaged)
+    assert dataset[0, 0]["label"] == 0
+    with pytest.raises(UnreadableImage) as error:
+        dataset[0, 3]
+    first, second = str(error.value).splitlines()
+    assert first == f"{tmp_path / 'kind b' / '001.png'}: an empty file"
+    assert "data.on_error=skip" in second
+
+
+def test_skip_marks_the_row_and_keeps_the_batch_whole(make_folder, tmp_path):
+    damaged = FolderSource(make_folder(tmp_path, 2, 2)).read()
+    (tmp_path / "kind b" / "001.png").write_bytes(b"")
+    (batch,) = DataLoader(augmented(damaged, on_error="skip"), 4, sampler=KeyedSampler(4))
+    assert batch["label"].tolist() == [0, 0, 1, UNREADABLE]
+    assert batch["image"].shape == (4, 3, 24, 32) and batch["row"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_augmentations_do_not_depend_on_the_number_of_workers(catalog, epoch):
+    dataset = augmented(catalog)
+    alone = epoch_of(dataset, epoch, workers=0)
+    assert torch.equal(alone, epoch_of(dataset, epoch, workers=2))
+    assert torch.equal(alone, epoch_of(augmented(catalog), epoch, workers=0))
+
+
+def test_augmentations_differ_between_epochs_seeds_and_images_in_every_worker(make_image, tmp_path):
+    for number in range(8):  # eight copies of one picture: what differs is the augmentation
+        make_image(tmp_path / "ab"[number % 2] / f"{number}.png", (90, 140, 60), seed=1)
+    same = FolderSource(tmp_path).read()
+    first, second = (epoch_of(augmented(same), epoch, workers=2) for epoch in (0, 1))
+    other_seed = epoch_of(augmented(same, seed=43), 0, workers=2)
+    pictures = {image.numpy().tobytes() for part in (first, second, other_seed) for image in part}
+    assert len(pictures) == 24
+
+
+def test_the_key_is_the_row_of_the_catalog_and_not_the_place_in_the_split(catalog):
+    pipeline = augmented(catalog).transform
+    few = FishDataset(catalog, np.array([9]), pipeline, 42)
+    assert torch.equal(few[2, 0]["image"], augmented(catalog)[2, 9]["image"])
+
+
+def test_what_was_loaded_before_does_not_matter(catalog):
+    fresh, used = augmented(catalog), augmented(catalog)
+    for index in (3, 1, 4):
+        used[0, index]
+    assert torch.equal(fresh[5, 7]["image"], used[5, 7]["image"])
+
+
+def test_an_epochs_order_is_a_permutation_drawn_from_seed_and_epoch():
+    orders = {}
+    for seed in (0, 1):
+        for epoch in (0, 1, 2):
+            sampler = KeyedSampler(100, seed, shuffle=True)
+            sampler.set_epoch(epoch)
+            keys = list(sampler)
+            assert keys == list(sampler) and len(sampler) == 100
+            assert {key[0] for key in keys} == {epoch}
+            orders[seed, epoch] = tuple(key[1] for key in keys)
+            assert sorted(orders[seed, epoch]) == list(range(100))
+    assert len(set(orders.values())) == 6
+
+
+def test_without_shuffling_the_order_is_the_catalogs():
+    assert list(KeyedSampler(4)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("n", "world"), [(12, 3), (13, 3), (14, 4)])
+def test_the_shares_of_the_ranks_are_disjoint_and_together_all_images(n, world, shuffle):
+    shares = [list(KeyedSampler(n, 7, shuffle, rank, world)) for rank in range(world)]
+    everything = [index for share in shares for _, index in share]
+    assert len(everything) == len(set(everything))
+    if shuffle:  # all ranks take as many steps, so a remainder is left out
+        assert {len(share) for share in shares} == {n // world}
+    else:  # evaluation counts each image once and leaves none out
+        assert sorted(everything) == list(range(n))
+    for rank, share in enumerate(shares):
+        assert len(KeyedSampler(n, 7, shuffle, rank, world)) == len(share)
+
+
+def test_skip_goes_on_where_the_epoch_was_left():
+    whole = list(KeyedSampler(10, 3, shuffle=True))
+    assert list(KeyedSampler(10, 3, shuffle=True, skip=lambda: 4)) == whole[4:]
+    share = list(KeyedSampler(10, 3, shuffle=True, rank=1, world_size=2))
+    assert list(KeyedSampler(10, 3, shuffle=True, rank=1, world_size=2, skip=lambda: 2)) == share[2:]

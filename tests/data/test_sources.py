@@ -1,0 +1,176 @@
+"""Where images are found: the archive from any of its folders, class folders, split folders, recorded tables."""
+
+import re
+
+import pytest
+
+from fish_lightning.data.sources import ArchiveSource, FolderSource, OtherSource, RecordedSource, input_catalog
+from fish_lightning.errors import UserError
+
+NINE = (
+    "Black Sea Sprat",
+    "Gilt-Head Bream",
+    "Hourse Mackerel",
+    "Red Mullet",
+    "Red Sea Bream",
+    "Sea Bass",
+    "Shrimp",
+    "Striped Red Mullet",
+    "Trout",
+)
+
+
+def message_of(read):
+    with pytest.raises(UserError) as error:
+        read()
+    text = str(error.value)
+    assert 1 <= len(text.splitlines()) <= 5
+    return text
+
+
+@pytest.mark.parametrize("below", ["", "Fish_Dataset", "Fish_Dataset/Fish_Dataset"])
+def test_the_archive_is_read_from_each_of_its_three_folders(make_archive, tmp_path, below):
+    root = make_archive(tmp_path) / below
+    catalog = ArchiveSource(root).read()
+    assert catalog.classes == ("Sea Bass", "Trout")
+    assert len(catalog) == 6 and catalog.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert catalog.root == root and all((root / path).is_file() for path in catalog.paths)
+    assert set(catalog.splits) == {""}
+
+
+def test_masks_and_originals_are_no_training_images(make_archive, tmp_path):
+    root = make_archive(tmp_path)
+    assert len(list(root.rglob("*.png"))) == 12 and len(list(root.rglob("*.JPG"))) == 2
+    paths = ArchiveSource(root).read().paths.tolist()
+    assert len(paths) == 6
+    assert not any(" GT/" in path or "NA_Fish_Dataset" in path for path in paths)
+
+
+def test_the_real_photographs_are_the_nine_kinds(shared_fish):
+    catalog = ArchiveSource(shared_fish).read()
+    assert catalog.classes == NINE
+    assert len(catalog) == 3976
+
+
+def test_class_folders_are_searched_with_their_sub_folders_and_for_suffixes_in_either_case(make_image, tmp_path):
+    suffixes = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "PNG", "JPG", "Jpeg", "TIFF"]
+    for number, suffix in enumerate(suffixes):
+        make_image(tmp_path / "bass" / "2024" / "may" / f"{number:02}.{suffix}", (90, 90, 90), number)
+    make_image(tmp_path / "trout" / "1.png", (90, 200, 90), 1)
+    make_image(tmp_path / "trout" / ".hidden.png", (90, 200, 90), 1)
+    (tmp_path / "trout" / "notes.txt").write_text("no image")
+    make_image(tmp_path / ".cache" / "1.png", (90, 200, 90), 1)
+    catalog = FolderSource(tmp_path).read()
+    assert catalog.classes == ("bass", "trout")
+    expected = [f"bass/2024/may/{number:02}.{suffix}" for number, suffix in enumerate(suffixes)]
+    assert catalog.paths.tolist() == [*expected, "trout/1.png"]
+    assert set(catalog.splits) == {""}
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_folders_named_train_val_and_test_keep_their_split(make_folder, tmp_path, val):
+    for part, count in (("train", 3), (val, 2), ("test", 1)):
+        make_folder(tmp_path / part, 2, count)
+    catalog = FolderSource(tmp_path).read()
+    assert catalog.classes == ("kind a", "kind b")
+    assert catalog.counts() == {"train": 6, "val": 4, "test": 2}
+    for path, split in zip(catalog.paths, catalog.splits, strict=True):
+        assert path.startswith("val" if split == "val" else split)
+
+
+def test_a_class_may_be_called_test_where_there_is_no_train_folder(make_folder, tmp_path):
+    make_folder(tmp_path, ["test", "trout"], 2)
+    catalog = FolderSource(tmp_path).read()
+    assert catalog.classes == ("test", "trout") and set(catalog.splits) == {""}
+
+
+@pytest.mark.parametrize("source", [ArchiveSource, FolderSource])
+def test_a_missing_root_is_named_with_where_it_was_looked_for(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = message_of(source("photos").read)
+    assert text == f"data.root: photos does not exist (seen from {tmp_path})\ngive the folder with data.root=DIR"
+
+
+@pytest.mark.parametrize("source", [ArchiveSource, FolderSource])
+def test_a_file_in_place_of_the_root_is_said_to_be_one(source, tmp_path):
+    (tmp_path / "photos").write_text("")
+    assert f"data.root: {tmp_path / 'photos'} is a file, not a folder" in message_of(source(tmp_path / "photos").read)
+
+
+def test_an_empty_root_is_an_error_that_says_what_is_expected(tmp_path):
+    assert f"no images in {tmp_path}\nexpected {tmp_path}/<class>/<image>" in message_of(FolderSource(tmp_path).read)
+    text = message_of(ArchiveSource(tmp_path).read)
+    assert f"{tmp_path} is not in the fish archive's layout" in text and "data=folder" in text
+
+
+def test_images_without_class_folders_are_an_error(make_image, tmp_path):
+    make_image(tmp_path / "1.png", (9, 9, 9), 1)
+    assert f"no images in {tmp_path}" in message_of(FolderSource(tmp_path).read)
+
+
+def test_plain_class_folders_given_as_the_archive_are_pointed_to_the_folder_source(make_folder, tmp_path):
+    assert "for plain class folders use data=folder" in message_of(ArchiveSource(make_folder(tmp_path, 2)).read)
+
+
+def test_a_class_folder_without_an_image_is_named(make_folder, make_archive, tmp_path):
+    make_folder(tmp_path / "plain", 2)
+    (tmp_path / "plain" / "eel").mkdir()
+    (tmp_path / "plain" / "eel" / "readme.txt").write_text("")
+    text = message_of(FolderSource(tmp_path / "plain").read)
+    assert text.startswith("class folder without an image: eel (in ") and "remove the folder" in text
+    make_archive(tmp_path / "kaggle")
+    (tmp_path / "kaggle/Fish_Dataset/Fish_Dataset/Shrimp/Shrimp").mkdir(parents=True)
+    assert "class folder without an image: Shrimp" in message_of(ArchiveSource(tmp_path / "kaggle").read)
+
+
+def test_one_class_alone_is_an_error_that_names_it(make_folder, tmp_path):
+    text = message_of(FolderSource(make_folder(tmp_path, ["trout"])).read)
+    assert text.startswith(f"only one class, 'trout', in {tmp_path}")
+
+
+def test_a_recorded_table_finds_its_images_where_they_are_now(make_folder, tmp_path):
+    state = FolderSource(make_folder(tmp_path / "before", 2)).read().state()
+    (tmp_path / "before").rename(tmp_path / "now")
+    assert "data.root" in message_of(RecordedSource(None, state).read)
+    (tmp_path / "before").mkdir()
+    text = message_of(RecordedSource(None, state).read)
+    assert "does not hold the images this checkpoint was trained on (no kind a/000.png)" in text
+    moved = RecordedSource(tmp_path / "now", state).read()
+    assert moved.root == tmp_path / "now" and moved.paths.tolist() == state["paths"]
+
+
+def test_other_data_get_the_models_labels_and_the_splits_it_knew(make_folder, tmp_path):
+    known = FolderSource(make_folder(tmp_path / "known", ["bass", "eel", "trout"], 2)).read()
+    state = known.state() | {"splits": ["train", "test"] * 3}
+    make_folder(tmp_path / "other", ["eel", "trout"], 3)
+    catalog = OtherSource(tmp_path / "other", FolderSource, state).read()
+    assert catalog.classes == ("bass", "eel", "trout")
+    assert catalog.labels.tolist() == [1, 1, 1, 2, 2, 2]
+    assert catalog.splits.tolist() == ["train", "test", ""] * 2
+
+
+def test_a_class_the_model_does_not_know_is_named(make_folder, tmp_path):
+    state = FolderSource(make_folder(tmp_path / "known", ["bass", "trout"], 2)).read().state()
+    make_folder(tmp_path / "other", ["bass", "pike"], 1)
+    text = message_of(OtherSource(tmp_path / "other", FolderSource, state).read)
+    assert "classes that the checkpoint does not know: pike" in text and "it knows: bass, trout" in text
+
+
+def test_input_is_a_file_a_folder_or_a_pattern_as_the_user_writes_it(make_folder, tmp_path, monkeypatch):
+    make_folder(tmp_path / "photos", 2, 2)
+    monkeypatch.chdir(tmp_path)
+    assert input_catalog("photos/kind a/001.png", ["x"]).paths.tolist() == ["photos/kind a/001.png"]
+    everything = [f"photos/kind {kind}/00{number}.png" for kind in "ab" for number in (0, 1)]
+    assert input_catalog("photos", ["x"]).paths.tolist() == everything
+    assert input_catalog("photos/*/000.png", ["x"]).paths.tolist() == everything[::2]
+    assert input_catalog(f"{tmp_path}/**/*1.png", ["x"]).paths.tolist() == [f"{tmp_path}/{p}" for p in everything[1::2]]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"), [("nothing/*.jpg", "matches no file"), ("empty", "holds no image"), ("no.png", "matches")]
+)
+def test_input_that_is_not_there_is_an_error(tmp_path, monkeypatch, pattern, message):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    text = message_of(lambda: input_catalog(pattern, ["x"]))
+    assert re.match(rf"input: {re.escape(pattern)} {message}", text) and str(tmp_path) in text

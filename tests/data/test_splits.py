@@ -1,0 +1,195 @@
+"""Splits: exact totals, every class in proportion, the same for the same seed, copies together, files replayed."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fish_lightning.data.catalog import make_catalog
+from fish_lightning.data.sources import ArchiveSource, FolderSource
+from fish_lightning.data.splits import file_split, folder_split, photograph_split, random_split, recorded_split
+from fish_lightning.errors import UserError
+
+
+def table(sizes, copies=None):
+    """A catalog of classes c0, c1 … with so many images; ``copies`` images in a row are of one photograph."""
+    rows = [
+        (f"c{label}/{i:05}.png", f"c{label}", f"c{label}/{i // copies}" if copies else "", "")
+        for label, size in enumerate(sizes)
+        for i in range(size)
+    ]
+    return make_catalog(Path("photos"), rows)
+
+
+def per_class(catalog, splits, name):
+    return np.bincount(catalog.labels[splits == name], minlength=len(catalog.classes)).tolist()
+
+
+def message_of(split, *arguments, **options):
+    with pytest.raises(UserError) as error:
+        split(*arguments, **options)
+    assert 1 <= len(str(error.value).splitlines()) <= 5
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "totals"),
+    [
+        ([1000] * 9, {"train": 6885, "val": 765, "test": 1350}),
+        ([442] * 8 + [440], {"train": 3041, "val": 338, "test": 597}),
+        ([10, 10], {"train": 15, "val": 2, "test": 3}),
+    ],
+)
+def test_random_totals_round_up_as_scikit_learns_do(sizes, totals):
+    catalog = table(sizes)
+    assert catalog.with_splits(random_split(catalog, seed=42)).counts() == totals
+
+
+def test_the_real_photographs_are_split_as_the_issue_says(shared_fish):
+    catalog = ArchiveSource(shared_fish).read()
+    assert catalog.with_splits(random_split(catalog, seed=42)).counts() == {"train": 3041, "val": 338, "test": 597}
+
+
+def test_random_is_stratified_to_within_one_image_a_class():
+    catalog = table([1000] * 9)
+    splits = random_split(catalog, seed=42)
+    assert per_class(catalog, splits, "test") == [150] * 9
+    assert per_class(catalog, splits, "val") == [85] * 9
+    uneven = table([400, 90, 37])
+    splits = random_split(uneven, seed=1)
+    for count, size in zip(per_class(uneven, splits, "test"), (400, 90, 37), strict=True):
+        assert abs(count - 80 * size / 527) < 1  # 80 = ceil(0.15 * 527)
+
+
+def test_random_depends_on_the_seed_alone_and_is_shuffled():
+    catalog = table([100, 100])
+    first = random_split(catalog, seed=42)
+    assert np.array_equal(first, random_split(catalog, seed=42))
+    assert not np.array_equal(first, random_split(catalog, seed=43))
+    tested = np.flatnonzero(first[:100] == "test")
+    assert not np.array_equal(tested, np.arange(15)) and not np.array_equal(tested, np.arange(85, 100))
+
+
+def test_every_image_is_in_one_split_and_the_shares_are_settings():
+    catalog = table([50, 50])
+    splits = random_split(catalog, seed=0, test=0.3, val=0.5)
+    assert catalog.with_splits(splits).counts() == {"train": 35, "val": 35, "test": 30}
+    assert set(splits) == {"train", "val", "test"} and len(splits) == 100
+
+
+@pytest.mark.parametrize("sizes", [[1, 1], [2, 1], [1, 1, 1, 1]])
+def test_too_few_images_for_a_split_are_an_error_that_counts_them(sizes):
+    text = message_of(random_split, table(sizes), seed=42)
+    assert f"too few images for a split: {sum(sizes)} images of {len(sizes)} classes in photos" in text
+
+
+def test_a_class_that_chance_leaves_without_a_training_image_is_an_error():
+    catalog = table([40, *[1] * 10])  # 8 images are tested: 6 or 7 of the first class, the rest of classes of one image
+    assert "c" in message_of(random_split, catalog, seed=42)
+
+
+def test_photographs_share_out_as_near_the_targets_as_they_can():
+    catalog = table([1000] * 9, copies=20)
+    splits = photograph_split(catalog, seed=42)
+    assert {*per_class(catalog, splits, "test")} <= {140, 160}  # 150 lies between 7 and 8 photographs
+    assert {*per_class(catalog, splits, "val")} <= {80}  # 84 to 86 is nearest to 4 of 20
+    assert np.array_equal(splits, photograph_split(catalog, seed=42))
+    assert not np.array_equal(splits, photograph_split(catalog, seed=43))
+
+
+def test_an_image_without_a_known_photograph_counts_as_its_own():
+    rows = [(f"{c}/{i:02}.png", c, f"{c}/{i // 2}" if i < 4 else "", "") for c in "ab" for i in range(20)]
+    splits = photograph_split(make_catalog(Path("photos"), rows), seed=3)
+    assert splits[0] == splits[1] and splits[2] == splits[3]
+    assert all((splits[20 * c : 20 * c + 20] == name).any() for c in (0, 1) for name in ("train", "val", "test"))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_three_photographs_are_one_for_each_side_however_uneven_they_are(seed):
+    rows = [(f"a/{i:02}.png", "a", f"a/{min(i, 2)}", "") for i in range(12)]  # photographs of 1, 1 and 10 images
+    rows += [(f"b/{i:02}.png", "b", f"b/{i // 3}", "") for i in range(12)]
+    catalog = make_catalog(Path("photos"), rows)
+    splits = photograph_split(catalog, seed=seed)
+    assert min(per_class(catalog, splits, "train")) > 0
+    assert min(per_class(catalog, splits, "val")) > 0
+    assert min(per_class(catalog, splits, "test")) > 0
+
+
+def test_a_split_file_is_replayed_to_the_row(tmp_path):
+    catalog = table([40, 40])
+    splits = random_split(catalog, seed=7)
+    catalog.with_splits(splits).write_csv(tmp_path / "split.csv")
+    assert np.array_equal(file_split(catalog, seed=99, path=str(tmp_path / "split.csv")), splits)
+
+
+def test_images_that_a_split_file_does_not_name_are_left_out(tmp_path):
+    write_split(tmp_path, [(f"c{c}/0000{i}.png", s) for c in (0, 1) for i, s in enumerate(("train", "val", "test"))])
+    catalog = table([5, 5])
+    splits = file_split(catalog, seed=0, path=str(tmp_path / "split.csv"))
+    assert splits.tolist() == ["train", "val", "test", "", ""] * 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("c0/00000.png", "training")], "names the split 'training'; allowed are train, val, test"),
+        ([("c0/99999.png", "train")], "names 1 images that are not in photos, the first c0/99999.png"),
+        ([("c0/00000.png", "train"), ("c1/00000.png", "train")], "would give 2 to train, 0 to validate and 0 to test"),
+    ],
+)
+def test_a_split_file_that_does_not_fit_says_why(tmp_path, rows, message):
+    write_split(tmp_path, rows)
+    assert message in message_of(file_split, table([5, 5]), seed=0, path=str(tmp_path / "split.csv"))
+
+
+def test_a_split_file_that_leaves_a_class_without_training_images_is_an_error(tmp_path):
+    rows = [("c0/00000.png", "train"), ("c0/00001.png", "train"), ("c1/00000.png", "val"), ("c1/00001.png", "test")]
+    write_split(tmp_path, rows)
+    message_of(file_split, table([5, 5]), seed=0, path=str(tmp_path / "split.csv"))
+
+
+def test_a_split_file_that_is_missing_or_another_table_is_an_error(tmp_path):
+    assert "split.path: no file" in message_of(file_split, table([5, 5]), seed=0, path=str(tmp_path / "no.csv"))
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    text = message_of(file_split, table([5, 5]), seed=0, path=str(tmp_path / "other.csv"))
+    assert "has no columns 'path' and 'split'" in text
+
+
+def test_a_split_file_that_is_no_text_is_an_error(make_image, tmp_path):
+    make_image(tmp_path / "photo.png", (9, 9, 9), 1)
+    assert "photo.png" in message_of(file_split, table([5, 5]), seed=0, path=str(tmp_path / "photo.png"))
+
+
+def test_folders_keep_the_split_they_say(make_folder, tmp_path):
+    for part, count in (("train", 4), ("val", 2), ("test", 1)):
+        make_folder(tmp_path / part, 2, count)
+    catalog = FolderSource(tmp_path).read()
+    assert np.array_equal(folder_split(catalog, seed=1), catalog.splits)
+
+
+def test_a_val_or_test_folder_that_is_missing_is_drawn_from_train(make_folder, tmp_path):
+    make_folder(tmp_path / "train", 2, 20)
+    make_folder(tmp_path / "test", 2, 3)
+    catalog = FolderSource(tmp_path).read()
+    splits = folder_split(catalog, seed=1)
+    assert catalog.with_splits(splits).counts() == {"train": 36, "val": 4, "test": 6}
+    assert per_class(catalog, splits, "val") == [2, 2]
+    assert all(path.startswith("test/") == (split == "test") for path, split in zip(catalog.paths, splits, strict=True))
+    assert np.array_equal(splits, folder_split(catalog, seed=1))
+
+
+def test_folders_that_say_no_split_are_an_error(make_folder, tmp_path):
+    text = message_of(folder_split, FolderSource(make_folder(tmp_path, 2)).read(), seed=1)
+    assert "has no folders train, val and test" in text
+
+
+def test_a_recorded_split_is_the_one_that_was_recorded():
+    catalog = table([10, 10])
+    splits = random_split(catalog, seed=3)
+    assert np.array_equal(recorded_split(catalog.with_splits(splits), seed=99), splits)
+
+
+def write_split(folder, rows):
+    with (folder / "split.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("path", "split"), *rows])

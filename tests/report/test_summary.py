@@ -1,0 +1,179 @@
+"""A run in numbers: ``summary.json`` agrees with the files beside it, and the closing table with both."""
+
+import contextlib
+import csv
+import io
+import json
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fish_lightning.callbacks.checkpoints import BestCheckpoint
+from fish_lightning.callbacks.history import History
+from fish_lightning.errors import UserError
+from fish_lightning.report import summary as report
+from fish_lightning.report.scores import wilson_interval
+
+CONTRACT = {
+    "test",
+    "val",
+    "best_epoch",
+    "seconds",
+    "train_images_per_second",
+    "seed",
+    "split",
+    "classes",
+    "weights",
+    "checkpoint",
+}
+
+
+@pytest.fixture(scope="module")
+def run_folder(make_folder, make_data, make_model, tmp_path_factory):
+    """A small run from first validation to closing table: (folder, history, what it printed)."""
+    folder = tmp_path_factory.mktemp("run")
+    data = make_data(make_folder(folder / "photos", 3, 10))
+    model = make_model(data)
+    history = History()
+    best = BestCheckpoint(
+        dirpath=folder / "checkpoints", filename="best", monitor="val/accuracy", save_weights_only=True
+    )
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=3,
+        logger=False,
+        callbacks=[best, history],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        report.write_start(folder, trainer, model, data)
+        trainer.validate(model, datamodule=data, verbose=False)
+        trainer.fit(model, datamodule=data)
+        trainer.test(model, datamodule=data, ckpt_path=best.best_model_path, verbose=False, weights_only=True)
+        summary = report.summarize_run(trainer, model, data, tested=True)
+        report.write_run(folder, trainer, model, data, summary)
+    return folder, history, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def summary(run_folder):
+    return json.loads((run_folder[0] / "summary.json").read_text())
+
+
+def test_summary_has_every_key_of_the_contract(summary):
+    assert set(summary) >= CONTRACT
+    assert set(summary["test"]) >= {"accuracy", "accuracy_ci95", "macro_f1", "loss", "n", "per_class"}
+    assert set(summary["val"]) >= {"accuracy", "macro_f1", "loss", "n"}
+
+
+def test_summary_says_what_ran(summary, run_folder):
+    assert (summary["seed"], summary["split"], summary["weights"]) == (42, "random", None)
+    assert summary["classes"] == ["kind a", "kind b", "kind c"]
+    assert summary["images"] == {"train": 19, "val": 5, "test": 6}
+    assert (summary["test"]["n"], summary["val"]["n"], summary["epochs"]) == (6, 5, 3)
+    assert summary["checkpoint"] == str(run_folder[0] / "checkpoints" / "best.ckpt")
+    assert summary["train_images_per_second"] > 0 and 0 < summary["seconds"] < 100
+    assert summary["unreadable_images"] == []
+
+
+def test_validation_scores_are_those_of_the_best_epoch(summary, run_folder):
+    rows = run_folder[1].rows
+    best = max(rows[1:], key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    assert summary["best_epoch"] == best["epoch"]
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    for key in ("accuracy", "macro_f1", "loss"):
+        assert summary["val"][key] == best[f"val_{key}"]
+
+
+def test_test_scores_can_be_worked_out_again_from_the_predictions(summary, run_folder):
+    with (run_folder[0] / "test_predictions.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    with (run_folder[0] / "split.csv").open(newline="", encoding="utf-8") as stream:
+        tested = {row["path"]: row["label"] for row in csv.DictReader(stream) if row["split"] == "test"}
+    assert {row["path"]: row["label"] for row in rows} == tested and len(rows) == 6
+    correct = [row["label"] == row["prediction"] for row in rows]
+    assert [int(row["correct"]) for row in rows] == [int(value) for value in correct]
+    assert summary["test"]["accuracy"] == sum(correct) / 6
+    assert summary["test"]["accuracy_ci95"] == pytest.approx(wilson_interval(sum(correct), 6))
+    f1 = []
+    for name in summary["classes"]:
+        hits = sum(row["label"] == row["prediction"] == name for row in rows)
+        named = sum(row["prediction"] == name for row in rows) + sum(row["label"] == name for row in rows)
+        f1.append(2 * hits / named)
+    assert summary["test"]["macro_f1"] == pytest.approx(np.mean(f1), abs=1e-6)
+    assert np.trace(summary["test"]["confusion_matrix"]) == sum(correct)
+
+
+def test_the_tested_weights_are_the_best_checkpoints(summary, run_folder):
+    checkpoint = torch.load(run_folder[0] / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == summary["best_epoch"] - 1
+
+
+def test_the_four_plots_are_pictures(run_folder):
+    plots = run_folder[0] / "plots"
+    assert {file.name for file in plots.iterdir()} == {
+        "loss.png",
+        "accuracy.png",
+        "confusion_matrix.png",
+        "predictions.png",
+    }
+    for file in plots.iterdir():
+        pixels = np.asarray(Image.open(file).convert("L"))
+        assert min(pixels.shape) >= 200 and pixels.std() > 5, file
+
+
+def test_the_start_says_model_data_split_and_folder(run_folder):
+    lines = run_folder[2].splitlines()
+    assert lines[0].startswith("model  shufflenet_v2_x0_5, random weights; cpu, 32-true")
+    assert lines[1].startswith("data   30 images of 3 kinds in ")
+    assert lines[2] == "split  random, seed 42: 19 train, 5 val, 6 test"
+    assert lines[3] == f"run    {run_folder[0]}"
+
+
+def test_the_closing_table_says_what_came_out_where_it_is_and_what_to_do_next(run_folder, summary):
+    text, test = run_folder[2], summary["test"]
+    low, high = test["accuracy_ci95"]
+    assert f"test accuracy  {test['accuracy']:.2%}   95 % interval {low:.1%} to {high:.1%}" in text
+    assert f"{6 - round(6 * test['accuracy'])} of 6 wrong; split=random" in text
+    for name, scores in test["per_class"].items():
+        assert f"{name}  {scores['precision']:9.1%}  {scores['recall']:6.1%}       {scores['n']}" in text
+    assert f"best epoch   {summary['best_epoch']} by validation accuracy" in text
+    assert f"run folder   {run_folder[0]}" in text
+    assert f"tensorboard --logdir {run_folder[0]}" in text
+    assert f"python -m fish_lightning.predict ckpt={summary['checkpoint']} input=" in text
+
+
+def test_unreadable_images_are_counted_on_the_screen(tmp_path, summary):
+    text = report.closing_table(tmp_path, summary | {"unreadable_images": ["a/1.png", "b/2.png"]})
+    assert "left out: 2 unreadable images, named in summary.json" in text
+
+
+def test_a_run_without_a_test_says_so(tmp_path, summary):
+    text = report.closing_table(tmp_path, summary | {"test": {}})
+    assert text.startswith("not tested (test=false)") and "test accuracy" not in text
+
+
+def test_metrics_go_by_the_names_they_are_logged_under(summary):
+    assert report.metric(summary, "val/accuracy") == summary["val"]["accuracy"]
+    assert report.metric(summary, "test/macro_f1") == summary["test"]["macro_f1"]
+    assert set(report.metrics(summary)) == {
+        f"{stage}/{key}" for stage in ("val", "test") for key in ("accuracy", "macro_f1", "loss")
+    }
+
+
+def test_a_metric_that_was_not_measured_is_an_error_that_names_those_that_were(summary):
+    with pytest.raises(UserError) as error:
+        report.metric(summary | {"test": {}}, "test/accuracy")
+    assert str(error.value).startswith("optimized_metric=test/accuracy: this run measured val/accuracy, val/macro_f1")
+
+
+def test_an_evaluation_says_which_subset_it_scored(tmp_path, summary):
+    text = report.evaluation_table(tmp_path, {"val": summary["test"], "split": "random", "data": "photos"}, "val")
+    assert "split=random, subset=val" in text and "data     photos" in text and str(tmp_path) in text

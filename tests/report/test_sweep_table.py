@@ -1,0 +1,122 @@
+"""The table of a multirun: best first, failed jobs last, the loss the other way round."""
+
+import csv
+import json
+import math
+
+import pytest
+from omegaconf import OmegaConf
+
+from fish_lightning.report.sweep import SweepTable, sweep_rows, sweep_table
+
+
+def summary(accuracy, loss, test=None):
+    return {
+        "val": {"accuracy": accuracy, "loss": loss, "macro_f1": accuracy - 0.01, "n": 40},
+        "test": {} if test is None else {"accuracy": test, "loss": 2 * loss, "macro_f1": test, "n": 60},
+        "best_epoch": 3,
+        "seconds": 12.5,
+    }
+
+
+@pytest.fixture
+def make_job(tmp_path):
+    """``make_job(number, overrides, summary)``: one job's folder of the multirun in ``tmp_path``."""
+
+    def make(number, overrides, content=None):
+        folder = tmp_path / str(number)
+        (folder / ".hydra").mkdir(parents=True)
+        OmegaConf.save(OmegaConf.create(overrides), folder / ".hydra" / "overrides.yaml")
+        if content is not None:
+            (folder / "summary.json").write_text(json.dumps(content))
+
+    return make
+
+
+@pytest.fixture
+def grid(make_job, tmp_path):
+    """Four jobs, of which number 2 failed."""
+    make_job(0, ["optimizer=adam", "optimizer.lr=0.001"], summary(0.8, 0.5, 0.9))
+    make_job(1, ["optimizer=adam", "optimizer.lr=0.01"], summary(0.9, 0.7, 0.7))
+    make_job(2, ["optimizer=sgd", "optimizer.lr=1e9"])
+    make_job(3, ["optimizer=sgd", "optimizer.lr=0.01"], summary(0.85, 0.2, 0.8))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("metric", "order"),
+    [
+        ("val/accuracy", ["1", "3", "0", "2"]),
+        ("test/accuracy", ["0", "3", "1", "2"]),
+        ("val/loss", ["3", "0", "1", "2"]),  # lower is better
+        ("test/loss", ["3", "0", "1", "2"]),
+    ],
+)
+def test_jobs_come_best_first_and_failed_ones_last(grid, metric, order):
+    rows = sweep_rows(grid, metric)
+    assert [row["job"] for row in rows] == order
+    assert [row["status"] for row in rows] == ["done"] * 3 + ["failed"]
+
+
+def test_a_row_says_what_was_set_and_what_came_out(grid):
+    best = sweep_rows(grid, "val/accuracy")[0]
+    assert best["overrides"] == "optimizer=adam optimizer.lr=0.01"
+    assert (best["val/accuracy"], best["val/loss"], best["test/accuracy"], best["test/loss"]) == (0.9, 0.7, 0.7, 1.4)
+    assert (best["best_epoch"], best["seconds"], best["folder"]) == (3, 12.5, str(grid / "1"))
+
+
+def test_the_callback_writes_the_csv_and_prints_the_table(grid, capsys):
+    config = {"hydra": {"sweep": {"dir": str(grid)}}, "optimized_metric": "val/accuracy"}
+    SweepTable().on_multirun_end(OmegaConf.create(config))
+    with (grid / "sweep.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["job"] for row in rows] == ["1", "3", "0", "2"]
+    assert list(rows[0])[:4] == ["job", "overrides", "val/accuracy", "val/loss"]
+    assert float(rows[0]["val/accuracy"]) == 0.9 and float(rows[0]["test/accuracy"]) == 0.7
+    assert rows[3]["status"] == "failed" and rows[3]["val/accuracy"] == ""
+    printed = capsys.readouterr().out
+    assert "sweep, best val/accuracy first" in printed and "sweep.csv" in printed
+    assert "optimizer=sgd optimizer.lr=1e9  (failed)" in printed
+    assert f"tensorboard --logdir {grid}" in printed
+    assert not [file for file in grid.iterdir() if file.name.startswith(".")]
+
+
+def test_the_printed_table_lines_up(grid):
+    lines = sweep_table(sweep_rows(grid, "val/accuracy"), "val/accuracy").splitlines()
+    assert lines[0] == "sweep, best val/accuracy first"
+    assert lines[1].split()[:2] == ["job", "val"]
+    assert lines[2].split() == ["1", "0.9000", "0.7000", "0.7000", "optimizer=adam", "optimizer.lr=0.01"]
+    assert lines[5].split()[:4] == ["2", "-", "-", "-"]
+    assert len({line.index("opti") for line in lines[2:]}) == 1
+
+
+def test_jobs_that_were_not_tested_are_ranked_by_validation(make_job, tmp_path):
+    make_job(0, [], summary(0.8, 0.5))
+    make_job(1, [], summary(0.9, 0.5))
+    rows = sweep_rows(tmp_path, "val/accuracy")
+    assert [row["job"] for row in rows] == ["1", "0"] and rows[0]["test/accuracy"] is None
+
+
+def test_a_score_of_nought_is_a_score(make_job, tmp_path):
+    make_job(0, [])
+    make_job(1, [], summary(0.0, 0.0))
+    assert [row["job"] for row in sweep_rows(tmp_path, "val/accuracy")] == ["1", "0"]
+    assert [row["job"] for row in sweep_rows(tmp_path, "val/loss")] == ["1", "0"]
+
+
+def test_equal_jobs_stand_in_the_order_they_ran(make_job, tmp_path):
+    for number in (10, 2, 0):
+        make_job(number, [], summary(0.5, 0.5))
+    assert [row["job"] for row in sweep_rows(tmp_path, "val/accuracy")] == ["0", "2", "10"]
+
+
+def test_a_job_that_diverged_does_not_spoil_the_order(make_job, tmp_path):
+    for number, loss in enumerate([0.9, math.nan, 0.3, math.nan, 0.1]):
+        make_job(number, [], summary(0.5, loss))
+    assert [row["job"] for row in sweep_rows(tmp_path, "val/loss")] == ["4", "2", "0", "1", "3"]
+
+
+def test_a_multirun_without_jobs_writes_nothing(tmp_path, capsys):
+    config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "optimized_metric": "val/accuracy"}
+    SweepTable().on_multirun_end(OmegaConf.create(config))
+    assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
