@@ -137,7 +137,8 @@ class FishDataModule(L.LightningDataModule):
         """Where a run that is saved now would go on: epoch (0-based) and batches of it that are done."""
         if self.trainer is None:
             return {"epoch": 0, "batches": 0}
-        epoch, done = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        epoch, done = self.trainer.current_epoch, progress.processed
         if done >= self.trainer.num_training_batches:
             epoch, done = epoch + 1, 0
         return {"epoch": epoch, "batches": done}

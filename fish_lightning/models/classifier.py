@@ -146,6 +146,10 @@ class FishClassifier(L.LightningModule):
         # inception_v3 and googlenet answer with a tuple of main and auxiliary logits while training.
         return output if isinstance(output, Tensor) else output[0]
 
+    def on_train_epoch_start(self) -> None:
+        """A new epoch, a new mean; not called where a run goes on in the middle of one."""
+        self.train_loss.reset()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Loss of one batch; a batch of which no image could be read is passed over."""
         images, labels, _ = self._readable(batch)

@@ -57,14 +57,9 @@ def sweep_rows(folder: Path, metric: str) -> list[dict[str, Any]]:
     sign = 1 if metric.endswith("loss") else -1
 
     def rank(row: dict[str, Any]) -> tuple[bool, float, int, str]:
-        value = row.get(metric)
-        measured = value is not None and not math.isnan(value)
-        return (
-            not measured,
-            sign * value if measured else 0.0,
-            int(row["job"]) if row["job"].isdigit() else 0,
-            row["job"],
-        )
+        value = float("nan") if row[metric] is None else float(row[metric])
+        job = row["job"]
+        return math.isnan(value), 0.0 if math.isnan(value) else sign * value, int(job) if job.isdigit() else 0, job
 
     return sorted(rows, key=rank)
 

@@ -11,7 +11,7 @@ def events(trained):
 
 def test_scalars_are_there_and_the_rate_of_each_step(events):
     names = events.Tags()["scalars"]
-    assert {"train/loss_step", "train/loss_epoch", "val/loss", "val/accuracy", "test/accuracy", "lr-Adam"} <= set(names)
+    assert {"train/loss_step", "train/loss", "val/loss", "val/accuracy", "test/accuracy", "lr-Adam"} <= set(names)
     assert [scalar.step for scalar in events.Scalars("lr-Adam")] == list(range(14))
     assert len(events.Scalars("val/accuracy")) == 3
 

@@ -246,8 +246,12 @@ def test_the_shares_of_the_ranks_are_disjoint_and_together_all_images(n, world, 
         assert len(KeyedSampler(n, 7, shuffle, rank, world)) == len(share)
 
 
-def test_skip_goes_on_where_the_epoch_was_left():
+def test_it_starts_where_the_epoch_was_left():
     whole = list(KeyedSampler(10, 3, shuffle=True))
-    assert list(KeyedSampler(10, 3, shuffle=True, skip=lambda: 4)) == whole[4:]
+    assert list(KeyedSampler(10, 3, shuffle=True, start_index=4)) == whole[4:]
+    sampler = KeyedSampler(10, 3, shuffle=True, start_epoch=2, start_index=4)
+    assert [epoch for epoch, _ in sampler] == [2] * 6  # only the epoch that was left has had some
+    sampler.set_epoch(3)
+    assert len(list(sampler)) == 10
     share = list(KeyedSampler(10, 3, shuffle=True, rank=1, world_size=2))
-    assert list(KeyedSampler(10, 3, shuffle=True, rank=1, world_size=2, skip=lambda: 2)) == share[2:]
+    assert list(KeyedSampler(10, 3, shuffle=True, rank=1, world_size=2, start_index=2)) == share[2:]

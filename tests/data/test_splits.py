@@ -81,7 +81,7 @@ def test_every_image_is_in_one_split_and_the_shares_are_settings():
 @pytest.mark.parametrize("sizes", [[1, 1], [2, 1], [1, 1, 1, 1]])
 def test_too_few_images_for_a_split_are_an_error_that_counts_them(sizes):
     text = message_of(random_split, table(sizes), seed=42)
-    assert f"too few images for a split: {sum(sizes)} images of {len(sizes)} classes in photos" in text
+    assert f"too few images for this split: {sum(sizes)} images of {len(sizes)} classes in photos" in text
 
 
 def test_a_class_that_chance_leaves_without_a_training_image_is_an_error():
@@ -135,7 +135,10 @@ def test_images_that_a_split_file_does_not_name_are_left_out(tmp_path):
     [
         ([("c0/00000.png", "training")], "names the split 'training'; allowed are train, val, test"),
         ([("c0/99999.png", "train")], "names 1 images that are not in photos, the first c0/99999.png"),
-        ([("c0/00000.png", "train"), ("c1/00000.png", "train")], "would give 2 to train, 0 to validate and 0 to test"),
+        (
+            [("c0/00000.png", "train"), ("c1/00000.png", "train")],
+            "10 images of 2 classes in photos leave none in val, none in test",
+        ),
     ],
 )
 def test_a_split_file_that_does_not_fit_says_why(tmp_path, rows, message):
@@ -153,7 +156,7 @@ def test_a_split_file_that_is_missing_or_another_table_is_an_error(tmp_path):
     assert "split.path: no file" in message_of(file_split, table([5, 5]), seed=0, path=str(tmp_path / "no.csv"))
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     text = message_of(file_split, table([5, 5]), seed=0, path=str(tmp_path / "other.csv"))
-    assert "has no columns 'path' and 'split'" in text
+    assert "has no rows with the columns 'path' and 'split'" in text
 
 
 def test_a_split_file_that_is_no_text_is_an_error(make_image, tmp_path):

@@ -161,17 +161,22 @@ def test_a_run_without_a_test_says_so(tmp_path, summary):
 
 
 def test_metrics_go_by_the_names_they_are_logged_under(summary):
-    assert report.metric(summary, "val/accuracy") == summary["val"]["accuracy"]
-    assert report.metric(summary, "test/macro_f1") == summary["test"]["macro_f1"]
+    assert report.metrics(summary)["val/accuracy"] == summary["val"]["accuracy"]
+    assert report.metrics(summary)["test/macro_f1"] == summary["test"]["macro_f1"]
     assert set(report.metrics(summary)) == {
         f"{stage}/{key}" for stage in ("val", "test") for key in ("accuracy", "macro_f1", "loss")
     }
 
 
-def test_a_metric_that_was_not_measured_is_an_error_that_names_those_that_were(summary):
+@pytest.mark.parametrize(("name", "tested"), [("test/accuracy", False), ("val/acuracy", True)])
+def test_a_metric_that_will_not_be_measured_is_refused_before_the_run(name, tested):
     with pytest.raises(UserError) as error:
-        report.metric(summary | {"test": {}}, "test/accuracy")
-    assert str(error.value).startswith("optimized_metric=test/accuracy: this run measured val/accuracy, val/macro_f1")
+        report.require_metric(name, tested)
+    assert str(error.value).startswith(
+        f"optimized_metric={name}: this run measures val/accuracy, val/loss, val/macro_f1"
+    )
+    assert ("test/accuracy, test/loss" in str(error.value)) == tested
+    report.require_metric("val/accuracy", tested)
 
 
 def test_an_evaluation_says_which_subset_it_scored(tmp_path, summary):
