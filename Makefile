@@ -24,7 +24,7 @@ train: $(READY) ## train on the generated sample data, offline: minutes on two c
 	$(BIN)/python -m fish_lightning.train
 
 test: $(READY) ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(READY) ## style and types
 	$(BIN)/ruff check .

@@ -23,8 +23,10 @@ def sweep(tmp_path_factory, run, tiny_data):
 def test_each_job_of_the_grid_has_a_folder_and_a_row(sweep):
     assert sorted(path.name for path in sweep.folder.iterdir() if path.is_dir()) == ["0", "1", "2", "3"]
     assert {row["job"] for row in sweep.rows} == {"0", "1", "2", "3"}
-    choices = {tuple(word for word in row["overrides"].split() if word.startswith("optimizer")) for row in sweep.rows}
-    assert choices == {(f"optimizer={kind}", f"optimizer.lr={lr}") for kind in ("adam", "sgd") for lr in (0.001, 0.01)}
+    choices = {
+        tuple(sorted(word for word in row["overrides"].split() if word.startswith("optimizer"))) for row in sweep.rows
+    }
+    assert choices == {(f"optimizer.lr={lr}", f"optimizer={kind}") for kind in ("adam", "sgd") for lr in (0.001, 0.01)}
 
 
 def test_rows_hold_the_jobs_own_numbers_best_first(sweep):

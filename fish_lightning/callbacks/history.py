@@ -1,5 +1,6 @@
 """The rows of a run, one an epoch: kept for plots and summary, printed as they come."""
 
+import sys
 import time
 from typing import Any
 
@@ -79,6 +80,7 @@ class History(Callback):
             row[f"val_{key}"] = None if value is None else float(value)
         self.rows.append(row)
         trainer.print(line(row, trainer.max_epochs))
+        sys.stdout.flush()  # a file or a pipe gets its line now, not when the run is over
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and clocks, so that a resumed run's plots have no seam."""

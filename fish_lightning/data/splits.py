@@ -223,7 +223,7 @@ def _require_enough(catalog: Catalog, splits: npt.NDArray[np.str_]) -> npt.NDArr
     if untrained or empty:
         lacks = [f"none of '{name}' to train on" for name in untrained[:3]] + [f"none in {name}" for name in empty]
         raise UserError(
-            f"too few images for this split: {len(catalog)} images of {len(catalog.classes)} classes in {catalog.root} leave "
-            f"{', '.join(lacks)}\nadd images, or choose another split."
+            f"too few images for this split: {len(catalog)} images of {len(catalog.classes)} classes in {catalog.root}"
+            f" leave {', '.join(lacks)}\nadd images, or choose another split."
         )
     return splits

@@ -137,7 +137,7 @@ def test_images_that_a_split_file_does_not_name_are_left_out(tmp_path):
         ([("c0/99999.png", "train")], "names 1 images that are not in photos, the first c0/99999.png"),
         (
             [("c0/00000.png", "train"), ("c1/00000.png", "train")],
-            "10 images of 2 classes in photos leave none in val, none in test",
+            "2 classes in photos leave none in val, none in test",
         ),
     ],
 )
