@@ -26,7 +26,8 @@ def test_each_job_of_the_grid_has_a_folder_and_a_row(sweep):
     choices = {
         tuple(sorted(word for word in row["overrides"].split() if word.startswith("optimizer"))) for row in sweep.rows
     }
-    assert choices == {(f"optimizer.lr={lr}", f"optimizer={kind}") for kind in ("adam", "sgd") for lr in (0.001, 0.01)}
+    grid = [("adam", 0.001), ("adam", 0.01), ("sgd", 0.001), ("sgd", 0.01)]
+    assert choices == {(f"optimizer.lr={lr}", f"optimizer={kind}") for kind, lr in grid}
 
 
 def test_rows_hold_the_jobs_own_numbers_best_first(sweep):
