@@ -12,9 +12,33 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def default_workers() -> int:
-    """Loader workers: one a core, at most 8; on one or two cores 1, since the arithmetic needs them."""
-    return 1 if cores() <= 2 else min(8, cores())
+def default_workers(accelerator: str) -> int:
+    """Loader workers: one a core, at most 8, for a GPU; on a CPU one for each eight cores, since arithmetic needs them.
+
+    One worker loads some 400 images a second, one core trains ResNet-34 on 20 (160x240, bf16).
+    """
+    return max(1, cores() // 8) if _trains_on_cpu(accelerator) else min(8, cores())
+
+
+def leave_a_core_to_the_loader() -> None:
+    """Let torch compute on all cores but one, whatever the number of workers, unless ``OMP_NUM_THREADS`` says how many.
+
+    Its threads wait for one another at every operation: where a loader worker takes one's core, all wait. On two cores
+    one thread beside one worker trains as fast as two do on an idle machine, and up to twenty times as fast on a busy
+    one (measured).
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() - 1))
+
+
+def _trains_on_cpu(accelerator: str) -> bool:
+    if accelerator not in ("auto", "gpu", "cuda"):
+        return accelerator == "cpu"
+    import torch
+
+    return not (torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 def fastest_precision(accelerator: str) -> str:
@@ -62,7 +86,7 @@ def _run_folder(ckpt: str | None, new: str) -> str:
 
 
 def register_resolvers() -> None:
-    """Make ``${workers:}``, ``${uses_cuda:ACCELERATOR}``, ``${run_folder:CKPT,NEW}`` … known to the YAML files."""
+    """Make ``${workers:ACCELERATOR}``, ``${uses_cuda:ACCELERATOR}``, ``${run_folder:CKPT,NEW}`` … known to the YAML files."""
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("uses_cuda", _uses_cuda, replace=True)
     OmegaConf.register_new_resolver("workers", default_workers, replace=True)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from fish_lightning.callbacks.checkpoints import BestCheckpoint
 from fish_lightning.errors import UserError
-from fish_lightning.hardware import cpu_has_bf16, fastest_precision
+from fish_lightning.hardware import cpu_has_bf16, fastest_precision, leave_a_core_to_the_loader
 from fish_lightning.models.classifier import load_checkpoint
 
 #: Lightning's warnings that do not apply here, with the reason.
@@ -45,6 +45,7 @@ def build_trainer(
         UserError: Lightning refuses a setting, such as an accelerator that this machine has not.
     """
     quieten_lightning()
+    leave_a_core_to_the_loader()
     chosen = cfg.precision
     if chosen == "auto":
         chosen = precision or fastest_precision(cfg.accelerator)
