@@ -232,8 +232,8 @@ def vary(kind: Kind, rng: Rng) -> Kind:
     depth, back, belly, nose = rng.normal(1, [0.07, 0.04, 0.05, 0.05]).clip(0.85, 1.15)
     paunch = np.array([1, nose, nose, 1, belly, belly, 1, 1])
     # Every fish leans towards the grey-brown of a dead one by its own amount, so that colour alone tells little.
-    dull, pale = rng.uniform(0.0, 0.2), rng.normal(0, 0.025)
-    tint = rng.normal(0, 0.02, 3)
+    dull, pale = rng.uniform(0.0, 0.13), rng.normal(0, 0.02)
+    tint = rng.normal(0, 0.014, 3)
 
     def tone(color: Color) -> Color:
         grey = 0.55 * np.mean(color) + 0.45 * np.array([0.50, 0.44, 0.36])
@@ -433,8 +433,8 @@ def expose(image: Array, rng: Rng) -> Array:
     rows, columns = np.mgrid[-1 : 1 : HEIGHT * 1j, -1 : 1 : WIDTH * 1j].astype(np.float32)
     tilt = rng.uniform(-0.15, 0.15, 2).astype(np.float32)
     vignette = 1 + tilt[0] * columns + tilt[1] * rows - np.float32(rng.uniform(0.05, 0.25)) * (columns**2 + rows**2) / 2
-    warm = rng.normal(0, 0.04)
-    balance = rng.uniform(0.88, 1.12) * (1 + np.array([warm, 0, -warm]) + rng.normal(0, 0.02, 3))
+    warm = rng.normal(0, 0.03)
+    balance = rng.uniform(0.9, 1.12) * (1 + np.array([warm, 0, -warm]) + rng.normal(0, 0.02, 3))
     image *= vignette[..., None] * balance.astype(np.float32)
     if rng.random() < 0.4:
         stamp(image, STAMPS[rng.integers(len(STAMPS))], upright=rng.random() < 0.5)
