@@ -86,7 +86,7 @@ def _run_folder(ckpt: str | None, new: str) -> str:
 
 
 def register_resolvers() -> None:
-    """Make ``${workers:ACCELERATOR}``, ``${uses_cuda:ACCELERATOR}``, ``${run_folder:CKPT,NEW}`` … known to the YAML files."""
+    """Make ``${workers:…}``, ``${uses_cuda:…}``, ``${run_folder:…}`` and ``${on_a_terminal:}`` known to the YAML."""
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("uses_cuda", _uses_cuda, replace=True)
     OmegaConf.register_new_resolver("workers", default_workers, replace=True)

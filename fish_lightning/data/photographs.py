@@ -172,6 +172,7 @@ class Grouping:
 def _look_at(files: Sequence[Path], cache: Path | None, pool: ThreadPoolExecutor) -> Views:
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
+    print(f"looking for copies of one photograph among {len(files):,} images, once; they are remembered", flush=True)
     views = Views(len(files), cache.parent if cache is not None else None)
     done = pool.map(views.look_at, range(len(files)), files)
     for _ in tqdm(done, total=len(files), desc="looking for copies", unit="image", disable=None):

@@ -11,7 +11,6 @@ On two cores the default set (9 kinds, 30 photographs of each, 4 copies of each 
 import csv
 import functools
 import json
-import logging
 import os
 import shutil
 import socket
@@ -31,8 +30,6 @@ from fish_lightning.data.drawing import Array, draw_board, draw_photograph
 from fish_lightning.data.kinds import KINDS
 from fish_lightning.errors import UserError
 from fish_lightning.hardware import cores
-
-log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -173,7 +170,7 @@ def is_alive(pid: int) -> bool:
 def draw_set(folder: Path, recipe: Recipe, shown_as: Path) -> None:
     """Draw all images of a set into ``folder``, which must not exist; ``shown_as`` is the name for the user."""
     jobs = [(kind, number) for kind in range(len(KINDS)) for number in range(recipe.photographs_per_kind)]
-    log.info(f"drawing the sample data set: {len(jobs) * recipe.copies:,} images into {shown_as}")
+    print(f"drawing the sample data set: {len(jobs) * recipe.copies:,} images into {shown_as}", flush=True)
     for name in KINDS:
         for sub in (class_folder(name), masks_folder(name), originals_folder(name)):
             (folder / sub).mkdir(parents=True)
