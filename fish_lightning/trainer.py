@@ -68,12 +68,11 @@ def build_trainer(
 
 
 def quieten_lightning() -> None:
-    """Leave out Lightning's advertising tips, matplotlib's news of fonts, and the warnings of ``_NOT_OURS``."""
+    """Leave out Lightning's advertising tips and the warnings of ``_NOT_OURS``."""
     for pattern in _NOT_OURS:
         warnings.filterwarnings("ignore", pattern)
-    lightning = ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed")
-    for name in (*(f"lightning.{name}" for name in lightning), "matplotlib.font_manager"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
 
 
 def resume_from(ckpt: str | None, folder: Path) -> Path | None:

@@ -20,6 +20,7 @@ Pixels = npt.NDArray[np.uint8]
 
 GOOD, BAD, PLAIN = "#1a7f37", "#c5221f", "#222222"  # titles: right, wrong, no verdict
 TRAIN, VAL = "#1f77b4", "#d95f02"
+LOG_FROM = 10.0  # a loss above this puts the axis on a log scale: one early spike would flatten all the rest
 THUMBNAIL = 200  # pixels, longest side
 
 
@@ -50,6 +51,8 @@ def _curves(rows: Sequence[Row], title: str, columns: dict[str, tuple[str, str]]
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if title == "accuracy":
         axes.set_ylim(0, 1.02)
+    elif any((row.get(column) or 0) > LOG_FROM for row in rows for column, _ in columns.values()):
+        axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
