@@ -42,6 +42,8 @@ def photograph_interval(
 
     A cluster bootstrap: whole photographs are drawn with replacement, as many as there are; the bounds are the 2.5 and
     97.5 % quantiles of the accuracy. Drawn from a fixed seed, so that the same predictions give the same interval.
+    Where every image is right, or every one wrong, a bootstrap sees no spread: then Wilson's interval with one trial a
+    photograph.
 
     Args:
         correct: (N,) whether each image was recognized.
@@ -55,6 +57,8 @@ def photograph_interval(
     """
     _, group = np.unique(photographs, return_inverse=True)
     sizes, right = np.bincount(group), np.bincount(group, weights=correct)
+    if correct.all() or not correct.any():
+        return wilson_interval(len(sizes) * int(correct.all()), len(sizes))
     drawn = np.random.default_rng(0).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=resamples)
     low, high = np.quantile((drawn @ right) / (drawn @ sizes), [0.025, 0.975])
     return float(low), float(high)

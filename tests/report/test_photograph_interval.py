@@ -29,6 +29,12 @@ def test_single_images_give_about_wilsons_interval():
     assert (low, high) == pytest.approx(wilson_interval(360, 400), abs=0.01)
 
 
+@pytest.mark.parametrize(("right", "interval"), [(True, (0.9036, 1.0)), (False, (0.0, 0.0964))])
+def test_no_error_among_many_copies_is_no_certainty(right, interval):
+    names = np.repeat(np.arange(36).astype(str), 20)
+    assert photograph_interval(np.full(720, right), names) == pytest.approx(interval, abs=1e-4)
+
+
 def test_the_same_predictions_give_the_same_interval():
     correct = np.random.default_rng(1).random(100) < 0.7
     names = np.repeat(np.arange(10).astype(str), 10)
