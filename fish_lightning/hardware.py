@@ -2,6 +2,7 @@
 
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -82,7 +83,9 @@ def _run_folder(ckpt: str | None, new: str) -> str:
     path = Path(ckpt)
     if path.is_dir():
         return str(path)
-    return str(path.parent.parent) if path.parent.name == "checkpoints" and path.is_file() else new
+    # Hydra writes into the folder before the checkpoint is looked at: a file that cannot be one leaves the run alone.
+    resumable = path.parent.name == "checkpoints" and path.name != "best.ckpt" and zipfile.is_zipfile(path)
+    return str(path.parent.parent) if resumable else new
 
 
 def register_resolvers() -> None:

@@ -30,7 +30,7 @@ def train(cfg: DictConfig) -> float | None:
 
     from fish_lightning.callbacks.tensorboard import log_config, log_hyperparameters
     from fish_lightning.report import summary as report
-    from fish_lightning.trainer import best_checkpoint, build_trainer, fit, resume_from
+    from fish_lightning.trainer import best_checkpoint, build_trainer, resume_from
 
     report.require_metric(cfg.optimized_metric, cfg.test)
     L.seed_everything(cfg.seed, verbose=False)
@@ -49,19 +49,19 @@ def train(cfg: DictConfig) -> float | None:
     trainer = build_trainer(cfg.trainer, callbacks, loggers)
 
     folder = Path(cfg.paths.output)
-    ckpt = resume_from(cfg.ckpt, folder)
+    ckpt = resume_from(cfg.ckpt, folder, data)
     report.write_start(folder, trainer, model, data)
     log_config(trainer, cfg)
     if cfg.validate_first and ckpt is None:
         trainer.validate(model, datamodule=data, verbose=False)
-    fit(trainer, model, data, ckpt)
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
     if cfg.test:
         trainer.test(model, datamodule=data, ckpt_path=best_checkpoint(trainer), verbose=False, weights_only=True)
 
     summary = report.summarize_run(trainer, model, data, tested=cfg.test)
     report.write_run(folder, trainer, model, data, summary)
     log_hyperparameters(trainer, cfg, report.metrics(summary))
-    return report.metrics(summary)[cfg.optimized_metric]
+    return report.metrics(summary).get(cfg.optimized_metric)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")

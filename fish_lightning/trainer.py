@@ -75,29 +75,26 @@ def quieten_lightning() -> None:
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
 
 
-def resume_from(ckpt: str | None, folder: Path) -> Path | None:
-    """The file that ``ckpt`` means: a file, a run folder's ``last.ckpt``, or ``last`` for that of ``folder``."""
-    if ckpt is None:
-        return None
-    run = folder if ckpt == "last" else Path(ckpt)
-    return run / "checkpoints" / "last.ckpt" if ckpt == "last" or run.is_dir() else run
-
-
-def fit(trainer: L.Trainer, model: L.LightningModule, data: L.LightningDataModule, ckpt: Path | None) -> None:
-    """``trainer.fit`` with a checkpoint that is checked before it is loaded.
+def resume_from(ckpt: str | None, folder: Path, data: L.LightningDataModule) -> Path | None:
+    """The file that ``ckpt`` means, found fit to go on from before anything in the run's folder is touched.
 
     Args:
-        trainer: of the run.
-        model: to train.
-        data: to train on.
-        ckpt: resume from this file.
+        ckpt: a file, a run folder (its ``last.ckpt``), ``last`` for that of ``folder``, or None.
+        folder: of this run.
+        data: set up; it compares its images and split with those that the run began with.
 
     Raises:
-        UserError: the checkpoint is none or holds weights only.
+        UserError: no checkpoint, one that holds weights only, or a run with other images or another split.
     """
-    if ckpt is not None and "optimizer_states" not in load_checkpoint(ckpt):
-        raise UserError(f"ckpt: {ckpt} holds weights alone, for evaluate and predict\nresume from last.ckpt beside it.")
-    trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    if ckpt is None:
+        return None
+    run = folder if ckpt == "last" else Path(ckpt).expanduser()
+    file = run / "checkpoints" / "last.ckpt" if ckpt == "last" or run.is_dir() else run
+    checkpoint = load_checkpoint(file)
+    if "optimizer_states" not in checkpoint:
+        raise UserError(f"ckpt: {file} holds weights alone, for evaluate and predict\nresume from last.ckpt beside it.")
+    data.load_state_dict(checkpoint["FishDataModule"])
+    return file
 
 
 def best_checkpoint(trainer: L.Trainer) -> str | None:

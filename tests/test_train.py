@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -279,3 +280,31 @@ def test_imagenet_weights_without_a_network_are_an_error_that_names_both_other_c
     offline = {"TORCH_HOME": str(tmp_path / "hub"), "https_proxy": "http://127.0.0.1:9"}
     done = train_tiny(tmp_path, "model.weights=imagenet", env=offline)
     assert is_short_error(done, "model.weights=imagenet: ", "model.weights=FILE.pth", "model.weights=null")
+
+
+@pytest.mark.parametrize("spoil", ["junk", "weights", "split"])
+def test_a_checkpoint_that_cannot_be_resumed_leaves_its_run_as_it_was(tmp_path, trained, train_tiny, spoil):
+    run = shutil.copytree(trained.folder, tmp_path / "run")
+    last, overrides = run / "checkpoints" / "last.ckpt", []
+    if spoil == "junk":
+        last.write_text("junk")
+    elif spoil == "weights":
+        last = last.with_name("best.ckpt")
+    else:
+        overrides = ["seed=5"]
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and ".hydra" not in file.parts}
+    done = train_tiny(tmp_path, f"ckpt={last}", *overrides)
+    assert is_short_error(done, "ckpt: ")
+    after = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and ".hydra" not in file.parts}
+    after.pop(run / "train.log", None)
+    before.pop(run / "train.log", None)
+    assert after == before
+
+
+@pytest.mark.slow
+def test_the_default_run_passes_90_percent_on_photographs_it_has_not_seen(tmp_path, run):
+    done = run("train", cwd=tmp_path, timeout=900)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((run_folder(tmp_path) / "summary.json").read_text())
+    assert (summary["split"], summary["leaked_test_images"], summary["test"]["n"]) == ("photograph", 0, 144)
+    assert summary["test"]["accuracy"] >= 0.9

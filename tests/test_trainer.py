@@ -53,11 +53,15 @@ def test_lightnings_tips_stay_off_the_screen(capsys, caplog):
     assert "GPU available" not in caplog.text
 
 
-def test_resuming_takes_a_file_a_run_folder_or_last(tmp_path):
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    last.parent.mkdir(parents=True)
-    last.touch()
-    assert resume_from(None, tmp_path) is None
-    assert resume_from(str(last), tmp_path) == last
-    assert resume_from(str(tmp_path / "run"), tmp_path) == last
-    assert resume_from("last", tmp_path / "run") == last
+def test_resuming_takes_a_file_a_run_folder_or_last(trained):
+    folder, last = trained.folder, trained.folder / "checkpoints" / "last.ckpt"
+
+    class Data:
+        def load_state_dict(self, state):
+            self.begun = state["seed"]
+
+    assert resume_from(None, folder, Data()) is None
+    for ckpt in (str(last), str(folder), "last"):
+        data = Data()
+        assert resume_from(ckpt, folder, data) == last
+        assert data.begun == 42

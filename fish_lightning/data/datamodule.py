@@ -75,6 +75,8 @@ class FishDataModule(L.LightningDataModule):
         test_subset: str = "test",
     ) -> None:
         super().__init__()
+        if on_error not in ("raise", "skip"):
+            raise UserError(f"data.on_error={on_error}: it is raise or skip")
         self.source, self.split, self.seed = source(root), split, seed
         self.train_transform, self.eval_transform = train_transform, eval_transform
         self.start = {"epoch": 0, "batches": 0}

@@ -5,6 +5,7 @@ applies it. Without the seeding, a ``Compose`` made in the parent gives the same
 (albumentations issue 2473); with it, what happens to an image does not depend on the number of workers.
 """
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -137,7 +138,12 @@ def keyed_seed(seed: int, epoch: int, row: int) -> int:
 
 
 def start_worker(worker_id: int) -> None:
-    """Keep OpenCV's and torch's threads from fighting the other workers for the cores."""
+    """Keep OpenCV's and torch's threads from fighting the other workers for the cores, and Ctrl-C to the main process.
+
+    A terminal sends Ctrl-C to the workers too, and they would inherit the handler that saves the run.
+    """
     del worker_id
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -3,7 +3,7 @@
 import csv
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from fish_lightning.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 MASK_SUFFIX = " GT"
-ORIGINALS = "NA_Fish_Dataset"
+NOT_CLASSES = ("Fish_Dataset", "NA_Fish_Dataset")  # the archive's own folders: all images, and the originals
 
 
 class Source(Protocol):
@@ -36,7 +36,7 @@ class ArchiveSource:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
 
     def prepare(self) -> None:
         """Nothing to make: the archive is on disk or it is an error."""
@@ -49,8 +49,8 @@ class ArchiveSource:
         """
         require_folder(self.root)
         for base in (self.root, self.root / "Fish_Dataset", self.root / "Fish_Dataset" / "Fish_Dataset"):
-            classes = [f for f in subfolders(base) if (f / f.name).is_dir()] if base.is_dir() else []
-            classes = [f for f in classes if f.name != "Fish_Dataset"]
+            folders = [f for f in subfolders(base) if f.name not in NOT_CLASSES] if base.is_dir() else []
+            classes = [f for f in folders if (f / f.name).is_dir()]
             if classes:
                 break
         else:
@@ -63,7 +63,7 @@ class ArchiveSource:
             for folder in classes
             for file in images_below(folder / folder.name)
         ]
-        return make_catalog(self.root, rows, [folder.name for folder in classes])
+        return make_catalog(self.root, rows, [folder.name for folder in folders])
 
 
 class FolderSource:
@@ -74,7 +74,7 @@ class FolderSource:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
 
     def prepare(self) -> None:
         """Nothing to make."""
@@ -88,7 +88,13 @@ class FolderSource:
         require_folder(self.root)
         top = subfolders(self.root)
         given = {folder.name for folder in top}
-        has_split = "train" in given and given <= {*SPLITS, "valid", "validation"}
+        parts = given & {*SPLITS, "valid", "validation"}
+        has_split = "train" in parts and (len(parts) > 1 or given == parts)
+        if has_split and given != parts:
+            raise UserError(
+                f"{self.root} has folders named as splits ({', '.join(sorted(parts))}) and others beside them: "
+                f"{', '.join(sorted(given - parts)[:5])}\nmove the others away, or point data.root at class folders."
+            )
         rows, names = [], set()
         for part in top if has_split else [self.root]:
             split = ("val" if part.name.startswith("val") else part.name) if has_split else ""
@@ -108,7 +114,7 @@ class SampleSource:
     """
 
     def __init__(self, root: str | Path, **arguments: Any) -> None:
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.arguments = arguments
 
     def prepare(self) -> None:
@@ -209,18 +215,20 @@ def require_folder(root: Path) -> None:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Visible sub-folders, sorted, without mask folders and the archive's originals."""
-    return sorted(
-        f
-        for f in folder.iterdir()
-        if f.is_dir() and not f.name.startswith(".") and not f.name.endswith(MASK_SUFFIX) and f.name != ORIGINALS
-    )
+    """Visible sub-folders, sorted, without folders of masks."""
+    names = {f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")}
+    return [folder / name for name in sorted(names) if not _holds_masks(name, names)]
+
+
+def _holds_masks(name: str, beside: Collection[str]) -> bool:
+    """Whether ``<name> GT`` stands beside the folder of images ``<name>``, as in the fish archive."""
+    return name.endswith(MASK_SUFFIX) and name.removesuffix(MASK_SUFFIX) in beside
 
 
 def images_below(folder: Path) -> Iterator[Path]:
     """All image files below ``folder`` by suffix, in either case; hidden files and mask folders are left out."""
     for base, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(MASK_SUFFIX))
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and not _holds_masks(f, folders))
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield Path(base, name)

@@ -78,7 +78,7 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
             chosen = groups[order[start : start + count]]
             splits[rows[np.isin(names[rows], chosen)]] = split
             start += count
-    return splits
+    return _require_enough(catalog, splits)
 
 
 def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val: float = 0.10) -> npt.NDArray[np.str_]:
@@ -117,7 +117,7 @@ def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val:
         target = val * sizes[rest].sum()
         count = int(np.argmin(np.abs(np.cumsum(sizes[rest])[:-1] - target))) + 1 if len(rest) > 1 else 0
         splits[rows[np.isin(names[rows], groups[rest[:count]])]] = "val"
-    return splits
+    return _require_enough(catalog, splits)
 
 
 def _photographs(catalog: Catalog, split: str) -> npt.NDArray[np.str_]:

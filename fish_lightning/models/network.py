@@ -97,10 +97,10 @@ def _load(network: nn.Module, state: dict[str, torch.Tensor], head: set[str], or
     """Load ``state``; only a head of another size may differ."""
     own = network.state_dict()
     state = copy.copy(state)
-    for key in head & set(state):
-        if state[key].shape != own[key].shape:
-            del state[key]
-    missing = sorted(set(own) - set(state) - head)
+    replaced = {key for key in head & set(state) if state[key].shape != own[key].shape}
+    for key in replaced:
+        del state[key]
+    missing = sorted(set(own) - set(state) - replaced)
     # Auxiliary heads of ImageNet weights (inception, googlenet) may be absent from the network, and only they.
     extra = sorted(key for key in set(state) - set(own) if not key.startswith(("aux", "AuxLogits")))
     shapes = sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)

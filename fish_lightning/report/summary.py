@@ -191,6 +191,8 @@ def _photograph_lines(test: Summary) -> list[str]:
 def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
     """What an evaluation found and where it is."""
     scores = score_table(summary[subset], f"{summary['split']}, subset={subset}")
+    if summary["unreadable_images"]:
+        scores += f"\n\nleft out: {len(summary['unreadable_images'])} unreadable images, named in summary.json"
     return f"{scores}\n\ndata     {summary['data']}\nfolder   {shown(folder)}"
 
 
