@@ -30,7 +30,7 @@ def evaluate(cfg: DictConfig) -> float:
     from fish_lightning.data.datamodule import FishDataModule
     from fish_lightning.data.sources import OtherSource, RecordedSource
     from fish_lightning.data.splits import recorded_split
-    from fish_lightning.models.classifier import load_checkpoint, restore
+    from fish_lightning.models.classifier import gathered, load_checkpoint, restore
     from fish_lightning.report.scores import score_test
     from fish_lightning.report.summary import evaluation_table, write_summary, write_test
     from fish_lightning.trainer import build_trainer
@@ -71,8 +71,9 @@ def evaluate(cfg: DictConfig) -> float:
     scores = score_test(predictions, data.catalog, model.class_names, trainer.callback_metrics)
     summary = {
         cfg.subset: scores,
-        "split": recorded["split"],
+        "unreadable_images": [str(data.catalog.paths[row]) for row in sorted(set().union(*gathered(model.unreadable)))],
         "data": str(data.catalog.root),
+        "split": recorded["split"],
         "checkpoint": str(cfg.ckpt),
     }
     folder = Path(cfg.paths.output)

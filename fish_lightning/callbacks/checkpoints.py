@@ -28,7 +28,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
         """Whether ``current`` is better than the best so far, or as good with a lower tie-breaker."""
-        value = float(trainer.callback_metrics[self.tie_breaker])
+        value = float(trainer.callback_metrics.get(self.tie_breaker, float("inf")))
         better = super().check_monitor_top_k(trainer, current)
         if not better and current is not None and self.best_model_score is not None:
             tie = bool(torch.eq(current, self.best_model_score.to(current.device)))

@@ -36,8 +36,11 @@ class SaveOnInterrupt(Callback):
         self.received: int | None = None
         self._former: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the two signals; outside the main thread Python does not allow it."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the two signals from Lightning, whose own handler of SIGTERM ends a run with exit code 0.
+
+        Outside the main thread Python does not allow it.
+        """
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._former[number] = signal.signal(number, self._note)

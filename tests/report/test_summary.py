@@ -180,5 +180,7 @@ def test_a_metric_that_will_not_be_measured_is_refused_before_the_run(name, test
 
 
 def test_an_evaluation_says_which_subset_it_scored(tmp_path, summary):
-    text = report.evaluation_table(tmp_path, {"val": summary["test"], "split": "random", "data": "photos"}, "val")
+    text = report.evaluation_table(
+        tmp_path, {"val": summary["test"], "split": "random", "data": "photos", "unreadable_images": []}, "val"
+    )
     assert "split=random, subset=val" in text and "data     photos" in text and str(tmp_path) in text
