@@ -3,7 +3,6 @@
 Class names and the evaluation transform travel in the checkpoint: evaluation and prediction need nothing else.
 """
 
-import pickle
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,7 +235,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"ckpt: no file {file} (seen from {Path.cwd()})\ngive one with ckpt=…/checkpoints/best.ckpt")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, OSError) as error:
+    except Exception as error:  # arbitrary bytes make torch's unpickler raise whatever it meets
         raise UserError(f"ckpt: {file} is not a checkpoint ({first_line(error)})") from None
     needed = {"state_dict", "hyper_parameters", "FishDataModule", "precision"}
     if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):

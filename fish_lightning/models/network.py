@@ -80,13 +80,8 @@ def _file_state(path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
-    # torch and safetensors raise what their parsers happen to meet in a damaged file.
-    except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, OSError) as error:
+    except Exception as error:  # torch and safetensors raise whatever their parsers meet in a damaged file
         raise UserError(f"model.weights: {path} holds no weights ({first_line(error)})") from None
-    except Exception as error:
-        if type(error).__module__.startswith("safetensors"):
-            raise UserError(f"model.weights: {path} holds no weights ({error})") from None
-        raise
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"model.weights: {path} is not a state dict (names and tensors).")
