@@ -42,7 +42,7 @@ def parameters():
 def test_every_choice_of_every_group_composes(choice):
     group, _, option = choice.partition("=")
     cfg = composed(choice, *(["split.path=split.csv"] if choice == "split=file" else []))
-    assert group == "experiment" or group in (*cfg, "gradient_clip"), option
+    assert group == "experiment" or group in (*cfg, "gradient_clip", "augment"), option
     for part in ("data", "model", "optimizer", "scheduler", "trainer", "transforms"):
         assert plain(cfg[part])
 

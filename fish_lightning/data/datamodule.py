@@ -10,10 +10,15 @@ import cv2
 import lightning as L
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fish_lightning.data.augment import DeviceAugment
+from fish_lightning.data.cache import Pipelines, PixelCache, open_cache, split_pipelines
 from fish_lightning.data.catalog import Catalog, named_photographs
-from fish_lightning.data.dataset import FishDataset, KeyedSampler, start_worker
+from fish_lightning.data.dataset import MEND, FishDataset, KeyedSampler, start_worker
+from fish_lightning.data.decoding import UnreadableImage
 from fish_lightning.data.photographs import find_photographs, label_errors, photograph_names
 from fish_lightning.data.sources import Source
 from fish_lightning.data.splits import folder_split
@@ -45,7 +50,10 @@ class FishDataModule(L.LightningDataModule):
         prefetch_factor: batches each worker keeps ready.
         photograph: regular expression that names an image's photograph: its first group, or all that it matches.
         find_copies: look which images are copies of one photograph, where nothing else says it.
-        cache: folder to keep that in; None: keep nothing.
+        cache: where decoded images are kept: ``"on"`` (a file in ``cache_dir``), ``"ram"``, or ``"off"`` (nowhere).
+        cache_dir: folder of the cache, also of what was found out about copies; None: keep nothing.
+        resident: keep all decoded images on the device; batches then travel as row numbers.
+        device_augment: augments training batches on the device, after ``train_transform``.
         on_error: ``"raise"`` or ``"skip"``: what an unreadable image does.
         test_subset: what is tested: ``"test"``, ``"val"``, ``"train"`` or ``"all"``.
 
@@ -70,7 +78,10 @@ class FishDataModule(L.LightningDataModule):
         prefetch_factor: int = 2,
         photograph: str | None = None,
         find_copies: bool = False,
-        cache: str | Path | None = None,
+        cache: str | bool = "off",
+        cache_dir: str | Path | None = None,
+        resident: bool = False,
+        device_augment: DeviceAugment | None = None,
         on_error: str = "raise",
         test_subset: str = "test",
     ) -> None:
@@ -80,7 +91,15 @@ class FishDataModule(L.LightningDataModule):
         self.source, self.split, self.seed = source(root), split, seed
         self.train_transform, self.eval_transform = train_transform, eval_transform
         self.start = {"epoch": 0, "batches": 0}
-        self.photograph, self.find_copies, self.cache = photograph, find_copies, cache
+        self.photograph, self.find_copies = photograph, find_copies
+        self.cache = ("on" if cache else "off") if isinstance(cache, bool) else cache  # what YAML makes of on and off
+        if self.cache not in ("on", "off", "ram"):
+            raise UserError(f"data.cache={cache}: it is on, off or ram")
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        self.device_augment, self.resident = device_augment, resident
+        self.pipelines: Pipelines | None = None
+        self.pixels: PixelCache | None = None
+        self._on_device: Tensor | None = None
         self.on_error, self.test_subset = on_error, test_subset
         self.loader: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
         if num_workers:
@@ -103,6 +122,32 @@ class FishDataModule(L.LightningDataModule):
             if (catalog.splits != "").any() and self.split_name in ("random", "photograph"):
                 self.split = folder_split
             self.catalog = catalog.with_splits(self.split(catalog, seed=self.seed))
+            if self.cache != "off" or self.resident:
+                self._decode_once()
+
+    def _decode_once(self) -> None:
+        """Open the cache of decoded images; it is made where it is missing."""
+        self.pipelines = split_pipelines(self.train_transform, self.eval_transform)
+        if self.pipelines is None:
+            raise UserError(
+                "data.cache: transforms.train and transforms.eval do not begin with the same resize, so that there is\n"
+                "nothing to keep; begin both with one A.Resize, or decode each time: data.cache=off"
+            )
+        if self.resident and (self.pipelines.train.transforms[:-1] or self.pipelines.evaluate.transforms[:-1]):
+            raise UserError(
+                "data.resident: images that are kept on the device are augmented there; transforms.train and\n"
+                "transforms.eval may only resize (augment=gpu sets that)"
+            )
+        if self.cache == "off" or (self.cache == "on" and self.cache_dir is None):
+            raise UserError("data.cache: data.resident and data.cache=on want decoded images and a data.cache_dir")
+        self.pixels = open_cache(
+            self.catalog, self.pipelines, self.cache_dir or Path(), cores(), in_ram=self.cache == "ram"
+        )
+        bad = [row for row in sorted(self.pixels.errors) if self.catalog.splits[row] != ""]
+        if bad and self.on_error == "raise":
+            named = [self.pixels.errors[row] for row in bad[:3]]
+            more = [f"and {len(bad) - 3} more"] if len(bad) > 3 else []
+            raise UnreadableImage("\n".join([*named, *more, MEND]))
 
     def _with_photographs(self, catalog: Catalog) -> Catalog:
         """The catalog with its photographs: as a pattern says, as the source knows, or as they are found."""
@@ -112,7 +157,7 @@ class FishDataModule(L.LightningDataModule):
             return catalog
         files = [catalog.root / str(path) for path in catalog.paths]
         name = hashlib.sha256(str(catalog.root.resolve()).encode()).hexdigest()[:16]
-        cache = None if self.cache is None else Path(self.cache) / f"photographs-{name}.npz"
+        cache = None if self.cache_dir is None else self.cache_dir / f"photographs-{name}.npz"
         groups = find_photographs(files, cache, cores())
         for rows in label_errors(catalog.labels, groups)[:5]:
             kinds = ", ".join(f"{catalog.paths[row]}" for row in rows[:3])
@@ -168,8 +213,42 @@ class FishDataModule(L.LightningDataModule):
 
     def dataset(self, split: str, train: bool = False) -> FishDataset:
         """The images of one split ("all" for every image), augmented if they are to train on."""
-        transform = self.train_transform if train else self.eval_transform
-        return FishDataset(self.catalog, self.catalog.indices(split), transform, self.seed, self.on_error)
+        if self.pipelines is None:
+            transform = self.train_transform if train else self.eval_transform
+        else:
+            transform = self.pipelines.train if train else self.pipelines.evaluate
+        return FishDataset(
+            self.catalog, self.catalog.indices(split), transform, self.seed, self.on_error, self.pixels, self.resident
+        )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Draw what the device will do to each training image, from (seed, epoch, row), while that costs no waiting."""
+        if self.device_augment is not None and self.trainer and self.trainer.training:
+            batch["affine"] = self.device_augment.draw(self.seed, batch["epoch"], batch["row"])
+        return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Take the images from those that the device holds, and augment them there."""
+        if self.resident:
+            batch["image"] = self._resident_pixels(batch["row"].device)[batch["row"]].permute(0, 3, 1, 2)
+        if "affine" in batch:
+            assert self.device_augment is not None
+            batch["image"] = self.device_augment(batch["image"], batch.pop("affine"))
+        return batch
+
+    def _resident_pixels(self, device: torch.device) -> Tensor:
+        """(N, H, W, 3) uint8 on the device, copied to it once."""
+        if self._on_device is None or self._on_device.device != device:
+            assert self.pixels is not None
+            try:
+                self._on_device = torch.from_numpy(np.array(self.pixels.pixels)).to(device)
+            except torch.OutOfMemoryError:
+                size = f"{self.pixels.pixels.nbytes / 1e9:.1f} GB"
+                raise UserError(
+                    f"data.resident: the decoded images, {size}, do not fit on {device}\n"
+                    "leave them to the loader: data.resident=false"
+                ) from None
+        return self._on_device
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled by (seed, epoch); after a resume it starts at the batch that comes next."""

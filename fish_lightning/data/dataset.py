@@ -1,10 +1,12 @@
 """One image from file to tensor, and the order in which images come.
 
-``FishDataset[(epoch, index)]`` decodes with Pillow, seeds the albumentations pipeline with (seed, epoch, index) and
-applies it. Without the seeding, a ``Compose`` made in the parent gives the same augmentations in every worker and epoch
-(albumentations issue 2473); with it, what happens to an image does not depend on the number of workers.
+``FishDataset[(epoch, index)]`` takes the decoded image (from the cache, or with Pillow), seeds the albumentations
+pipeline with (seed, epoch, row) and applies it. Without the seeding, a ``Compose`` made in the parent gives the same
+augmentations in every worker and epoch (albumentations issue 2473); with it, what happens to an image does not depend
+on the number of workers.
 """
 
+import random
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -16,11 +18,14 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from fish_lightning.data.cache import PixelCache
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.decoding import UnreadableImage, decode
 
 #: Label of an image that could not be read; the module leaves such rows out of loss and metrics.
 UNREADABLE = -1
+#: What to do about one.
+MEND = "mend or remove it, or leave it out with data.on_error=skip"
 
 
 class FishDataset(Dataset[dict[str, Any]]):
@@ -32,16 +37,28 @@ class FishDataset(Dataset[dict[str, Any]]):
         transform: albumentations pipeline ending in ``ToTensorV2``.
         seed: first part of the augmentation key.
         on_error: ``"raise"`` names an unreadable image and stops; ``"skip"`` marks it ``UNREADABLE``.
+        cache: the images decoded, ``transform`` being what comes after; None: files are decoded.
+        resident: leave the pixels to the device, which holds them all: items have ``epoch`` instead of ``image``.
     """
 
     def __init__(
-        self, catalog: Catalog, rows: npt.NDArray[np.int64], transform: A.Compose, seed: int, on_error: str = "raise"
+        self,
+        catalog: Catalog,
+        rows: npt.NDArray[np.int64],
+        transform: A.Compose,
+        seed: int,
+        on_error: str = "raise",
+        cache: PixelCache | None = None,
+        resident: bool = False,
     ) -> None:
         self.catalog = catalog
         self.rows = rows
         self.transform = transform
         self.seed = seed
         self.on_error = on_error
+        self.cache = cache
+        self.resident = resident
+        self.randomness = KeyedRandomness()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,14 +78,51 @@ class FishDataset(Dataset[dict[str, Any]]):
         epoch, index = key
         row = int(self.rows[index])
         label = int(self.catalog.labels[row])
+        if self.resident:
+            unreadable = self.cache is not None and row in self.cache.errors
+            return {"label": UNREADABLE if unreadable else label, "row": row, "epoch": epoch}
         try:
-            pixels = decode(self.catalog.root / str(self.catalog.paths[row]))
+            pixels = self._decoded(row)
         except UnreadableImage as error:
             if self.on_error == "raise":
-                raise UnreadableImage(f"{error}\nmend or remove it, or leave it out with data.on_error=skip") from None
-            pixels, label = np.zeros((32, 32, 3), np.uint8), UNREADABLE
-        self.transform.set_random_seed(keyed_seed(self.seed, epoch, row))
+                raise UnreadableImage(f"{error}\n{MEND}") from None
+            pixels, label = np.zeros((32, 32, 3), np.uint8) if self.cache is None else self.cache.black(), UNREADABLE
+        self.randomness.key(self.transform, keyed_seed(self.seed, epoch, row))
         return {"image": self.transform(image=pixels)["image"], "label": label, "row": row}
+
+    def _decoded(self, row: int) -> npt.NDArray[np.uint8]:
+        if self.cache is not None:
+            return self.cache[row]
+        return decode(self.catalog.root / str(self.catalog.paths[row]))
+
+
+class KeyedRandomness:
+    """The random numbers of a pipeline, begun anew for each image.
+
+    ``Compose.set_random_seed`` gives every transform the same seed, so that what they draw is the same too: of two
+    flips with probability 0.5 both happen or neither. Here all transforms draw from one pair of generators, and
+    beginning those anew costs a tenth (``scripts/benchmark.py`` measures both).
+    """
+
+    def __init__(self) -> None:
+        self.numpy = np.random.Generator(np.random.PCG64(0))
+        self.python = random.Random(0)  # noqa: S311 - albumentations draws from this kind
+
+    def key(self, transform: A.Compose, seed: int) -> None:
+        """Make the next call of ``transform`` depend on ``seed`` alone.
+
+        Args:
+            transform: the pipeline.
+            seed: 64 bits, well mixed (:func:`keyed_seed`).
+        """
+        self.python.seed(seed)
+        self.numpy.bit_generator.state = {
+            "bit_generator": "PCG64",
+            "state": {"state": seed * 0x9E3779B97F4A7C15, "inc": 2 * seed + 1},  # 128 bits, and an odd number
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        transform.set_random_state(self.numpy, self.python)
 
 
 class KeyedSampler(Sampler[tuple[int, int]]):
@@ -122,7 +176,7 @@ class KeyedSampler(Sampler[tuple[int, int]]):
 
 
 def keyed_seed(seed: int, epoch: int, row: int) -> int:
-    """A 32-bit seed from (seed, epoch, row), mixed so that neighbours share nothing.
+    """A 64-bit seed from (seed, epoch, row), mixed so that neighbours share nothing.
 
     Source: the mixing function splitmix64 (Steele, Lea and Flood, OOPSLA 2014); numpy's ``SeedSequence`` costs ten
     times as much an image.
@@ -134,7 +188,7 @@ def keyed_seed(seed: int, epoch: int, row: int) -> int:
         x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
         x ^= x >> 31
-    return x >> 32
+    return x
 
 
 def start_worker(worker_id: int) -> None:

@@ -1,0 +1,66 @@
+"""A run is a pure function of its config: neither workers nor the cache change a bit of the weights."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def weights_after(make_data, make_model, tiny_data, tmp_path_factory):
+    """``weights_after(**data settings)``: state dict after two epochs with OneCycle and momentum."""
+    import lightning as L
+
+    from fish_lightning.models.schedules import onecycle
+
+    def fit(**settings):
+        folder = tmp_path_factory.mktemp("exact")
+        data = make_data(tiny_data, seed=5, **settings)
+        model = make_model(
+            data,
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
+            scheduler=lambda optimizer, steps: onecycle(optimizer, steps, max_lr=0.01),
+        )
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            default_root_dir=folder,
+        )
+        trainer.fit(model, datamodule=data)
+        assert trainer.global_step > 4
+        return model.state_dict()
+
+    return fit
+
+
+@pytest.fixture(scope="session")
+def reference(weights_after):
+    return weights_after(num_workers=0)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_weights_do_not_depend_on_the_number_of_workers(weights_after, reference, workers):
+    assert same(weights_after(num_workers=workers), reference)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cache", ["on", "ram"])
+def test_weights_do_not_depend_on_the_cache(weights_after, reference, cache, workers, tmp_path):
+    assert same(weights_after(cache=cache, cache_dir=tmp_path, num_workers=workers), reference)
+
+
+def test_another_seed_gives_other_weights(weights_after, reference):
+    """So that the tests above could fail."""
+    import lightning as L
+
+    L.seed_everything(0, verbose=False)
+    assert not same(weights_after(num_workers=0, batch_size=5), reference)
