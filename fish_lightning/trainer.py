@@ -8,6 +8,7 @@ from typing import Any
 
 import hydra
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
@@ -59,6 +60,8 @@ def build_trainer(
         if isinstance(cause, (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)):
             raise UserError("trainer: " + " ".join(str(cause).split())[:400]) from None
         raise
+    if cfg.precision == "auto" and trainer.strategy.root_device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
     if str(chosen).startswith("bf16") and trainer.strategy.root_device.type == "cpu" and not cpu_has_bf16():
         print(
             "note: this CPU has no bf16 instructions; trainer.precision=32-true is about three times as fast",

@@ -61,6 +61,7 @@ class FishClassifier(L.LightningModule):
         weights: ``"imagenet"``, a file, or None (see :func:`fish_lightning.models.network.build_network`).
         label_smoothing: 0 to 1, of the training loss; validation and test report plain cross-entropy.
         channels_last: memory layout of the convolutions; faster on CPUs and recent GPUs, equal in result but rounding.
+        compile: fuse the network's operations with ``torch.compile`` when it is first used.
         mean: (3,) subtracted from pixels on the scale 0 to 1.
         std: (3,) divided by, after that.
         eval_transform: ``albumentations.to_dict`` of the evaluation pipeline.
@@ -78,6 +79,7 @@ class FishClassifier(L.LightningModule):
         weights: str | None = None,
         label_smoothing: float = 0.0,
         channels_last: bool = True,
+        compile: bool = False,
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
         eval_transform: dict[str, Any] | None = None,
@@ -91,6 +93,8 @@ class FishClassifier(L.LightningModule):
         self.network = build_network(name, len(self.class_names), weights)
         if channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
+        if compile:
+            self.network.compile()  # in place: names of weights stay
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.unreadable: set[int] = set()  # rows of the catalog
@@ -250,7 +254,7 @@ def restore(checkpoint: dict[str, Any]) -> tuple[FishClassifier, A.Compose]:
 
     ``albumentations.from_dict`` builds only classes of albumentations' own registry.
     """
-    arguments = dict(checkpoint["hyper_parameters"]) | {"weights": None}
+    arguments = dict(checkpoint["hyper_parameters"]) | {"weights": None, "compile": False}
     model = FishClassifier(**arguments)
     model.load_state_dict(checkpoint["state_dict"])
     transform = A.from_dict(arguments["eval_transform"])
