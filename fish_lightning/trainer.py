@@ -22,7 +22,7 @@ from fish_lightning.models.classifier import load_checkpoint
 #: Lightning's warnings that do not apply here, with the reason.
 _NOT_OURS = (
     ".*does not have many workers.*",  # the worker count is chosen from the CPU affinity
-    ".*your dataloader is not resumable.*",  # KeyedSampler goes on at the right batch
+    ".*your dataloader is not resumable.*",  # KeyedBatches goes on at the right batch
     ".*Experiment logs directory.*",  # the run folder holds .hydra before the logger starts
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*The number of training batches .* is smaller than the logging interval.*",

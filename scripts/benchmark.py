@@ -453,7 +453,7 @@ def simulate(n: int) -> None:
     import numpy as np
 
     from fish_lightning.data.catalog import make_catalog
-    from fish_lightning.data.dataset import KeyedSampler
+    from fish_lightning.data.dataset import KeyedBatches
     from fish_lightning.data.splits import photograph_split
 
     lines = [(f"kind {i % 9}/{i:08}.png", f"kind {i % 9}", f"kind {i % 9}/{i // 180}", "") for i in range(n)]
@@ -461,9 +461,8 @@ def simulate(n: int) -> None:
     catalog = make_catalog(Path("simulated"), lines)
     del lines
     catalog = catalog.with_splits(photograph_split(catalog, seed=1))
-    sampler = KeyedSampler(len(catalog.indices("train")), 1, shuffle=True)
-    batch = [index for _, (_, index) in zip(range(128), sampler, strict=False)]
-    assert len(np.unique(batch)) == 128
+    batch = next(iter(KeyedBatches(len(catalog.indices("train")), 128, seed=1, shuffle=True)))
+    assert len(np.unique([index for _, index in batch])) == 128
     seconds = time.perf_counter() - began
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
     print(json.dumps({"seconds": seconds, "megabytes": megabytes}))

@@ -289,6 +289,7 @@ def test_experiment_notebook_is_the_reference_recipe():
         "_partial_": True,
         "lr": 0.01,
         "weight_decay": 0.0001,
+        "fused": False,
     }
     assert cfg.scheduler._target_ == "fish_lightning.models.schedules.onecycle"
     assert cfg.scheduler.max_lr == 0.01

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from fish_lightning.data.augment import DeviceAugment
 from fish_lightning.data.cache import Pipelines, PixelCache, open_cache, split_pipelines
 from fish_lightning.data.catalog import Catalog, named_photographs
-from fish_lightning.data.dataset import MEND, FishDataset, KeyedSampler, start_worker
+from fish_lightning.data.dataset import MEND, FishDataset, KeyedBatches, start_worker
 from fish_lightning.data.decoding import UnreadableImage
 from fish_lightning.data.photographs import find_photographs, label_errors, photograph_names
 from fish_lightning.data.sources import Source
@@ -101,7 +101,8 @@ class FishDataModule(L.LightningDataModule):
         self.pixels: PixelCache | None = None
         self._on_device: Tensor | None = None
         self.on_error, self.test_subset = on_error, test_subset
-        self.loader: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
+        self.batch_size = batch_size
+        self.loader: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
         if num_workers:
             self.loader |= {
                 "persistent_workers": persistent_workers,
@@ -176,7 +177,7 @@ class FishDataModule(L.LightningDataModule):
             "catalog": self.catalog.state(),
             "split": self.split_name,
             "seed": self.seed,
-            "batch_size": self.loader["batch_size"],
+            "batch_size": self.batch_size,
             "next": self._next_batch(),
         }
 
@@ -264,11 +265,10 @@ class FishDataModule(L.LightningDataModule):
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
         dataset = self.dataset(split, train=shuffle)
-        world = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size} if self.trainer else {}
+        place: dict[str, int] = {}
+        if self.trainer:
+            place |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         if shuffle:
-            world |= {
-                "start_epoch": self.start["epoch"],
-                "start_index": self.start["batches"] * self.loader["batch_size"],
-            }
-        sampler = KeyedSampler(len(dataset), self.seed, shuffle, **world)
-        return DataLoader(dataset, sampler=sampler, **self.loader)
+            place |= {"start_epoch": self.start["epoch"], "start_batch": self.start["batches"]}
+        batches = KeyedBatches(len(dataset), self.batch_size, self.seed, shuffle, **place)
+        return DataLoader(dataset, batch_sampler=batches, **self.loader)

@@ -6,6 +6,7 @@ augmentations in every worker and epoch (albumentations issue 2473); with it, wh
 on the number of workers.
 """
 
+import math
 import random
 import signal
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from torch.utils.data import Dataset, Sampler
 from fish_lightning.data.cache import PixelCache
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.decoding import UnreadableImage, decode
+from fish_lightning.errors import UserError
 
 #: Label of an image that could not be read; the module leaves such rows out of loss and metrics.
 UNREADABLE = -1
@@ -125,54 +127,67 @@ class KeyedRandomness:
         transform.set_random_state(self.numpy, self.python)
 
 
-class KeyedSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index); the order of an epoch is a permutation drawn from (seed, epoch) alone.
+class KeyedBatches(Sampler[list[tuple[int, int]]]):
+    """Yields batches of (epoch, index); the order of an epoch is a permutation drawn from (seed, epoch) alone.
 
     Its whole state is where it starts, so that a run goes on at the batch after the last one done, whatever loader
     workers had fetched ahead (Lightning issues 19764 and 20550). Lightning calls :meth:`set_epoch`.
 
+    Several processes share each step's ``batch_size * world_size`` images: each takes every ``world_size``-th, so that
+    a step sees the images that one process with a batch as large would. An epoch's last step shares what is left, of
+    which a process may have one less; where fewer images are left than processes, they go with the step before.
+
     Args:
         n: number of images.
+        batch_size: images a process and step.
         seed: first part of the key.
-        shuffle: a fixed order 0 … n - 1 if False.
+        shuffle: a fixed order 0 … n - 1 if False; a process may then have a batch less than another.
         rank: of this process, 0 to ``world_size - 1``.
-        world_size: number of processes; each gets every ``world_size``-th image. When shuffling, the last
-            ``n % world_size`` images of an epoch's permutation are left out, since all ranks must take as many steps.
+        world_size: number of processes.
         start_epoch: the first epoch to come, 0-based.
-        start_index: how many of this rank's indices that epoch has had already.
+        start_batch: how many of this rank's batches that epoch has had already.
+
+    Raises:
+        UserError: fewer images to train on than processes.
     """
 
     def __init__(
         self,
         n: int,
+        batch_size: int,
         seed: int = 0,
         shuffle: bool = False,
         rank: int = 0,
         world_size: int = 1,
         start_epoch: int = 0,
-        start_index: int = 0,
+        start_batch: int = 0,
     ) -> None:
-        self.n, self.seed, self.shuffle = n, seed, shuffle
+        if shuffle and n < world_size:
+            raise UserError(f"{n} images to train on for {world_size} processes; set trainer.devices to {n} at most")
+        self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
         self.epoch = self.start_epoch = start_epoch
-        self.start_index = start_index
+        self.start_batch = start_batch
+        self.sampler = self  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (0-based) of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        if self.shuffle:
-            return self.n // self.world_size
-        return len(range(self.rank, self.n, self.world_size))
+        if not self.shuffle:
+            return math.ceil(len(range(self.rank, self.n, self.world_size)) / self.batch_size)
+        full, left = divmod(self.n, self.batch_size * self.world_size)
+        return max(1, full + (left >= self.world_size))
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = (
             np.random.default_rng([self.seed, self.epoch]).permutation(self.n) if self.shuffle else np.arange(self.n)
         )
-        mine = order[self.rank :: self.world_size][: len(self)]
-        for index in mine[self.start_index if self.epoch == self.start_epoch else 0 :]:
-            yield self.epoch, int(index)
+        step, last = self.batch_size * self.world_size, len(self) - 1
+        for batch in range(self.start_batch if self.epoch == self.start_epoch else 0, last + 1):
+            images = order[batch * step : None if batch == last else (batch + 1) * step]
+            yield [(self.epoch, int(index)) for index in images[self.rank :: self.world_size]]
 
 
 def keyed_seed(seed: int, epoch: int, row: int) -> int:

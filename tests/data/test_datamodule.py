@@ -56,7 +56,7 @@ def test_every_loader_setting_of_the_yaml_reaches_the_loader(root):
         data = hydra.utils.instantiate(compose("train", overrides).data)
     data.setup()
     for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
-        assert (loader.batch_size, loader.num_workers, loader.prefetch_factor) == (3, 2, 5)
+        assert (loader.batch_sampler.batch_size, loader.num_workers, loader.prefetch_factor) == (3, 2, 5)
         assert loader.pin_memory is True and loader.persistent_workers is False
 
 

@@ -8,8 +8,18 @@ from albumentations.pytorch import ToTensorV2
 from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 
-from fish_lightning.data.dataset import UNREADABLE, FishDataset, KeyedSampler, UnreadableImage, decode, start_worker
+from fish_lightning.data.dataset import (
+    UNREADABLE,
+    FishDataset,
+    KeyedBatches,
+    KeyedRandomness,
+    UnreadableImage,
+    decode,
+    keyed_seed,
+    start_worker,
+)
 from fish_lightning.data.sources import FolderSource
+from fish_lightning.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +34,9 @@ def augmented(catalog, seed=42, on_error="raise"):
 
 def epoch_of(dataset, epoch, workers):
     """Images (N, 3, H, W) of one epoch in catalog order, through a loader."""
-    sampler = KeyedSampler(len(dataset))
-    sampler.set_epoch(epoch)
-    loader = DataLoader(dataset, 4, sampler=sampler, num_workers=workers, worker_init_fn=start_worker)
+    batches = KeyedBatches(len(dataset), 4)
+    batches.set_epoch(epoch)
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, worker_init_fn=start_worker)
     return torch.cat([batch["image"] for batch in loader])
 
 
@@ -178,7 +188,7 @@ def test_raise_names_the_file_and_the_way_out(make_folder, tmp_path):
 def test_skip_marks_the_row_and_keeps_the_batch_whole(make_folder, tmp_path):
     damaged = FolderSource(make_folder(tmp_path, 2, 2)).read()
     (tmp_path / "kind b" / "001.png").write_bytes(b"")
-    (batch,) = DataLoader(augmented(damaged, on_error="skip"), 4, sampler=KeyedSampler(4))
+    (batch,) = DataLoader(augmented(damaged, on_error="skip"), batch_sampler=KeyedBatches(4, 4))
     assert batch["label"].tolist() == [0, 0, 1, UNREADABLE]
     assert batch["image"].shape == (4, 3, 24, 32) and batch["row"].tolist() == [0, 1, 2, 3]
 
@@ -214,44 +224,82 @@ def test_what_was_loaded_before_does_not_matter(catalog):
     assert torch.equal(fresh[5, 7]["image"], used[5, 7]["image"])
 
 
+def test_flips_of_equal_probability_are_independent_of_one_another():
+    """With ``set_random_seed`` all transforms draw the same numbers: both flips or neither."""
+    flips = A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)])
+    marked, keyed = np.zeros((2, 2, 3), np.uint8), KeyedRandomness()
+    marked[0, 0] = 255
+    counts = np.zeros(4)
+    for row in range(2000):
+        keyed.key(flips, keyed_seed(1, 2, row))
+        counts[int(flips(image=marked)["image"][..., 0].argmax())] += 1
+    np.testing.assert_allclose(counts / 2000, 0.25, atol=0.04)  # four standard deviations
+
+
+def test_numpys_numbers_are_keyed_too(catalog):
+    noisy = A.Compose([A.Resize(24, 32), A.GaussNoise(p=1.0), ToTensorV2()])
+    dataset = FishDataset(catalog, np.arange(len(catalog)), noisy, 42)
+    first = dataset[0, 3]["image"]
+    dataset[0, 4]
+    assert torch.equal(dataset[0, 3]["image"], first)
+    assert not torch.equal(dataset[1, 3]["image"], first)
+
+
+def indices(batches):
+    return [index for batch in batches for _, index in batch]
+
+
 def test_an_epochs_order_is_a_permutation_drawn_from_seed_and_epoch():
     orders = {}
     for seed in (0, 1):
         for epoch in (0, 1, 2):
-            sampler = KeyedSampler(100, seed, shuffle=True)
-            sampler.set_epoch(epoch)
-            keys = list(sampler)
-            assert keys == list(sampler) and len(sampler) == 100
-            assert {key[0] for key in keys} == {epoch}
-            orders[seed, epoch] = tuple(key[1] for key in keys)
+            batches = KeyedBatches(100, 32, seed, shuffle=True)
+            batches.set_epoch(epoch)
+            keys = list(batches)
+            assert keys == list(batches) and len(batches) == 4
+            assert [len(batch) for batch in keys] == [32, 32, 32, 4]
+            assert {key[0] for batch in keys for key in batch} == {epoch}
+            orders[seed, epoch] = tuple(indices(keys))
             assert sorted(orders[seed, epoch]) == list(range(100))
     assert len(set(orders.values())) == 6
 
 
 def test_without_shuffling_the_order_is_the_catalogs():
-    assert list(KeyedSampler(4)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert list(KeyedBatches(4, 3)) == [[(0, 0), (0, 1), (0, 2)], [(0, 3)]]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize(("n", "world"), [(12, 3), (13, 3), (14, 4)])
+@pytest.mark.parametrize("n", [12, 13, 14, 16, 17, 24, 25])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_the_shares_of_the_ranks_are_disjoint_and_together_all_images(n, world, shuffle):
-    shares = [list(KeyedSampler(n, 7, shuffle, rank, world)) for rank in range(world)]
-    everything = [index for share in shares for _, index in share]
-    assert len(everything) == len(set(everything))
-    if shuffle:  # all ranks take as many steps, so a remainder is left out
-        assert {len(share) for share in shares} == {n // world}
-    else:  # evaluation counts each image once and leaves none out
-        assert sorted(everything) == list(range(n))
-    for rank, share in enumerate(shares):
-        assert len(KeyedSampler(n, 7, shuffle, rank, world)) == len(share)
+    shares = [KeyedBatches(n, 4, 7, shuffle, rank, world) for rank in range(world)]
+    assert sorted(index for share in shares for index in indices(share)) == list(range(n))
+    if shuffle:  # all ranks take as many steps, and none is empty
+        assert len({len(share) for share in shares}) == 1
+        assert all(batch for share in shares for batch in share)
+    for share in shares:
+        assert len(list(share)) == len(share)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_step_of_all_ranks_sees_the_images_of_one_process_with_as_large_a_batch(world):
+    alone = list(KeyedBatches(24, 8, 7, shuffle=True))
+    ranks = [list(KeyedBatches(24, 8 // world, 7, True, rank, world)) for rank in range(world)]
+    for step, batch in enumerate(alone):
+        assert sorted(batch) == sorted(key for rank in ranks for key in rank[step])
+
+
+def test_fewer_images_than_processes_is_an_error_before_the_ranks_wait_for_one_another():
+    with pytest.raises(UserError, match=r"2 images to train on for 3 processes"):
+        KeyedBatches(2, 4, shuffle=True, rank=0, world_size=3)
 
 
 def test_it_starts_where_the_epoch_was_left():
-    whole = list(KeyedSampler(10, 3, shuffle=True))
-    assert list(KeyedSampler(10, 3, shuffle=True, start_index=4)) == whole[4:]
-    sampler = KeyedSampler(10, 3, shuffle=True, start_epoch=2, start_index=4)
-    assert [epoch for epoch, _ in sampler] == [2] * 6  # only the epoch that was left has had some
-    sampler.set_epoch(3)
-    assert len(list(sampler)) == 10
-    share = list(KeyedSampler(10, 3, shuffle=True, rank=1, world_size=2))
-    assert list(KeyedSampler(10, 3, shuffle=True, rank=1, world_size=2, start_index=2)) == share[2:]
+    whole = list(KeyedBatches(10, 2, 3, shuffle=True))
+    assert list(KeyedBatches(10, 2, 3, shuffle=True, start_batch=2)) == whole[2:]
+    batches = KeyedBatches(10, 2, 3, shuffle=True, start_epoch=2, start_batch=2)
+    assert [epoch for batch in batches for epoch, _ in batch] == [2] * 6  # only the epoch that was left has had some
+    batches.set_epoch(3)
+    assert len(list(batches)) == 5
+    share = list(KeyedBatches(10, 2, 3, shuffle=True, rank=1, world_size=2))
+    assert list(KeyedBatches(10, 2, 3, shuffle=True, rank=1, world_size=2, start_batch=1)) == share[1:]
