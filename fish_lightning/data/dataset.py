@@ -28,6 +28,8 @@ from fish_lightning.errors import UserError
 UNREADABLE = -1
 #: What to do about one.
 MEND = "mend or remove it, or leave it out with data.on_error=skip"
+#: Seconds that a loader worker lives on after SIGTERM.
+GRACE = 20
 
 
 class FishDataset(Dataset[dict[str, Any]]):
@@ -207,12 +209,15 @@ def keyed_seed(seed: int, epoch: int, row: int) -> int:
 
 
 def start_worker(worker_id: int) -> None:
-    """Keep OpenCV's and torch's threads from fighting the other workers for the cores, and Ctrl-C to the main process.
+    """Keep OpenCV's and torch's threads from fighting the other workers for the cores, and signals to the main process.
 
-    A terminal sends Ctrl-C to the workers too, and they would inherit the handler that saves the run.
+    A terminal sends Ctrl-C to the workers too, a cluster SIGTERM, and they would inherit the handler that saves the run.
+    The main process wants one more batch to stop in good order, and ends its workers then; after ``GRACE`` a worker
+    that was told to end does so by itself.
     """
     del worker_id
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
