@@ -49,7 +49,7 @@ def train(cfg: DictConfig) -> float | None:
     trainer = build_trainer(cfg.trainer, callbacks, loggers)
 
     folder = Path(cfg.paths.output)
-    ckpt = resume_from(cfg.ckpt, folder, data)
+    ckpt = resume_from(cfg.ckpt, folder, data, model)
     report.write_start(folder, trainer, model, data)
     log_config(trainer, cfg)
     if cfg.validate_first and ckpt is None:

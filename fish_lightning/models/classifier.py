@@ -25,6 +25,13 @@ from fish_lightning.models.network import build_network
 Batch = dict[str, Tensor]
 T = TypeVar("T")
 
+#: What torch says where a network shrinks an image to nothing.
+_TOO_SMALL = (
+    "Kernel size can't be greater than actual input size",
+    "Output size is too small",
+    "Expected more than 1 value per channel when training",
+)
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -88,12 +95,15 @@ class FishClassifier(L.LightningModule):
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.class_names = tuple(class_names)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        if optimizer is not None:
+            _made("optimizer", optimizer, [nn.Parameter(torch.zeros(1))])  # refused here, before a minute is lost
         self.network = build_network(name, len(self.class_names), weights)
         if channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.unreadable: set[int] = set()  # rows of the catalog
+        self._begun: tuple[dict[str, Any], dict[str, Any]] | None = None  # states of optimizer and schedule
         self._tested: list[tuple[npt.NDArray[Any], ...]] = []
         self.configure_losses()
         self.configure_metrics()
@@ -119,21 +129,45 @@ class FishClassifier(L.LightningModule):
         self.val_metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the precision, so that an evaluation computes what the end of the training run did."""
+        """Record what an evaluation or a resumed run cannot know.
+
+        The precision, so that an evaluation computes what the end of the training run did, and the unreadable images.
+        """
         checkpoint["precision"] = str(self.trainer.precision)
+        checkpoint["unreadable"] = sorted(set().union(*gathered(self.unreadable)))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what a resumed run goes on with.
+
+        Raises:
+            UserError: the run trains another network.
+        """
+        begun = checkpoint["hyper_parameters"]["name"]
+        if begun != self.hparams["name"]:
+            raise UserError(
+                f"ckpt: the run trains {begun}, and this command says model.name={self.hparams['name']}\n"
+                f"go on with model.name={begun}, or leave ckpt out to start another run"
+            )
+        self.unreadable |= set(checkpoint.get("unreadable", ()))
+        if checkpoint.get("optimizer_states"):
+            self._begun = (checkpoint["optimizer_states"][0], next(iter(checkpoint["lr_schedulers"]), {}))
 
     def configure_optimizers(self) -> Any:
         """Optimizer and per-step schedule; the total comes from the run itself.
 
         Raises:
-            UserError: the module was made without an optimizer.
+            UserError: the module was made without an optimizer, a setting is refused, or the run that is resumed began
+                with another optimizer or schedule.
         """
         if self.make_optimizer is None:
             raise UserError("FishClassifier was made without an optimizer: pass one to train it.")
-        optimizer = self.make_optimizer(self.parameters())
+        optimizer = _made("optimizer", self.make_optimizer, self.parameters())
         if self.make_scheduler is None:
             return optimizer
-        schedule = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = _made("scheduler", self.make_scheduler, optimizer, steps)
+        if self._begun is not None:
+            _require_same(*self._begun, optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -141,7 +175,16 @@ class FishClassifier(L.LightningModule):
         images = (images.float() / 255.0 - self.mean) / self.std
         if self.hparams["channels_last"]:
             images = images.contiguous(memory_format=torch.channels_last)
-        output = self.network(images)
+        try:
+            output = self.network(images)
+        except (RuntimeError, ValueError) as error:
+            if any(words in str(error) for words in _TOO_SMALL):
+                height, width = images.shape[2:]
+                raise UserError(
+                    f"model.name={self.hparams['name']}: images of {height}x{width} (h x w) are too small for it\n"
+                    "choose larger ones with transforms.height and transforms.width, or another network"
+                ) from None
+            raise
         # inception_v3 and googlenet answer with a tuple of main and auxiliary logits while training.
         return output if isinstance(output, Tensor) else output[0]
 
@@ -155,7 +198,8 @@ class FishClassifier(L.LightningModule):
         if len(labels) == 0:
             return None
         loss: Tensor = self.train_criterion(self(images), labels)
-        self.train_loss.update(loss.detach(), len(labels))
+        # A loss that is no number stops the run or is passed over (callbacks.not_a_number); the mean is of the others.
+        self.train_loss.update(loss.detach().nan_to_num(0, 0, 0), loss.detach().isfinite() * len(labels))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=len(labels))
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=len(labels))
         return loss
@@ -213,6 +257,41 @@ class FishClassifier(L.LightningModule):
             return images, labels, rows
         self.unreadable.update(rows[~readable].tolist())
         return images[readable], labels[readable], rows[readable]
+
+
+def _made(group: str, make: Callable[..., T], *arguments: Any) -> T:
+    """What ``make`` makes of the arguments.
+
+    Raises:
+        UserError: it refuses a setting that the group of that name holds.
+    """
+    try:
+        return make(*arguments)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        settings = ", ".join(f"{group}.{name}={value}" for name, value in getattr(make, "keywords", {}).items())
+        raise UserError(f"{group}: one of its settings is refused ({first_line(error)})\nthey are {settings}") from None
+
+
+def _require_same(
+    optimizer_state: dict[str, Any], schedule_state: dict[str, Any], optimizer: Optimizer, schedule: LRScheduler
+) -> None:
+    """Refuse to go on with another kind of optimizer or schedule, or with one made for another number of steps.
+
+    Raises:
+        UserError: with what the run began with.
+    """
+    now = schedule.state_dict()
+    if now.keys() != schedule_state.keys():
+        raise UserError("ckpt: the run began with another scheduler\ngo on with the overrides that it was started with")
+    for key in ("total_steps", "T_max"):  # of OneCycleLR, of CosineAnnealingLR
+        if key in now and now[key] != schedule_state[key]:
+            raise UserError(
+                f"ckpt: the run's schedule was made for {schedule_state[key]} steps, and this command asks for "
+                f"{now[key]}\n"
+                "go on with its trainer.max_epochs and data.batch_size; scheduler=none alone has no end"
+            )
+    if optimizer.param_groups[0].keys() != optimizer_state["param_groups"][0].keys():
+        raise UserError("ckpt: the run began with another optimizer\ngo on with the overrides that it was started with")
 
 
 def gathered(value: T) -> list[T]:
