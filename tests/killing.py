@@ -1,34 +1,36 @@
 """A training run that is killed with SIGKILL, over and over: ``killing.py ORDERS.json``.
 
 Starting a program costs seconds, so everything is imported once and each attempt is a fork: a process of its own with
-its own copy of everything, which the signal ends like any other. Each order is a list of overrides and how long to wait
-before the kill: seconds after the first training step of the attempt, or none.
+its own copy of everything, which the signal ends like any other. Each order is a run folder and a list of overrides.
 """
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
 from pathlib import Path
 
 import lightning as L
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from fish_lightning.config import CONF
+from fish_lightning.errors import shown_without_traceback
 from fish_lightning.train import train
 
 
 class KillAt(L.Callback):
-    """SIGKILL in a hook of a step; ``seconds`` later, from a process beside, when it is somewhere else."""
+    """SIGKILL in a hook, from that step on; or ``seconds`` later, when the run is somewhere else."""
 
     def __init__(self, hook, step, seconds=0.0):
         self.step, self.seconds = step, seconds
         setattr(self, hook, self.kill)
 
     def kill(self, trainer, *_):
-        if trainer.global_step != self.step:
+        if trainer.state.fn != "fit" or trainer.global_step < self.step:
             return
         if self.seconds == 0:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -39,6 +41,36 @@ class KillAt(L.Callback):
             os._exit(0)
 
 
+class KillWhileWriting(L.Callback):
+    """SIGKILL when half of a checkpoint's bytes are written, from that step on."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_start(self, trainer, *_):
+        save = torch.save
+
+        def save_half(content, stream):
+            save(content, stream)
+            if trainer.global_step >= self.step:
+                stream.flush()
+                stream.truncate(stream.tell() // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        torch.save = save_half
+
+
+class FullDisk(L.Callback):
+    """From that step on no file may grow beyond ``size`` bytes, as if the disk were full."""
+
+    def __init__(self, step, size):
+        self.step, self.size = step, size
+
+    def on_before_optimizer_step(self, trainer, *_):
+        if trainer.global_step == self.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
+
+
 def main():
     orders = json.loads(Path(sys.argv[1]).read_text())
     for folder, overrides in orders:
@@ -47,8 +79,12 @@ def main():
             with initialize_config_dir(CONF, version_base="1.3"):
                 cfg = compose("train", [*overrides, f"paths.output={folder}"])
             OmegaConf.set_struct(cfg, False)
-            train(cfg)
-            sys.stdout.flush()
+            try:
+                shown_without_traceback(train)(cfg)
+            except SystemExit as left:
+                os._exit(left.code)
+            finally:
+                sys.stdout.flush()
             os._exit(0)
         _, status = os.waitpid(child, 0)
         print("attempt", os.waitstatus_to_exitcode(status), flush=True)
