@@ -32,10 +32,10 @@ def same(one, other):
 
 
 def carry_out(cwd, orders, timeout=200):
-    """Run ``killing.py`` with those orders; the exit code of each attempt, and all that was printed."""
+    """Run ``faults.py`` with those orders; the exit code of each attempt, and all that was printed."""
     (cwd / "orders.json").write_text(json.dumps(orders))
     done = subprocess.run(
-        [sys.executable, str(TESTS / "killing.py"), "orders.json"],
+        [sys.executable, str(TESTS / "faults.py"), "orders.json"],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
         capture_output=True,
@@ -64,7 +64,7 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(tmp_path, tiny_data, se
     kills = []
     for step in sorted(draw.sample(range(4, 34), 10)):
         kill = (
-            f"{{_target_:killing.KillAt,hook:{draw.choice(hooks)},step:{step},seconds:{draw.choice([0, 0.02, 0.05])}}}"
+            f"{{_target_:faults.KillAt,hook:{draw.choice(hooks)},step:{step},seconds:{draw.choice([0, 0.02, 0.05])}}}"
         )
         kills.append([*recipe, f"+callbacks.kill={kill}", *(["ckpt=last"] if kills else [])])
     codes, done = carry_out(
@@ -88,7 +88,7 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(tmp_path, tiny_data, se
 
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_with_the_one_before(tmp_path, tiny_data):
     recipe = [*TINY, f"data.root={tiny_data}", "callbacks.last.every_n_steps=2", "trainer.max_epochs=1", "test=false"]
-    killed = [*recipe, "+callbacks.kill={_target_:killing.KillWhileWriting,step:6}"]
+    killed = [*recipe, "+callbacks.kill={_target_:faults.KillWhileWriting,step:6}"]
     codes, done = carry_out(tmp_path, [("whole", recipe), ("parts", killed)])
     assert codes == [0, -9], done.stdout + done.stderr
     last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
@@ -103,7 +103,7 @@ def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_with_the_one_before(t
 
 def test_a_full_disk_keeps_the_checkpoint_before_and_is_a_short_error(tmp_path, tiny_data):
     recipe = [*TINY, f"data.root={tiny_data}", "callbacks.last.every_n_steps=2"]
-    full = "+callbacks.full={_target_:killing.FullDisk,step:3,size:200000}"
+    full = "+callbacks.full={_target_:faults.FullDisk,step:3,size:200000}"
     codes, done = carry_out(tmp_path, [("run", [*recipe, full])])
     assert codes == [1]
     assert done.stderr.splitlines() == [

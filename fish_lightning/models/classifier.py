@@ -25,11 +25,13 @@ from fish_lightning.models.network import build_network
 Batch = dict[str, Tensor]
 T = TypeVar("T")
 
-#: What torch says where a network shrinks an image to nothing.
-_TOO_SMALL = (
+#: What torch and torchvision say where a network shrinks an image to nothing, or is made for one size alone.
+_WRONG_SIZE = (
     "Kernel size can't be greater than actual input size",
     "Output size is too small",
-    "Expected more than 1 value per channel when training",
+    "Wrong image height",
+    "Wrong image width",
+    "is invalid for input of size",
 )
 
 
@@ -170,6 +172,16 @@ class FishClassifier(L.LightningModule):
             _require_same(*self._begun, optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says; a batch that is passed over leaves no gradients, which torch refuses to clip."""
+        if any(parameter.grad is not None for parameter in self.parameters()):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, C) of images (N, 3, H, W), uint8: normalization happens here, on the model's device."""
         images = (images.float() / 255.0 - self.mean) / self.std
@@ -177,16 +189,30 @@ class FishClassifier(L.LightningModule):
             images = images.contiguous(memory_format=torch.channels_last)
         try:
             output = self.network(images)
-        except (RuntimeError, ValueError) as error:
-            if any(words in str(error) for words in _TOO_SMALL):
-                height, width = images.shape[2:]
-                raise UserError(
-                    f"model.name={self.hparams['name']}: images of {height}x{width} (h x w) are too small for it\n"
-                    "choose larger ones with transforms.height and transforms.width, or another network"
-                ) from None
+        except (RuntimeError, ValueError, AssertionError) as error:
+            self._explain_size(error, len(images), *images.shape[2:])
             raise
         # inception_v3 and googlenet answer with a tuple of main and auxiliary logits while training.
         return output if isinstance(output, Tensor) else output[0]
+
+    def _explain_size(self, error: Exception, n: int, height: int, width: int) -> None:
+        """Tell a user what images the network refuses.
+
+        Raises:
+            UserError: where ``error`` is about their size.
+        """
+        name = self.hparams["name"]
+        if "Expected more than 1 value per channel when training" in str(error):
+            raise UserError(
+                f"model.name={name}: {n} image of {height}x{width} (h x w) is too little for a batch to train on\n"
+                "choose another data.batch_size, so that no batch of one image is left over, or larger images"
+            ) from None
+        if any(words in str(error) for words in _WRONG_SIZE):
+            raise UserError(
+                f"model.name={name}: it does not take images of {height}x{width} (h x w)\n"
+                "choose other transforms.height and transforms.width (all take 224 but inception_v3: 299), or another "
+                "network"
+            ) from None
 
     def on_train_epoch_start(self) -> None:
         """A new epoch, a new mean; not called where a run goes on in the middle of one."""

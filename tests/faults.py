@@ -1,4 +1,4 @@
-"""A training run that is killed with SIGKILL, over and over: ``killing.py ORDERS.json``.
+"""Faults that training runs survive, as callbacks, and a program that starts many such runs: ``faults.py ORDERS.json``.
 
 Starting a program costs seconds, so everything is imported once and each attempt is a fork: a process of its own with
 its own copy of everything, which the signal ends like any other. Each order is a run folder and a list of overrides.
@@ -69,6 +69,32 @@ class FullDisk(L.Callback):
     def on_before_optimizer_step(self, trainer, *_):
         if trainer.global_step == self.step:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
+
+
+class Poison(L.Callback):
+    """Makes the network answer with not-a-number, or infinity, in some steps, counted from 0."""
+
+    def __init__(self, steps, value=float("nan")):
+        self.steps, self.value = steps, value
+
+    def on_train_start(self, trainer, module):
+        def poison(network, inputs, logits):
+            return logits * self.value if network.training and trainer.global_step in self.steps else None
+
+        module.network.register_forward_hook(poison)
+
+
+class Send(L.Callback):
+    """Sends this process a signal in a hook of a step, ``times`` in a row."""
+
+    def __init__(self, hook, step, number, times=1):
+        self.step, self.number, self.times = step, number, times
+        setattr(self, hook, self.send)
+
+    def send(self, trainer, *_):
+        if trainer.global_step == self.step:
+            for _ in range(self.times):
+                signal.raise_signal(self.number)
 
 
 def main():
