@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,88 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_is_a_short_error(tmp_path, 
     ]
     (last,) = (tmp_path / "run" / "checkpoints").iterdir()  # nothing half-written beside it
     assert torch.load(last, weights_only=True)["global_step"] == 2
+
+
+def send(hook, step, number, times=1):
+    """The override that sends a run's own process a signal."""
+    return f"+callbacks.send={{_target_:faults.Send,hook:{hook},step:{step},number:{int(number)},times:{times}}}"
+
+
+@pytest.fixture
+def slurm(tmp_path, faults):
+    """Environment of a process that srun started, with an ``scontrol`` that notes what it was asked for."""
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/asked"\n')
+    scontrol.chmod(0o755)
+    job = {"SLURM_JOB_ID": "4242", "SLURM_JOB_NAME": "fish", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "1"}
+    process = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    return faults | job | process | {"PATH": f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.mark.slow
+def test_a_job_that_slurm_takes_off_its_node_goes_back_into_the_queue_and_goes_on(tmp_path, trained, train_tiny, slurm):
+    command = (tmp_path, send("on_before_optimizer_step", 3, signal.SIGUSR1))
+    warned = train_tiny(*command, env=slurm)
+    assert warned.returncode == 128 + signal.SIGUSR1, warned.stderr
+    assert "stopped by SIGUSR1 at step 4 of 14" in warned.stderr
+    assert warned.stderr.splitlines()[-1] == "SLURM job 4242 is in the queue again and goes on by itself"
+    assert (tmp_path / "bin" / "asked").read_text() == "requeue 4242\n"
+    folder = tmp_path / "logs" / "train" / "runs" / "slurm-4242.0"
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+
+    again = train_tiny(*command, env=slurm | {"SLURM_RESTART_COUNT": "1"})
+    assert again.returncode == 0, again.stderr
+    assert list(folder.parent.iterdir()) == [folder]
+    assert not list(tmp_path.rglob("hpc_ckpt*"))
+    for name in ("best.ckpt", "last.ckpt"):
+        ours, theirs = (torch.load(at / "checkpoints" / name, weights_only=True) for at in (folder, trained.folder))
+        assert same(ours["state_dict"], theirs["state_dict"])
+    assert rows_of(folder / "metrics.csv") == rows_of(trained.folder / "metrics.csv")
+
+
+@pytest.mark.slow
+def test_a_job_warned_before_training_begins_again(tmp_path, train_tiny, slurm):
+    command = (tmp_path, "trainer.max_epochs=1", "test=false", send("on_validation_batch_start", 0, signal.SIGUSR1))
+    warned = train_tiny(*command, env=slurm)
+    assert warned.returncode == 128 + signal.SIGUSR1
+    assert "stopped by SIGUSR1 before training" in warned.stderr and "goes on by itself" in warned.stderr
+    again = train_tiny(*command[:3], env=slurm | {"SLURM_RESTART_COUNT": "1"})
+    assert again.returncode == 0, again.stderr
+    rows = rows_of(tmp_path / "logs" / "train" / "runs" / "slurm-4242.0" / "metrics.csv")
+    assert len([row for row in rows if row["val/loss"]]) == 2  # before training and after the epoch
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "times", "number", "words"),
+    [
+        ("on_validation_batch_start", 0, 1, signal.SIGINT, "stopped by SIGINT before training\nnothing was saved"),
+        (
+            "on_before_optimizer_step",
+            2,
+            2,
+            signal.SIGINT,
+            "stopped by SIGINT at once, within a step\nnothing was saved",
+        ),
+        ("on_test_batch_start", 14, 1, signal.SIGINT, "stopped by SIGINT in the test, after training\ngo on with"),
+        ("on_test_batch_start", 14, 1, signal.SIGTERM, "stopped by SIGTERM in the test, after training\ngo on with"),
+    ],
+)
+def test_a_signal_at_any_time_ends_the_run_with_a_word(tmp_path, train_tiny, faults, hook, step, times, number, words):
+    done = train_tiny(tmp_path, send(hook, step, number, times), env=faults)
+    assert done.returncode == 128 + number, done.stdout + done.stderr
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) <= 3, done.stderr
+    assert not list(tmp_path.rglob("summary.json"))
+    if "go on with" in words:
+        (last,) = tmp_path.rglob("last.ckpt")
+        assert f"ckpt={last.relative_to(tmp_path)}" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 6, 9])
+def test_lightnings_news_of_a_stop_stay_off_the_screen(tmp_path, train_tiny, faults, step):
+    done = train_tiny(tmp_path, send("on_before_optimizer_step", step, signal.SIGTERM), env=faults)
+    assert done.returncode == 143
+    assert len(done.stderr.splitlines()) == 2
+    assert "INFO" not in done.stdout and "weights_only" not in done.stdout
