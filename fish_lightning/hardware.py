@@ -107,8 +107,14 @@ def _run_folder(ckpt: str | None, new: str) -> str:
     return str(path.parent.parent) if resumable else new
 
 
+def _config_folder(ckpt: str | None, time: str) -> str:
+    """Where Hydra writes the config, before the run can refuse it: a resumed run keeps that of its beginning."""
+    return ".hydra" if ckpt is None else f".hydra/resumed-{time}"
+
+
 def register_resolvers() -> None:
-    """Make ``${workers:…}``, ``${uses_cuda:…}``, ``${run_folder:…}`` and ``${on_a_terminal:}`` known to the YAML."""
+    """Make what the YAML asks for as ``${workers:…}``, ``${run_folder:…}`` and so on known to it."""
+    OmegaConf.register_new_resolver("config_folder", _config_folder, replace=True)
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("uses_cuda", _uses_cuda, replace=True)
     OmegaConf.register_new_resolver("workers", default_workers, replace=True)

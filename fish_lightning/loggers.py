@@ -77,7 +77,7 @@ class ForgetLaterRows(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.resumed_row: Row | None = None
+        self._resumed: tuple[int, Row | None] | None = None
         self._begun = False
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -107,23 +107,23 @@ class ForgetLaterRows(L.Callback):
                 logger.experiment.flush()
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the row."""
-        self.resumed_row = checkpoint.get("next_row")
+        """Take over the row and the number of steps done."""
+        self._resumed = checkpoint["global_step"], checkpoint.get("next_row")
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The step counter has been restored by now."""
-        if trainer.ckpt_path is None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Before the first row; called also where a run has ended and only its test is done once more."""
+        if self._resumed is None:
             self._begin(trainer)
         elif trainer.is_global_zero:
-            self._go_on(trainer)
+            self._go_on(trainer, *self._resumed)
 
-    def _go_on(self, trainer: L.Trainer) -> None:
-        row, step = self.resumed_row, trainer.global_step
+    def _go_on(self, trainer: L.Trainer, step: int, row: Row | None) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, ResumableCSVLogger):
                 logger.forget_from(step)
                 if row and not logger.has(row, step - 1):
                     logger.log_metrics(row, step - 1)
+                    logger.save()
             elif isinstance(logger, TensorBoardLogger):
                 start = Event(step=step, session_log=SessionLog(status=SessionLog.START))
                 logger.experiment._get_file_writer().add_event(start, step)  # forgets later points; has no other name
