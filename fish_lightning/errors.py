@@ -4,6 +4,7 @@ Raise :class:`UserError` where the fact is known; the entry points show it throu
 Anything else that escapes is a bug of ours and keeps its traceback.
 """
 
+import errno
 import functools
 import sys
 from collections.abc import Callable
@@ -55,11 +56,34 @@ def first_line(error: BaseException) -> str:
     return lines[0][:120] if lines else type(error).__name__
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The user's error that ``error`` is or was raised from: Hydra wraps what a target raises while it is made."""
+def full_disk(error: BaseException | None) -> OSError | None:
+    """The refusal of a full disk, a quota or a limit on files that ``error`` is or was raised after."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _user_error(raised: BaseException) -> UserError | None:
+    """The user's error that ``raised`` is or was raised from: Hydra wraps what a target raises while it is made.
+
+    Lightning's word for a setting that it refuses counts as one, and so does a disk that takes no more of any file.
+    """
+    error: BaseException | None = raised
     while error is not None and not isinstance(error, UserError):
+        if type(error).__name__ == "MisconfigurationException":
+            return UserError("trainer: " + " ".join(str(error).split())[:400])
         error = error.__cause__
-    return error
+    if error is not None:
+        return error
+    fault = full_disk(raised)
+    if fault is None:
+        return None
+    # While a run ends for want of room, its loggers fail for the same reason, and hide the error that says more.
+    while raised.__context__ is not None and not isinstance(raised, UserError):
+        raised = raised.__context__
+    return raised if isinstance(raised, UserError) else UserError(f"a file cannot be written: {fault}\nmake room")
 
 
 def _message(error: UserError) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fish_lightning.config import CONF
+from fish_lightning.config import CONF, require_whole_numbers
 from fish_lightning.errors import UserError, shown_without_traceback
 
 
@@ -35,6 +35,7 @@ def evaluate(cfg: DictConfig) -> float:
     from fish_lightning.report.summary import evaluation_table, write_summary, write_test
     from fish_lightning.trainer import build_trainer
 
+    require_whole_numbers(cfg)
     checkpoint = load_checkpoint(cfg.ckpt)
     model, transform = restore(checkpoint)
     recorded = checkpoint["FishDataModule"]

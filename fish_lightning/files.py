@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and how their paths are shown."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary sibling to write to; renamed to ``path`` when the block ends well, removed when it does not.
 
+    It is on the disk before it gets its name: a machine that loses its power keeps the former file or the new one.
+
     Args:
         path: the file to make or replace; its folder is made if missing.
     """
@@ -18,9 +21,43 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
+        _to_disk(temporary)
         temporary.replace(path)
+        _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_strays(folder: Path) -> None:
+    """Remove, in ``folder`` and below, the temporary siblings that processes left which were killed while writing."""
+    for file in folder.rglob(".*"):
+        writer = re.match(r"\.(\d+)\..", file.name)
+        if writer and file.is_file() and not _is_alive(int(writer[1])):
+            file.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    if os.name != "posix" and path.is_dir():
+        return  # Windows opens no folder
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of this machine has that number; this one does not count, it has just begun."""
+    if process == os.getpid() or os.name != "posix":
+        return False  # on Windows os.kill(process, 0) would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's
+    return True
 
 
 def shown(path: str | Path | None) -> str:

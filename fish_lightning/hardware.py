@@ -76,10 +76,29 @@ def _uses_cuda(accelerator: str) -> bool:
     return torch.cuda.is_available()
 
 
+def _slurm_job() -> str | None:
+    """Number of the SLURM job and of its step (``4242.0``), where srun started this process; None elsewhere."""
+    environment = os.environ
+    if "SLURM_NTASKS" not in environment or environment.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None  # as Lightning tells it
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{environment.get('SLURM_ARRAY_TASK_ID')}" if array else environment.get("SLURM_JOB_ID")
+    return job and f"{job}.{environment.get('SLURM_STEP_ID', '0')}"
+
+
+def slurm_restarts() -> int:
+    """How often SLURM has started this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) if _slurm_job() else 0
+
+
 def _run_folder(ckpt: str | None, new: str) -> str:
-    """The folder of the run that ``ckpt`` belongs to, or ``new`` for a run that starts."""
+    """The folder of the run that ``ckpt`` belongs to, or ``new`` for a run that starts.
+
+    A job of SLURM has a folder by its number, the same one for all its processes and when SLURM starts it again.
+    """
     if ckpt is None or ckpt == "last":
-        return new
+        job = _slurm_job()
+        return new if job is None else str(Path(new).with_name(f"slurm-{job}"))
     path = Path(ckpt)
     if path.is_dir():
         return str(path)
@@ -88,8 +107,14 @@ def _run_folder(ckpt: str | None, new: str) -> str:
     return str(path.parent.parent) if resumable else new
 
 
+def _config_folder(ckpt: str | None, time: str) -> str:
+    """Where Hydra writes the config, before the run can refuse it: a resumed run keeps that of its beginning."""
+    return ".hydra" if ckpt is None else f".hydra/resumed-{time}"
+
+
 def register_resolvers() -> None:
-    """Make ``${workers:…}``, ``${uses_cuda:…}``, ``${run_folder:…}`` and ``${on_a_terminal:}`` known to the YAML."""
+    """Make what the YAML asks for as ``${workers:…}``, ``${run_folder:…}`` and so on known to it."""
+    OmegaConf.register_new_resolver("config_folder", _config_folder, replace=True)
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("uses_cuda", _uses_cuda, replace=True)
     OmegaConf.register_new_resolver("workers", default_workers, replace=True)

@@ -9,7 +9,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from fish_lightning.config import CONF
+from fish_lightning.config import CONF, require_whole_numbers
 from fish_lightning.errors import UserError, shown_without_traceback
 
 
@@ -31,6 +31,7 @@ def predict(cfg: DictConfig) -> None:
     from fish_lightning.report import predictions as report
     from fish_lightning.trainer import build_trainer
 
+    require_whole_numbers(cfg)
     checkpoint = load_checkpoint(cfg.ckpt)
     model, transform = restore(checkpoint)
     catalog = input_catalog(cfg.input, model.class_names)

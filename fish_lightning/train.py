@@ -8,7 +8,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fish_lightning.config import CONF
+from fish_lightning.config import CONF, require_whole_numbers
 from fish_lightning.errors import shown_without_traceback
 
 
@@ -32,6 +32,7 @@ def train(cfg: DictConfig) -> float | None:
     from fish_lightning.report import summary as report
     from fish_lightning.trainer import best_checkpoint, build_trainer, resume_from
 
+    require_whole_numbers(cfg)
     report.require_metric(cfg.optimized_metric, cfg.test)
     L.seed_everything(cfg.seed, verbose=False)
     data = instantiate(cfg.data)
@@ -49,7 +50,7 @@ def train(cfg: DictConfig) -> float | None:
     trainer = build_trainer(cfg.trainer, callbacks, loggers)
 
     folder = Path(cfg.paths.output)
-    ckpt = resume_from(cfg.ckpt, folder, data)
+    ckpt = resume_from(cfg.ckpt, folder, data, model)
     report.write_start(folder, trainer, model, data)
     log_config(trainer, cfg)
     if cfg.validate_first and ckpt is None:

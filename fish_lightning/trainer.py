@@ -10,13 +10,15 @@ import hydra
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from fish_lightning.callbacks.checkpoints import BestCheckpoint
 from fish_lightning.errors import UserError
-from fish_lightning.hardware import cpu_has_bf16, fastest_precision, leave_a_core_to_the_loader
+from fish_lightning.files import remove_strays
+from fish_lightning.hardware import cpu_has_bf16, fastest_precision, leave_a_core_to_the_loader, slurm_restarts
 from fish_lightning.models.classifier import load_checkpoint
 
 #: Lightning's warnings that do not apply here, with the reason.
@@ -51,7 +53,7 @@ def build_trainer(
     if chosen == "auto":
         chosen = precision or fastest_precision(cfg.accelerator)
     extra: dict[str, Any] = {"precision": chosen, "callbacks": list(callbacks), "logger": list(loggers)}
-    if not any(isinstance(callback, L.pytorch.callbacks.ModelCheckpoint) for callback in callbacks):
+    if not any(isinstance(callback, Checkpoint) for callback in callbacks):
         extra["enable_checkpointing"] = False
     try:
         trainer: L.Trainer = hydra.utils.instantiate(cfg, **extra)
@@ -74,21 +76,30 @@ def quieten_lightning() -> None:
     """Leave out Lightning's advertising tips and the warnings of ``_NOT_OURS``."""
     for pattern in _NOT_OURS:
         warnings.filterwarnings("ignore", pattern)
-    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
+    for name in (
+        "pytorch.utilities.rank_zero",
+        "pytorch.trainer.connectors.signal_connector",  # SaveOnInterrupt says it
+        "fabric.utilities.seed",
+        "fabric.utilities.distributed",
+    ):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
 
 
-def resume_from(ckpt: str | None, folder: Path, data: L.LightningDataModule) -> Path | None:
+def resume_from(ckpt: str | None, folder: Path, data: L.LightningDataModule, model: L.LightningModule) -> Path | None:
     """The file that ``ckpt`` means, found fit to go on from before anything in the run's folder is touched.
 
     Args:
-        ckpt: a file, a run folder (its ``last.ckpt``), ``last`` for that of ``folder``, or None.
+        ckpt: a file, a run folder (its ``last.ckpt``), ``last`` for that of ``folder``, or None for a new run; in a job
+            that SLURM has started again, that means ``last`` where there is one.
         folder: of this run.
         data: set up; it compares its images and split with those that the run began with.
+        model: compares its network.
 
     Raises:
-        UserError: no checkpoint, one that holds weights only, or a run with other images or another split.
+        UserError: no checkpoint, one that holds weights only, or a run with other images, another split or network.
     """
+    if ckpt is None and slurm_restarts() and (folder / "checkpoints" / "last.ckpt").is_file():
+        ckpt = "last"
     if ckpt is None:
         return None
     run = folder if ckpt == "last" else Path(ckpt).expanduser()
@@ -97,6 +108,8 @@ def resume_from(ckpt: str | None, folder: Path, data: L.LightningDataModule) -> 
     if "optimizer_states" not in checkpoint:
         raise UserError(f"ckpt: {file} holds weights alone, for evaluate and predict\nresume from last.ckpt beside it.")
     data.load_state_dict(checkpoint["FishDataModule"])
+    model.on_load_checkpoint(checkpoint)
+    rank_zero_only(remove_strays)(folder)
     return file
 
 

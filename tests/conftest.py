@@ -274,6 +274,12 @@ def trained(tmp_path_factory, train_tiny):
     return done
 
 
+@pytest.fixture(scope="session")
+def faults():
+    """Environment of a program whose configs may name the callbacks of ``faults.py``."""
+    return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(REPOSITORY)])}
+
+
 @pytest.fixture
 def ctrl_c():
     """``ctrl_c(step)``: a callback that presses Ctrl-C while that step, counted from 1, is computed."""

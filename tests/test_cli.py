@@ -1,9 +1,12 @@
 """The command line: quick answers, Hydra's own words for what is misspelt."""
 
+import os
+import pickle
 import subprocess
 import sys
 
 import pytest
+import torch
 
 HEAVY = ("torch", "torchvision", "lightning", "albumentations", "matplotlib")
 
@@ -36,3 +39,35 @@ def test_what_is_misspelt_is_answered_by_hydra_with_the_choices(tmp_path, run, o
     assert "Traceback" not in done.stderr
     assert all(word in done.stderr for word in words), done.stderr
     assert not (tmp_path / "logs").exists()
+
+
+class Malice:
+    """Makes a folder when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("bare", [True, False], ids=["bare pickle", "torch's archive"])
+@pytest.mark.parametrize(
+    ("module", "overrides"),
+    [
+        ("train", ["ckpt=malice.ckpt"]),
+        ("train", ["model.weights=malice.ckpt"]),
+        ("evaluate", ["ckpt=malice.ckpt"]),
+        ("predict", ["ckpt=malice.ckpt", "input=."]),
+    ],
+)
+def test_code_in_a_file_is_refused_by_every_program_and_not_executed(
+    tmp_path, train_tiny, run, module, overrides, bare
+):
+    if bare:
+        (tmp_path / "malice.ckpt").write_bytes(pickle.dumps(Malice(), protocol=2))
+    else:
+        needed = dict.fromkeys(("state_dict", "hyper_parameters", "FishDataModule", "precision"))
+        torch.save(needed | {"state_dict": Malice()}, tmp_path / "malice.ckpt")
+    done = train_tiny(tmp_path, *overrides) if module == "train" else run(module, *overrides, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and "malice.ckpt" in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 5
+    assert not (tmp_path / "executed").exists()

@@ -13,11 +13,11 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from omegaconf import OmegaConf
 from torch import nn
 
-from fish_lightning.callbacks.checkpoints import BestCheckpoint
+from fish_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from fish_lightning.config import CONF
 from fish_lightning.models.classifier import FishClassifier
 
@@ -202,7 +202,11 @@ def test_callbacks_are_made_by_the_yaml_and_early_stopping_is_a_choice():
         "val/loss",
     )
     assert best.dirpath.endswith("OUT/checkpoints") and best.filename == "best"
-    assert type(last) is ModelCheckpoint and last.filename == "last" and not last.save_weights_only
+    assert (
+        type(last) is LastCheckpoint
+        and last.every_n_steps == 200
+        and str(last.path).endswith("OUT/checkpoints/last.ckpt")
+    )
     assert type(made["learning_rate"]) is LearningRateMonitor and made["learning_rate"].logging_interval == "step"
     early = hydra.utils.instantiate(composed("callbacks=early_stopping").callbacks.early_stopping)
     assert type(early) is EarlyStopping and (early.monitor, early.mode, early.patience) == ("val/loss", "min", 3)

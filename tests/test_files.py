@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fish_lightning.files import shown, whole_file
+from fish_lightning.files import remove_strays, shown, whole_file
 
 
 def test_a_file_appears_when_it_is_finished_and_not_before(tmp_path):
@@ -53,3 +53,12 @@ def test_a_path_is_shown_as_the_user_would_type_it(tmp_path, monkeypatch):
     assert shown(tmp_path / "elsewhere") == str(tmp_path / "elsewhere")
     assert shown(Path("../elsewhere")).endswith("elsewhere")
     assert shown(None) == "none"
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    gone, alive, ours = f".{2**22 + 1}.last.ckpt", f".{os.getppid()}.last.ckpt", f".{os.getpid()}.loss.png"
+    for name in (gone, alive, ours, ".hydra", "last.ckpt", ".12"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_text("half")
+    remove_strays(tmp_path)
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == sorted([alive, ".hydra", "last.ckpt", ".12"])

@@ -125,3 +125,47 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_leaves_the_rows_of_a_whole_run(
     fit(parts, ckpt_path=parts / "last.ckpt", weights_only=True)
     assert len(column(parts)) == (9 if name == "train/loss_step" else 3)
     assert column(parts) == column(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_the_row_of_the_step_that_was_saved_is_not_lost_when_the_run_is_killed_before_it_is_logged(
+    make_scripted, make_trainer, stop_at, tmp_path, step
+):
+    def fit(folder, *callbacks, **options):
+        callbacks = [ForgetLaterRows(), *callbacks]
+        trainer = make_trainer(max_epochs=2, callbacks=callbacks, logger=logger_in(folder), enable_checkpointing=False)
+        trainer.fit(make_scripted(ACCURACIES, LOSSES), **options)
+
+    def of_steps(folder):  # this module's loss of an epoch is Lightning's own, which no checkpoint holds
+        return [row for row in rows_in(folder) if "train/loss_epoch" not in row]
+
+    fit(tmp_path / "whole")
+    with pytest.raises(stop_at.error):
+        fit(tmp_path / "parts", stop_at(step, tmp_path / "last.ckpt"))
+    steps = [row["step"] for row in rows_in(tmp_path / "parts")] if step > 1 else []
+    assert str(step - 1) not in steps
+    fit(tmp_path / "parts", ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert of_steps(tmp_path / "parts") == of_steps(tmp_path / "whole")
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
+    first = logger_in(tmp_path)
+    first.log_metrics({"train/loss": 0.5}, step=0)
+    first.log_metrics({"train/loss": 0.25}, step=11)
+    first.save()
+    file = tmp_path / "metrics.csv"
+    file.write_bytes(file.read_bytes()[:-3])  # of "11,0.25\r\n" or "0.25,11\r\n"
+    again = logger_in(tmp_path)
+    again.log_metrics({"train/loss": 0.125}, step=1)
+    again.save()
+    assert [row["step"] for row in rows_in(tmp_path)] == ["0", "1"]
+
+
+def test_a_new_run_in_the_folder_of_one_that_came_to_nothing_begins_its_file_anew(
+    make_scripted, make_trainer, tmp_path
+):
+    for _ in range(2):
+        trainer = make_trainer(callbacks=[ForgetLaterRows()], logger=logger_in(tmp_path), enable_checkpointing=False)
+        trainer.validate(make_scripted(ACCURACIES, LOSSES), verbose=False)
+        trainer.fit(make_scripted(ACCURACIES, LOSSES))
+    assert len([row for row in rows_in(tmp_path) if "val/loss" in row]) == 2

@@ -282,23 +282,32 @@ def test_imagenet_weights_without_a_network_are_an_error_that_names_both_other_c
     assert is_short_error(done, "model.weights=imagenet: ", "model.weights=FILE.pth", "model.weights=null")
 
 
-@pytest.mark.parametrize("spoil", ["junk", "weights", "split"])
+REFUSED = {
+    "junk": ([], "is not a checkpoint"),
+    "weights": ([], "holds weights alone"),
+    "split": (["seed=5"], "the run began with other images or another split"),
+    "network": (["model.name=squeezenet1_1"], "the run trains shufflenet_v2_x0_5, and this command says model.name="),
+    "scheduler": (["scheduler=none"], "the run began with another scheduler"),
+    "optimizer": (["optimizer=sgd", "scheduler=cosine"], "the run began with another scheduler"),
+    "epochs": (["trainer.max_epochs=3"], "made for 14 steps, and this command asks for 21"),
+    "batch": (["data.batch_size=8"], "made for 14 steps, and this command asks for 8"),
+}
+
+
+@pytest.mark.parametrize("spoil", REFUSED)
 def test_a_checkpoint_that_cannot_be_resumed_leaves_its_run_as_it_was(tmp_path, trained, train_tiny, spoil):
     run = shutil.copytree(trained.folder, tmp_path / "run")
-    last, overrides = run / "checkpoints" / "last.ckpt", []
+    last, (overrides, words) = run / "checkpoints" / "last.ckpt", REFUSED[spoil]
     if spoil == "junk":
         last.write_text("junk")
     elif spoil == "weights":
         last = last.with_name("best.ckpt")
-    else:
-        overrides = ["seed=5"]
-    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and ".hydra" not in file.parts}
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     done = train_tiny(tmp_path, f"ckpt={last}", *overrides)
-    assert is_short_error(done, "ckpt: ")
-    after = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and ".hydra" not in file.parts}
-    after.pop(run / "train.log", None)
-    before.pop(run / "train.log", None)
-    assert after == before
+    assert is_short_error(done, "ckpt: ", words)
+    assert [file for file in before if file.read_bytes() != before[file] and file.name != "train.log"] == []
+    added = {file.relative_to(run) for file in run.rglob("*") if file.is_file()} - {f.relative_to(run) for f in before}
+    assert all(file.parts[0] in (".hydra", "train.log") or "tfevents" in file.name for file in added)
 
 
 @pytest.mark.slow
@@ -308,3 +317,71 @@ def test_the_default_run_passes_90_percent_on_photographs_it_has_not_seen(tmp_pa
     summary = json.loads((run_folder(tmp_path) / "summary.json").read_text())
     assert (summary["split"], summary["leaked_test_images"], summary["test"]["n"]) == ("photograph", 0, 144)
     assert summary["test"]["accuracy"] >= 0.9
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is_now(tmp_path, trained, train_tiny):
+    copy = shutil.copytree(trained.folder, tmp_path / "run")
+    best = (trained.folder / "checkpoints" / "best.ckpt").read_bytes()
+    done = train_tiny(tmp_path, f"ckpt={copy / 'checkpoints' / 'last.ckpt'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    summary, former = (json.loads((at / "summary.json").read_text()) for at in (copy, trained.folder))
+    assert summary["checkpoint"] == str(copy / "checkpoints" / "best.ckpt")
+    assert (summary["best_epoch"], summary["val"], summary["test"]) == tuple(
+        former[key] for key in ("best_epoch", "val", "test")
+    )
+    assert (trained.folder / "checkpoints" / "best.ckpt").read_bytes() == best
+    assert rows_of(copy / "metrics.csv") == rows_of(trained.folder / "metrics.csv")
+    assert (copy / ".hydra" / "overrides.yaml").read_text() == (
+        trained.folder / ".hydra" / "overrides.yaml"
+    ).read_text()
+    (resumed,) = (copy / ".hydra").glob("resumed-*/overrides.yaml")
+    assert "ckpt=" in resumed.read_text()
+
+
+def test_a_constant_rate_can_go_on_for_more_epochs_but_not_for_fewer(tmp_path, train_tiny):
+    short = ("scheduler=none", "test=false", "validate_first=false")
+    assert train_tiny(tmp_path, *short).returncode == 0
+    last = f"ckpt={run_folder(tmp_path) / 'checkpoints' / 'last.ckpt'}"
+    done = train_tiny(tmp_path, *short, last, "trainer.max_epochs=3")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run_folder(tmp_path) / "summary.json").read_text())["epochs"] == 3
+    assert is_short_error(train_tiny(tmp_path, *short, last, "trainer.max_epochs=1"), "max_epochs=1")
+
+
+def test_unreadable_images_are_remembered_by_a_run_that_goes_on(tmp_path, damaged, train_tiny):
+    skipping = ("data.on_error=skip", "test=false", "validate_first=false")
+    assert train_tiny(tmp_path, *skipping, data=damaged).returncode == 0
+    last = f"ckpt={run_folder(tmp_path) / 'checkpoints' / 'last.ckpt'}"
+    done = train_tiny(tmp_path, *skipping, last, data=damaged)
+    assert done.returncode == 0, done.stderr
+    unreadable = json.loads((run_folder(tmp_path) / "summary.json").read_text())["unreadable_images"]
+    assert unreadable == ["kind a/003.png", "kind b/004.png"]
+
+
+def test_a_trial_run_without_checkpoints_names_none(tmp_path, train_tiny):
+    done = train_tiny(tmp_path, "trainer.fast_dev_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "no checkpoint was kept" in done.stdout.splitlines()
+    assert "tensorboard --logdir" in done.stdout
+    assert "ckpt=" not in done.stdout and "None" not in done.stdout
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.batch_size=0", ("data.batch_size=0: it is a whole number, 1 or more",)),
+        ("data.batch_size=many", ("data.batch_size=many: ",)),
+        ("optimizer.lr=-1", ("optimizer: ", "Invalid learning rate: -1", "optimizer.lr=-1")),
+        ("optimizer.lr=abc", ("optimizer: ", "optimizer.lr=abc")),
+        ("scheduler.pct_start=7", ("scheduler: ", "pct_start", "scheduler.pct_start=7")),
+        ("trainer.max_epochs=many", ("trainer.max_epochs=many: it is a whole number, -1 or more",)),
+        ("trainer.max_epochs=1.5", ("trainer.max_epochs=1.5: it is a whole number",)),
+        ("on_nan=ignore", ("on_nan=ignore: it is stop or skip",)),
+        ("callbacks.last.every_n_steps=0", ("callbacks.last.every_n_steps=0",)),
+    ],
+)
+def test_a_value_that_cannot_be_is_a_short_error(tmp_path, train_tiny, override, words):
+    assert is_short_error(train_tiny(tmp_path, override), *words)
+    assert not list(tmp_path.rglob("summary.json"))

@@ -60,8 +60,12 @@ def test_resuming_takes_a_file_a_run_folder_or_last(trained):
         def load_state_dict(self, state):
             self.begun = state["seed"]
 
-    assert resume_from(None, folder, Data()) is None
+    class Model:
+        def on_load_checkpoint(self, checkpoint):
+            self.begun = checkpoint["hyper_parameters"]["name"]
+
+    assert resume_from(None, folder, Data(), Model()) is None
     for ckpt in (str(last), str(folder), "last"):
-        data = Data()
-        assert resume_from(ckpt, folder, data) == last
-        assert data.begun == 42
+        data, model = Data(), Model()
+        assert resume_from(ckpt, folder, data, model) == last
+        assert (data.begun, model.begun) == (42, "shufflenet_v2_x0_5")

@@ -1,11 +1,87 @@
 """Checkpoints of a run: ``best.ckpt`` (weights, to test and predict with) and ``last.ckpt`` (everything, to resume)."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
+
+from fish_lightning.errors import UserError, full_disk
+from fish_lightning.files import shown, whole_file
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, waits for the disk, and renames it: the former one stays until then.
+
+    Lightning's own writes it to the system's temporary folder, and copies from there where that is another disk: a
+    process killed while it copies leaves a broken file in place of the former one.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write one file whole.
+
+        Args:
+            checkpoint: what to save.
+            path: the file to make or replace.
+            storage_options: not used.
+
+        Raises:
+            UserError: there is no room for it; the former file is as it was.
+        """
+        try:
+            with whole_file(Path(path)) as temporary, temporary.open("wb") as stream:
+                torch.save(checkpoint, stream)
+        except (OSError, RuntimeError) as error:
+            fault = full_disk(error)
+            if fault is None:
+                raise
+            kept = "; the one before it is whole" if Path(path).is_file() else ""
+            raise UserError(
+                f"no room for the checkpoint {shown(path)} ({fault.strerror}){kept}\n"
+                "make room and go on with it, or write elsewhere: paths.logs=FOLDER"
+            ) from None
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``last.ckpt``: everything, every some steps and at the end of each epoch.
+
+    Lightning's ``ModelCheckpoint`` takes one of the two. Being a ``Checkpoint``, it is called after other callbacks,
+    and holds what they have noted of the step or the epoch.
+
+    Args:
+        path: the file.
+        every_n_steps: optimizer steps of the run from one to the next; None: at the ends of epochs alone.
+    """
+
+    def __init__(self, path: str | Path, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise UserError(f"callbacks.last.every_n_steps={every_n_steps}: it is 1 or more, or null")
+        self.path, self.every_n_steps = Path(path), every_n_steps
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save after each ``every_n_steps``; an epoch's last step is saved with its validation, at the end."""
+        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        if due and is_between_steps(trainer, batch_idx):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save when the epoch's rows are noted."""
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+
+def is_between_steps(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether an optimizer step, but not the epoch, ends with that batch: no checkpoint holds gradients that gather."""
+    last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    return not last and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -42,6 +118,19 @@ class BestCheckpoint(ModelCheckpoint):
         return super().state_dict() | {"best_tie_breaker": self.best_tie_breaker, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` gave, wherever the run's folder is now.
+
+        Lightning forgets the best score where the folder was moved, and keeps the path of the file that was left.
+        """
+        assert self.dirpath is not None
+        here = {path: str(Path(self.dirpath) / Path(path).name) for path in state_dict["best_k_models"]}
+        if not all(Path(path).is_file() for path in here.values()):
+            return  # nothing to go back to: the best is one of the epochs to come
         self.best_tie_breaker, self.best_epoch = state_dict["best_tie_breaker"], state_dict["best_epoch"]
-        super().load_state_dict(state_dict)
+        moved = {
+            "dirpath": self.dirpath,
+            "best_k_models": {here[path]: score for path, score in state_dict["best_k_models"].items()},
+        }
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            moved[name] = here.get(state_dict[name], "")
+        super().load_state_dict(state_dict | moved)

@@ -25,6 +25,15 @@ from fish_lightning.models.network import build_network
 Batch = dict[str, Tensor]
 T = TypeVar("T")
 
+#: What torch and torchvision say where a network shrinks an image to nothing, or is made for one size alone.
+_WRONG_SIZE = (
+    "Kernel size can't be greater than actual input size",
+    "Output size is too small",
+    "Wrong image height",
+    "Wrong image width",
+    "is invalid for input of size",
+)
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -90,6 +99,8 @@ class FishClassifier(L.LightningModule):
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.class_names = tuple(class_names)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        if optimizer is not None:
+            _made("optimizer", optimizer, [nn.Parameter(torch.zeros(1))])  # refused here, before a minute is lost
         self.network = build_network(name, len(self.class_names), weights)
         if channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
@@ -98,6 +109,7 @@ class FishClassifier(L.LightningModule):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.unreadable: set[int] = set()  # rows of the catalog
+        self._begun: tuple[dict[str, Any], dict[str, Any]] | None = None  # states of optimizer and schedule
         self._tested: list[tuple[npt.NDArray[Any], ...]] = []
         self.configure_losses()
         self.configure_metrics()
@@ -123,31 +135,88 @@ class FishClassifier(L.LightningModule):
         self.val_metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the precision, so that an evaluation computes what the end of the training run did."""
+        """Record what an evaluation or a resumed run cannot know.
+
+        The precision, so that an evaluation computes what the end of the training run did, and the unreadable images.
+        """
         checkpoint["precision"] = str(self.trainer.precision)
+        checkpoint["unreadable"] = sorted(set().union(*gathered(self.unreadable)))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what a resumed run goes on with.
+
+        Raises:
+            UserError: the run trains another network.
+        """
+        begun = checkpoint["hyper_parameters"]["name"]
+        if begun != self.hparams["name"]:
+            raise UserError(
+                f"ckpt: the run trains {begun}, and this command says model.name={self.hparams['name']}\n"
+                f"go on with model.name={begun}, or leave ckpt out to start another run"
+            )
+        self.unreadable |= set(checkpoint.get("unreadable", ()))
+        if checkpoint.get("optimizer_states"):
+            self._begun = (checkpoint["optimizer_states"][0], next(iter(checkpoint["lr_schedulers"]), {}))
 
     def configure_optimizers(self) -> Any:
         """Optimizer and per-step schedule; the total comes from the run itself.
 
         Raises:
-            UserError: the module was made without an optimizer.
+            UserError: the module was made without an optimizer, a setting is refused, or the run that is resumed began
+                with another optimizer or schedule.
         """
         if self.make_optimizer is None:
             raise UserError("FishClassifier was made without an optimizer: pass one to train it.")
-        optimizer = self.make_optimizer(self.parameters())
+        optimizer = _made("optimizer", self.make_optimizer, self.parameters())
         if self.make_scheduler is None:
             return optimizer
-        schedule = self.make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = _made("scheduler", self.make_scheduler, optimizer, steps)
+        if self._begun is not None:
+            _require_same(*self._begun, optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says; a batch that is passed over leaves no gradients, which torch refuses to clip."""
+        if any(parameter.grad is not None for parameter in self.parameters()):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, C) of images (N, 3, H, W), uint8: normalization happens here, on the model's device."""
         images = (images.float() / 255.0 - self.mean) / self.std
         if self.hparams["channels_last"]:
             images = images.contiguous(memory_format=torch.channels_last)
-        output = self.network(images)
+        try:
+            output = self.network(images)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            self._explain_size(error, len(images), *images.shape[2:])
+            raise
         # inception_v3 and googlenet answer with a tuple of main and auxiliary logits while training.
         return output if isinstance(output, Tensor) else output[0]
+
+    def _explain_size(self, error: Exception, n: int, height: int, width: int) -> None:
+        """Tell a user what images the network refuses.
+
+        Raises:
+            UserError: where ``error`` is about their size.
+        """
+        name = self.hparams["name"]
+        if "Expected more than 1 value per channel when training" in str(error):
+            raise UserError(
+                f"model.name={name}: {n} image of {height}x{width} (h x w) is too little for a batch to train on\n"
+                "choose another data.batch_size, so that no batch of one image is left over, or larger images"
+            ) from None
+        if any(words in str(error) for words in _WRONG_SIZE):
+            raise UserError(
+                f"model.name={name}: it does not take images of {height}x{width} (h x w)\n"
+                "choose other transforms.height and transforms.width (all take 224 but inception_v3: 299), or another "
+                "network"
+            ) from None
 
     def on_train_epoch_start(self) -> None:
         """A new epoch, a new mean; not called where a run goes on in the middle of one."""
@@ -159,7 +228,8 @@ class FishClassifier(L.LightningModule):
         if len(labels) == 0:
             return None
         loss: Tensor = self.train_criterion(self(images), labels)
-        self.train_loss.update(loss.detach(), len(labels))
+        # A loss that is no number stops the run or is passed over (callbacks.not_a_number); the mean is of the others.
+        self.train_loss.update(loss.detach().nan_to_num(0, 0, 0), loss.detach().isfinite() * len(labels))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=len(labels))
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=len(labels))
         return loss
@@ -217,6 +287,41 @@ class FishClassifier(L.LightningModule):
             return images, labels, rows
         self.unreadable.update(rows[~readable].tolist())
         return images[readable], labels[readable], rows[readable]
+
+
+def _made(group: str, make: Callable[..., T], *arguments: Any) -> T:
+    """What ``make`` makes of the arguments.
+
+    Raises:
+        UserError: it refuses a setting that the group of that name holds.
+    """
+    try:
+        return make(*arguments)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        settings = ", ".join(f"{group}.{name}={value}" for name, value in getattr(make, "keywords", {}).items())
+        raise UserError(f"{group}: one of its settings is refused ({first_line(error)})\nthey are {settings}") from None
+
+
+def _require_same(
+    optimizer_state: dict[str, Any], schedule_state: dict[str, Any], optimizer: Optimizer, schedule: LRScheduler
+) -> None:
+    """Refuse to go on with another kind of optimizer or schedule, or with one made for another number of steps.
+
+    Raises:
+        UserError: with what the run began with.
+    """
+    now = schedule.state_dict()
+    if now.keys() != schedule_state.keys():
+        raise UserError("ckpt: the run began with another scheduler\ngo on with the overrides that it was started with")
+    for key in ("total_steps", "T_max"):  # of OneCycleLR, of CosineAnnealingLR
+        if key in now and now[key] != schedule_state[key]:
+            raise UserError(
+                f"ckpt: the run's schedule was made for {schedule_state[key]} steps, and this command asks for "
+                f"{now[key]}\n"
+                "go on with its trainer.max_epochs and data.batch_size; scheduler=none alone has no end"
+            )
+    if optimizer.param_groups[0].keys() != optimizer_state["param_groups"][0].keys():
+        raise UserError("ckpt: the run began with another optimizer\ngo on with the overrides that it was started with")
 
 
 def gathered(value: T) -> list[T]:

@@ -9,6 +9,7 @@ import lightning as L
 
 from fish_lightning.callbacks.checkpoints import BestCheckpoint
 from fish_lightning.callbacks.history import History
+from fish_lightning.callbacks.nonfinite import NonFiniteLoss
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.errors import UserError
 from fish_lightning.files import shown, whole_file
@@ -61,6 +62,7 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         tested: whether the best checkpoint was tested.
     """
     history, best = found(trainer, History), found(trainer, BestCheckpoint)
+    nonfinite = found(trainer, NonFiniteLoss)
     rows = {row["epoch"]: row for row in history.rows} if history else {}
     best_epoch = best.best_epoch if best else None
     validated = rows.get(best_epoch) or (history.rows[-1] if history and history.rows else {})
@@ -85,8 +87,9 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "precision": str(trainer.precision),
         "device": trainer.strategy.root_device.type,
         "processes": trainer.world_size,
+        "skipped_batches": nonfinite.skipped if nonfinite else 0,
         "unreadable_images": [str(data.catalog.paths[row]) for row in unreadable],
-        "checkpoint": best.best_model_path if best else None,
+        "checkpoint": (best.best_model_path or None) if best else None,
     }
 
 
@@ -201,14 +204,16 @@ def closing_table(folder: Path, summary: Summary) -> str:
     lines = [score_table(summary["test"], summary["split"])] if summary["test"] else ["not tested (test=false)"]
     if summary["unreadable_images"]:
         lines.append(f"\nleft out: {len(summary['unreadable_images'])} unreadable images, named in summary.json")
+    if summary["skipped_batches"]:
+        lines.append(f"\npassed over: {summary['skipped_batches']} batches whose loss was no number (on_nan=skip)")
     if summary["seconds"]:
         speed = f", {summary['train_images_per_second']:.0f} training images a second" if summary["seconds"] else ""
         lines.append(f"\n{summary['epochs']} epochs in {summary['seconds']:.0f} s{speed}")
-    lines += [
-        f"best epoch   {summary['best_epoch']} by validation accuracy",
-        f"run folder   {shown(folder)}",
-        f"pictures     {shown(folder / 'plots')}",
-        f"predict      python -m fish_lightning.predict ckpt={shown(summary['checkpoint'])} input=FOLDER",
-        f"tensorboard  tensorboard --logdir {shown(folder)}",
-    ]
-    return "\n".join(lines)
+    checkpoint = summary["checkpoint"]
+    lines.append(
+        f"best epoch   {summary['best_epoch']} by validation accuracy" if checkpoint else "no checkpoint was kept"
+    )
+    lines += [f"run folder   {shown(folder)}", f"pictures     {shown(folder / 'plots')}"]
+    if checkpoint:
+        lines.append(f"predict      python -m fish_lightning.predict ckpt={shown(checkpoint)} input=FOLDER")
+    return "\n".join([*lines, f"tensorboard  tensorboard --logdir {shown(folder)}"])

@@ -156,6 +156,20 @@ def test_skipped_images_are_counted_through_a_whole_run(make_folder, make_data, 
     assert model.test_predictions().rows.tolist() == sorted(set(tested) - model.unreadable)
 
 
+@pytest.mark.parametrize("algorithm", ["value", "norm"])
+def test_a_batch_of_unreadable_images_alone_passes_through_clipping(
+    make_folder, make_data, make_model, make_trainer, tmp_path, algorithm
+):
+    make_folder(tmp_path / "photos", 2, 10)
+    for file in (tmp_path / "photos" / "kind a").iterdir():
+        file.write_bytes(b"")
+    wide = A.Compose([A.Resize(64, 64), ToTensorV2()])  # one of them is enough for a batch
+    data = make_data(tmp_path / "photos", on_error="skip", batch_size=2, train_transform=wide)
+    trainer = make_trainer(gradient_clip_val=0.1, gradient_clip_algorithm=algorithm)
+    trainer.fit(make_model(data), datamodule=data)
+    assert trainer.current_epoch == 1
+
+
 def test_predictions_are_probabilities_and_not_a_number_where_nothing_was_read(make_classifier, batch):
     model = make_classifier().eval()
     probabilities = model.predict_step(batch | {"label": torch.tensor([0, UNREADABLE, 0, 0])}, 0)
@@ -289,3 +303,32 @@ def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path):
     (tmp_path / "bare.ckpt").write_bytes(pickle.dumps(Malice(tmp_path / "executed"), protocol=2))
     assert "is not a checkpoint" in message_of(tmp_path / "bare.ckpt")
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "fits"), [("inception_v3", 32, False), ("vit_b_16", 32, False), ("inception_v3", 96, True)]
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torchvision's, of their initial weights
+def test_images_of_a_size_that_a_network_does_not_take_are_an_error(name, size, fits):
+    model = FishClassifier(NAMES, name=name).eval()
+    images = torch.zeros(2, 3, size, size + 8, dtype=torch.uint8)
+    if fits:
+        assert model(images).shape == (2, 3)
+        return
+    with pytest.raises(UserError) as raised:
+        model(images)
+    assert str(raised.value).startswith(f"model.name={name}: it does not take images of {size}x{size + 8} (h x w)")
+    assert "transforms.height" in str(raised.value)
+
+
+def test_a_batch_of_one_small_image_is_an_error(make_classifier):
+    with pytest.raises(UserError, match=r"1 image of 32x32 \(h x w\) is too little for a batch to train on"):
+        make_classifier()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("setting", [{"lr": -1.0}, {"lr": "abc"}, {"lr": 0.1, "weight_decay": -1}, {"rl": 1}])
+def test_a_refused_setting_of_the_optimizer_is_an_error_at_once(setting):
+    with pytest.raises(UserError) as raised:
+        FishClassifier(NAMES, name="squeezenet1_1", optimizer=partial(torch.optim.Adam, **setting))
+    assert str(raised.value).startswith("optimizer: one of its settings is refused (")
+    assert all(f"optimizer.{name}={value}" in str(raised.value) for name, value in setting.items())

@@ -1,0 +1,122 @@
+"""A training loss that is no number stops the run, or the batch is passed over, before it reaches the weights."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fish_lightning.errors import UserError
+from fish_lightning.files import shown
+from fish_lightning.models.classifier import gathered
+
+SHOWN = 5  # files named of a batch
+
+
+class NonFiniteLoss(Callback):
+    """Looks at each training loss before the optimizer does; at the weights before each checkpoint.
+
+    The loss is copied to the host while the device computes the gradients: looking at it does not make it wait.
+    Gradients are not looked at, for that would: where they alone are no numbers, so are the weights after the step, and
+    no checkpoint of them is written.
+
+    Args:
+        action: ``"stop"`` ends the run and names the batch's files; ``"skip"`` passes the batch over and counts it.
+        path: the checkpoint that a stopped run can go on with.
+
+    Attributes:
+        skipped: batches passed over, of all parts of an interrupted run.
+    """
+
+    def __init__(self, action: str, path: str | Path) -> None:
+        if action not in ("stop", "skip"):
+            raise UserError(f"on_nan={action}: it is stop or skip")
+        self.action, self.path = action, Path(path)
+        self.skipped = 0
+        self._rows: list[Tensor] = []
+        self._bad: list[Tensor] = []  # of each batch that the next step takes gradients from, 0 or more
+        self._copied: Any = None
+        self._buffers: list[Tensor] = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep what a batch changes before the optimizer: the running statistics of batch normalization."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._rows.clear()
+            self._bad.clear()
+            if self.action == "skip":
+                self._buffers = [buffer.clone() for buffer in pl_module.buffers()]
+        self._rows.append(batch["row"])
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Send the loss on its way to the host; with several processes, whether it is finite on all of them."""
+        bad = (~loss.detach().isfinite()).float()
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(bad)
+        if bad.is_cuda:
+            bad = bad.to("cpu", non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+        self._bad.append(bad)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        """Stop, or take the gradients away: an optimizer leaves parameters without one as they are, momentum and all.
+
+        Raises:
+            UserError: the loss of a batch is no number.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+        if not any(map(bool, self._bad)):
+            return
+        if self.action == "stop":
+            parts = gathered([row for rows in self._rows for row in rows.tolist()])
+            rows = sorted(row for part in parts for row in part)
+            raise UserError(
+                f"the loss at step {trainer.global_step + 1} is not a number; it has not reached the weights\n"
+                f"its batch: {_names(trainer, rows)}\n{self._advice()}"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(pl_module.buffers(), self._buffers, strict=True):
+            buffer.copy_(before)
+        self.skipped += 1
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The validation is followed by the best checkpoint."""
+        if trainer.state.fn == "fit":
+            self._require_finite(pl_module)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Lightning calls this before it writes."""
+        self._require_finite(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.skipped = state_dict["skipped"]
+
+    def _require_finite(self, module: L.LightningModule) -> None:
+        """Refuse ruined weights."""
+        tensors = [part.detach() for part in (*module.parameters(), *module.buffers()) if part.is_floating_point()]
+        if not bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()):
+            raise UserError(f"weights are no numbers any more; they were not saved\n{self._advice()}")
+
+    def _advice(self) -> str:
+        kept = (
+            f"the last good checkpoint is {shown(self.path)}" if self.path.is_file() else "no checkpoint is there yet"
+        )
+        return f"{kept}\na lower optimizer.lr often helps; on_nan=skip passes such batches over"
+
+
+def _names(trainer: L.Trainer, rows: list[int]) -> str:
+    """The first files of those rows, and how many there are."""
+    catalog = trainer.datamodule.catalog  # type: ignore[attr-defined]
+    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    return ", ".join(str(catalog.paths[row]) for row in rows[:SHOWN]) + more
