@@ -72,14 +72,15 @@ class FullDisk(L.Callback):
 
 
 class Poison(L.Callback):
-    """Makes the network answer with not-a-number, or infinity, in some steps, counted from 0."""
+    """Makes the network answer with not-a-number, or infinity, in some steps, counted from 0; of one process alone."""
 
-    def __init__(self, steps, value=float("nan")):
-        self.steps, self.value = steps, value
+    def __init__(self, steps, value=float("nan"), rank=0):
+        self.steps, self.value, self.rank = steps, value, rank
 
     def on_train_start(self, trainer, module):
         def poison(network, inputs, logits):
-            return logits * self.value if network.training and trainer.global_step in self.steps else None
+            now = trainer.global_step in self.steps and trainer.global_rank == self.rank
+            return logits * self.value if network.training and now else None
 
         module.network.register_forward_hook(poison)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TESTS = Path(__file__).parent
 
@@ -84,6 +85,11 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(tmp_path, tiny_data, se
     summaries = [json.loads((at / "summary.json").read_text()) for at in (parts, whole)]
     for key in ("test", "val", "best_epoch", "epochs"):
         assert summaries[0][key] == summaries[1][key]
+    for name in ("train/loss_step", "val/loss", "lr-SGD"):
+        points = [
+            {(p.step, p.value) for p in EventAccumulator(str(at)).Reload().Scalars(name)} for at in (parts, whole)
+        ]
+        assert points[0] == points[1], name
     assert not list(parts.rglob(".[0-9]*")), "temporary files of the killed processes"
 
 

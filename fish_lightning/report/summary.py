@@ -205,7 +205,7 @@ def closing_table(folder: Path, summary: Summary) -> str:
     if summary["unreadable_images"]:
         lines.append(f"\nleft out: {len(summary['unreadable_images'])} unreadable images, named in summary.json")
     if summary["skipped_batches"]:
-        lines.append(f"\npassed over: {summary['skipped_batches']} batches whose loss was no number (on_nan=skip)")
+        lines.append(f"\nbatches passed over, their loss being no number (on_nan=skip): {summary['skipped_batches']}")
     if summary["seconds"]:
         speed = f", {summary['train_images_per_second']:.0f} training images a second" if summary["seconds"] else ""
         lines.append(f"\n{summary['epochs']} epochs in {summary['seconds']:.0f} s{speed}")

@@ -132,5 +132,17 @@ def test_skipped_batches_are_reported(tmp_path, train_tiny, faults):
     assert done.returncode == 0, done.stderr
     (summary,) = tmp_path.glob("logs/train/runs/*/summary.json")
     assert json.loads(summary.read_text())["skipped_batches"] == 2
-    assert "passed over: 2 batches whose loss was no number (on_nan=skip)" in done.stdout
+    assert "batches passed over, their loss being no number (on_nan=skip): 2" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.slow
+def test_processes_pass_a_batch_over_together(tmp_path, train_tiny, faults):
+    two = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "transforms.height=64", "transforms.width=64")
+    on_one = poison([3]).replace("}", ",rank:1}")
+    done = train_tiny(tmp_path, *two, on_one, "on_nan=skip", env=faults)
+    assert done.returncode == 0, done.stderr
+    (summary,) = tmp_path.glob("logs/train/runs/*/summary.json")
+    assert json.loads(summary.read_text())["skipped_batches"] == 1
+    saved = torch.load(summary.parent / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(part.isfinite().all() for part in saved.values())
