@@ -1,6 +1,5 @@
 """``FishDataModule``: a source, a split and transforms made into the loaders that Lightning asks for."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader
 
-from fish_lightning.data.catalog import Catalog, named_photographs
+from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.dataset import FishDataset, KeyedSampler, start_worker
-from fish_lightning.data.photographs import find_photographs, label_errors, photograph_names
-from fish_lightning.data.sources import Source
+from fish_lightning.data.photographs import with_photographs
+from fish_lightning.data.sources import CatalogSource, Source
 from fish_lightning.data.splits import folder_split
 from fish_lightning.errors import UserError
-from fish_lightning.hardware import cores
 
 
 class Split(Protocol):
@@ -32,7 +30,7 @@ class FishDataModule(L.LightningDataModule):
     """Loaders for training, validation and test.
 
     Args:
-        root: folder of the images.
+        root: folder of the images; None where the source can do without.
         source: makes of ``root`` what finds images and labels in it: a class of :mod:`fish_lightning.data.sources`.
         split: assigns train, val and test. A source whose folders say the split already keeps it.
         train_transform: albumentations pipeline for training images.
@@ -43,6 +41,7 @@ class FishDataModule(L.LightningDataModule):
         pin_memory: page-locked batches, for a GPU.
         persistent_workers: keep the workers between epochs.
         prefetch_factor: batches each worker keeps ready.
+        catalog: CSV file that names the images, in place of ``source``.
         photograph: regular expression that names an image's photograph: its first group, or all that it matches.
         find_copies: look which images are copies of one photograph, where nothing else says it.
         cache: folder to keep that in; None: keep nothing.
@@ -57,8 +56,8 @@ class FishDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        root: str | Path,
-        source: Callable[[str | Path], Source],
+        root: str | Path | None,
+        source: Callable[[str | Path | None], Source],
         split: Split,
         train_transform: A.Compose,
         eval_transform: A.Compose,
@@ -68,6 +67,7 @@ class FishDataModule(L.LightningDataModule):
         pin_memory: bool = False,
         persistent_workers: bool = True,
         prefetch_factor: int = 2,
+        catalog: str | Path | None = None,
         photograph: str | None = None,
         find_copies: bool = False,
         cache: str | Path | None = None,
@@ -77,7 +77,8 @@ class FishDataModule(L.LightningDataModule):
         super().__init__()
         if on_error not in ("raise", "skip"):
             raise UserError(f"data.on_error={on_error}: it is raise or skip")
-        self.source, self.split, self.seed = source(root), split, seed
+        self.source = source(root) if catalog is None else CatalogSource(root, catalog)
+        self.split, self.seed = split, seed
         self.train_transform, self.eval_transform = train_transform, eval_transform
         self.start = {"epoch": 0, "batches": 0}
         self.photograph, self.find_copies, self.cache = photograph, find_copies, cache
@@ -99,25 +100,10 @@ class FishDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the catalog and split it, once. A split that the folders say is kept, unless a file says another."""
         if not hasattr(self, "catalog"):
-            catalog = self._with_photographs(self.source.read())
+            catalog = with_photographs(self.source.read(), self.photograph, self.find_copies, self.cache)
             if (catalog.splits != "").any() and self.split_name in ("random", "photograph"):
                 self.split = folder_split
             self.catalog = catalog.with_splits(self.split(catalog, seed=self.seed))
-
-    def _with_photographs(self, catalog: Catalog) -> Catalog:
-        """The catalog with its photographs: as a pattern says, as the source knows, or as they are found."""
-        if self.photograph is not None:
-            return catalog.with_photographs(named_photographs(catalog, self.photograph))
-        if catalog.photographs_known or not self.find_copies:
-            return catalog
-        files = [catalog.root / str(path) for path in catalog.paths]
-        name = hashlib.sha256(str(catalog.root.resolve()).encode()).hexdigest()[:16]
-        cache = None if self.cache is None else Path(self.cache) / f"photographs-{name}.npz"
-        groups = find_photographs(files, cache, cores())
-        for rows in label_errors(catalog.labels, groups)[:5]:
-            kinds = ", ".join(f"{catalog.paths[row]}" for row in rows[:3])
-            print(f"note: copies of one photograph under more than one label: {kinds}", flush=True)
-        return catalog.with_photographs(photograph_names(catalog.paths.tolist(), groups))
 
     @property
     def split_name(self) -> str:

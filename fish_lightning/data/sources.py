@@ -1,8 +1,9 @@
-"""Sources find files and labels on disk and hand back a catalog: the Kaggle archive, class folders, the sample set."""
+"""Sources find files and labels on disk and hand back a catalog: the archive, class folders, a CSV, the sample set."""
 
 import csv
 import glob
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
 from fish_lightning.errors import UserError
+from fish_lightning.files import read_rows
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 MASK_SUFFIX = " GT"
@@ -70,10 +72,12 @@ class FolderSource:
     """Any folder of class folders: ``root/<class>/**``, or ``root/{train,val,test}/<class>/**`` with its split kept.
 
     Args:
-        root: the folder that holds the class (or split) folders.
+        root: the folder that holds the class (or split) folders; None is an error that says how to give it.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path | None) -> None:
+        if root is None:
+            raise UserError("data.root: no folder of images is given\ngive it with data.root=DIR")
         self.root = Path(root).expanduser()
 
     def prepare(self) -> None:
@@ -103,6 +107,53 @@ class FolderSource:
                 for file in images_below(folder):
                     rows.append((file.relative_to(self.root).as_posix(), folder.name, "", split))
         return make_catalog(self.root, rows, sorted(names))
+
+
+class CatalogSource:
+    """A table that names the images, ``data.catalog=FILE.csv``, whatever their folders say.
+
+    A run's ``split.csv`` is one. Columns ``path`` and ``label``; optional ``photograph`` (one name: copies of one)
+    and ``split`` (train, val or test, kept as a split of folders is). Other columns are not read.
+
+    Args:
+        root: folder that the paths are relative to; None: the folder of the table.
+        catalog: the file, UTF-8 with a line of column names.
+    """
+
+    def __init__(self, root: str | Path | None, catalog: str | Path) -> None:
+        self.file = Path(catalog).expanduser()
+        self.root = self.file.parent if root is None else Path(root).expanduser()
+
+    def prepare(self) -> None:
+        """Nothing to make."""
+
+    def read(self) -> Catalog:
+        """The table as the file has it.
+
+        Raises:
+            UserError: no such file or folder, a column or a label is missing, an image is there twice or not at all, or
+                a split has another name.
+        """
+        where = f"data.catalog: {self.file}"
+        lines = read_rows(self.file, "data.catalog", ("path", "label"))
+        require_folder(self.root)
+        rows = [(line["path"], line["label"], line.get("photograph") or "", line.get("split") or "") for line in lines]
+        blank = [number for number, row in enumerate(rows, 2) if not row[0] or not row[1]]
+        if blank:
+            raise UserError(f"{where} has {len(blank)} rows without a path or a label, the first is row {blank[0]}")
+        unknown = sorted({row[3] for row in rows} - {*SPLITS, ""})
+        if unknown:
+            raise UserError(f"{where} names the split '{unknown[0]}'; allowed are {', '.join(SPLITS)}")
+        twice = [path for path, count in Counter(os.path.normpath(row[0]) for row in rows).items() if count > 1]
+        if twice:
+            raise UserError(f"{where} names {len(twice)} images more than once, the first {twice[0]}")
+        absent = [row[0] for row in rows if not (self.root / row[0]).is_file()]
+        if absent:
+            raise UserError(
+                f"{where} names {len(absent)} of {len(rows)} images that are not there, the first {absent[0]}\n"
+                f"paths are relative to {self.root}; for another folder: data.root=DIR"
+            )
+        return make_catalog(self.root, rows)
 
 
 class SampleSource:
