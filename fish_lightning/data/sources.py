@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
+from fish_lightning.data.download import download
 from fish_lightning.errors import UserError
 from fish_lightning.files import read_rows
 
@@ -35,13 +36,16 @@ class ArchiveSource:
 
     Args:
         root: the download folder, ``Fish_Dataset`` or ``Fish_Dataset/Fish_Dataset``: whichever the user points at.
+        kaggle: ``owner/name`` of the data set to download where ``root`` does not exist; None: nothing is downloaded.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser()
+    def __init__(self, root: str | Path, kaggle: str | None = None) -> None:
+        self.root, self.kaggle = Path(root).expanduser(), kaggle
 
     def prepare(self) -> None:
-        """Nothing to make: the archive is on disk or it is an error."""
+        """Download the archive if its folder is not there."""
+        if self.kaggle is not None and not self.root.exists():
+            download(self.kaggle, self.root)
 
     def read(self) -> Catalog:
         """Read ``<Class>/<Class>/*``; mask folders (``<Class> GT``) and ``NA_Fish_Dataset`` are left out.
