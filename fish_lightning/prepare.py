@@ -50,7 +50,8 @@ def prepare(cfg: DictConfig) -> None:
     found = inspect(catalog, empty)
     report = Path(cfg.paths.output) / "data_report.html"
     write_data_report(report, found, cfg.report.photographs, cfg.report.pictures)
-    print(f"\n{data_table(found)}\n\ndata    {catalog.root}\nreport  {shown(report)}", flush=True)
+    size = f"{len(catalog):,} images of {len(catalog.classes)} kinds"
+    print(f"\n{data_table(found)}\n\ndata    {size} in {catalog.root}\nreport  {shown(report)}", flush=True)
     stops = problems(found, skip_unreadable=cfg.data.on_error == "skip")
     if stops:
         raise UserError(f"a training would stop at {', '.join(stops)}\nthe report names them: {shown(report)}")

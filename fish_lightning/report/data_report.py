@@ -19,8 +19,8 @@ from fish_lightning.files import whole_file
 from fish_lightning.hardware import cores
 
 THUMBNAIL = 96  # pixels, longer side; some 3 KB each
-LISTED = 50  # file names of one finding, at most
-SHOWN = 20  # rows of pictures of a finding, at most
+LISTED = 20  # file names of one finding, at most
+SHOWN = 20  # rows of pictures of label errors, at most
 
 
 def problems(found: Inspection, skip_unreadable: bool) -> list[str]:
@@ -37,17 +37,22 @@ def problems(found: Inspection, skip_unreadable: bool) -> list[str]:
     return stops + (["a single class"] if len(found.catalog.classes) < 2 else [])
 
 
-def findings(found: Inspection) -> list[tuple[str, int]]:
-    """What to look at, and how often it was found."""
-    return [
-        ("images that cannot be read", len(found.unreadable)),
-        ("class folders without an image", len(found.empty_classes)),
-        ("photographs with copies under more than one label", len(found.label_errors)),
-        ("images in a folder named as another class", len(found.misplaced)),
-        ("files that are equal to another", sum(len(rows) - 1 for rows in found.same_bytes)),
-        ("masks without an image", len(found.masks_without_image)),
-        ("images without a mask, in folders with masks", len(found.images_without_mask)),
+def findings(found: Inspection) -> list[tuple[int, str]]:
+    """How often each thing to look at was found, and what it is; what was not found is left out."""
+    counted = [
+        (len(found.unreadable), "image that cannot be read", "images that cannot be read"),
+        (len(found.empty_classes), "class folder without an image", "class folders without an image"),
+        (
+            len(found.label_errors),
+            "photograph with copies under more than one label",
+            "photographs with copies under more than one label",
+        ),
+        (len(found.misplaced), "image in a folder named as another class", "images in a folder named as another class"),
+        (sum(len(rows) - 1 for rows in found.same_bytes), "file that is equal to another", "files equal to another"),
+        (len(found.masks_without_image), "mask without an image", "masks without an image"),
+        (len(found.images_without_mask), "image without a mask beside masks", "images without a mask beside masks"),
     ]
+    return [(count, one if count == 1 else many) for count, one, many in counted if count]
 
 
 def data_table(found: Inspection) -> str:
@@ -60,7 +65,7 @@ def data_table(found: Inspection) -> str:
         lines.append(f"{name:<{width}}  {images:6,}  {photographs:>11}  {unreadable:10,}")
     sizes, kinds = _common(_sizes(found)), _common(_kinds(found))
     lines += ["", f"sizes   {sizes}", f"files   {kinds}", ""]
-    lines += [f"{count:6,}  {what}" for what, count in findings(found) if count] or ["nothing to mend was found"]
+    lines += [f"{count:6,}  {what}" for count, what in findings(found)] or ["nothing to mend was found"]
     return "\n".join(lines)
 
 
@@ -83,7 +88,7 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
                 _class_table(found),
                 _size_table(found),
                 _finding_lists(found),
-                _finding_pictures(found, pictures, pool),
+                _label_errors(found, pictures, pool),
                 _photograph_rows(found, photographs, pictures, pool),
             )
         )
@@ -125,7 +130,7 @@ def _tiles(found: Inspection) -> str:
     if catalog.photographs_known:
         numbers.append((f"{len(np.unique(photograph_numbers(catalog))):,}", "photographs"))
     tiles = "".join(f"<li><b>{number}</b> {what}" for number, what in numbers)
-    bad = "".join(f"<li class=bad><b>{count:,}</b> {escape(what)}" for what, count in findings(found) if count)
+    bad = "".join(f"<li class=bad><b>{count:,}</b> {escape(what)}" for count, what in findings(found))
     return f"<ul class=tiles>{tiles}{bad or '<li class=good>nothing to mend was found'}</ul>"
 
 
@@ -158,6 +163,7 @@ def _finding_lists(found: Inspection) -> str:
     misplaced = [
         f"{paths[row]} (labelled {found.catalog.classes[found.catalog.labels[row]]})" for row in found.misplaced
     ]
+    equal = [" = ".join(paths[rows].tolist()) for rows in found.same_bytes]
     return "".join(
         (
             _list(
@@ -169,6 +175,7 @@ def _finding_lists(found: Inspection) -> str:
             _list("Images in a folder named as another class", misplaced, "The label comes from the outer folder."),
             _list("Masks without an image", found.masks_without_image, ""),
             _list("Images without a mask", found.images_without_mask, ""),
+            _list("Equal files", equal, "The same bytes under more than one name."),
         )
     )
 
@@ -181,24 +188,10 @@ def _list(heading: str, names: Sequence[str], note: str) -> str:
     return f"<h2>{escape(heading)} ({len(names):,})</h2><p>{escape(note)}</p><ul class=files>{items}</ul>{rest}"
 
 
-def _finding_pictures(found: Inspection, pictures: int, pool: ThreadPoolExecutor) -> str:
-    """Findings that want to be seen: label errors and equal files."""
-    return "".join(
-        (
-            _picture_rows(
-                "Suspected label errors",
-                "Copies of one photograph under more than one label: at least one of the labels is wrong.",
-                found,
-                [_one_of_each_label(found, rows) for rows in found.label_errors],
-                (SHOWN, pictures),
-                pool,
-                captions=True,
-            ),
-            _picture_rows(
-                "Equal files", "Each row: files with the same bytes.", found, found.same_bytes, (SHOWN, pictures), pool
-            ),
-        )
-    )
+def _label_errors(found: Inspection, pictures: int, pool: ThreadPoolExecutor) -> str:
+    note = "Copies of one photograph under more than one label: at least one of the labels is wrong."
+    groups = [_one_of_each_label(found, rows) for rows in found.label_errors]
+    return _picture_rows("Suspected label errors", note, found, groups, (SHOWN, pictures), pool, captions=True)
 
 
 def _one_of_each_label(found: Inspection, rows: Rows) -> Rows:
@@ -250,7 +243,7 @@ def _picture_rows(
         groups: rows of the catalog for each row of pictures.
         most: rows at most, and pictures in one.
         pool: makes the thumbnails.
-        captions: write each picture's label below it.
+        captions: write label and path below each picture.
         left_out: groups that are not among ``groups``.
     """
     if not len(groups) and not left_out:
@@ -262,7 +255,7 @@ def _picture_rows(
         made = pool.map(lambda row: thumbnail(catalog.root / str(catalog.paths[row])), shown)
         cells = "".join(
             f"<figure><img src='{source}' {_described(str(catalog.paths[row]))}>"
-            + (f"<figcaption>{escape(catalog.classes[catalog.labels[row]])}</figcaption>" if captions else "")
+            + (f"<figcaption>{_caption(found, row)}</figcaption>" if captions else "")
             + "</figure>"
             for row, source in zip(shown, made, strict=True)
         )
@@ -275,6 +268,11 @@ def _picture_rows(
     if hidden:
         html.append(f"<p>{hidden:,} more are not shown.</p>")
     return "".join(html)
+
+
+def _caption(found: Inspection, row: int) -> str:
+    label, path = found.catalog.classes[found.catalog.labels[row]], str(found.catalog.paths[row])
+    return f"<b>{escape(label)}</b> {escape(path)}"
 
 
 def _described(path: str) -> str:
@@ -326,7 +324,7 @@ tr:first-child th { color: var(--soft); font-size: .85rem; }
 .bar i { display: block; height: .7rem; background: var(--fill); border-radius: .2rem; }
 .beside { display: flex; flex-wrap: wrap; gap: 1rem 4rem; align-items: flex-start; }
 .files { font: .85rem/1.6 ui-monospace, monospace; padding-left: 1.2rem; overflow-wrap: anywhere; }
-.row { display: flex; flex-wrap: wrap; gap: .35rem; align-items: center; }
+.row { display: flex; flex-wrap: wrap; gap: .35rem; align-items: flex-start; }
 figure { margin: 0; } figure img { display: block; max-width: 96px; border-radius: .25rem; }
 figcaption { font-size: .75rem; max-width: 96px; overflow-wrap: anywhere; }
 .more { color: var(--soft); margin: 0 .4rem; white-space: nowrap; }
