@@ -8,6 +8,7 @@ from fish_lightning.data.sources import (
     ArchiveSource,
     CatalogSource,
     FolderSource,
+    OriginalsSource,
     OtherSource,
     RecordedSource,
     input_catalog,
@@ -154,6 +155,37 @@ def test_other_data_get_the_models_labels_and_the_splits_it_knew(make_folder, tm
     assert catalog.classes == ("bass", "eel", "trout")
     assert catalog.labels.tolist() == [1, 1, 1, 2, 2, 2]
     assert catalog.splits.tolist() == ["train", "test", ""] * 2
+
+
+@pytest.mark.parametrize("below", ["", "NA_Fish_Dataset"])
+def test_the_originals_get_the_spellings_of_the_other_folders_whatever_their_file_type(make_image, tmp_path, below):
+    files = ("Gilt Head Bream/1.JPG", "Gilt Head Bream/2.jpg", "Horse Mackerel/00001.png", "Trout/3.JPG")
+    for number, file in enumerate(files):
+        make_image(tmp_path / "NA_Fish_Dataset" / file, (90, 90, 90), number)
+    (tmp_path / "Fish_Dataset" / "Fish_Dataset").mkdir(parents=True)
+    catalog = OriginalsSource(tmp_path / below).read()
+    assert catalog.classes == ("Gilt-Head Bream", "Hourse Mackerel", "Trout")
+    assert catalog.labels.tolist() == [0, 0, 1, 2]
+    assert catalog.paths.tolist() == [f"{'' if below else 'NA_Fish_Dataset/'}{file}" for file in files]
+    assert all((catalog.root / path).is_file() for path in catalog.paths)
+
+
+@pytest.mark.parametrize(
+    "below", ["Fish_Dataset", "Fish_Dataset/Fish_Dataset", "Fish_Dataset/Fish_Dataset/Trout/Trout"]
+)
+def test_where_the_originals_are_not_it_says_where_to_point(make_archive, tmp_path, below):
+    text = message_of(OriginalsSource(make_archive(tmp_path) / below).read)
+    assert "does not hold the originals (NA_Fish_Dataset/<Class>/*.jpg)" in text and "data.root=DIR" in text
+
+
+def test_other_data_keep_their_own_splits_but_what_they_trained_on_is_not_what_the_model_was(make_folder, tmp_path):
+    state = FolderSource(make_folder(tmp_path / "known", 2, 2)).read().state()
+    for part in ("train", "val", "test"):
+        make_folder(tmp_path / "other" / part, 2, 1)
+    catalog = OtherSource(tmp_path / "other", FolderSource, state).read()
+    assert dict(zip(catalog.paths, catalog.splits, strict=True)) == {
+        f"{part}/kind {c}/000.png": "" if part == "train" else part for part in ("train", "val", "test") for c in "ab"
+    }
 
 
 def test_a_class_the_model_does_not_know_is_named(make_folder, tmp_path):
