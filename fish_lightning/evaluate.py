@@ -1,6 +1,7 @@
 """``python -m fish_lightning.evaluate ckpt=FILE``: score a trained model, on its own test images or others.
 
-On the training run's own images it gives the numbers that the run gave, to the last digit.
+On the training run's own images it gives the numbers that the run gave, to the last digit. Of other images those that
+are copies of training images are left out of the score, and listed apart.
 """
 
 from functools import partial
@@ -28,19 +29,21 @@ def evaluate(cfg: DictConfig) -> float:
     from hydra.utils import instantiate
 
     from fish_lightning.data.datamodule import FishDataModule
-    from fish_lightning.data.sources import OtherSource, RecordedSource
+    from fish_lightning.data.sources import CatalogSource, OtherSource, RecordedSource
     from fish_lightning.data.splits import recorded_split
     from fish_lightning.models.classifier import gathered, load_checkpoint, restore
     from fish_lightning.report.scores import score_test
-    from fish_lightning.report.summary import evaluation_table, write_summary, write_test
+    from fish_lightning.report.summary import evaluation_table, summarize_trained, write_summary, write_test
     from fish_lightning.trainer import build_trainer
 
     require_whole_numbers(cfg)
     checkpoint = load_checkpoint(cfg.ckpt)
     model, transform = restore(checkpoint)
     recorded = checkpoint["FishDataModule"]
-    other = instantiate(cfg.data.source)
-    kind = RecordedSource if other is None else partial(OtherSource, source=other)
+    table = cfg.data.catalog
+    other = instantiate(cfg.data.source) if table is None else partial(CatalogSource, catalog=table)
+    copies = {"find_copies": cfg.data.find_copies, "cache": cfg.data.cache_dir}
+    kind = RecordedSource if other is None else partial(OtherSource, source=other, **copies)
     data = FishDataModule(
         root=cfg.data.root,
         source=partial(kind, state=recorded["catalog"]),
@@ -61,9 +64,10 @@ def evaluate(cfg: DictConfig) -> float:
     if cfg.subset not in (*data.catalog.counts(), "all"):
         raise UserError(f"subset={cfg.subset}: it is one of train, val, test, all")
     if len(data.catalog.indices(cfg.subset)) == 0:
+        trained = len(data.catalog.indices("train"))
         raise UserError(
             f"subset={cfg.subset}: none of the {len(data.catalog)} images in {data.catalog.root} is in that split\n"
-            "of the training run; to score all of them: subset=all"
+            f"of the training run ({trained} were trained on, or are copies of that); to score all of them: subset=all"
         )
     trainer = build_trainer(cfg.trainer, precision=checkpoint["precision"])
     trainer.test(model, datamodule=data, verbose=False)
@@ -77,6 +81,8 @@ def evaluate(cfg: DictConfig) -> float:
         "split": recorded["split"],
         "checkpoint": str(cfg.ckpt),
     }
+    if isinstance(data.source, OtherSource):
+        summary |= summarize_trained(trainer, model, data, data.source)
     folder = Path(cfg.paths.output)
     if trainer.is_global_zero:
         write_summary(folder, summary)

@@ -1,10 +1,13 @@
-"""Files that are written whole or not at all, and how their paths are shown."""
+"""Files that are written whole or not at all, tables that a user gives, and how paths are shown."""
 
+import csv
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from fish_lightning.errors import UserError, first_line
 
 
 @contextmanager
@@ -58,6 +61,30 @@ def _is_alive(process: int) -> bool:
     except OSError:
         return True  # another user's
     return True
+
+
+def read_rows(path: Path, key: str, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file with a line of column names.
+
+    Args:
+        path: the file, UTF-8 with or without a byte-order mark.
+        key: of the setting that named it, for the error.
+        columns: that it must have.
+
+    Raises:
+        UserError: no such file, no CSV, no rows, or a column is missing.
+    """
+    if not path.is_file():
+        raise UserError(f"{key}: no file {path} (seen from {Path.cwd()})")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream, restval=""))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{key}: {path} is not a CSV file ({first_line(error)})") from None
+    if not rows or not set(columns) <= set(rows[0]):
+        names = " and ".join(f"'{name}'" for name in columns)
+        raise UserError(f"{key}: {path} has no rows with the columns {names}.")
+    return rows
 
 
 def shown(path: str | Path | None) -> str:

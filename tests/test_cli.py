@@ -11,7 +11,7 @@ import torch
 HEAVY = ("torch", "torchvision", "lightning", "albumentations", "matplotlib")
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "prepare"])
 @pytest.mark.parametrize("question", [["--help"], ["--cfg", "job"]])
 def test_questions_are_answered_without_the_heavy_imports(tmp_path, module, question):
     program = (

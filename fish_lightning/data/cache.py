@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import albumentations as A
 import cv2
@@ -214,11 +214,9 @@ def _make(
             if error is not None:
                 bad[row] = error
             stream.write(pixels.tobytes())
-        _to_disk(stream)
         # The index first: a file with pixels always has one.
         with whole_file(file.with_suffix(".npz")) as index, index.open("wb") as written:
             np.savez(written, digests=digests, errors=np.array(json.dumps(bad)))
-            _to_disk(written)
     for other in former:
         other.unlink(missing_ok=True)
         other.with_suffix(".npz").unlink(missing_ok=True)
@@ -342,11 +340,6 @@ def _require_disk(folder: Path, shape: tuple[int, ...]) -> None:
             f"data.cache: the decoded images take {_size(shape)}, and {folder} has {free / 1e9:.1f} GB free\n"
             "make room, name another folder (data.cache_dir=DIR), or go without: data.cache=off"
         )
-
-
-def _to_disk(stream: BinaryIO) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 def _size(shape: tuple[int, ...]) -> str:

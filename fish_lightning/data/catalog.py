@@ -20,6 +20,22 @@ SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "photograph", "split")
 
 
+class EmptyClassError(UserError):
+    """A class folder without an image.
+
+    Attributes:
+        names: of the empty classes.
+        catalog: the table of the others.
+    """
+
+    def __init__(self, names: list[str], catalog: "Catalog") -> None:
+        super().__init__(
+            f"class folder without an image: {', '.join(names)} (in {catalog.root})\n"
+            "add images to it, or remove the folder."
+        )
+        self.names, self.catalog = names, catalog
+
+
 @dataclass(frozen=True)
 class Catalog:
     """A table of N images. Columns are arrays: lists would be copied page by page into each loader worker.
@@ -112,22 +128,15 @@ def make_catalog(root: Path, rows: list[tuple[str, str, str, str]], classes: lis
         classes: all class names; those of the rows by default. A name without an image is an error.
 
     Raises:
-        UserError: no image at all, fewer than two classes, or a class without an image.
+        UserError: no image at all, or fewer than two classes.
+        EmptyClassError: a class without an image.
     """
     if not rows:
         raise UserError(f"no images in {root}\nexpected {root}/<class>/<image>, or the archive's Fish_Dataset layout.")
-    names = sorted(set(classes or ()) | {label for _, label, _, _ in rows})
-    found = {label for _, label, _, _ in rows}
-    empty = [name for name in names if name not in found]
-    if empty:
-        raise UserError(
-            f"class folder without an image: {', '.join(empty)} (in {root})\nadd images to it, or remove the folder."
-        )
-    if len(names) < 2:
-        raise UserError(f"only one class, '{names[0]}', in {root}\na classifier needs two class folders or more.")
+    names = sorted({label for _, label, _, _ in rows})
     number = {name: i for i, name in enumerate(names)}
     rows = sorted(rows)
-    return Catalog(
+    catalog = Catalog(
         root=root,
         paths=np.array([row[0] for row in rows], dtype=np.str_),
         labels=np.array([number[row[1]] for row in rows], dtype=np.int64),
@@ -135,6 +144,12 @@ def make_catalog(root: Path, rows: list[tuple[str, str, str, str]], classes: lis
         splits=np.array([row[3] for row in rows], dtype=np.str_),
         classes=tuple(names),
     )
+    empty = sorted(set(classes or ()) - set(names))
+    if empty:
+        raise EmptyClassError(empty, catalog)
+    if len(names) < 2:
+        raise UserError(f"only one class, '{names[0]}', in {root}\na classifier needs two class folders or more.")
+    return catalog
 
 
 def named_photographs(catalog: Catalog, pattern: str) -> npt.NDArray[np.str_]:

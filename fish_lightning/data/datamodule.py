@@ -1,6 +1,5 @@
 """``FishDataModule``: a source, a split and transforms made into the loaders that Lightning asks for."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +15,11 @@ from torch.utils.data import DataLoader
 
 from fish_lightning.data.augment import DeviceAugment
 from fish_lightning.data.cache import Pipelines, PixelCache, open_cache, split_pipelines
-from fish_lightning.data.catalog import Catalog, named_photographs
+from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.dataset import MEND, FishDataset, KeyedBatches, start_worker
 from fish_lightning.data.decoding import UnreadableImage
-from fish_lightning.data.photographs import find_photographs, label_errors, photograph_names
-from fish_lightning.data.sources import Source
+from fish_lightning.data.photographs import with_photographs
+from fish_lightning.data.sources import CatalogSource, Source
 from fish_lightning.data.splits import folder_split
 from fish_lightning.errors import UserError
 from fish_lightning.hardware import cores
@@ -37,7 +36,7 @@ class FishDataModule(L.LightningDataModule):
     """Loaders for training, validation and test.
 
     Args:
-        root: folder of the images.
+        root: folder of the images; None where the source can do without.
         source: makes of ``root`` what finds images and labels in it: a class of :mod:`fish_lightning.data.sources`.
         split: assigns train, val and test. A source whose folders say the split already keeps it.
         train_transform: albumentations pipeline for training images.
@@ -48,6 +47,7 @@ class FishDataModule(L.LightningDataModule):
         pin_memory: page-locked batches, for a GPU.
         persistent_workers: keep the workers between epochs.
         prefetch_factor: batches each worker keeps ready.
+        catalog: CSV file that names the images, in place of ``source``.
         photograph: regular expression that names an image's photograph: its first group, or all that it matches.
         find_copies: look which images are copies of one photograph, where nothing else says it.
         cache: where decoded images are kept: ``"on"`` (a file in ``cache_dir``), ``"ram"``, or ``"off"`` (nowhere).
@@ -65,8 +65,8 @@ class FishDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        root: str | Path,
-        source: Callable[[str | Path], Source],
+        root: str | Path | None,
+        source: Callable[[str | Path | None], Source],
         split: Split,
         train_transform: A.Compose,
         eval_transform: A.Compose,
@@ -76,6 +76,7 @@ class FishDataModule(L.LightningDataModule):
         pin_memory: bool = False,
         persistent_workers: bool = True,
         prefetch_factor: int = 2,
+        catalog: str | Path | None = None,
         photograph: str | None = None,
         find_copies: bool = False,
         cache: str | bool = "off",
@@ -88,7 +89,8 @@ class FishDataModule(L.LightningDataModule):
         super().__init__()
         if on_error not in ("raise", "skip"):
             raise UserError(f"data.on_error={on_error}: it is raise or skip")
-        self.source, self.split, self.seed = source(root), split, seed
+        self.source = source(root) if catalog is None else CatalogSource(root, catalog)
+        self.split, self.seed = split, seed
         self.train_transform, self.eval_transform = train_transform, eval_transform
         self.start = {"epoch": 0, "batches": 0}
         self.photograph, self.find_copies = photograph, find_copies
@@ -119,7 +121,7 @@ class FishDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the catalog and split it, once. A split that the folders say is kept, unless a file says another."""
         if not hasattr(self, "catalog"):
-            catalog = self._with_photographs(self.source.read())
+            catalog = with_photographs(self.source.read(), self.photograph, self.find_copies, self.cache_dir)
             if (catalog.splits != "").any() and self.split_name in ("random", "photograph"):
                 self.split = folder_split
             self.catalog = catalog.with_splits(self.split(catalog, seed=self.seed))
@@ -149,21 +151,6 @@ class FishDataModule(L.LightningDataModule):
             named = [self.pixels.errors[row] for row in bad[:3]]
             more = [f"and {len(bad) - 3} more"] if len(bad) > 3 else []
             raise UnreadableImage("\n".join([*named, *more, MEND]))
-
-    def _with_photographs(self, catalog: Catalog) -> Catalog:
-        """The catalog with its photographs: as a pattern says, as the source knows, or as they are found."""
-        if self.photograph is not None:
-            return catalog.with_photographs(named_photographs(catalog, self.photograph))
-        if catalog.photographs_known or not self.find_copies:
-            return catalog
-        files = [catalog.root / str(path) for path in catalog.paths]
-        name = hashlib.sha256(str(catalog.root.resolve()).encode()).hexdigest()[:16]
-        cache = None if self.cache_dir is None else self.cache_dir / f"photographs-{name}.npz"
-        groups = find_photographs(files, cache, cores())
-        for rows in label_errors(catalog.labels, groups)[:5]:
-            kinds = ", ".join(f"{catalog.paths[row]}" for row in rows[:3])
-            print(f"note: copies of one photograph under more than one label: {kinds}", flush=True)
-        return catalog.with_photographs(photograph_names(catalog.paths.tolist(), groups))
 
     @property
     def split_name(self) -> str:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 Color = tuple[float, float, float]
 Polyline = tuple[tuple[float, float], ...]
 
+#: The archive spells two kinds differently in its folder of originals.
+ORIGINAL_FOLDERS = {"Gilt-Head Bream": "Gilt Head Bream", "Hourse Mackerel": "Horse Mackerel"}
+
 #: Where along the body the outlines of a :class:`Kind` are given.
 STATIONS = (0.0, 0.06, 0.15, 0.30, 0.50, 0.70, 0.88, 1.0)
 

@@ -25,8 +25,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from fish_lightning.data.catalog import Catalog, named_photographs
 from fish_lightning.data.likeness import Likeness, Views, compare
 from fish_lightning.files import whole_file
+from fish_lightning.hardware import cores
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -75,6 +77,43 @@ def find_photographs(files: Sequence[Path], cache: Path | None, workers: int) ->
     groups = np.empty(len(files), dtype=np.int64)
     groups[order] = found
     return _number_by_appearance(groups)
+
+
+def with_photographs(catalog: Catalog, pattern: str | None, find_copies: bool, cache: str | Path | None) -> Catalog:
+    """The catalog with its photographs: as a pattern says, as the source knows, or as they are found.
+
+    A photograph whose copies carry more than one label is said.
+
+    Args:
+        catalog: N images.
+        pattern: see :func:`fish_lightning.data.catalog.named_photographs`; None: there is none.
+        find_copies: look for copies where neither pattern nor source says which images are.
+        cache: folder to keep what was found in; None: keep nothing.
+    """
+    if pattern is not None:
+        return catalog.with_photographs(named_photographs(catalog, pattern))
+    if not catalog.photographs_known and not find_copies:
+        return catalog
+    if not catalog.photographs_known:
+        files = [catalog.root / path for path in catalog.paths.tolist()]
+        groups = find_photographs(files, cache_file(cache, catalog.root), cores())
+        catalog = catalog.with_photographs(photograph_names(catalog.paths.tolist(), groups))
+    for rows in label_errors(catalog.labels, photograph_numbers(catalog))[:5]:
+        kinds = ", ".join(f"{catalog.paths[row]}" for row in rows[:3])
+        print(f"note: copies of one photograph under more than one label: {kinds}", flush=True)
+    return catalog
+
+
+def photograph_numbers(catalog: Catalog) -> Ints:
+    """(N,) a number for each image's photograph; an image whose photograph is not known has one of its own."""
+    names = np.where(catalog.photographs == "", catalog.paths, catalog.photographs)
+    return np.asarray(np.unique(names, return_inverse=True)[1], dtype=np.int64)
+
+
+def cache_file(cache: str | Path | None, *folders: Path) -> Path | None:
+    """Where the photographs found among the images of these folders are kept."""
+    name = hashlib.sha256("\0".join(str(folder.resolve()) for folder in folders).encode()).hexdigest()[:16]
+    return None if cache is None else Path(cache) / f"photographs-{name}.npz"
 
 
 def photograph_names(paths: Sequence[str], groups: Ints) -> npt.NDArray[np.str_]:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from fish_lightning.data.drawing import Array, draw_board, draw_photograph
-from fish_lightning.data.kinds import KINDS
+from fish_lightning.data.kinds import KINDS, ORIGINAL_FOLDERS
 from fish_lightning.errors import UserError
 from fish_lightning.hardware import cores
 
@@ -40,8 +40,7 @@ TABLE_FILE = "photographs.csv"
 #: Few enough that many photographs share a board, and with it scratches that do not make them copies of each other.
 BOARDS = 12
 
-#: The archive spells two kinds differently in its folder of originals, and names the files there by kind.
-ORIGINAL_FOLDERS = {"Gilt-Head Bream": "Gilt Head Bream", "Hourse Mackerel": "Horse Mackerel"}
+#: The archive names the files in its folder of originals by kind.
 ORIGINAL_FILES = ("{}.JPG", "{}.jpg", "{}.JPG", "{:05}.png", "{}.jpg")
 
 #: A temporary folder of another host is given up after this many seconds; the longest honest drawing takes minutes.

@@ -1,17 +1,24 @@
-"""Sources find files and labels on disk and hand back a catalog: the Kaggle archive, class folders, the sample set."""
+"""Sources find files and labels on disk and hand back a catalog: the archive, class folders, a CSV, the sample set."""
 
 import csv
 import glob
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
+from fish_lightning.data.download import download
+from fish_lightning.data.kinds import ORIGINAL_FOLDERS
+from fish_lightning.data.photographs import cache_file, find_photographs, photograph_names
 from fish_lightning.errors import UserError
+from fish_lightning.files import read_rows
+from fish_lightning.hardware import cores
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 MASK_SUFFIX = " GT"
@@ -33,13 +40,16 @@ class ArchiveSource:
 
     Args:
         root: the download folder, ``Fish_Dataset`` or ``Fish_Dataset/Fish_Dataset``: whichever the user points at.
+        kaggle: ``owner/name`` of the data set to download where ``root`` does not exist; None: nothing is downloaded.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser()
+    def __init__(self, root: str | Path, kaggle: str | None = None) -> None:
+        self.root, self.kaggle = Path(root).expanduser(), kaggle
 
     def prepare(self) -> None:
-        """Nothing to make: the archive is on disk or it is an error."""
+        """Download the archive if its folder is not there."""
+        if self.kaggle is not None and not self.root.exists():
+            download(self.kaggle, self.root)
 
     def read(self) -> Catalog:
         """Read ``<Class>/<Class>/*``; mask folders (``<Class> GT``) and ``NA_Fish_Dataset`` are left out.
@@ -66,14 +76,54 @@ class ArchiveSource:
         return make_catalog(self.root, rows, [folder.name for folder in folders])
 
 
+class OriginalsSource:
+    """The archive's photographs before augmentation, ``NA_Fish_Dataset/<Class>/*``, by the names of its other folders.
+
+    Args:
+        root: the download folder, or ``NA_Fish_Dataset``.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser()
+
+    def prepare(self) -> None:
+        """Nothing to make."""
+
+    def read(self) -> Catalog:
+        """Read all photographs, whatever their file type; two of the classes are spelled differently there.
+
+        Raises:
+            UserError: ``root`` is missing or does not hold the originals.
+        """
+        require_folder(self.root)
+        below = [self.root / name / NOT_CLASSES[1] for name in (".", NOT_CLASSES[0])]
+        base = next((folder for folder in below if folder.is_dir()), self.root)
+        folders = subfolders(base)
+        if not folders or any(folder.name in NOT_CLASSES or (folder / folder.name).is_dir() for folder in folders):
+            raise UserError(
+                f"{self.root} does not hold the originals ({NOT_CLASSES[1]}/<Class>/*.jpg)\n"
+                f"give the folder that {NOT_CLASSES[1]} is in: data.root=DIR"
+            )
+        spelled = {original: name for name, original in ORIGINAL_FOLDERS.items()}
+        names = {folder: spelled.get(folder.name, folder.name) for folder in folders}
+        rows = [
+            (file.relative_to(self.root).as_posix(), name, "", "")
+            for folder, name in names.items()
+            for file in images_below(folder)
+        ]
+        return make_catalog(self.root, rows, list(names.values()))
+
+
 class FolderSource:
     """Any folder of class folders: ``root/<class>/**``, or ``root/{train,val,test}/<class>/**`` with its split kept.
 
     Args:
-        root: the folder that holds the class (or split) folders.
+        root: the folder that holds the class (or split) folders; None is an error that says how to give it.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path | None) -> None:
+        if root is None:
+            raise UserError("data.root: no folder of images is given\ngive it with data.root=DIR")
         self.root = Path(root).expanduser()
 
     def prepare(self) -> None:
@@ -103,6 +153,53 @@ class FolderSource:
                 for file in images_below(folder):
                     rows.append((file.relative_to(self.root).as_posix(), folder.name, "", split))
         return make_catalog(self.root, rows, sorted(names))
+
+
+class CatalogSource:
+    """A table that names the images, ``data.catalog=FILE.csv``, whatever their folders say.
+
+    A run's ``split.csv`` is one. Columns ``path`` and ``label``; optional ``photograph`` (one name: copies of one)
+    and ``split`` (train, val or test, kept as a split of folders is). Other columns are not read.
+
+    Args:
+        root: folder that the paths are relative to; None: the folder of the table.
+        catalog: the file, UTF-8 with a line of column names.
+    """
+
+    def __init__(self, root: str | Path | None, catalog: str | Path) -> None:
+        self.file = Path(catalog).expanduser()
+        self.root = self.file.parent if root is None else Path(root).expanduser()
+
+    def prepare(self) -> None:
+        """Nothing to make."""
+
+    def read(self) -> Catalog:
+        """The table as the file has it.
+
+        Raises:
+            UserError: no such file or folder, a column or a label is missing, an image is there twice or not at all, or
+                a split has another name.
+        """
+        where = f"data.catalog: {self.file}"
+        lines = read_rows(self.file, "data.catalog", ("path", "label"))
+        require_folder(self.root)
+        rows = [(line["path"], line["label"], line.get("photograph") or "", line.get("split") or "") for line in lines]
+        blank = [number for number, row in enumerate(rows, 2) if not row[0] or not row[1]]
+        if blank:
+            raise UserError(f"{where} has {len(blank)} rows without a path or a label, the first is row {blank[0]}")
+        unknown = sorted({row[3] for row in rows} - {*SPLITS, ""})
+        if unknown:
+            raise UserError(f"{where} names the split '{unknown[0]}'; allowed are {', '.join(SPLITS)}")
+        twice = [path for path, count in Counter(os.path.normpath(row[0]) for row in rows).items() if count > 1]
+        if twice:
+            raise UserError(f"{where} names {len(twice)} images more than once, the first {twice[0]}")
+        absent = [row[0] for row in rows if not (self.root / row[0]).is_file()]
+        if absent:
+            raise UserError(
+                f"{where} names {len(absent)} of {len(rows)} images that are not there, the first {absent[0]}\n"
+                f"paths are relative to {self.root}; for another folder: data.root=DIR"
+            )
+        return make_catalog(self.root, rows)
 
 
 class SampleSource:
@@ -166,24 +263,43 @@ class RecordedSource:
 
 
 class OtherSource:
-    """Another data set for a trained model: labels by the model's class names, splits where the training run knew them.
+    """Another data set for a trained model: labels by the model's class names, splits by what it was trained on.
+
+    ``train`` is what the model was trained on, or copies of that: by path where they are images of the training run,
+    else by their look. Of the rest the data set's own split stands; where it has none, all is ``test``.
 
     Args:
         root: folder of the other data.
         source: reads it.
         state: :meth:`Catalog.state` of the training run.
+        find_copies: look which images are copies of training images; False: compare paths alone.
+        cache: folder to keep what was found in; None: keep nothing.
+
+    Attributes:
+        trained: (N,) after :meth:`read`: which images are copies of training images; None where that is not known.
+        missing: how many training images are gone, and could not be compared.
     """
 
-    def __init__(self, root: str | Path, source: Callable[[str | Path], Source], state: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        root: str | Path | None,
+        source: Callable[[str | Path | None], Source],
+        state: dict[str, Any],
+        find_copies: bool = False,
+        cache: str | Path | None = None,
+    ) -> None:
         self.source = source(root)
         self.known = Catalog.from_state(state)
+        self.find_copies, self.cache = find_copies, cache
+        self.trained: npt.NDArray[np.bool_] | None = None
+        self.missing = 0
 
     def prepare(self) -> None:
         """Make or fetch what is missing."""
         self.source.prepare()
 
     def read(self) -> Catalog:
-        """The table with the model's classes; split and photograph are looked up by path.
+        """The table with the model's classes.
 
         Raises:
             UserError: a class that the model does not know.
@@ -196,14 +312,40 @@ class OtherSource:
                 f"it knows: {', '.join(self.known.classes)}"
             )
         number = np.array([self.known.classes.index(name) for name in catalog.classes])
-        row = {str(path): i for i, path in enumerate(self.known.paths)}
-        rows = [row.get(str(path)) for path in catalog.paths]
+        catalog = replace(catalog, labels=number[catalog.labels], classes=self.known.classes)
+        # The originals lie below the folder that was trained on, but are other images.
+        same = catalog.root.resolve() == self.known.root.resolve() and np.isin(catalog.paths, self.known.paths).all()
+        return self._compared(catalog) if self.find_copies and not same else self._looked_up(catalog)
+
+    def _looked_up(self, catalog: Catalog) -> Catalog:
+        """Split and photograph by path, as the training run had them; others keep their own."""
+        row = {path: i for i, path in enumerate(self.known.paths.tolist())}
+        rows = np.array([row.get(path, -1) for path in catalog.paths.tolist()])
+        own = np.where(catalog.splits == "train", "", catalog.splits)
         return replace(
             catalog,
-            labels=number[catalog.labels],
-            classes=self.known.classes,
-            splits=np.array(["" if r is None else self.known.splits[r] for r in rows], dtype=np.str_),
-            photographs=np.array(["" if r is None else self.known.photographs[r] for r in rows], dtype=np.str_),
+            splits=np.where(rows >= 0, self.known.splits[rows], own),
+            photographs=np.where(rows >= 0, self.known.photographs[rows], catalog.photographs),
+        )
+
+    def _compared(self, catalog: Catalog) -> Catalog:
+        """Split and photograph by the look of the images, beside those that the model was trained on."""
+        paths = self.known.paths[self.known.splits == "train"].tolist()
+        there = [path for path in paths if (self.known.root / path).is_file()]
+        self.missing = len(paths) - len(there)
+        files = [catalog.root / path for path in catalog.paths.tolist()]
+        cache = cache_file(self.cache, catalog.root, self.known.root)
+        groups = find_photographs([*files, *(self.known.root / path for path in there)], cache, cores())
+        if there:
+            self.trained = np.isin(groups[: len(files)], groups[len(files) :])
+        names = photograph_names([*catalog.paths.tolist(), *there], groups)[: len(files)]
+        has_split = (catalog.splits != "").any()
+        rest = np.where(catalog.splits == "train", "", catalog.splits) if has_split else "test"
+        splits = rest if self.trained is None else np.where(self.trained, "train", rest)
+        return replace(
+            catalog,
+            splits=np.broadcast_to(splits, len(files)).astype("<U5"),
+            photographs=np.where(catalog.photographs == "", names, catalog.photographs),
         )
 
 

@@ -1,6 +1,5 @@
 """Splits assign train, val and test to the rows of a catalog. Each is a function of (catalog, its own arguments)."""
 
-import csv
 import math
 from pathlib import Path
 
@@ -8,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fish_lightning.data.catalog import SPLITS, Catalog
-from fish_lightning.errors import UserError, first_line
+from fish_lightning.errors import UserError
+from fish_lightning.files import read_rows
 
 
 def random_split(catalog: Catalog, seed: int, test: float = 0.15, val: float = 0.10) -> npt.NDArray[np.str_]:
@@ -59,26 +59,46 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
         UserError: no photograph is known.
     """
     names = _photographs(catalog, "photograph")
+    labels = _labels_of_photographs(catalog, names)
     splits = np.full(len(catalog), "train", dtype="<U5")
     for label, class_name in enumerate(catalog.classes):
-        rows = np.flatnonzero(catalog.labels == label)
+        rows = np.flatnonzero(labels == label)
         groups, sizes = np.unique(names[rows], return_counts=True)
         if len(groups) < 3:
-            missing = "validated or tested" if len(groups) == 1 else "validated"
+            missing = "validated or tested" if len(groups) < 2 else "validated"
             print(f"note: class '{class_name}' has {len(groups)} photograph(s): it is trained on, but not {missing}")
         order = np.random.default_rng([seed, 1, label]).permutation(len(groups))
         n_test = test * len(rows)
         targets = {"test": n_test, "val": val * (len(rows) - n_test)}
         start = 0
         for later, (split, target) in zip((1, 0), targets.items(), strict=True):
-            left = len(groups) - start
-            spare = left - max(1, min(1 + later, left - 1))  # one is left to train on, and one for each later split
-            taken = np.cumsum(sizes[order[start:]])[:spare]
-            count = max(1, int(np.argmin(np.abs(taken - target))) + 1) if spare else 0
+            count = _photographs_for(target, sizes[order[start:]], later)
             chosen = groups[order[start : start + count]]
             splits[rows[np.isin(names[rows], chosen)]] = split
             start += count
     return _require_enough(catalog, splits)
+
+
+def _photographs_for(target: float, sizes: npt.NDArray[np.int64], later: int) -> int:
+    """How many photographs, in this order, come nearest to ``target`` images; 1 at least where that can be.
+
+    Args:
+        target: number of images.
+        sizes: images of each photograph.
+        later: splits that want a photograph of the rest, besides the one that is left to train on.
+    """
+    left = len(sizes)
+    spare = left - max(1, min(1 + later, left - 1))
+    return int(np.argmin(np.abs(np.cumsum(sizes)[:spare] - target))) + 1 if spare > 0 else 0
+
+
+def _labels_of_photographs(catalog: Catalog, names: npt.NDArray[np.str_]) -> npt.NDArray[np.int64]:
+    """(N,) the label that most copies of each image's photograph have: copies under two labels stay together too."""
+    _, groups = np.unique(names, return_inverse=True)
+    counts = np.zeros((groups.max() + 1, len(catalog.classes)), dtype=np.int64)
+    np.add.at(counts, (groups, catalog.labels), 1)
+    labels: npt.NDArray[np.int64] = counts.argmax(axis=1)[groups]
+    return labels
 
 
 def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val: float = 0.10) -> npt.NDArray[np.str_]:
@@ -103,8 +123,9 @@ def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val:
         raise UserError(f"split=kfold: split.fold={fold} of split.folds={folds}; folds are numbered from 0, 2 at least")
     names = _photographs(catalog, "kfold")
     splits = np.full(len(catalog), "train", dtype="<U5")
+    labels = _labels_of_photographs(catalog, names)
     for label in range(len(catalog.classes)):
-        rows = np.flatnonzero(catalog.labels == label)
+        rows = np.flatnonzero(labels == label)
         groups, sizes = np.unique(names[rows], return_counts=True)
         rng = np.random.default_rng([seed, 4, label])
         filled = np.zeros(folds, dtype=np.int64)
@@ -133,7 +154,8 @@ def _photographs(catalog: Catalog, split: str) -> npt.NDArray[np.str_]:
 def folder_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
     """Keep the split that the folders ``train``, ``val`` and ``test`` say.
 
-    Where there is no ``val`` (or no ``test``) folder, it is drawn from ``train``: 10 % (15 %), stratified.
+    Where there is no ``val`` (or no ``test``) folder, it is drawn from ``train``: 10 % (15 %), stratified, by whole
+    photographs where these are known.
 
     Raises:
         UserError: the data set is not laid out in split folders.
@@ -146,9 +168,11 @@ def folder_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
     for number, (name, share) in enumerate((("test", 0.15), ("val", 0.10))):
         if not (splits == name).any():
             train = np.flatnonzero(splits == "train")
-            count = math.ceil(len(train) * share)
             rng = np.random.default_rng([seed, 2, number])
-            splits[_stratified_draw(train, catalog.labels[train], count, rng)] = name
+            if catalog.photographs_known:
+                splits[_draw_photographs(catalog, train, share, rng)] = name
+            else:
+                splits[_stratified_draw(train, catalog.labels[train], math.ceil(len(train) * share), rng)] = name
     return _require_enough(catalog, splits)
 
 
@@ -165,15 +189,7 @@ def file_split(catalog: Catalog, seed: int, path: str) -> npt.NDArray[np.str_]:
     """
     del seed
     file = Path(path)
-    if not file.is_file():
-        raise UserError(f"split.path: no file {file} (seen from {Path.cwd()})")
-    try:
-        with file.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"split.path: {file} is not a CSV file ({first_line(error)})") from None
-    if not rows or not {"path", "split"} <= set(rows[0]):
-        raise UserError(f"split.path: {file} has no rows with the columns 'path' and 'split'.")
+    rows = read_rows(file, "split.path", ("path", "split"))
     given = {row["path"]: row["split"] for row in rows}
     unknown = sorted(set(given.values()) - {*SPLITS, ""})
     if unknown:
@@ -206,6 +222,21 @@ def _stratified_draw(
     order = np.lexsort((rng.random(len(classes)), -(exact - quota)))
     quota[order[: count - quota.sum()]] += 1
     drawn = [rng.permutation(rows[labels == c])[:q] for c, q in zip(classes, quota, strict=True)]
+    return np.sort(np.concatenate(drawn))
+
+
+def _draw_photographs(
+    catalog: Catalog, rows: npt.NDArray[np.int64], share: float, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """About ``share`` of ``rows`` in whole photographs, each class in proportion; one of each is left over."""
+    names = _photographs(catalog, "folders")
+    labels = _labels_of_photographs(catalog, names)[rows]
+    drawn = []
+    for label in np.unique(labels):
+        groups, sizes = np.unique(names[rows[labels == label]], return_counts=True)
+        order = rng.permutation(len(groups))
+        chosen = groups[order[: _photographs_for(share * sizes.sum(), sizes[order], later=0)]]
+        drawn.append(rows[np.isin(names[rows], chosen)])
     return np.sort(np.concatenate(drawn))
 
 

@@ -96,7 +96,7 @@ def score_test(
         "accuracy_ci95_photographs": list(photograph_interval(predictions.correct, photographs)) if known else None,
         "photographs": len(np.unique(photographs)) if known else None,
         "leaked_test_images": int(leaked.sum()) if known else None,
-        "without_leaked": _accuracy(predictions.correct[~leaked]) if leaked.any() else None,
+        "without_leaked": accuracy_of(predictions.correct[~leaked]) if leaked.any() else None,
         "macro_f1": float(logged["test/macro_f1"]),
         "loss": float(logged["test/loss"]),
         "n": n,
@@ -108,7 +108,8 @@ def score_test(
     }
 
 
-def _accuracy(correct: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def accuracy_of(correct: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """``accuracy``, ``accuracy_ci95`` (Wilson) and ``n`` of N answers; ``n`` alone where there is none."""
     n, right = len(correct), int(correct.sum())
     return {"accuracy": right / n, "accuracy_ci95": list(wilson_interval(right, n)), "n": n} if n else {"n": 0}
 

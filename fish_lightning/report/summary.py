@@ -11,11 +11,12 @@ from fish_lightning.callbacks.checkpoints import BestCheckpoint
 from fish_lightning.callbacks.history import History
 from fish_lightning.callbacks.nonfinite import NonFiniteLoss
 from fish_lightning.data.datamodule import FishDataModule
+from fish_lightning.data.sources import OtherSource
 from fish_lightning.errors import UserError
 from fish_lightning.files import shown, whole_file
 from fish_lightning.models.classifier import FishClassifier, Predictions, gathered
 from fish_lightning.report import plots
-from fish_lightning.report.scores import leak_warning, score_test
+from fish_lightning.report.scores import accuracy_of, leak_warning, score_test
 
 PICTURES = 18  # test pictures on plots/predictions.png
 Summary = dict[str, Any]
@@ -91,6 +92,24 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "unreadable_images": [str(data.catalog.paths[row]) for row in unreadable],
         "checkpoint": (best.best_model_path or None) if best else None,
     }
+
+
+def summarize_trained(trainer: L.Trainer, model: FishClassifier, data: FishDataModule, source: OtherSource) -> Summary:
+    """What an evaluation on other images says of those that are copies of training images. Call it on every process.
+
+    Returns:
+        ``left_out`` (accuracy, interval, n and the images' paths; None where it is not known which these are) and
+        ``missing_training_images`` (that are gone, so that copies of them may be among the images scored).
+    """
+    if source.trained is None:
+        return {"left_out": None, "missing_training_images": source.missing}
+    images = data.catalog.paths[source.trained].tolist()
+    scores: Summary = {"n": 0}
+    if images:
+        data.test_subset = "train"  # what OtherSource makes of them
+        trainer.test(model, datamodule=data, verbose=False)
+        scores = accuracy_of(model.test_predictions().correct)
+    return {"left_out": scores | {"images": images}, "missing_training_images": source.missing}
 
 
 def write_run(folder: Path, trainer: L.Trainer, model: FishClassifier, data: FishDataModule, summary: Summary) -> None:
@@ -194,9 +213,25 @@ def _photograph_lines(test: Summary) -> list[str]:
 def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
     """What an evaluation found and where it is."""
     scores = score_table(summary[subset], f"{summary['split']}, subset={subset}")
+    lines = []
     if summary["unreadable_images"]:
-        scores += f"\n\nleft out: {len(summary['unreadable_images'])} unreadable images, named in summary.json"
-    return f"{scores}\n\ndata     {summary['data']}\nfolder   {shown(folder)}"
+        lines.append(f"left out: {len(summary['unreadable_images'])} unreadable images, named in summary.json")
+    left_out = summary.get("left_out")
+    if left_out and left_out["n"]:
+        names = "left out" if subset not in ("train", "all") else "not left out"
+        lines.append(
+            f"{names}: {left_out['n']} images that are copies of training images, named in summary.json;\n"
+            f"          accuracy on them {left_out['accuracy']:.2%}"
+        )
+    elif left_out:
+        lines.append("none of the images is a copy of a training image")
+    if summary.get("missing_training_images"):
+        lines.append(
+            f"warning: {summary['missing_training_images']:,} training images are gone: whether copies of them are\n"
+            "         among the images scored cannot be checked"
+        )
+    lines += ["", f"data     {summary['data']}", f"folder   {shown(folder)}"]
+    return "\n".join([scores, "", *lines])
 
 
 def closing_table(folder: Path, summary: Summary) -> str:

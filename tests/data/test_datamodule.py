@@ -13,7 +13,7 @@ from torch import nn
 
 from fish_lightning import hardware
 from fish_lightning.config import CONF
-from fish_lightning.data.splits import file_split, random_split
+from fish_lightning.data.splits import file_split, photograph_split, random_split
 from fish_lightning.errors import UserError
 
 
@@ -93,6 +93,20 @@ def test_only_training_images_are_augmented(make_data, root):
     assert data.train_dataloader().dataset.transform is data.train_transform
     assert data.val_dataloader().dataset.transform is data.eval_transform
     assert data.test_dataloader().dataset.transform is data.eval_transform
+
+
+def test_a_table_takes_the_place_of_folders_and_its_split_is_kept(make_folder, make_data, tmp_path, capsys):
+    make_folder(tmp_path / "photos", 2, 10)
+    rows = [f"kind {c}/{i:03}.png,{c},{i // 2},{'test' if i < 4 else 'train'}" for c in "ab" for i in range(10)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label,photograph,split", *rows]))
+    data = make_data(tmp_path / "photos", catalog=tmp_path / "table.csv", split=photograph_split)
+    assert data.split_name == "folder" and data.catalog.classes == ("a", "b")
+    assert (data.catalog.splits == "test").tolist() == ([True] * 4 + [False] * 6) * 2
+    assert set(data.catalog.splits[4:10]) == {"train", "val"}
+    # Both classes name their photographs 0 to 4: as one name is one photograph, each is under two labels.
+    assert "note: copies of one photograph under more than one label: kind a/000.png, kind a/001.png" in (
+        capsys.readouterr().out
+    )
 
 
 def test_an_unreadable_image_in_a_worker_is_named(make_folder, make_data, tmp_path):

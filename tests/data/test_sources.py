@@ -4,7 +4,15 @@ import re
 
 import pytest
 
-from fish_lightning.data.sources import ArchiveSource, FolderSource, OtherSource, RecordedSource, input_catalog
+from fish_lightning.data.sources import (
+    ArchiveSource,
+    CatalogSource,
+    FolderSource,
+    OriginalsSource,
+    OtherSource,
+    RecordedSource,
+    input_catalog,
+)
 from fish_lightning.errors import UserError
 
 NINE = (
@@ -149,11 +157,115 @@ def test_other_data_get_the_models_labels_and_the_splits_it_knew(make_folder, tm
     assert catalog.splits.tolist() == ["train", "test", ""] * 2
 
 
+@pytest.mark.parametrize("below", ["", "NA_Fish_Dataset"])
+def test_the_originals_get_the_spellings_of_the_other_folders_whatever_their_file_type(make_image, tmp_path, below):
+    files = ("Gilt Head Bream/1.JPG", "Gilt Head Bream/2.jpg", "Horse Mackerel/00001.png", "Trout/3.JPG")
+    for number, file in enumerate(files):
+        make_image(tmp_path / "NA_Fish_Dataset" / file, (90, 90, 90), number)
+    (tmp_path / "Fish_Dataset" / "Fish_Dataset").mkdir(parents=True)
+    catalog = OriginalsSource(tmp_path / below).read()
+    assert catalog.classes == ("Gilt-Head Bream", "Hourse Mackerel", "Trout")
+    assert catalog.labels.tolist() == [0, 0, 1, 2]
+    assert catalog.paths.tolist() == [f"{'' if below else 'NA_Fish_Dataset/'}{file}" for file in files]
+    assert all((catalog.root / path).is_file() for path in catalog.paths)
+
+
+@pytest.mark.parametrize(
+    "below", ["Fish_Dataset", "Fish_Dataset/Fish_Dataset", "Fish_Dataset/Fish_Dataset/Trout/Trout"]
+)
+def test_where_the_originals_are_not_it_says_where_to_point(make_archive, tmp_path, below):
+    text = message_of(OriginalsSource(make_archive(tmp_path) / below).read)
+    assert "does not hold the originals (NA_Fish_Dataset/<Class>/*.jpg)" in text and "data.root=DIR" in text
+
+
+def test_other_data_keep_their_own_splits_but_what_they_trained_on_is_not_what_the_model_was(make_folder, tmp_path):
+    state = FolderSource(make_folder(tmp_path / "known", 2, 2)).read().state()
+    for part in ("train", "val", "test"):
+        make_folder(tmp_path / "other" / part, 2, 1)
+    catalog = OtherSource(tmp_path / "other", FolderSource, state).read()
+    assert dict(zip(catalog.paths, catalog.splits, strict=True)) == {
+        f"{part}/kind {c}/000.png": "" if part == "train" else part for part in ("train", "val", "test") for c in "ab"
+    }
+
+
 def test_a_class_the_model_does_not_know_is_named(make_folder, tmp_path):
     state = FolderSource(make_folder(tmp_path / "known", ["bass", "trout"], 2)).read().state()
     make_folder(tmp_path / "other", ["bass", "pike"], 1)
     text = message_of(OtherSource(tmp_path / "other", FolderSource, state).read)
     assert "classes that the checkpoint does not know: pike" in text and "it knows: bass, trout" in text
+
+
+@pytest.fixture
+def write_table(make_folder, tmp_path):
+    """``write_table(lines)`` writes photos/kind {a,b}/00{0,1,2}.png and photos/table.csv; returns the table."""
+
+    def write(lines, encoding="utf-8"):
+        make_folder(tmp_path / "photos", 2, 3)
+        file = tmp_path / "photos" / "table.csv"
+        file.write_text("\n".join(lines) + "\n", encoding=encoding)
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_table_says_label_photograph_and_split_whatever_the_folders_say(write_table, tmp_path, encoding):
+    lines = ["note,split,label,path,photograph", "x,train,Bréam,kind a/000.png,1", ",test,Trout,kind a/001.png,2"]
+    catalog = CatalogSource(None, write_table([*lines, ",,Trout,kind b/000.png,"], encoding)).read()
+    assert catalog.root == tmp_path / "photos" and catalog.classes == ("Bréam", "Trout")
+    assert catalog.paths.tolist() == ["kind a/000.png", "kind a/001.png", "kind b/000.png"]
+    assert catalog.labels.tolist() == [0, 1, 1]
+    assert catalog.photographs.tolist() == ["1", "2", ""] and catalog.splits.tolist() == ["train", "test", ""]
+
+
+def test_two_columns_are_enough_and_the_root_may_be_another(write_table, tmp_path):
+    table = write_table(["path,label", "kind a/000.png,x", "kind b/000.png,y"])
+    moved = table.rename(tmp_path / "elsewhere.csv")
+    catalog = CatalogSource(tmp_path / "photos", moved).read()
+    assert not catalog.photographs_known and set(catalog.splits) == {""}
+    assert f"paths are relative to {tmp_path}; for another folder: data.root=DIR" in message_of(
+        CatalogSource(None, moved).read
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["path,kind", "kind a/000.png,x"], "table.csv has no rows with the columns 'path' and 'label'"),
+        (["path,label"], "table.csv has no rows with the columns 'path' and 'label'"),
+        (
+            ["path,label", "kind a/000.png,x", "kind a/7.png,x", "z.png,y"],
+            "2 of 3 images that are not there, the first",
+        ),
+        (["path,label", "kind a/000.png,x", "kind a/000.png,y"], "1 images more than once, the first kind a/000.png"),
+        (["path,label", "kind a/000.png,x", "./kind a/000.png,y"], "1 images more than once, the first kind a/000.png"),
+        (["path,label,split", "kind a/000.png,x,training"], "the split 'training'; allowed are train, val, test"),
+        (["path,label", "kind a/000.png,x", "kind a/001.png,"], "1 rows without a path or a label, the first is row 3"),
+        (["path,label", "kind a/000.png"], "1 rows without a path or a label, the first is row 2"),
+        (["path,label", "kind a/000.png,x"], "only one class, 'x'"),
+    ],
+)
+def test_a_table_that_does_not_fit_says_why(write_table, lines, message):
+    assert message in message_of(CatalogSource(None, write_table(lines)).read)
+
+
+def test_a_table_that_is_missing_or_no_text_is_an_error(make_image, tmp_path):
+    assert "data.catalog: no file" in message_of(CatalogSource(None, tmp_path / "no.csv").read)
+    assert "is not a CSV file" in message_of(CatalogSource(None, make_image(tmp_path / "photo.png", (9, 9, 9), 1)).read)
+
+
+def test_a_run_s_own_split_is_a_table(write_table, tmp_path):
+    table = write_table(["path,label,photograph,split", "kind a/000.png,x,1,train", "kind b/000.png,y,2,test"])
+    catalog = CatalogSource(None, table).read()
+    catalog.write_csv(tmp_path / "split.csv")
+    again = CatalogSource(tmp_path / "photos", tmp_path / "split.csv").read()
+    assert again.state() == catalog.state()
+
+
+def test_no_folder_at_all_is_an_error_that_says_how_to_give_one():
+    assert message_of(lambda: FolderSource(None)) == (
+        "data.root: no folder of images is given\ngive it with data.root=DIR"
+    )
 
 
 def test_input_is_a_file_a_folder_or_a_pattern_as_the_user_writes_it(make_folder, tmp_path, monkeypatch):

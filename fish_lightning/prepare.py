@@ -1,0 +1,68 @@
+"""``python -m fish_lightning.prepare data=fish``: get a data set, look at every image, find copies, report.
+
+Training needs none of it, and does what is missing itself; this says beforehand what a data set is worth.
+"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from fish_lightning.config import CONF
+from fish_lightning.errors import UserError, shown_without_traceback
+
+
+def prepare(cfg: DictConfig) -> None:
+    """Unpack or download what is missing, check it, and write ``data_report.html``.
+
+    Args:
+        cfg: the composed ``conf/prepare.yaml``.
+
+    Raises:
+        UserError: the data cannot be had, or hold no image; after the report: a training would stop at them.
+    """
+    from hydra.utils import instantiate
+
+    from fish_lightning.data.archive import unpack
+    from fish_lightning.data.catalog import EmptyClassError
+    from fish_lightning.data.inspection import inspect
+    from fish_lightning.data.photographs import with_photographs
+    from fish_lightning.data.sources import CatalogSource, SampleSource
+    from fish_lightning.files import shown
+    from fish_lightning.report.data_report import data_table, problems, write_data_report
+
+    chosen = instantiate(cfg.data.source)
+    if chosen is None:
+        raise UserError("there is nothing to prepare for this choice of data: take data=fish, folder or sample")
+    source = chosen(cfg.data.root) if cfg.data.catalog is None else CatalogSource(cfg.data.root, cfg.data.catalog)
+    if cfg.data.archive is not None:
+        if isinstance(source, SampleSource):
+            raise UserError("data.archive: say what it holds: data=fish, or data=folder data.root=DIR")
+        written = unpack(Path(cfg.data.archive).expanduser(), source.root, cfg.data.archive_limit * 1e9)
+        print(f"unpacked {written:,} files into {shown(source.root)}", flush=True)
+    source.prepare()
+    try:
+        catalog, empty = source.read(), []
+    except EmptyClassError as error:
+        catalog, empty = error.catalog, error.names
+    catalog = with_photographs(catalog, cfg.data.photograph, cfg.data.find_copies, cfg.data.cache_dir)
+
+    found = inspect(catalog, empty)
+    report = Path(cfg.paths.output) / "data_report.html"
+    write_data_report(report, found, cfg.report.photographs, cfg.report.pictures)
+    size = f"{len(catalog):,} images of {len(catalog.classes)} kinds"
+    print(f"\n{data_table(found)}\n\ndata    {size} in {catalog.root}\nreport  {shown(report)}", flush=True)
+    stops = problems(found, skip_unreadable=cfg.data.on_error == "skip")
+    if stops:
+        raise UserError(f"a training would stop at {', '.join(stops)}\nthe report names them: {shown(report)}")
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="prepare")
+@shown_without_traceback
+def main(cfg: DictConfig) -> None:
+    """Command-line entry point."""
+    prepare(cfg)
+
+
+if __name__ == "__main__":
+    main()
