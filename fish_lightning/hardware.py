@@ -3,7 +3,9 @@
 import os
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -78,9 +80,9 @@ def _uses_cuda(accelerator: str) -> bool:
 
 def _run_folder(ckpt: str | None, new: str) -> str:
     """The folder of the run that ``ckpt`` belongs to, or ``new`` for a run that starts."""
-    if ckpt is None or ckpt == "last":
+    if ckpt in (None, "last", "auto"):
         return new
-    path = Path(ckpt)
+    path = Path(str(ckpt))
     if path.is_dir():
         return str(path)
     # Hydra writes into the folder before the checkpoint is looked at: a file that cannot be one leaves the run alone.
@@ -88,8 +90,27 @@ def _run_folder(ckpt: str | None, new: str) -> str:
     return str(path.parent.parent) if resumable else new
 
 
+def _run_name(now: str) -> str:
+    """Name of a new run's folder: the time, or what the ranks that Slurm or torchrun started have in common.
+
+    A job that Slurm requeues keeps its name, and so finds its checkpoint (``ckpt=auto``).
+    """
+    step = int(os.environ.get("SLURM_STEP_ID", 2**32))
+    if step < 2**32 - 10:  # the numbers above are those of shells and the like, which start many runs
+        return f"slurm-{os.environ['SLURM_JOB_ID']}.{step}"
+    launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # "none" where torchrun was given no --rdzv-id
+    return now if launch == "none" else f"torchrun-{launch}"
+
+
+def _tasks(devices: Any) -> int:
+    """How many processes a node gets for ``trainer.devices``."""
+    return 1 if devices == "auto" else len(devices) if isinstance(devices, Sequence) else int(devices)
+
+
 def register_resolvers() -> None:
-    """Make ``${workers:…}``, ``${uses_cuda:…}``, ``${run_folder:…}`` and ``${on_a_terminal:}`` known to the YAML."""
+    """Make what the YAML calls known to it: ``${workers:…}``, ``${run_folder:…}`` and their like."""
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+    OmegaConf.register_new_resolver("tasks", _tasks, replace=True)
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("uses_cuda", _uses_cuda, replace=True)
     OmegaConf.register_new_resolver("workers", default_workers, replace=True)
