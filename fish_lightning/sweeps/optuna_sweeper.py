@@ -179,9 +179,8 @@ class OptunaSweeper(Sweeper):
         if made is None:
             study.set_user_attr("made_with", made_with)
         elif made != made_with:
-            parts = [f"{key} was {made.get(key)}, is {made_with[key]}" for key in made_with if made.get(key) != made_with[key]]
             raise UserError(
-                f"the study in {self.storage} was made with other parameters: " + "\n".join(parts)[:600] + "\n"
+                f"the study in {self.storage} was made with other parameters: {_difference(made, made_with)}\n"
                 "go on with those, or begin another with another hydra.sweep.dir"
             )
         # Begun anew at each start, a seeded sampler would draw again what it drew first.
@@ -217,6 +216,20 @@ def distribution(override: Override) -> "BaseDistribution":
 def first_value(wanted: "BaseDistribution") -> Any:
     """Some value of it."""
     return wanted.choices[0] if hasattr(wanted, "choices") else wanted.low  # type: ignore[attr-defined]
+
+
+def _difference(made: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What two descriptions of a study do not share, in a few words."""
+    parts = []
+    if made["metric"] != wanted["metric"]:
+        parts.append(f"{made['metric']}, not {wanted['metric']}")
+    for key in sorted(made["space"].keys() | wanted["space"].keys()):
+        was, now = (of["space"].get(key, "no search") for of in (made, wanted))
+        if was != now:
+            parts.append(f"{key} was {was}, is {now}")
+    gone, new = (sorted(set(a["fixed"]) - set(b["fixed"])) for a, b in ((made, wanted), (wanted, made)))
+    parts += [f"without {word}" for word in gone] + [f"with {word}" for word in new]
+    return "; ".join(parts[:4]) + ("; …" if len(parts) > 4 else "")
 
 
 def _finished(study: "Study") -> int:
