@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -30,13 +31,14 @@ def shown_without_traceback(task: Callable[P, R]) -> Callable[P, R]:
     """Turn a :class:`UserError` that leaves ``task`` into a message on stderr and an exit status.
 
     In a Hydra multirun an error, of whatever kind, is shown and handed back as ``None``, so that one bad job does not
-    end the sweep; the job has then left no ``summary.json`` and ``sweep.csv`` lists it as failed. Where it is one of
+    end the sweep; the job's folder then holds ``error.txt`` and ``sweep.csv`` lists it as failed. Where it is one of
     several processes it ends all the same: the others would wait for it.
     """
 
     @functools.wraps(task)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            _forget_error()
             return task(*args, **kwargs)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr, flush=True)
@@ -46,12 +48,11 @@ def shown_without_traceback(task: Callable[P, R]) -> Callable[P, R]:
             error = _user_error(raised) or _lost_process(raised)
             if error is None and not goes_on:
                 raise
-            if error is None:
-                traceback.print_exc()
-            elif error.exit_code != 1 or not goes_on:
+            if error is not None and (error.exit_code != 1 or not goes_on):
                 end_with(error)
-            else:
-                print(f"error: {_message(error)}", file=sys.stderr, flush=True)
+            text = traceback.format_exc() if error is None else f"error: {_message(error)}\n"
+            print(text, end="", file=sys.stderr, flush=True)
+            _error_file().write_text(text, encoding="utf-8")
             return None  # type: ignore[return-value]  # Hydra records the job's value as "none"
 
     return wrapper
@@ -79,6 +80,18 @@ def _user_error(error: BaseException | None) -> UserError | None:
 def _message(error: UserError) -> str:
     """Its text, without the traceback that a loader worker wraps it in."""
     return str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
+
+
+def _error_file() -> Path:
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir, "error.txt")
+
+
+def _forget_error() -> None:
+    """A job that is run again has not failed yet."""
+    if in_multirun():
+        _error_file().unlink(missing_ok=True)
 
 
 def _processes() -> int:

@@ -95,8 +95,10 @@ def _run_name(now: str) -> str:
 
     A job that Slurm requeues keeps its name, and so finds its checkpoint (``ckpt=auto``).
     """
-    step = int(os.environ.get("SLURM_STEP_ID", 2**32))
-    if step < 2**32 - 10:  # the numbers above are those of shells and the like, which start many runs
+    step = os.environ.get("SLURM_STEP_ID")
+    if (
+        step is not None and int(step) < 2**32 - 10
+    ):  # the numbers above are those of shells and the like, which start many runs
         return f"slurm-{os.environ['SLURM_JOB_ID']}.{step}"
     launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # "none" where torchrun was given no --rdzv-id
     return now if launch == "none" else f"torchrun-{launch}"

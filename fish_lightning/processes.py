@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -103,7 +103,7 @@ def run_in_own_process(cfg: DictConfig) -> float | None:
     with whole_file(folder / ".hydra" / "job.yaml") as temporary:
         OmegaConf.save(_as_plain_run(cfg, folder), temporary)
     environment = {key: value for key, value in os.environ.items() if key not in _RANKS}
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603  # this program itself
         [*command, "--config-name", "job"],
         cwd=get_original_cwd(),
         env=environment | {PARENT: str(os.getpid())},
@@ -157,7 +157,5 @@ def _signals_passed_on(group: int) -> Iterator[None]:
 
 
 def _signal_group(group: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(group, number)
-    except ProcessLookupError:
-        pass

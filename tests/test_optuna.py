@@ -1,4 +1,4 @@
-"""``sweep=optuna``: a study that outlives a kill, shares its draws among ranks, records failures, prunes and refuses."""
+"""``sweep=optuna``: a study that outlives a kill, is shared by ranks, records failures, prunes and refuses."""
 
 import csv
 import json

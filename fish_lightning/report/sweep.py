@@ -10,6 +10,7 @@ import os
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,7 @@ def sweep_rows(folder: Path, metric: str) -> list[Row]:
     rows = []
     for overrides in sorted(folder.glob("*/.hydra/overrides.yaml")):
         job = overrides.parent.parent
-        file = job / "summary.json"
-        summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        summary = job_summary(job)
         row: Row = {"job": job.name, "overrides": " ".join(map(str, OmegaConf.load(overrides)))}
         for name in METRICS:
             stage, key = name.split("/")
@@ -87,6 +87,15 @@ def sweep_rows(folder: Path, metric: str) -> list[Row]:
         return math.isnan(value), 0.0 if math.isnan(value) else sign * value, int(job) if job.isdigit() else 0, job
 
     return sorted(rows, key=rank)
+
+
+def job_summary(folder: Path) -> dict[str, Any]:
+    """``summary.json`` of a job; empty if it failed, also where its folder holds an earlier run's."""
+    file = folder / "summary.json"
+    if not file.is_file() or (folder / "error.txt").is_file():
+        return {}
+    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return summary
 
 
 def repetition_rows(rows: list[Row]) -> list[Row]:
@@ -128,8 +137,9 @@ def sweep_table(rows: list[Row], metric: str) -> str:
     for row in [*rows, *repeated]:
         numbers = [_shown(row[name]) for name in ("val/accuracy", "test/accuracy", "val/loss")]
         words = [word for word in row["overrides"].split() if word not in common and not _ours(word)]
-        mark = "" if row["status"] == "done" else f"  ({row['status']})"
-        lines.append((row["job"], *numbers, " ".join(words) + mark))
+        if row["status"] != "done":
+            words.append(f" ({row['status']})")
+        lines.append((row["job"], *numbers, " ".join(words)))
     widths = [max(len(line[i]) for line in lines) for i in range(4)]
     table = [
         "  ".join([*(cell.rjust(width) for cell, width in zip(line, widths, strict=False)), line[4]]).rstrip()
@@ -149,7 +159,7 @@ def _draw(folder: Path, rows: list[Row], metric: str) -> bool:
         return False
     from fish_lightning.report.coordinates import sweep_figure
 
-    columns = {key: [settings[i].get(key, "") for i in done] for key in keys}
+    columns: dict[str, Sequence[str]] = {key: [settings[i].get(key, "") for i in done] for key in keys}
     with whole_file(folder / "sweep.png") as temporary:
         sweep_figure(columns, [float(rows[i][metric]) for i in done], metric).savefig(temporary, dpi=110)
     return True

@@ -4,7 +4,6 @@ Imported at every start: Optuna itself only when it sweeps. (hydra-optuna-sweepe
 not released yet, Hydra 1.4; neither goes on with a trial that was interrupted.)
 """
 
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -14,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from fish_lightning.errors import UserError, end_with, first_line
 from fish_lightning.files import shown, whole_file
+from fish_lightning.report.sweep import job_summary
 from fish_lightning.sweeps.study import alone_in, minimized, open_storage
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class OptunaSweeper(Sweeper):
         pruner: Optuna's pruner.
         params: search space: a sweep in Hydra's override grammar for each key.
     """
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
 
     def __init__(
         self,
@@ -83,7 +88,7 @@ class OptunaSweeper(Sweeper):
 
     def _sweep(self, arguments: list[str]) -> None:
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        given = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        given = parser.parse_overrides([*(f"{key!s}={value}" for key, value in self.params.items()), *arguments])
         overrides = {override.get_key_element(): override for override in given}  # the command line's come last
         space = {key: distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
         fixed = [
@@ -98,7 +103,13 @@ class OptunaSweeper(Sweeper):
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         with alone_in(folder):
-            study = self._study({"metric": self.metric, "space": {key: str(wanted) for key, wanted in space.items()}, "fixed": sorted(fixed)})
+            study = self._study(
+                {
+                    "metric": self.metric,
+                    "space": {key: str(wanted) for key, wanted in space.items()},
+                    "fixed": sorted(fixed),
+                }
+            )
             with whole_file(folder / "multirun.yaml") as temporary:
                 OmegaConf.save(self.config, temporary)
             self._run(study, space, fixed, folder)
@@ -140,11 +151,10 @@ class OptunaSweeper(Sweeper):
         """Record what the job's ``summary.json`` says: launchers tell of some failures and hide others."""
         from optuna.trial import TrialState
 
-        file = job / "summary.json"
-        summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"pruned": False}
+        summary = job_summary(job)
         stage, _, name = self.metric.partition("/")
         value = summary.get(stage, {}).get(name)
-        if summary["pruned"]:
+        if summary.get("pruned"):
             study.tell(trial, state=TrialState.PRUNED)
         elif value is None or math.isnan(value):
             study.tell(trial, state=TrialState.FAIL)
@@ -202,11 +212,12 @@ def distribution(override: Override) -> "BaseDistribution":
     sweep: Any = override.value()
     log = "log" in getattr(sweep, "tags", ())
     try:
-        if isinstance(sweep, RangeSweep) and isinstance(sweep.range(), range):
-            return IntDistribution(int(sweep.start), sweep.range()[-1], step=int(sweep.step), log=log)
-        if isinstance(sweep, IntervalSweep):
-            kind = IntDistribution if isinstance(sweep.start, int) else FloatDistribution
-            return kind(sweep.start, sweep.end, log=log)
+        if isinstance(sweep, RangeSweep) and isinstance(steps := sweep.range(), range):
+            return IntDistribution(steps.start, steps[-1], step=steps.step, log=log)
+        if isinstance(sweep, IntervalSweep) and sweep.start is not None and sweep.end is not None:
+            if isinstance(sweep.start, int) and isinstance(sweep.end, int):
+                return IntDistribution(sweep.start, sweep.end, log=log)
+            return FloatDistribution(sweep.start, sweep.end, log=log)
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     except (ValueError, IndexError) as error:
         text = override.input_line or override.get_key_element()

@@ -10,13 +10,13 @@ from hydra.core.plugins import Plugins
 from fish_lightning.errors import UserError, end_with
 from fish_lightning.sweeps.optuna_sweeper import OptunaSweeper
 
-#: Package that a plugin needs: the choice that names it and our extra that installs it.
-_EXTRAS = {
-    "optuna": (f"{OptunaSweeper.__module__}.", "hydra/sweeper=optuna", "optuna"),
-    "hydra_plugins.hydra_joblib_launcher": ("hydra_plugins.hydra_joblib_launcher.", "hydra/launcher=joblib", "joblib"),
+#: What a plugin's class path begins with: the module that it needs, the package and our extra that install it.
+_NEEDS = {
+    OptunaSweeper.__module__: ("optuna", "optuna>=4", "optuna"),
+    "hydra_plugins.hydra_joblib_launcher": ("hydra_plugins.hydra_joblib_launcher", "hydra-joblib-launcher", "joblib"),
     "hydra_plugins.hydra_submitit_launcher": (
-        "hydra_plugins.hydra_submitit_launcher.",
-        "hydra/launcher=submitit_local and submitit_slurm",
+        "hydra_plugins.hydra_submitit_launcher",
+        "hydra-submitit-launcher",
         "submitit",
     ),
 }
@@ -29,19 +29,24 @@ def register_plugins() -> None:
     and submitit pickle the registry, so that a class has to be importable by its own name.
     """
     Plugins.instance().register(OptunaSweeper)
-    Plugins.is_in_toplevel_plugins_module = staticmethod(_may_be_made)  # type: ignore[method-assign]
+    Plugins.is_in_toplevel_plugins_module = staticmethod(_may_be_made)  # type: ignore[method-assign,assignment]
 
 
 def _may_be_made(target: str) -> bool:
     """Whether Hydra may make the plugin of that class path; ends the program where its package is missing."""
-    for package, (prefix, choice, extra) in _EXTRAS.items():
-        if target.startswith(prefix) and not _installed(package):
-            end_with(UserError(f"{choice}: not installed\npip install 'fish_lightning[{extra}]'"))
+    for prefix, (module, package, extra) in _NEEDS.items():
+        if target.startswith(f"{prefix}.") and not _installed(module):
+            end_with(
+                UserError(
+                    f"{target.rpartition('.')[2]} needs a package that is not installed\n"
+                    f"pip install '{package}'  (the extra {extra}: pip install '.[{extra}]' in a checkout)"
+                )
+            )
     return target.startswith(("hydra_plugins.", "hydra._internal.core_plugins.", f"{OptunaSweeper.__module__}."))
 
 
-def _installed(package: str) -> bool:
+def _installed(module: str) -> bool:
     try:
-        return find_spec(package) is not None
+        return find_spec(module) is not None
     except ModuleNotFoundError:  # of the namespace package itself
         return False
