@@ -47,4 +47,4 @@ class ReportToStudy(Callback):
         trial = optuna.trial.Trial(study, running._trial_id)
         if epoch not in running.intermediate_values:  # an epoch repeated after a kill has been reported
             trial.report(value, epoch)
-        return trial.should_prune()
+        return bool(trial.should_prune())  # numpy's, from a median

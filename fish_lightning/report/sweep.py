@@ -136,7 +136,7 @@ def sweep_table(rows: list[Row], metric: str) -> str:
     lines = [("job", "val accuracy", "test accuracy", "val loss", "overrides")]
     for row in [*rows, *repeated]:
         numbers = [_shown(row[name]) for name in ("val/accuracy", "test/accuracy", "val/loss")]
-        words = [word for word in row["overrides"].split() if word not in common and not _ours(word)]
+        words = [_rounded(w) for w in row["overrides"].split() if w not in common and not _ours(w)]
         if row["status"] != "done":
             words.append(f" ({row['status']})")
         lines.append((row["job"], *numbers, " ".join(words)))
@@ -163,6 +163,15 @@ def _draw(folder: Path, rows: list[Row], metric: str) -> bool:
     with whole_file(folder / "sweep.png") as temporary:
         sweep_figure(columns, [float(rows[i][metric]) for i in done], metric).savefig(temporary, dpi=110)
     return True
+
+
+def _rounded(word: str) -> str:
+    """A setting whose number Optuna drew, to four digits; ``sweep.csv`` has them all."""
+    key, equals, value = word.partition("=")
+    try:
+        return word if len(value) < 12 else f"{key}{equals}{float(value):.4g}"
+    except ValueError:
+        return word
 
 
 def _repeats(word: str) -> bool:

@@ -19,6 +19,7 @@ _NEEDS = {
         "hydra-submitit-launcher",
         "submitit",
     ),
+    "hydra_plugins.hydra_ray_launcher": ("hydra_plugins.hydra_ray_launcher", "hydra-ray-launcher", "ray"),
 }
 
 
