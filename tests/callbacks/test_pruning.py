@@ -27,7 +27,7 @@ def study(request, tmp_path):
 
 
 def fit(study, make_trainer, make_scripted, accuracies, number=2, monitor="test/accuracy"):
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=1)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=2)
     callback = ReportToStudy(study.address, "fish", monitor, pruner, number)
     trainer = make_trainer(max_epochs=3, callbacks=[callback])
     trainer.fit(make_scripted(accuracies, [1, 1, 1]))
