@@ -61,7 +61,7 @@ def killed(tmp_path_factory, train_tiny, tiny_data):
     slow = ("+callbacks.slow._target_=rank_callbacks.Slow",)
     overrides = [*SHORT, *SMALL, "hydra.sweeper.n_trials=3", "trainer.max_epochs=2", "optimizer=adam,sgd", *slow]
     command = [sys.executable, "-m", "fish_lightning.train", *TINY, f"data.root={tiny_data}", *overrides]
-    environment = os.environ | HELPERS | {"SLOW_SECONDS": "4"}
+    environment = os.environ | HELPERS | {"SLOW_SECONDS": "60"}
     process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     checkpoint = cwd / "study" / "1" / "checkpoints" / "last.ckpt"
     for _ in range(600):
