@@ -6,9 +6,13 @@ Anything else that escapes is a bug of ours and keeps its traceback.
 
 import errno
 import functools
+import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from pathlib import Path
+from typing import NoReturn, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,27 +31,38 @@ class UserError(Exception):
 def shown_without_traceback(task: Callable[P, R]) -> Callable[P, R]:
     """Turn a :class:`UserError` that leaves ``task`` into a message on stderr and an exit status.
 
-    In a Hydra multirun the error is shown and handed back as ``None``, so that one bad job does not end the sweep;
-    the job has then left no ``summary.json`` and ``sweep.csv`` lists it as failed.
+    In a Hydra multirun an error, of whatever kind, is shown and handed back as ``None``, so that one bad job does not
+    end the sweep; the job's folder then holds ``error.txt`` and ``sweep.csv`` lists it as failed. Where it is one of
+    several processes it ends all the same: the others would wait for it.
     """
 
     @functools.wraps(task)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            _forget_error()
             return task(*args, **kwargs)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr, flush=True)
             sys.exit(130)
         except Exception as raised:
-            error = _user_error(raised)
-            if error is None:
+            goes_on = in_multirun() and _processes() == 1
+            error = _user_error(raised) or _lost_process(raised)
+            if error is None and not goes_on:
                 raise
-            print(f"error: {_message(error)}", file=sys.stderr, flush=True)
-            if error.exit_code == 1 and _in_multirun():
-                return None  # type: ignore[return-value]  # Hydra records the job's value as "none"
-            sys.exit(error.exit_code)
+            if error is not None and (error.exit_code != 1 or not goes_on):
+                end_with(error)
+            text = traceback.format_exc() if error is None else f"error: {_message(error)}\n"
+            print(text, end="", file=sys.stderr, flush=True)
+            _error_file().write_text(text, encoding="utf-8")
+            return None  # type: ignore[return-value]  # Hydra records the job's value as "none"
 
     return wrapper
+
+
+def end_with(error: UserError) -> NoReturn:
+    """Show the error and end the program with its exit code."""
+    print(f"error: {_message(error)}", file=sys.stderr, flush=True)
+    sys.exit(error.exit_code)
 
 
 def first_line(error: BaseException) -> str:
@@ -91,7 +106,36 @@ def _message(error: UserError) -> str:
     return str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
 
 
-def _in_multirun() -> bool:
+def _error_file() -> Path:
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir, "error.txt")
+
+
+def _forget_error() -> None:
+    """A job that is run again has not failed yet."""
+    if in_multirun():
+        _error_file().unlink(missing_ok=True)
+
+
+def _processes() -> int:
+    """How many processes this job has; torch is not imported for it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 1
+    return int(torch.distributed.get_world_size())
+
+
+def _lost_process(error: Exception) -> UserError | None:
+    """What gloo says when another process of the run has gone, in plain words."""
+    if _processes() == 1 or not re.search(r"Connection (closed|reset) by peer|Broken pipe", str(error)):
+        return None
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    return UserError(f"process {rank} of this run lost another one, which has shown its own error or was killed")
+
+
+def in_multirun() -> bool:
+    """Whether this is a job of a Hydra multirun."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 

@@ -3,7 +3,9 @@
 import os
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -81,9 +83,12 @@ def _slurm_job() -> str | None:
     environment = os.environ
     if "SLURM_NTASKS" not in environment or environment.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None  # as Lightning tells it
+    step = environment.get("SLURM_STEP_ID", "0")
+    if int(step) >= 2**32 - 10:  # shells and the like, which start many runs
+        return None
     array = environment.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{environment.get('SLURM_ARRAY_TASK_ID')}" if array else environment.get("SLURM_JOB_ID")
-    return job and f"{job}.{environment.get('SLURM_STEP_ID', '0')}"
+    return job and f"{job}.{step}"
 
 
 def slurm_restarts() -> int:
@@ -92,14 +97,10 @@ def slurm_restarts() -> int:
 
 
 def _run_folder(ckpt: str | None, new: str) -> str:
-    """The folder of the run that ``ckpt`` belongs to, or ``new`` for a run that starts.
-
-    A job of SLURM has a folder by its number, the same one for all its processes and when SLURM starts it again.
-    """
-    if ckpt is None or ckpt == "last":
-        job = _slurm_job()
-        return new if job is None else str(Path(new).with_name(f"slurm-{job}"))
-    path = Path(ckpt)
+    """The folder of the run that ``ckpt`` belongs to, or ``new`` for a run that starts."""
+    if ckpt in (None, "last", "auto"):
+        return new
+    path = Path(str(ckpt))
     if path.is_dir():
         return str(path)
     # Hydra writes into the folder before the checkpoint is looked at: a file that cannot be one leaves the run alone.
@@ -109,12 +110,31 @@ def _run_folder(ckpt: str | None, new: str) -> str:
 
 def _config_folder(ckpt: str | None, time: str) -> str:
     """Where Hydra writes the config, before the run can refuse it: a resumed run keeps that of its beginning."""
-    return ".hydra" if ckpt is None else f".hydra/resumed-{time}"
+    return ".hydra" if ckpt in (None, "auto") else f".hydra/resumed-{time}"
+
+
+def _run_name(now: str) -> str:
+    """Name of a new run's folder: the time, or what the ranks that Slurm or torchrun started have in common.
+
+    A job that Slurm requeues keeps its name, and so finds its checkpoint.
+    """
+    job = _slurm_job()
+    if job is not None:
+        return f"slurm-{job}"
+    launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # "none" where torchrun was given no --rdzv-id
+    return now if launch == "none" else f"torchrun-{launch}"
+
+
+def _tasks(devices: Any) -> int:
+    """How many processes a node gets for ``trainer.devices``."""
+    return 1 if devices == "auto" else len(devices) if isinstance(devices, Sequence) else int(devices)
 
 
 def register_resolvers() -> None:
-    """Make what the YAML asks for as ``${workers:…}``, ``${run_folder:…}`` and so on known to it."""
+    """Make what the YAML calls known to it: ``${workers:…}``, ``${run_folder:…}`` and their like."""
     OmegaConf.register_new_resolver("config_folder", _config_folder, replace=True)
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+    OmegaConf.register_new_resolver("tasks", _tasks, replace=True)
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
     OmegaConf.register_new_resolver("uses_cuda", _uses_cuda, replace=True)
     OmegaConf.register_new_resolver("workers", default_workers, replace=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fish_lightning.config import CONF, require_whole_numbers
+from fish_lightning.config import CONF, fingerprint, require_whole_numbers
 from fish_lightning.errors import shown_without_traceback
+from fish_lightning.processes import end_with_parent, lead_processes, needs_own_process, run_in_own_process
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -28,12 +29,16 @@ def train(cfg: DictConfig) -> float | None:
     import lightning as L
     from hydra.utils import instantiate
 
+    from fish_lightning.callbacks.agreement import SameConfig
     from fish_lightning.callbacks.tensorboard import log_config, log_hyperparameters
     from fish_lightning.report import summary as report
     from fish_lightning.trainer import best_checkpoint, build_trainer, resume_from
 
     require_whole_numbers(cfg)
     report.require_metric(cfg.optimized_metric, cfg.test)
+    folder = Path(cfg.paths.output)
+    if cfg.ckpt == "auto" and (done := report.finished(folder, cfg)):
+        return report.metrics(done).get(cfg.optimized_metric)
     L.seed_everything(cfg.seed, verbose=False)
     data = instantiate(cfg.data)
     data.prepare_data()
@@ -47,9 +52,9 @@ def train(cfg: DictConfig) -> float | None:
     )
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
     loggers = [instantiate(logger) for logger in cfg.logger.values() if logger is not None]
-    trainer = build_trainer(cfg.trainer, callbacks, loggers)
+    trainer = build_trainer(cfg.trainer, [*callbacks, SameConfig(cfg)], loggers)
 
-    folder = Path(cfg.paths.output)
+    lead_processes(trainer)
     ckpt = resume_from(cfg.ckpt, folder, data, model)
     report.write_start(folder, trainer, model, data)
     log_config(trainer, cfg)
@@ -59,7 +64,7 @@ def train(cfg: DictConfig) -> float | None:
     if cfg.test:
         trainer.test(model, datamodule=data, ckpt_path=best_checkpoint(trainer), verbose=False, weights_only=True)
 
-    summary = report.summarize_run(trainer, model, data, tested=cfg.test)
+    summary = report.summarize_run(trainer, model, data, tested=cfg.test) | {"config": fingerprint(cfg)}
     report.write_run(folder, trainer, model, data, summary)
     log_hyperparameters(trainer, cfg, report.metrics(summary))
     return report.metrics(summary).get(cfg.optimized_metric)
@@ -69,7 +74,8 @@ def train(cfg: DictConfig) -> float | None:
 @shown_without_traceback
 def main(cfg: DictConfig) -> float | None:
     """Command-line entry point."""
-    return train(cfg)
+    end_with_parent()
+    return run_in_own_process(cfg) if needs_own_process(cfg) else train(cfg)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ def build_trainer(
         extra["enable_checkpointing"] = False
     try:
         trainer: L.Trainer = hydra.utils.instantiate(cfg, **extra)
+        _fit_into_the_cluster(trainer)
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__ or error
         if isinstance(cause, (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)):
@@ -70,6 +71,20 @@ def build_trainer(
             flush=True,
         )
     return trainer
+
+
+def _fit_into_the_cluster(trainer: L.Trainer) -> None:
+    """Compare devices and nodes with what Slurm gave, now rather than when the ranks wait for one another.
+
+    Raises:
+        UserError: they differ.
+    """
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is not None:
+        try:
+            environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
+        except ValueError as error:
+            raise UserError("trainer: " + " ".join(str(error).split())[:400]) from None
 
 
 def quieten_lightning() -> None:
@@ -89,8 +104,8 @@ def resume_from(ckpt: str | None, folder: Path, data: L.LightningDataModule, mod
     """The file that ``ckpt`` means, found fit to go on from before anything in the run's folder is touched.
 
     Args:
-        ckpt: a file, a run folder (its ``last.ckpt``), ``last`` for that of ``folder``, or None for a new run; in a job
-            that SLURM has started again, that means ``last`` where there is one.
+        ckpt: a file, a run folder (its ``last.ckpt``), ``last`` for that of ``folder``, ``auto`` for that if there is
+            one, or None for a new run; in a job that SLURM has started again, that means ``auto``.
         folder: of this run.
         data: set up; it compares its images and split with those that the run began with.
         model: compares its network.
@@ -98,8 +113,8 @@ def resume_from(ckpt: str | None, folder: Path, data: L.LightningDataModule, mod
     Raises:
         UserError: no checkpoint, one that holds weights only, or a run with other images, another split or network.
     """
-    if ckpt is None and slurm_restarts() and (folder / "checkpoints" / "last.ckpt").is_file():
-        ckpt = "last"
+    if ckpt == "auto" or (ckpt is None and slurm_restarts()):
+        ckpt = "last" if (folder / "checkpoints" / "last.ckpt").is_file() else None
     if ckpt is None:
         return None
     run = folder if ckpt == "last" else Path(ckpt).expanduser()

@@ -5,6 +5,12 @@ import json
 
 import pytest
 from conftest import TINY
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+
+from fish_lightning.config import fingerprint
+from fish_lightning.errors import UserError
+from fish_lightning.report.summary import finished
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,7 @@ def test_rows_hold_the_jobs_own_numbers_best_first(sweep):
 
 def test_the_table_is_printed(sweep):
     assert "sweep, best val/accuracy first" in sweep.stdout
-    assert f"sweep folder  logs/train/multiruns/{sweep.folder.name}  (sweep.csv)" in sweep.stdout
+    assert f"sweep folder  logs/train/multiruns/{sweep.folder.name}  (sweep.csv, sweep.png)" in sweep.stdout
 
 
 @pytest.mark.slow
@@ -52,7 +58,113 @@ def test_a_job_that_fails_is_listed_and_does_not_end_the_sweep(tmp_path, run, ti
     done = run("train", "-m", *TINY, f"data.root={tiny_data}", *grid, *short, cwd=tmp_path)
     assert "model.weights: no file absent.pth" in done.stderr
     assert "Traceback" not in done.stderr
+    assert done.returncode == 1 and "error: 1 of 2 jobs failed" in done.stderr
     (folder,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
     with (folder / "sweep.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [(row["job"], row["status"]) for row in rows] == [("1", "done"), ("0", "failed")]
+
+
+ONCE = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "validate_first=false")
+
+
+@pytest.mark.slow
+def test_folds_test_each_image_once_and_are_pooled(tmp_path, train_tiny):
+    done = train_tiny(tmp_path, "sweep=folds", "split=kfold", "split.folds=3", "data.photograph=.*", *ONCE)
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("logs/train/multiruns/*/sweep.csv")
+    with file.open(newline="") as stream:
+        rows = {row["job"]: row for row in csv.DictReader(stream)}
+    assert set(rows) == {"0", "1", "2", "mean", "sd", "pooled"}
+    assert rows["pooled"]["test_images"] == "36"
+    tested = [path for number in "012" for path in _tested(file.parent / number)]
+    assert len(tested) == len(set(tested)) == 36
+    assert "pooled" in done.stdout and "(of 3 jobs)" in done.stdout
+
+
+def _tested(folder):
+    with (folder / "test_predictions.csv").open(newline="") as stream:
+        return [row["path"] for row in csv.DictReader(stream)]
+
+
+@pytest.mark.slow
+def test_seeds_on_submitit_have_a_mean_and_a_standard_deviation(tmp_path, train_tiny):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the submitit extra is not installed")
+    done = train_tiny(tmp_path, "sweep=seeds", "seed=range(2)", "hydra/launcher=submitit_local", "test=false", *ONCE)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
+    with (folder / "sweep.csv").open(newline="") as stream:
+        rows = {row["job"]: row for row in csv.DictReader(stream)}
+    assert set(rows) == {"0", "1", "mean", "sd"}
+    losses = [float(rows[job]["val/loss"]) for job in "01"]
+    assert float(rows["mean"]["val/loss"]) == pytest.approx(sum(losses) / 2)
+    assert float(rows["sd"]["val/loss"]) == pytest.approx(abs(losses[0] - losses[1]) / 2**0.5)
+    assert list((folder / ".submitit").iterdir())
+
+
+@pytest.mark.slow
+def test_a_grid_that_was_stopped_runs_what_is_missing(tmp_path, train_tiny):
+    grid = ("hydra.sweep.dir=grid", "test=false", "validate_first=false", "ckpt=auto", "-m")
+    again = ("trainer.max_epochs=1", "seed=1,2", *grid)
+    assert train_tiny(tmp_path, "trainer.max_epochs=1", "seed=1", *grid).returncode == 0
+    written = (tmp_path / "grid" / "0" / "summary.json").stat().st_mtime_ns
+    done = train_tiny(tmp_path, *again)
+    assert done.returncode == 0, done.stderr
+    assert "finished before: grid/0" in done.stdout and done.stdout.count("epoch 1/1") == 1
+    assert (tmp_path / "grid" / "0" / "summary.json").stat().st_mtime_ns == written
+
+
+def test_a_finished_run_with_other_settings_is_not_taken_for_this_one(tmp_path):
+    cfg = OmegaConf.create({"seed": 1, "ckpt": "auto", "data": {"num_workers": 2}})
+    assert finished(tmp_path, cfg) is None
+    (tmp_path / "summary.json").write_text(json.dumps({"config": fingerprint(cfg)}))
+    assert finished(tmp_path, OmegaConf.merge(cfg, {"ckpt": None, "data": {"num_workers": 0}}))
+    with pytest.raises(UserError, match=r"ckpt=auto: .* holds a finished run with other settings"):
+        finished(tmp_path, OmegaConf.merge(cfg, {"seed": 2}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["-m", "optimizer.rl=1,2"], ("Could not override 'optimizer.rl'",)),
+        (["-m", "fish=a,b"], ("Could not override 'fish'",)),
+        (["-m", "optimizer=adam,lion"], ("Could not find 'optimizer/lion'", "sgd")),
+        (["sweep=optuna", "optimizer.rl=interval(0,1)"], ("Could not override 'optimizer.rl'",)),
+        (["sweep=optuna", "optimizer.lr=tag(log,interval(0,1))"], ("error: ", "Optuna cannot search it")),
+        (["-m", "hydra/launcher=abacus", "seed=1"], ("Could not find 'hydra/launcher/abacus'", "joblib")),
+    ],
+)
+def test_a_sweep_over_what_there_is_not_is_a_short_error(tmp_path, run, overrides, words):
+    if "sweep=optuna" in overrides:
+        pytest.importorskip("optuna", reason="the optuna extra is not installed")
+    done = run("train", *overrides, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not list(tmp_path.glob("logs/train/multiruns/*/*/*"))  # no job has begun
+
+
+def test_more_devices_than_there_are_is_a_short_error(tmp_path, train_tiny):
+    done = train_tiny(tmp_path, "trainer=gpu", "trainer.devices=64")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: trainer: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "package", "extra"),
+    [
+        ("fish_lightning.sweeps.optuna_sweeper.OptunaSweeper", "optuna>=4", "optuna"),
+        ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "hydra-joblib-launcher", "joblib"),
+        (
+            "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+            "hydra-submitit-launcher",
+            "submitit",
+        ),
+    ],
+)
+def test_a_plugin_that_is_not_installed_is_named_with_its_extra(monkeypatch, capsys, target, package, extra):
+    monkeypatch.setattr("fish_lightning.sweeps.plugins.find_spec", lambda module: None)
+    with pytest.raises(SystemExit, match="1"):
+        Plugins.is_in_toplevel_plugins_module(target)
+    said = capsys.readouterr().err
+    assert f"pip install '{package}'" in said and f"the extra {extra}" in said

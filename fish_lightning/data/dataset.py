@@ -209,7 +209,7 @@ def keyed_seed(seed: int, epoch: int, row: int) -> int:
 
 
 def start_worker(worker_id: int) -> None:
-    """Keep OpenCV's and torch's threads from fighting the other workers for the cores; leave signals to the main process.
+    """Keep OpenCV's and torch's threads from fighting the other workers for the cores; leave signals to the parent.
 
     A terminal sends Ctrl-C to the workers too, a cluster SIGTERM; they would inherit the handler that saves the run.
     The main process wants one more batch to stop in good order, and ends its workers then; after ``GRACE`` a worker

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
+from omegaconf import DictConfig
 
 from fish_lightning.callbacks.checkpoints import BestCheckpoint
 from fish_lightning.callbacks.history import History
 from fish_lightning.callbacks.nonfinite import NonFiniteLoss
+from fish_lightning.callbacks.pruning import ReportToStudy
+from fish_lightning.config import fingerprint
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.sources import OtherSource
 from fish_lightning.errors import UserError
@@ -64,6 +67,7 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
     """
     history, best = found(trainer, History), found(trainer, BestCheckpoint)
     nonfinite = found(trainer, NonFiniteLoss)
+    pruning = found(trainer, ReportToStudy)
     rows = {row["epoch"]: row for row in history.rows} if history else {}
     best_epoch = best.best_epoch if best else None
     validated = rows.get(best_epoch) or (history.rows[-1] if history and history.rows else {})
@@ -91,6 +95,7 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "skipped_batches": nonfinite.skipped if nonfinite else 0,
         "unreadable_images": [str(data.catalog.paths[row]) for row in unreadable],
         "checkpoint": (best.best_model_path or None) if best else None,
+        "pruned": pruning.pruned if pruning else False,
     }
 
 
@@ -157,6 +162,22 @@ def write_test(folder: Path, predictions: Predictions, data: FishDataModule, tes
             )
     plots.save(plots.confusion_figure(test["confusion_matrix"], catalog.classes), folder / "plots/confusion_matrix.png")
     plots.save(plots.prediction_figure(predictions, catalog, PICTURES), folder / "plots/predictions.png")
+
+
+def finished(folder: Path, cfg: DictConfig) -> Summary | None:
+    """The ``summary.json`` of a run that has been to its end in this folder; None where there is none.
+
+    Raises:
+        UserError: it was another run.
+    """
+    file = folder / "summary.json"
+    if not file.is_file():
+        return None
+    summary: Summary = json.loads(file.read_text(encoding="utf-8"))
+    if summary.get("config") != fingerprint(cfg):
+        raise UserError(f"ckpt=auto: {shown(folder)} holds a finished run with other settings\nchoose another folder")
+    print(f"finished before: {shown(folder)}", flush=True)
+    return summary
 
 
 def metrics(summary: Summary) -> dict[str, float]:

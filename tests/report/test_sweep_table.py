@@ -6,8 +6,10 @@ import math
 
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
-from fish_lightning.report.sweep import SweepTable, sweep_rows, sweep_table
+from fish_lightning.report.coordinates import sweep_figure
+from fish_lightning.report.sweep import SweepTable, repetition_rows, sweep_rows, sweep_table
 
 
 def summary(accuracy, loss, test=None):
@@ -67,14 +69,18 @@ def test_a_row_says_what_was_set_and_what_came_out(grid):
 
 def test_the_callback_writes_the_csv_and_prints_the_table(grid, capsys):
     config = {"hydra": {"sweep": {"dir": str(grid)}}, "optimized_metric": "val/accuracy"}
-    SweepTable().on_multirun_end(OmegaConf.create(config))
+    with pytest.raises(SystemExit, match="1"):  # one of the jobs failed
+        SweepTable().on_multirun_end(OmegaConf.create(config))
     with (grid / "sweep.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["job"] for row in rows] == ["1", "3", "0", "2"]
     assert list(rows[0])[:4] == ["job", "overrides", "val/accuracy", "val/loss"]
     assert float(rows[0]["val/accuracy"]) == 0.9 and float(rows[0]["test/accuracy"]) == 0.7
     assert rows[3]["status"] == "failed" and rows[3]["val/accuracy"] == ""
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert said == "error: 1 of 4 jobs failed; see above\n"
+    with Image.open(grid / "sweep.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 200
     assert "sweep, best val/accuracy first" in printed and "sweep.csv" in printed
     assert "optimizer=sgd optimizer.lr=1e9  (failed)" in printed
     assert f"tensorboard --logdir {grid}" in printed
@@ -120,3 +126,44 @@ def test_a_multirun_without_jobs_writes_nothing(tmp_path, capsys):
     config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "optimized_metric": "val/accuracy"}
     SweepTable().on_multirun_end(OmegaConf.create(config))
     assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
+
+
+def test_jobs_that_differ_in_seed_alone_have_a_mean_and_a_standard_deviation(make_job, tmp_path):
+    for number, (rate, seed) in enumerate([(0.1, 1), (0.1, 2), (0.1, 3), (0.2, 1), (0.2, 2), (0.2, 3)]):
+        content = None if (rate, seed) == (0.2, 3) else summary(rate + seed / 100, 0.5, 0.5)
+        make_job(number, [f"optimizer.lr={rate}", f"seed={seed}"], content)
+    mean, sd, other, _ = repetition_rows(sweep_rows(tmp_path, "val/accuracy"))
+    assert (mean["job"], sd["job"], mean["overrides"]) == ("mean", "sd", "optimizer.lr=0.2")
+    assert mean["val/accuracy"] == pytest.approx(0.215) and sd["val/accuracy"] == pytest.approx(0.01 / 2**0.5)
+    assert mean["status"] == "of 2 jobs" and other["status"] == "of 3 jobs"
+    assert other["val/accuracy"] == pytest.approx(0.12)
+
+
+def test_folds_are_pooled_by_their_images(make_job, tmp_path):
+    for fold, (accuracy, images) in enumerate([(1.0, 30), (0.5, 10)]):
+        content = summary(0.5, 0.5, accuracy)
+        content["test"]["n"] = images
+        make_job(fold, [f"split.fold={fold}", "ckpt=auto"], content)
+    rows = {row["job"]: row for row in repetition_rows(sweep_rows(tmp_path, "val/accuracy"))}
+    assert rows["mean"]["test/accuracy"] == 0.75
+    assert (rows["pooled"]["test/accuracy"], rows["pooled"]["test_images"]) == (0.875, 40)  # 35 of 40
+
+
+def test_a_grid_is_no_repetition(make_job, tmp_path):
+    for number, rate in enumerate([0.1, 0.2]):
+        make_job(number, [f"optimizer.lr={rate}", "seed=1"], summary(0.5, 0.5))
+    assert repetition_rows(sweep_rows(tmp_path, "val/accuracy")) == []
+
+
+def test_a_pruned_job_is_marked(make_job, tmp_path):
+    make_job(0, ["seed=1"], summary(0.5, 0.5) | {"pruned": True})
+    assert sweep_table(sweep_rows(tmp_path, "val/accuracy"), "val/accuracy").endswith("seed=1  (pruned)")
+
+
+def test_numbers_over_many_magnitudes_are_drawn_by_their_logarithm():
+    figure = sweep_figure({"lr": ["0.001", "0.01", "0.1"], "name": ["b", "a", "b"]}, [0.9, 0.8, 0.1], "val/accuracy")
+    (axes,) = figure.axes
+    best = [line for line in axes.lines if line.get_linewidth() == 3]
+    assert best[0].get_ydata().tolist() == pytest.approx([0, 1, 1])
+    middle = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 3][1]
+    assert middle.tolist() == pytest.approx([0.5, 0, 0.875])

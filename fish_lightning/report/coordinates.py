@@ -1,0 +1,63 @@
+"""``sweep.png``: the jobs of a sweep as lines through what was set, up to what came out (parallel coordinates).
+
+As Optuna's plot of that name, for any sweep, and without torch: it is drawn when the jobs may have run elsewhere.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+LOG_FROM = 20.0  # numbers whose largest is this many times the smallest are laid out by their logarithm
+TICKS = 5
+
+
+def sweep_figure(settings: dict[str, Sequence[str]], values: Sequence[float], metric: str) -> Figure:
+    """One axis a setting, the metric last; a line a job, coloured by the metric, the best one thick.
+
+    Args:
+        settings: for each setting that differs the (N,) values of the jobs, best first, as typed.
+        values: (N,) metrics, best first.
+        metric: their name.
+    """
+    figure = Figure(figsize=(2.2 + 2.0 * len(settings), 4.6), layout="constrained")
+    axes = figure.subplots()
+    columns = {key: _heights(column) for key, column in settings.items()}
+    columns[metric] = _heights([f"{value:.4g}" for value in values])
+    heights = np.array([column for column, _ in columns.values()])  # (axes, jobs), 0 to 1
+    colours = heights[-1] if not metric.endswith("loss") else 1 - heights[-1]
+    from matplotlib import colormaps
+
+    for job in reversed(range(len(values))):  # the best on top
+        axes.plot(heights[:, job], color=colormaps["viridis"](colours[job]), lw=3 if job == 0 else 1.2, alpha=0.85)
+    for position, (_, ticks) in enumerate(columns.values()):
+        axes.axvline(position, color="#888888", lw=0.8)
+        for height, label in ticks:
+            axes.annotate(
+                label, (position, height), (4, 0), textcoords="offset points", va="center", fontsize=8,
+                bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8},
+            )  # fmt: skip
+    axes.set_xticks(range(len(columns)), list(columns))
+    axes.set_yticks([])
+    axes.set(xlim=(-0.1, len(columns) - 0.5), ylim=(-0.05, 1.05), title=f"{len(values)} jobs, the best one thick")
+    for side in axes.spines.values():
+        side.set_visible(False)
+    return figure
+
+
+def _heights(column: Sequence[str]) -> tuple[npt.NDArray[np.float64], list[tuple[float, str]]]:
+    """Where on its axis, 0 to 1, each value stands, and the ticks: numbers to scale, words evenly in their order."""
+    try:
+        numbers = np.array([float(value) for value in column])
+    except ValueError:
+        words = sorted(set(column))
+        places = {word: place / max(1, len(words) - 1) for place, word in enumerate(words)}
+        return np.array([places[word] for word in column]), [(place, word) for word, place in places.items()]
+    logarithmic = numbers.min() > 0 and numbers.max() / numbers.min() >= LOG_FROM
+    scaled = np.log(numbers) if logarithmic else numbers
+    low, span = scaled.min(), float(np.ptp(scaled)) or 1.0
+    at = np.unique(scaled) if len(np.unique(scaled)) <= TICKS else np.linspace(low, low + span, TICKS)
+    labels = np.exp(at) if logarithmic else at
+    ticks = [(float((place - low) / span), f"{label:.3g}") for place, label in zip(at, labels, strict=True)]
+    return (scaled - low) / span, ticks

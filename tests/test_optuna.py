@@ -1,0 +1,153 @@
+"""``sweep=optuna``: a study that outlives a kill, is shared by ranks, records failures, prunes and refuses."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from conftest import REPOSITORY, TINY
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from fish_lightning.errors import UserError
+from fish_lightning.sweeps.optuna_sweeper import distribution
+
+optuna = pytest.importorskip("optuna", reason="the optuna extra is not installed")
+
+HELPERS = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")])}
+SHORT = ("sweep=optuna", "hydra.sweep.dir=study", "validate_first=false", "test=false", "trainer.max_epochs=1")
+# TINY sets the rate; the search space is what is left of the one that sweep=optuna brings, without groups of four.
+SMALL = ("trainer.limit_train_batches=2", "gradient_clip=value")
+
+
+def study_in(folder):
+    storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    return optuna.load_study(study_name="fish_lightning", storage=storage)
+
+
+def states(study):
+    return [trial.state.name for trial in study.get_trials()]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("x=choice(a,b)", "CategoricalDistribution(choices=('a', 'b'))"),
+        ("x=a,null", "CategoricalDistribution(choices=('a', 'null'))"),
+        ("x=range(1,9,2)", "IntDistribution(high=7, log=False, low=1, step=2)"),
+        ("x=range(0,1,0.5)", "CategoricalDistribution(choices=('0.0', '0.5'))"),
+        ("x=interval(0,1)", "FloatDistribution(high=1.0, log=False, low=0.0, step=None)"),
+        ("x=int(interval(1,9))", "IntDistribution(high=9, log=False, low=1, step=1)"),
+        ("x=tag(log,interval(0.001,1))", "FloatDistribution(high=1.0, log=True, low=0.001, step=None)"),
+    ],
+)
+def test_a_sweep_in_hydras_grammar_is_a_distribution(override, expected):
+    assert str(distribution(OverridesParser.create().parse_override(override))) == expected
+
+
+def test_what_optuna_cannot_search_is_named():
+    with pytest.raises(UserError, match=r"x=tag\(log,interval\(0,1\)\): Optuna cannot search it"):
+        distribution(OverridesParser.create().parse_override("x=tag(log,interval(0,1))"))
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, train_tiny, tiny_data):
+    """A study of three trials killed with -9 in the second epoch of its second one, and gone on with."""
+    cwd = tmp_path_factory.mktemp("killed")
+    slow = ("+callbacks.slow._target_=rank_callbacks.Slow",)
+    overrides = [*SHORT, *SMALL, "hydra.sweeper.n_trials=3", "trainer.max_epochs=2", "optimizer=adam,sgd", *slow]
+    command = [sys.executable, "-m", "fish_lightning.train", *TINY, f"data.root={tiny_data}", *overrides]
+    environment = os.environ | HELPERS | {"SLOW_SECONDS": "60"}
+    process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    checkpoint = cwd / "study" / "1" / "checkpoints" / "last.ckpt"
+    for _ in range(600):
+        if checkpoint.is_file():
+            break
+        time.sleep(0.1)
+    time.sleep(0.5)
+    second = train_tiny(cwd, *overrides, env=HELPERS)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    begun = [(trial.number, trial.params) for trial in study_in(cwd / "study").get_trials()]
+    done = train_tiny(cwd, *overrides, env=HELPERS)
+    return SimpleNamespace(second=second, before=begun, done=done, folder=cwd / "study", study=study_in(cwd / "study"))
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_with_no_trial_lost_or_doubled(killed):
+    assert killed.done.returncode == 0, killed.done.stderr
+    assert "3 trials, highest val/accuracy; 1 are done, 1 go on" in killed.done.stdout
+    assert states(killed.study) == ["COMPLETE"] * 3
+    assert [(trial.number, trial.params) for trial in killed.study.get_trials()][:2] == killed.before
+    assert sorted(path.name for path in killed.folder.iterdir() if path.is_dir()) == ["0", "1", "2"]
+    with (killed.folder / "sweep.csv").open(newline="") as stream:
+        assert sorted(row["job"] for row in csv.DictReader(stream)) == ["0", "1", "2"]
+
+
+@pytest.mark.slow
+def test_the_interrupted_trial_goes_on_from_its_own_checkpoint(killed):
+    with (killed.folder / "1" / "metrics.csv").open(newline="") as stream:
+        steps = [row["step"] for row in csv.DictReader(stream) if row["lr-Adam" if "lr-Adam" in row else "lr-SGD"]]
+    assert steps == ["0", "1", "2", "3"]  # two of the first epoch before the kill, two of the second after it
+    assert killed.done.stdout.count("epoch 1/2") == 1  # of trial 2 alone
+    assert killed.study.get_trials()[1].intermediate_values.keys() == {1, 2}
+
+
+@pytest.mark.slow
+def test_two_sweeps_on_one_study_are_refused(killed):
+    assert killed.second.returncode == 1
+    assert killed.second.stderr.startswith("error: hydra.sweep.dir: another sweep is running in study")
+
+
+@pytest.mark.slow
+def test_a_study_made_with_other_parameters_is_refused(killed, train_tiny):
+    changed = (*SHORT, *SMALL, "optimizer=adam", "trainer.max_epochs=2", "model.label_smoothing=interval(0,0.1)")
+    done = train_tiny(killed.folder.parent, *changed)
+    assert done.returncode == 1
+    assert "was made with other parameters: model.label_smoothing was " in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 5
+    assert len(study_in(killed.folder).get_trials()) == 3
+
+
+@pytest.mark.slow
+def test_all_ranks_of_a_trial_share_its_parameters(tmp_path, train_tiny):
+    ddp = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=5")
+    spy = ("+callbacks.spy._target_=rank_callbacks.Spy", "optimizer=adam,sgd")
+    done = train_tiny(tmp_path, *SHORT, *SMALL, *ddp, *spy, "hydra.sweeper.n_trials=1", env=HELPERS)
+    assert done.returncode == 0, done.stderr
+    (trial,) = study_in(tmp_path / "study").get_trials()
+    one, two = (json.loads((tmp_path / "study" / "0" / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert one == two
+    assert one["weight_decay"] == trial.params["optimizer.weight_decay"]
+    assert one["label_smoothing"] == trial.params["model.label_smoothing"]
+    assert one["optimizer"].lower() == trial.params["optimizer"]
+    assert trial.intermediate_values.keys() == {1}
+
+
+@pytest.mark.slow
+def test_failed_and_pruned_trials_are_recorded_side_by_side(tmp_path, train_tiny):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the joblib extra is not installed")
+    pruner = ("hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner", "+hydra.sweeper.pruner.lower=2")
+    pruner += ("~hydra.sweeper.pruner.n_startup_trials", "hydra.sweeper.pruner.n_warmup_steps=0")
+    done = train_tiny(
+        tmp_path,
+        *SHORT,
+        *SMALL,
+        *pruner,
+        "trainer.max_epochs=3",
+        "model.weights=null,absent.pth",
+        "hydra/launcher=joblib",
+        "hydra.sweeper.n_trials=4",
+        "hydra.sweeper.n_jobs=2",
+    )
+    study = study_in(tmp_path / "study")
+    wanted = {"null": "PRUNED", "absent.pth": "FAIL"}
+    assert states(study) == [wanted[trial.params["model.weights"]] for trial in study.get_trials()]
+    assert len(states(study)) == 4 and done.returncode == ("FAIL" in states(study))
+    assert all(list(t.intermediate_values) == [1] for t in study.get_trials() if t.state.name == "PRUNED")
+    with (tmp_path / "study" / "sweep.csv").open(newline="") as stream:
+        assert sorted(row["job"] for row in csv.DictReader(stream)) == ["0", "1", "2", "3"]

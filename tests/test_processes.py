@@ -1,0 +1,107 @@
+"""Runs of several processes: alone, in a multirun, under torchrun, and against the same run in one process."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY, TINY
+
+DDP = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_epochs=1", "validate_first=false")
+SPY = ("+callbacks.spy._target_=rank_callbacks.Spy",)
+HELPERS = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH", "")])}
+
+
+def ranks_of(folder):
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory, train_tiny):
+    """Two jobs of two processes each; in the first one the second process dies."""
+    cwd = tmp_path_factory.mktemp("ddp")
+    jobs = ("+callbacks.die._target_=rank_callbacks.Die", "+callbacks.die.rank=1,null", "data.batch_size=5")
+    done = train_tiny(cwd, *DDP, *SPY, *jobs, "-m", env=HELPERS)
+    (done.folder,) = (cwd / "logs" / "train" / "multiruns").iterdir()
+    done.cwd = cwd
+    return done
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_its_job_and_not_the_sweep(sweep):
+    with (sweep.folder / "sweep.csv").open(newline="") as stream:
+        status = {row["job"]: row["status"] for row in csv.DictReader(stream)}
+    assert status == {"0": "failed", "1": "done"}
+    assert "error: job 0, a process of its own, " in sweep.stderr
+    assert "error: 1 of 2 jobs failed" in sweep.stderr
+    assert sweep.returncode == 1
+    assert "Traceback" not in sweep.stderr
+
+
+@pytest.mark.slow
+def test_each_job_of_a_multirun_has_one_folder_and_its_own_config(sweep):
+    assert sorted(path.name for path in (sweep.cwd / "logs" / "train").iterdir()) == ["multiruns"]
+    assert sorted(path.name for path in sweep.folder.iterdir() if path.is_dir()) == ["0", "1"]
+    first, second = ranks_of(sweep.folder / "1")
+    assert first == second
+    assert json.loads((sweep.folder / "1" / "summary.json").read_text())["processes"] == 2
+    assert len(list((sweep.folder / "1").glob("plots/*.png"))) == 4
+    assert sweep.stdout.count("95 % interval") == 1  # written and said by rank 0 alone
+
+
+@pytest.mark.slow
+def test_two_processes_of_half_a_batch_train_as_one_of_a_whole(tmp_path, train_tiny, make_folder):
+    data = make_folder(tmp_path / "fish", classes=2, per_class=16)  # 24 to train on, 3 and 5 to validate and test
+    same = (*SPY, "+callbacks.frozen._target_=rank_callbacks.FrozenBatchNorm", "validate_first=false")
+    one, two = f"hydra.run.dir={tmp_path}/one", f"hydra.run.dir={tmp_path}/two"
+    alone = train_tiny(tmp_path, *same, "trainer.max_epochs=1", one, "data.batch_size=8", data=data, env=HELPERS)
+    assert alone.returncode == 0, alone.stderr
+    both = train_tiny(tmp_path, *DDP, *same, two, "data.batch_size=4", data=data, env=HELPERS)
+    assert both.returncode == 0, both.stderr
+    whole = json.loads((tmp_path / "one" / "rank-0.json").read_text())["losses"]
+    halves = ranks_of(tmp_path / "two")[0]["losses"]
+    assert halves == pytest.approx(whole, rel=1e-5) and len(whole) == 3
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
+    first, second = (summary["test"] for summary in summaries)
+    assert first["n"] == second["n"] == 5 and first["confusion_matrix"] == second["confusion_matrix"]
+    assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
+    assert summaries[1]["val"] == pytest.approx(summaries[0]["val"], rel=1e-5)
+    paths = []
+    for name in ("one", "two"):
+        with (tmp_path / name / "test_predictions.csv").open(newline="") as stream:
+            paths.append([row["path"] for row in csv.DictReader(stream)])
+    assert paths[0] == paths[1] and len(set(paths[1])) == 5
+
+
+@pytest.mark.slow
+def test_processes_with_other_settings_stop_before_the_first_step(tmp_path, train_tiny):
+    tampered = "optimizer.weight_decay='${oc.decode:${oc.env:LOCAL_RANK,0}}'"
+    done = train_tiny(tmp_path, *DDP, tampered, "hydra.run.dir=run")
+    assert done.returncode != 0
+    assert "do not have the same config: optimizer.weight_decay (0 / 1)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_ranks_of_one_run_in_one_folder(tmp_path, tiny_data):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program = ["-m", "fish_lightning.train", *TINY, *DDP, *SPY, f"data.root={tiny_data}", "data.batch_size=5"]
+    environment = os.environ | HELPERS | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, *program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "logs" / "train" / "runs").iterdir()
+    assert folder.name.startswith("torchrun-")
+    assert ranks_of(folder)[0] == ranks_of(folder)[1]
+
+
+@pytest.mark.parametrize("launched", [{"TORCHELASTIC_RUN_ID": "7"}, {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}])
+def test_a_sweep_started_several_times_at_once_is_refused(tmp_path, train_tiny, launched):
+    done = train_tiny(tmp_path, "seed=1,2", "-m", env={"SLURM_JOB_ID": "1"} | launched)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: a sweep starts the processes of its jobs itself: ")
+    assert not (tmp_path / "logs").exists()
