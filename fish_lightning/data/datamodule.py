@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from fish_lightning.data.augment import DeviceAugment
 from fish_lightning.data.cache import Pipelines, PixelCache, open_cache, split_pipelines
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.data.dataset import MEND, FishDataset, KeyedBatches, start_worker
+from fish_lightning.data.dataset import MEND, UNREADABLE, FishDataset, KeyedBatches, start_worker
 from fish_lightning.data.decoding import UnreadableImage
 from fish_lightning.data.photographs import with_photographs
 from fish_lightning.data.sources import CatalogSource, Source
@@ -210,7 +210,8 @@ class FishDataModule(L.LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Draw what the device will do to each training image, from (seed, epoch, row), while that costs no waiting."""
+        """Note what the device would have to be waited for, and draw from (seed, epoch, row) what it will do."""
+        batch["whole"] = bool((batch["label"] != UNREADABLE).all())
         if self.device_augment is not None and self.trainer and self.trainer.training:
             batch["affine"] = self.device_augment.draw(self.seed, batch["epoch"], batch["row"])
         return batch

@@ -22,7 +22,7 @@ from fish_lightning.data.dataset import UNREADABLE
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.models.network import build_network
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 T = TypeVar("T")
 
 #: What torch and torchvision say where a network shrinks an image to nothing, or is made for one size alone.
@@ -282,6 +282,8 @@ class FishClassifier(L.LightningModule):
     def _readable(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Images, labels and rows without those that could not be read, which are remembered."""
         images, labels, rows = batch["image"], batch["label"], batch["row"]
+        if batch.get("whole"):  # known before the batch went to the device, which need not be waited for
+            return images, labels, rows
         readable = labels != UNREADABLE
         if bool(readable.all()):
             return images, labels, rows
