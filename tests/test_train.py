@@ -143,7 +143,9 @@ def test_a_split_file_replays_another_runs_split(tmp_path, trained, train_tiny):
 
 def start(cwd, data, *overrides):
     command = [sys.executable, "-m", "fish_lightning.train", *TINY, f"data.root={data}", *overrides]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 @pytest.mark.slow
@@ -157,7 +159,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(
         if line.startswith("epoch 2/"):
             break
     time.sleep(0.15)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # the workers too, as a terminal or a cluster does
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
     assert f"stopped by {number.name} at step " in stderr
