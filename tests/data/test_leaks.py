@@ -219,7 +219,7 @@ def test_no_tested_real_fish_has_a_copy_in_training_by_turning_it_and_looking(tm
     """
     for kind in ("Shrimp", "Sea Bass"):
         (tmp_path / kind).symlink_to(shared_fish / "Fish_Dataset" / "Fish_Dataset" / kind)
-    arguments = {"source": ArchiveSource, "find_copies": True, "cache": tmp_path / "cache"}
+    arguments = {"source": ArchiveSource, "find_copies": True, "cache_dir": tmp_path / "cache"}
     data = make_data(tmp_path, split=photograph_split, **arguments)
     assert most_alike_trained(data.catalog).max() < 0.95
     mixed = data.catalog.with_splits(random_split(data.catalog, seed=0))
