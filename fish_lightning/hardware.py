@@ -127,7 +127,11 @@ def _run_name(now: str) -> str:
 
 def _tasks(devices: Any) -> int:
     """How many processes a node gets for ``trainer.devices``."""
-    return 1 if devices == "auto" else len(devices) if isinstance(devices, Sequence) else int(devices)
+    if isinstance(devices, str) and "," in devices:
+        devices = devices.strip(",").split(",")
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        return len(devices)
+    return 1 if devices == "auto" else max(1, int(devices))
 
 
 def register_resolvers() -> None:

@@ -20,12 +20,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_original_cwd
 from omegaconf import DictConfig, OmegaConf
 
 from fish_lightning.errors import UserError, in_multirun
-from fish_lightning.files import whole_file
+from fish_lightning.files import shown, whole_file
 
 #: Environment variable that tells a process the id of the one that started it.
 PARENT = "FISH_LIGHTNING_PARENT"
@@ -50,6 +51,30 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def alone_in_folder(cfg: DictConfig) -> Iterator[None]:
+    """Keep other programs out of a run's folder while it trains there: they wait, and find what it has left.
+
+    A sweep that was killed can leave a job running (on a cluster, under submitit); started again, it must not train in
+    that job's folder beside it. Of several processes of a run the first one holds the folder.
+    """
+    if any(os.environ.get(name, "0") not in ("", "0") for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")):
+        yield
+        return
+    folder = Path(cfg.paths.output)
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".hydra" / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another program that trains in {shown(folder)}", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def needs_own_process(cfg: DictConfig) -> bool:

@@ -10,7 +10,13 @@ from omegaconf import DictConfig
 
 from fish_lightning.config import CONF, fingerprint, require_whole_numbers
 from fish_lightning.errors import shown_without_traceback
-from fish_lightning.processes import end_with_parent, lead_processes, needs_own_process, run_in_own_process
+from fish_lightning.processes import (
+    alone_in_folder,
+    end_with_parent,
+    lead_processes,
+    needs_own_process,
+    run_in_own_process,
+)
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -75,7 +81,10 @@ def train(cfg: DictConfig) -> float | None:
 def main(cfg: DictConfig) -> float | None:
     """Command-line entry point."""
     end_with_parent()
-    return run_in_own_process(cfg) if needs_own_process(cfg) else train(cfg)
+    if needs_own_process(cfg):
+        return run_in_own_process(cfg)
+    with alone_in_folder(cfg):
+        return train(cfg)
 
 
 if __name__ == "__main__":

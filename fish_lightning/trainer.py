@@ -1,6 +1,7 @@
 """A ``lightning.Trainer`` from its config, quiet where Lightning advertises and short where a setting is wrong."""
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import hydra
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger
@@ -81,6 +83,12 @@ def _fit_into_the_cluster(trainer: L.Trainer) -> None:
     """
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if environment is not None:
+        wanted, tasks = trainer.num_devices * trainer.num_nodes, int(os.environ.get("SLURM_NTASKS", "1"))
+        if isinstance(environment, SLURMEnvironment) and tasks != wanted:
+            raise UserError(
+                f"trainer: Slurm runs {tasks} task(s), trainer.devices and trainer.num_nodes ask for {wanted}\n"
+                f"ask for one task a process (--ntasks={wanted}) and start them with srun"
+            )
         try:
             environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
         except ValueError as error:

@@ -72,7 +72,9 @@ class SaveOnInterrupt(Callback):
         environment: Any = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._requeue_signal = environment.requeue_signal
-        for number in (signal.SIGINT, signal.SIGTERM, self._requeue_signal):
+        # Submitit passes over SIGTERM, which a preempted job gets too, and requeues by a signal of its own.
+        term = None if "SUBMITIT_EXECUTOR" in os.environ else signal.SIGTERM
+        for number in (signal.SIGINT, term, self._requeue_signal):
             if number is not None:
                 signal.signal(number, self._note)
 

@@ -29,8 +29,8 @@ class ReportToStudy(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Rank 0 reports and asks, and tells the others: a rank that went on alone would wait for them for ever."""
-        if self.number is None:
-            return
+        if self.number is None or self.monitor not in trainer.callback_metrics:
+            return  # no trial, or an epoch without a validation
         value = float(trainer.callback_metrics[self.monitor])
         prune = self._report(trainer.current_epoch + 1, value) if trainer.is_global_zero else False
         self.pruned = trainer.strategy.broadcast(prune)

@@ -31,7 +31,10 @@ class SweepTable(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a sweep that torchrun or srun has started several times: each copy would run all of it."""
-        if "TORCHELASTIC_RUN_ID" in os.environ or ("SLURM_STEP_ID" in os.environ and os.environ["SLURM_NTASKS"] != "1"):
+        if config.optimized_metric not in METRICS:
+            end_with(UserError(f"optimized_metric={config.optimized_metric}: runs measure {', '.join(METRICS)}"))
+        tasks = os.environ.get("SLURM_NTASKS", "1")
+        if "TORCHELASTIC_RUN_ID" in os.environ or ("SLURM_STEP_ID" in os.environ and tasks != "1"):
             end_with(
                 UserError(
                     "a sweep starts the processes of its jobs itself: start it once, without torchrun or srun,\n"
@@ -63,6 +66,8 @@ class SweepTable(Callback):
 def sweep_rows(folder: Path, metric: str) -> list[Row]:
     """One row a job: job, overrides, metrics, best epoch, seconds, folder; best first, failed jobs last.
 
+    Of jobs that are equally good the one with the lower validation loss is first.
+
     Args:
         folder: the multirun's folder; each job's sub-folder holds ``.hydra`` and, unless it failed, ``summary.json``.
         metric: what to sort by; lower is better for a loss, higher for all else.
@@ -81,10 +86,12 @@ def sweep_rows(folder: Path, metric: str) -> list[Row]:
         rows.append(row)
     sign = 1 if metric.endswith("loss") else -1
 
-    def rank(row: Row) -> tuple[bool, float, int, str]:
+    def rank(row: Row) -> tuple[bool, float, float, int, str]:
         value = float("nan") if row[metric] is None else float(row[metric])
+        loss = math.inf if row["val/loss"] is None or math.isnan(row["val/loss"]) else float(row["val/loss"])
         job = row["job"]
-        return math.isnan(value), 0.0 if math.isnan(value) else sign * value, int(job) if job.isdigit() else 0, job
+        first = 0.0 if math.isnan(value) else sign * value
+        return math.isnan(value), first, loss, int(job) if job.isdigit() else 0, job
 
     return sorted(rows, key=rank)
 

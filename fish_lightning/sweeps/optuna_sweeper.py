@@ -87,6 +87,9 @@ class OptunaSweeper(Sweeper):
             end_with(error)
 
     def _sweep(self, arguments: list[str]) -> None:
+        for name, value in (("n_trials", self.n_trials), ("n_jobs", self.n_jobs)):
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"hydra.sweeper.{name}={value}: it is a whole number, 1 or more")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = parser.parse_overrides([*(f"{key!s}={value}" for key, value in self.params.items()), *arguments])
         overrides = {override.get_key_element(): override for override in given}  # the command line's come last
@@ -108,7 +111,8 @@ class OptunaSweeper(Sweeper):
                     "metric": self.metric,
                     "space": {key: str(wanted) for key, wanted in space.items()},
                     "fixed": sorted(fixed),
-                }
+                },
+                folder,
             )
             with whole_file(folder / "multirun.yaml") as temporary:
                 OmegaConf.save(self.config, temporary)
@@ -136,6 +140,8 @@ class OptunaSweeper(Sweeper):
             try:
                 self.launcher.launch(jobs, trials[0].number)
             except Exception as error:  # a launcher's word that the process of a job has died
+                if not any((folder / str(trial.number)).is_dir() for trial in trials):
+                    raise UserError(f"hydra/launcher: no job could be started: {first_line(error)}") from None
                 print(f"error: {type(error).__name__}: {first_line(error)}", file=sys.stderr, flush=True)
             for trial in trials:
                 self._tell(study, trial, folder / str(trial.number))
@@ -168,11 +174,11 @@ class OptunaSweeper(Sweeper):
         """Fail before a folder is made where a key does not exist (Hydra's own error)."""
         self.validate_batch_is_legal([overrides])
 
-    def _study(self, made_with: dict[str, Any]) -> "Study":
+    def _study(self, made_with: dict[str, Any], folder: Path) -> "Study":
         """The study in the storage, made if there is none.
 
         Raises:
-            UserError: it was made with another metric, search space or settings.
+            UserError: it was made with another metric, search space or settings, or its trials are in another folder.
         """
         import optuna
 
@@ -192,6 +198,14 @@ class OptunaSweeper(Sweeper):
             raise UserError(
                 f"the study in {self.storage} was made with other parameters: {_difference(made, made_with)}\n"
                 "go on with those, or begin another with another hydra.sweep.dir"
+            )
+        home = study.user_attrs.get("folder")
+        if home is None:
+            study.set_user_attr("folder", str(folder.resolve()))
+        elif home != str(folder.resolve()):
+            raise UserError(
+                f"the study in {self.storage} has its trials in {shown(home)}\n"
+                f"go on with hydra.sweep.dir={shown(home)}, or begin another with another hydra.sweeper.study_name"
             )
         # Begun anew at each start, a seeded sampler would draw again what it drew first.
         study.sampler = self.sampler(seed=self.seed + len(study.get_trials(deepcopy=False)))

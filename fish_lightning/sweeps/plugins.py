@@ -3,6 +3,7 @@
 Imported at every start: Hydra alone.
 """
 
+import warnings
 from importlib.util import find_spec
 
 from hydra.core.plugins import Plugins
@@ -29,6 +30,8 @@ def register_plugins() -> None:
     Hydra makes sweepers of the namespace package ``hydra_plugins`` alone, which a checkout cannot be found by; joblib
     and submitit pickle the registry, so that a class has to be importable by its own name.
     """
+    # Hydra's advice about configs named as the plugins' own: ours are complete.
+    warnings.filterwarnings("ignore", r"(?s).*is validated against ConfigStore schema")
     Plugins.instance().register(OptunaSweeper)
     Plugins.is_in_toplevel_plugins_module = staticmethod(_may_be_made)  # type: ignore[method-assign,assignment]
 

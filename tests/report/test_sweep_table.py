@@ -167,3 +167,13 @@ def test_numbers_over_many_magnitudes_are_drawn_by_their_logarithm():
     assert best[0].get_ydata().tolist() == pytest.approx([0, 1, 1])
     middle = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 3][1]
     assert middle.tolist() == pytest.approx([0.5, 0, 0.875])
+
+
+def test_of_equally_good_jobs_the_lower_loss_is_first(tmp_path):
+    for job, loss in (("0", 3.0), ("1", 0.5)):
+        folder = tmp_path / job
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra" / "overrides.yaml").write_text("- seed=1\n")
+        summary = {"val": {"accuracy": 0.9, "loss": loss}, "test": {}}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    assert [row["job"] for row in sweep_rows(tmp_path, "val/accuracy")] == ["1", "0"]
