@@ -134,6 +134,21 @@ def test_where_the_training_images_are_gone_it_says_that_leaks_cannot_be_checked
 
 
 @pytest.mark.slow
+def test_images_that_were_moved_are_known_again_by_their_paths(tmp_path, archive_run, run):
+    moved = archive_run.root.rename(archive_run.root.with_name("moved"))
+    try:
+        done = run(
+            *("evaluate", archive_run.checkpoint, "trainer=cpu", "data=fish", f"data.root={moved}"), cwd=tmp_path
+        )
+    finally:
+        moved.rename(archive_run.root)
+    assert done.returncode == 0, done.stderr
+    splits = list(archive_run.splits.values())
+    assert scores(tmp_path)["missing_training_images"] == 0
+    assert scores(tmp_path)["test"]["n"] == 3 * sum(split != "train" for split in splits)
+
+
+@pytest.mark.slow
 def test_copies_in_any_other_folder_are_left_out_too_and_all_of_them_is_said(tmp_path, archive_run, run):
     trained = next(path for path, name in archive_run.truth.items() if archive_run.splits.get(name) == "train")
     (tmp_path / "other").mkdir()

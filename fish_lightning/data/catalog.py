@@ -72,6 +72,11 @@ class Catalog:
         """Whether it is known which images are copies of one photograph."""
         return bool((self.photographs != "").any())
 
+    @property
+    def photographs_or_paths(self) -> npt.NDArray[np.str_]:
+        """(N,) photograph of each image; where that is not known, the image is one of its own."""
+        return np.where(self.photographs == "", self.paths, self.photographs)
+
     def leaked(self) -> npt.NDArray[np.bool_]:
         """(N,) whether an image is tested although a copy of it is trained on."""
         trained = np.unique(self.photographs[self.splits == "train"])

@@ -48,6 +48,7 @@ class FishDataModule(L.LightningDataModule):
         persistent_workers: keep the workers between epochs.
         prefetch_factor: batches each worker keeps ready.
         catalog: CSV file that names the images, in place of ``source``.
+        keep_split: keep the split that folders or a table say, where ``split`` is random or by photograph.
         photograph: regular expression that names an image's photograph: its first group, or all that it matches.
         find_copies: look which images are copies of one photograph, where nothing else says it.
         cache: where decoded images are kept: ``"on"`` (a file in ``cache_dir``), ``"ram"``, or ``"off"`` (nowhere).
@@ -66,7 +67,7 @@ class FishDataModule(L.LightningDataModule):
     def __init__(
         self,
         root: str | Path | None,
-        source: Callable[[str | Path | None], Source],
+        source: Callable[[str | Path | None], Source] | None,
         split: Split,
         train_transform: A.Compose,
         eval_transform: A.Compose,
@@ -77,6 +78,7 @@ class FishDataModule(L.LightningDataModule):
         persistent_workers: bool = True,
         prefetch_factor: int = 2,
         catalog: str | Path | None = None,
+        keep_split: bool = True,
         photograph: str | None = None,
         find_copies: bool = False,
         cache: str | bool = "off",
@@ -89,11 +91,16 @@ class FishDataModule(L.LightningDataModule):
         super().__init__()
         if on_error not in ("raise", "skip"):
             raise UserError(f"data.on_error={on_error}: it is raise or skip")
-        self.source = source(root) if catalog is None else CatalogSource(root, catalog)
+        if catalog is not None:
+            self.source: Source = CatalogSource(root, catalog)
+        elif source is not None:
+            self.source = source(root)
+        else:
+            raise UserError("data=checkpoint is for evaluate; to train choose data=sample, data=fish or data=folder")
         self.split, self.seed = split, seed
         self.train_transform, self.eval_transform = train_transform, eval_transform
         self.start = {"epoch": 0, "batches": 0}
-        self.photograph, self.find_copies = photograph, find_copies
+        self.photograph, self.find_copies, self.keep_split = photograph, find_copies, keep_split
         self.cache = ("on" if cache else "off") if isinstance(cache, bool) else cache  # what YAML makes of on and off
         if self.cache not in ("on", "off", "ram"):
             raise UserError(f"data.cache={cache}: it is on, off or ram")
@@ -122,7 +129,7 @@ class FishDataModule(L.LightningDataModule):
         """Read the catalog and split it, once. A split that the folders say is kept, unless a file says another."""
         if not hasattr(self, "catalog"):
             catalog = with_photographs(self.source.read(), self.photograph, self.find_copies, self.cache_dir)
-            if (catalog.splits != "").any() and self.split_name in ("random", "photograph"):
+            if self.keep_split and (catalog.splits != "").any() and self.split_name in ("random", "photograph"):
                 self.split = folder_split
             self.catalog = catalog.with_splits(self.split(catalog, seed=self.seed))
             if self.cache != "off" or self.resident:

@@ -44,6 +44,8 @@ INLIERS = 8
 SQUASH, SCALE = 2.5, 3.0
 #: Share of the smaller picture that the overlap must cover. Turned copies: 0.74 or more.
 OVERLAP = 0.3
+#: Fewer keypoints than this are too few to align by: then flips and quarter turns are tried, which must fit this well.
+FEW, EXACT = 64, 0.995
 #: Side in pixels of a neighbourhood (an eye, a few scales), and the grey variance below which it is noise.
 WINDOW, NOISE = 25, 30.0
 #: A neighbourhood agrees from here on. The worst of a copy: 0.946, of one saved as JPEG of quality 20: 0.807.
@@ -191,15 +193,36 @@ class Likeness(NamedTuple):
 
 def compare(views: Views, i: int, j: int) -> Likeness:
     """Align two images, if keypoints allow it, and compare them where they overlap."""
+    a, b, blur = views.picture(i), views.picture(j), max(views.blur[i], views.blur[j])
     affine = align(views, i, j)
     if affine is None:
-        return Likeness()
-    a, b, blur = views.picture(i), views.picture(j), max(views.blur[i], views.blur[j])
+        few = min(len(views.unit_descriptors(i)), len(views.unit_descriptors(j))) < FEW
+        return _flipped_or_turned(a, b, blur) if few else Likeness()
     rough = likeness(a, b, affine, blur)
     if rough.is_copy or rough.correlation < 0.8:  # ECC mends slips of a pixel or two, and those cost less
         return rough
     # ECC can run off where the overlap has little texture: the keypoints' map then stands.
     return max(rough, likeness(a, b, _refine(a, b, affine), blur), key=lambda found: found.worst)
+
+
+def _flipped_or_turned(a: Pixels, b: Pixels, blur: float) -> Likeness:
+    """The best of the eight flips and quarter turns, the frame of ``b`` made that of ``a``; small or smooth images.
+
+    Such images are alike without being copies, so that only a nearly exact one counts.
+    """
+    (height, width), (h, w) = a.shape, b.shape
+    best = Likeness()
+    for turned in (False, True):
+        for across in (1, -1):
+            for down in (1, -1):
+                # From the middle of b: x and y, or y and x, to the size of a, each way round.
+                x = (0, across * width / h) if turned else (across * width / w, 0)
+                y = (down * height / w, 0) if turned else (0, down * height / h)
+                linear = np.array([x, y], dtype=np.float64)
+                middle = np.array([width - 1, height - 1]) / 2 - linear @ np.array([w - 1, h - 1]) / 2
+                found = likeness(a, b, np.column_stack([linear, middle]), blur)
+                best = max(best, found, key=lambda alike: alike.correlation)
+    return best if best.correlation >= EXACT else Likeness()
 
 
 def align(views: Views, i: int, j: int) -> Affine | None:

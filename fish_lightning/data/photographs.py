@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from fish_lightning.data.catalog import Catalog, named_photographs
 from fish_lightning.data.likeness import Likeness, Views, compare
+from fish_lightning.errors import UserError
 from fish_lightning.files import whole_file
 from fish_lightning.hardware import cores
 
@@ -35,7 +36,7 @@ Floats = npt.NDArray[np.float32]
 Pair = tuple[int, int]
 
 #: Part of the cache's key: raise it with every change here or in ``likeness.py`` that can change a result.
-VERSION = 1
+VERSION = 2
 
 #: Nearest signatures looked at for an image; every image of ../shared/fish has a copy among its first 5.
 NEIGHBOURS = 30
@@ -44,6 +45,8 @@ NEIGHBOURS = 30
 NEAR_GROUPS = 10
 #: Pairs looked at between two groups before they are different for good; of 26,381 pairs of copies none was missed.
 TRIES = 3
+#: Members of a group that are looked at for the nearest pairs to another: all pairs of two large groups are too many.
+MEMBERS = 64
 #: Photographs of one scene that are kept together at most; ../shared/fish has no more than two of any.
 SHOTS = 4
 
@@ -96,7 +99,13 @@ def with_photographs(catalog: Catalog, pattern: str | None, find_copies: bool, c
         return catalog
     if not catalog.photographs_known:
         files = [catalog.root / path for path in catalog.paths.tolist()]
-        groups = find_photographs(files, cache_file(cache, catalog.root), cores())
+        try:
+            groups = find_photographs(files, cache_file(cache, catalog.root), cores())
+        except OSError as error:
+            raise UserError(
+                f"data.cache_dir: what is found about copies cannot be kept in {cache} ({error.strerror or error})\n"
+                "make room, or name another folder: data.cache_dir=DIR"
+            ) from None
         catalog = catalog.with_photographs(photograph_names(catalog.paths.tolist(), groups))
     for rows in label_errors(catalog.labels, photograph_numbers(catalog))[:5]:
         kinds = ", ".join(f"{catalog.paths[row]}" for row in rows[:3])
@@ -106,8 +115,7 @@ def with_photographs(catalog: Catalog, pattern: str | None, find_copies: bool, c
 
 def photograph_numbers(catalog: Catalog) -> Ints:
     """(N,) a number for each image's photograph; an image whose photograph is not known has one of its own."""
-    names = np.where(catalog.photographs == "", catalog.paths, catalog.photographs)
-    return np.asarray(np.unique(names, return_inverse=True)[1], dtype=np.int64)
+    return np.asarray(np.unique(catalog.photographs_or_paths, return_inverse=True)[1], dtype=np.int64)
 
 
 def cache_file(cache: str | Path | None, *folders: Path) -> Path | None:
@@ -244,10 +252,15 @@ def _pairs_between_near_groups(members: list[Ints], signatures: Floats) -> Itera
     means = np.array([signatures[rows].mean(axis=0) for rows in members], dtype=np.float32)
     for number, near in enumerate(_nearest(means, NEAR_GROUPS)):
         for other in near:
-            a, b = members[number], members[other]
+            a, b = _some(members[number]), _some(members[other])
             distances = ((signatures[a][:, None] - signatures[b][None]) ** 2).sum(axis=2)
             for flat in np.argsort(distances, axis=None, kind="stable")[:TRIES].tolist():
                 yield int(a[flat // len(b)]), int(b[flat % len(b)])
+
+
+def _some(rows: Ints) -> Ints:
+    """At most ``MEMBERS`` of the rows, evenly spaced."""
+    return rows if len(rows) <= MEMBERS else rows[np.linspace(0, len(rows) - 1, MEMBERS).astype(np.int64)]
 
 
 def _rows_of_groups(groups: Ints) -> list[Ints]:

@@ -138,6 +138,8 @@ class FolderSource:
         require_folder(self.root)
         top = subfolders(self.root)
         given = {folder.name for folder in top}
+        if given & set(NOT_CLASSES):
+            raise UserError(f"{self.root} is the fish archive's download: for its classes use data=fish")
         parts = given & {*SPLITS, "valid", "validation"}
         has_split = "train" in parts and (len(parts) > 1 or given == parts)
         if has_split and given != parts:
@@ -336,8 +338,10 @@ class OtherSource:
         files = [catalog.root / path for path in catalog.paths.tolist()]
         cache = cache_file(self.cache, catalog.root, self.known.root)
         groups = find_photographs([*files, *(self.known.root / path for path in there)], cache, cores())
-        if there:
-            self.trained = np.isin(groups[: len(files)], groups[len(files) :])
+        moved = np.isin(catalog.paths, sorted(set(paths) - set(there)))  # gone from there, here under their old names
+        self.missing -= int(moved.sum())
+        if there or moved.any():
+            self.trained = moved | np.isin(groups[: len(files)], groups[len(files) :])
         names = photograph_names([*catalog.paths.tolist(), *there], groups)[: len(files)]
         has_split = (catalog.splits != "").any()
         rest = np.where(catalog.splits == "train", "", catalog.splits) if has_split else "test"

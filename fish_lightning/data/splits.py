@@ -29,6 +29,7 @@ def random_split(catalog: Catalog, seed: int, test: float = 0.15, val: float = 0
     Raises:
         UserError: too few images for one of each class in training.
     """
+    _require_shares(test=test, val=val)
     rng = np.random.default_rng([seed, 0])
     everything = np.arange(len(catalog))
     n_test = math.ceil(len(catalog) * test)
@@ -58,6 +59,7 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
     Raises:
         UserError: no photograph is known.
     """
+    _require_shares(test=test, val=val)
     names = _photographs(catalog, "photograph")
     labels = _labels_of_photographs(catalog, names)
     splits = np.full(len(catalog), "train", dtype="<U5")
@@ -69,6 +71,7 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
             print(f"note: class '{class_name}' has {len(groups)} photograph(s): it is trained on, but not {missing}")
         order = np.random.default_rng([seed, 1, label]).permutation(len(groups))
         n_test = test * len(rows)
+        order = order[np.argsort(sizes[order] > n_test, kind="stable")]  # what is larger than the target is trained on
         targets = {"test": n_test, "val": val * (len(rows) - n_test)}
         start = 0
         for later, (split, target) in zip((1, 0), targets.items(), strict=True):
@@ -121,12 +124,16 @@ def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val:
     """
     if folds < 2 or not 0 <= fold < folds:
         raise UserError(f"split=kfold: split.fold={fold} of split.folds={folds}; folds are numbered from 0, 2 at least")
+    _require_shares(val=val)
     names = _photographs(catalog, "kfold")
     splits = np.full(len(catalog), "train", dtype="<U5")
     labels = _labels_of_photographs(catalog, names)
-    for label in range(len(catalog.classes)):
+    for label, class_name in enumerate(catalog.classes):
         rows = np.flatnonzero(labels == label)
         groups, sizes = np.unique(names[rows], return_counts=True)
+        if len(groups) < 2:
+            print(f"note: class '{class_name}' has 1 photograph: it is trained on in all folds, and not tested")
+            continue
         rng = np.random.default_rng([seed, 4, label])
         filled = np.zeros(folds, dtype=np.int64)
         fold_of = np.empty(len(groups), dtype=np.int64)
@@ -141,6 +148,12 @@ def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val:
     return _require_enough(catalog, splits)
 
 
+def _require_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        if not isinstance(share, int | float) or not 0 < share < 1:
+            raise UserError(f"split.{name}={share}: it is a share of the images, above 0 and below 1")
+
+
 def _photographs(catalog: Catalog, split: str) -> npt.NDArray[np.str_]:
     """(N,) photograph of each image, an image of its own where that is unknown."""
     if not catalog.photographs_known:
@@ -148,7 +161,7 @@ def _photographs(catalog: Catalog, split: str) -> npt.NDArray[np.str_]:
             f"split={split}: it is not known which images of {catalog.root} are copies of one photograph\n"
             "let them be found (data.find_copies=true), say it by data.photograph=REGEX, or use split=random"
         )
-    return np.where(catalog.photographs == "", catalog.paths, catalog.photographs)
+    return catalog.photographs_or_paths
 
 
 def folder_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
@@ -163,7 +176,7 @@ def folder_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
     splits: npt.NDArray[np.str_] = catalog.splits.astype("<U5")
     if not (splits == "train").any():
         raise UserError(
-            f"split=folders: {catalog.root} has no folders train, val and test\nuse split=random, or add them."
+            f"split=folders: {catalog.root} has no folders train, val and test\nuse split=photograph, or add them."
         )
     for number, (name, share) in enumerate((("test", 0.15), ("val", 0.10))):
         if not (splits == name).any():

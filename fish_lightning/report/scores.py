@@ -88,7 +88,7 @@ def score_test(
     precision = multiclass_precision(preds, labels, classes, average="none").tolist()
     recall = multiclass_recall(preds, labels, classes, average="none").tolist()
     matrix = multiclass_confusion_matrix(preds, labels, classes).tolist()
-    photographs, leaked = catalog.photographs[predictions.rows], catalog.leaked()[predictions.rows]
+    photographs, leaked = catalog.photographs_or_paths[predictions.rows], catalog.leaked()[predictions.rows]
     known = catalog.photographs_known
     return {
         "accuracy": correct / n,

@@ -49,8 +49,10 @@ def write_start(folder: Path, trainer: L.Trainer, model: FishClassifier, data: F
         flush=True,
     )
     if leaked:
+        kept = " data.keep_split=false" if data.split_name == "folder" else ""
         print(
-            f"warning: {leaked} test images have a copy in training; split=photograph keeps copies together", flush=True
+            f"warning: {leaked} test images have a copy in training; split=photograph{kept} keeps copies together",
+            flush=True,
         )
 
 

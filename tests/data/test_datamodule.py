@@ -166,3 +166,10 @@ def test_a_run_stopped_in_mid_epoch_goes_on_at_the_next_batch(make_data, make_tr
     assert len(whole.seen) == 9
     assert begun.seen == whole.seen[:stop]
     assert resumed.seen == whole.seen[stop:]
+
+
+def test_a_split_that_folders_say_is_kept_unless_it_is_not_wanted(make_data, make_folder, tmp_path):
+    for part in ("train", "test"):
+        make_folder(tmp_path / part, classes=2, per_class=5)
+    assert make_data(tmp_path).split_name == "folder"
+    assert make_data(tmp_path, keep_split=False).split_name == "random"

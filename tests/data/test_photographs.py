@@ -114,6 +114,19 @@ def test_many_copies_of_many_photographs_are_told_apart(tmp_path):
     assert precision_and_recall(find_photographs(files, None, 2), np.array(truth)) == (1, 1)
 
 
+@pytest.mark.parametrize("shape", [(28, 28), (120, 160)])
+def test_flips_and_quarter_turns_of_pictures_without_texture_are_found_and_others_told_apart(tmp_path, shape):
+    files, truth = [], []
+    for number in range(8):
+        noise = np.random.default_rng(number).normal(size=(*shape, 3))
+        smooth = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), shape[0] / 8), None, 20, 235, cv2.NORM_MINMAX)
+        picture = smooth.astype(np.uint8)
+        for copy, turn in enumerate((picture, picture[:, ::-1], picture[::-1], np.rot90(picture))):
+            files.append(write(tmp_path / f"{number}-{copy}.png", np.ascontiguousarray(turn)))
+            truth.append(number)
+    assert precision_and_recall(find_photographs(files, None, 2), np.array(truth)) == (1.0, 1.0)
+
+
 def test_a_board_and_a_stamp_in_common_do_not_make_a_copy(tmp_path):
     files = [
         write(tmp_path / f"{seed}_{degrees}.png", turned(draw_photograph(seed, np.random.default_rng(7)), degrees))

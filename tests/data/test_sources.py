@@ -286,3 +286,8 @@ def test_input_that_is_not_there_is_an_error(tmp_path, monkeypatch, pattern, mes
     monkeypatch.chdir(tmp_path)
     text = message_of(lambda: input_catalog(pattern, ["x"]))
     assert re.match(rf"input: {re.escape(pattern)} {message}", text) and str(tmp_path) in text
+
+
+def test_the_archives_download_folder_is_not_taken_for_class_folders(make_archive, tmp_path):
+    with pytest.raises(UserError, match="is the fish archive's download: for its classes use data=fish"):
+        FolderSource(make_archive(tmp_path)).read()

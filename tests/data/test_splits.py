@@ -8,7 +8,14 @@ import pytest
 
 from fish_lightning.data.catalog import make_catalog
 from fish_lightning.data.sources import ArchiveSource, FolderSource
-from fish_lightning.data.splits import file_split, folder_split, photograph_split, random_split, recorded_split
+from fish_lightning.data.splits import (
+    file_split,
+    folder_split,
+    kfold_split,
+    photograph_split,
+    random_split,
+    recorded_split,
+)
 from fish_lightning.errors import UserError
 
 
@@ -196,3 +203,39 @@ def test_a_recorded_split_is_the_one_that_was_recorded():
 def write_split(folder, rows):
     with (folder / "split.csv").open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([("path", "split"), *rows])
+
+
+def table_of(photographs):
+    """A catalog of images ``class/photograph-number``: ``{class: {photograph: images}}``."""
+    rows = [
+        (f"{name}/{photograph}-{number}.png", name, f"{name}/{photograph}", "")
+        for name, sizes in photographs.items()
+        for photograph, images in sizes.items()
+        for number in range(images)
+    ]
+    return make_catalog(Path("photos"), rows)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_photograph_larger_than_the_target_is_trained_on(seed):
+    catalog = table_of({"a": {"large": 60, "b": 3, "c": 3}, "z": {str(i): 4 for i in range(10)}})
+    splits = photograph_split(catalog, seed)
+    assert set(splits[catalog.photographs == "a/large"]) == {"train"}
+
+
+@pytest.mark.parametrize("fold", range(3))
+def test_a_class_with_one_photograph_is_trained_on_in_every_fold(fold, capsys):
+    catalog = table_of({"one": {"a": 4}, "z": {str(i): 4 for i in range(9)}})
+    splits = kfold_split(catalog, 0, folds=3, fold=fold)
+    assert set(splits[catalog.photographs == "one/a"]) == {"train"}
+    assert "class 'one' has 1 photograph: it is trained on in all folds, and not tested" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("share", [0, 1, 1.5, -0.1, "much"])
+@pytest.mark.parametrize("split", [random_split, photograph_split])
+def test_a_share_that_is_none_is_an_error_that_names_it(split, share):
+    catalog = table_of({"a": {str(i): 2 for i in range(9)}, "z": {str(i): 2 for i in range(9)}})
+    with pytest.raises(UserError, match=rf"split\.test={share}: it is a share of the images"):
+        split(catalog, 0, test=share)
+    with pytest.raises(UserError, match=rf"split\.val={share}: it is a share of the images"):
+        split(catalog, 0, val=share)

@@ -80,3 +80,13 @@ def test_what_is_not_known_of_photographs_is_null_and_not_nought(scores):
 
 def test_scores_are_plain_numbers_that_json_takes(scores):
     assert json.loads(json.dumps(scores)) == scores
+
+
+def test_images_whose_photograph_is_not_known_count_as_one_each():
+    rows = [(f"{i}.png", "ab"[i % 2], "shot" if i < 2 else "", "") for i in range(6)]
+    predictions = Predictions(np.arange(6), np.arange(6) % 2, np.eye(2, dtype=np.float32)[[0, 1, 0, 0, 1, 1]])
+    logged = {"test/macro_f1": torch.tensor(0.5), "test/loss": torch.tensor(0.5)}
+    scores = score_test(predictions, make_catalog(Path("photos"), rows), ["a", "b"], logged)
+    assert scores["photographs"] == 5  # two copies of one, and four
+    low, high = scores["accuracy_ci95_photographs"]
+    assert low < 0.5 < high
