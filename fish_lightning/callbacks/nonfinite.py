@@ -112,7 +112,8 @@ class NonFiniteLoss(Callback):
         kept = (
             f"the last good checkpoint is {shown(self.path)}" if self.path.is_file() else "no checkpoint is there yet"
         )
-        return f"{kept}\na lower optimizer.lr often helps; on_nan=skip passes such batches over"
+        skip = "; on_nan=skip passes such batches over" if self.action == "stop" else ""
+        return f"{kept}\na lower optimizer.lr often helps{skip}"
 
 
 def _names(trainer: L.Trainer, rows: list[int]) -> str:

@@ -6,6 +6,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torchvision.transforms.v2.functional import resize
 
+from fish_lightning.errors import UserError
+
 #: Sizes are multiples of this, pixels: what a network of five halvings has no remainder from.
 MULTIPLE = 16
 
@@ -21,7 +23,10 @@ class ProgressiveResize(Callback):
     arXiv:2104.00298, section 4.
     """
 
-    def __init__(self, start: float = 0.5, full_from: float = 0.7) -> None:
+    def __init__(self, start: float = 0.5, full_from: float = 0.75) -> None:
+        for name, value in (("start", start), ("full_from", full_from)):
+            if not isinstance(value, int | float) or not 0 <= value <= 1 or (name == "start" and value == 0):
+                raise UserError(f"callbacks.progressive.{name}={value}: it is a share, up to 1")
         self.start, self.full_from = start, full_from
 
     def scale(self, epoch: int, epochs: int) -> float:
@@ -36,6 +41,6 @@ class ProgressiveResize(Callback):
         scale = self.scale(trainer.current_epoch, trainer.max_epochs or 1)
         if scale < 1:
             height, width = (
-                max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in batch["image"].shape[2:]
+                min(side, max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE)) for side in batch["image"].shape[2:]
             )
             batch["image"] = resize(batch["image"], [height, width], antialias=True)

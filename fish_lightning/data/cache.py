@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import PIL
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from tqdm import tqdm
 
 from fish_lightning.data.catalog import Catalog
@@ -92,18 +92,19 @@ def split_pipelines(train: A.Compose, evaluate: A.Compose) -> Pipelines | None:
 class PixelCache:
     """The decoded images of a catalog, by row.
 
-    Where they are in a file, it is mapped when a process first reads it, so that workers share its pages and nothing
-    is copied to them, however they are started.
+    Where they are in a file, its pages are shared by all processes and nothing is copied to workers: forked ones have
+    the mapping, so that the file may even be deleted under them; spawned ones map it by its name.
 
     Args:
-        source: the ``.npy`` file, or the pixels themselves, (N, H, W, 3).
+        pixels: (N, H, W, 3), mapped or in memory.
         errors: of the rows whose file could not be read: what was wrong.
+        file: that ``pixels`` is mapped from; None: they are in memory.
     """
 
-    def __init__(self, source: Path | Pixels, errors: dict[int, str]) -> None:
+    def __init__(self, pixels: Pixels, errors: dict[int, str], file: Path | None = None) -> None:
         self.errors = errors
-        self._file = source if isinstance(source, Path) else None
-        self._pixels: Pixels | None = None if isinstance(source, Path) else source
+        self._file = file
+        self._pixels: Pixels | None = pixels
 
     @property
     def pixels(self) -> Pixels:
@@ -217,7 +218,8 @@ def _make(
         # The index first: a file with pixels always has one.
         with whole_file(file.with_suffix(".npz")) as index, index.open("wb") as written:
             np.savez(written, digests=digests, errors=np.array(json.dumps(bad)))
-    for other in former:
+    former.sort(key=lambda other: other.stat().st_mtime_ns)
+    for other in former[:-1]:  # the newest stays: two tables of one folder may take turns
         other.unlink(missing_ok=True)
         other.with_suffix(".npz").unlink(missing_ok=True)
 
@@ -282,7 +284,7 @@ def _open(file: Path, shape: tuple[int, ...]) -> PixelCache | None:
         pixels = np.load(file, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
-    return PixelCache(file, index[1]) if pixels.shape == shape and pixels.dtype == np.uint8 else None
+    return PixelCache(pixels, index[1], file) if pixels.shape == shape and pixels.dtype == np.uint8 else None
 
 
 def _index(file: Path) -> tuple[Digests, dict[int, str]] | None:
@@ -322,15 +324,14 @@ def _state_of_files(catalog: Catalog) -> Digests:
     return digests
 
 
-def _alone(path: Path) -> FileLock:
+def _alone(path: Path) -> "AcquireReturnProxy[Any]":
     """The lock, acquired; a process that is killed loses it."""
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print("waiting for another run that decodes the same images", flush=True)
-        lock.acquire()
-    return lock
+        return lock.acquire()
 
 
 def _require_disk(folder: Path, shape: tuple[int, ...]) -> None:

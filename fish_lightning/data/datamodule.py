@@ -204,6 +204,10 @@ class FishDataModule(L.LightningDataModule):
                 f"{len(self.catalog)} now)\n"
                 "resume with the same data and split, or replay its split: split=file split.path=RUN/split.csv"
             )
+        for name, now in (("data.batch_size", self.batch_size), ("seed", self.seed)):
+            then = state_dict[name.removeprefix("data.")]
+            if then != now:
+                raise UserError(f"ckpt: the run began with {name}={then}, not {now}\nresume with what it began with")
         self.start = state_dict["next"]
 
     def dataset(self, split: str, train: bool = False) -> FishDataset:

@@ -36,5 +36,5 @@ def decode(path: str | Path) -> npt.NDArray[np.uint8]:
     except UnidentifiedImageError:
         size = Path(path).stat().st_size
         raise UnreadableImage(f"{path}: {'an empty file' if size == 0 else 'not an image'}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # damaged bytes, of EXIF too, make Pillow raise whatever its parsers meet
         raise UnreadableImage(f"{path}: cannot be read ({error})") from None

@@ -3,6 +3,7 @@
 import pytest
 
 from fish_lightning.callbacks.progressive import ProgressiveResize
+from fish_lightning.errors import UserError
 
 
 def test_the_scale_grows_evenly_to_the_full_size():
@@ -36,3 +37,9 @@ def test_it_is_a_line_on_the_command_line(tmp_path, train_tiny):
     done = train_tiny(tmp_path, "callbacks=progressive", "trainer.max_epochs=1", "test=false")
     assert done.returncode == 0, done.stderr
     assert "epoch 1/1" in done.stdout
+
+
+@pytest.mark.parametrize("start", [0, -1, 2, "abc"])
+def test_a_start_that_is_no_share_is_an_error(start):
+    with pytest.raises(UserError, match=rf"callbacks\.progressive\.start={start}: it is a share"):
+        ProgressiveResize(start=start)

@@ -14,6 +14,7 @@ from albumentations.pytorch import ToTensorV2
 
 from fish_lightning.data import cache as cache_module
 from fish_lightning.data.cache import open_cache, split_pipelines
+from fish_lightning.data.catalog import make_catalog
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.data.sources import FolderSource
 from fish_lightning.errors import UserError
@@ -107,7 +108,10 @@ def test_only_what_changed_is_decoded_again(opened, images, tmp_path, make_image
     assert "decoding 2 images to 20x30" in capsys.readouterr().out
     for row, path in enumerate(FolderSource(images).read().paths):
         np.testing.assert_array_equal(cache[row], resized(images / path))
-    assert len(pixel_files(tmp_path)) == 1  # the former file is gone
+    assert len(pixel_files(tmp_path)) == 2  # the former one, too, but none before it
+    make_image(images / "kind a" / "zzzz.png", (3, 2, 1), seed=97)
+    opened()
+    assert len(pixel_files(tmp_path)) == 2
 
 
 def test_another_resize_is_another_file(opened, images, tmp_path):
@@ -230,3 +234,25 @@ def test_a_disk_that_fills_up_is_one_short_error_and_leaves_nothing(images, tmp_
     assert "data.cache=off" in err
     assert len(err.strip().splitlines()) == 2
     assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_a_file_deleted_under_a_run_does_not_stop_its_workers(tmp_path, images, make_data):
+    data = make_data(images, cache="on", cache_dir=tmp_path / "cache", num_workers=1)
+    (file,) = pixel_files(tmp_path)
+    file.unlink()
+    assert sum(len(batch["label"]) for batch in data.test_dataloader()) == len(data.catalog.indices("test"))
+
+
+def test_two_tables_of_one_folder_take_turns_without_decoding_again(images, tmp_path, monkeypatch):
+    catalog = FolderSource(images).read()
+    rows = [
+        (str(path), catalog.classes[label], "", "") for path, label in zip(catalog.paths, catalog.labels, strict=True)
+    ]
+    tables, parts = (catalog, make_catalog(images, rows[::2])), split_pipelines(TRAIN, EVAL)
+    for table in tables:
+        open_cache(table, parts, tmp_path / "cache", workers=1)
+    before = pixel_files(tmp_path)
+    monkeypatch.setattr(cache_module, "decode", lambda path: pytest.fail("decoded again"))
+    for table in tables:
+        open_cache(table, parts, tmp_path / "cache", workers=1)
+    assert pixel_files(tmp_path) == before and len(before) == 2

@@ -144,10 +144,21 @@ def test_a_resume_with_other_images_or_another_split_is_an_error(make_folder, ma
 def test_a_replayed_split_is_no_other_split(make_data, root, tmp_path):
     begun = make_data(root)
     begun.catalog.write_csv(tmp_path / "split.csv")
-    replayed = make_data(root, seed=1, split=partial(file_split, path=str(tmp_path / "split.csv")))
+    replayed = make_data(root, split=partial(file_split, path=str(tmp_path / "split.csv")))
     replayed.load_state_dict(begun.state_dict())
     assert np.array_equal(replayed.catalog.splits, begun.catalog.splits)
     assert (begun.split_name, replayed.split_name) == ("random", "file")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"seed": 1}, "seed=42, not 1"), ({"batch_size": 3}, "batch_size=4")]
+)
+def test_a_resume_with_another_seed_or_batch_size_is_an_error(make_data, root, tmp_path, settings, message):
+    begun = make_data(root)
+    begun.catalog.write_csv(tmp_path / "split.csv")
+    other = make_data(root, split=partial(file_split, path=str(tmp_path / "split.csv")), **settings)
+    with pytest.raises(UserError, match=message):
+        other.load_state_dict(begun.state_dict())
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
