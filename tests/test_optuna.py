@@ -151,3 +151,28 @@ def test_failed_and_pruned_trials_are_recorded_side_by_side(tmp_path, train_tiny
     assert all(list(t.intermediate_values) == [1] for t in study.get_trials() if t.state.name == "PRUNED")
     with (tmp_path / "study" / "sweep.csv").open(newline="") as stream:
         assert sorted(row["job"] for row in csv.DictReader(stream)) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hydra.sweeper.n_trials=x", "hydra.sweeper.n_trials=x: it is a whole number, 1 or more"),
+        ("hydra.sweeper.n_jobs=0", "hydra.sweeper.n_jobs=0: it is a whole number, 1 or more"),
+        ("optimized_metric=val/acuracy", "optimized_metric=val/acuracy: runs measure val/accuracy"),
+    ],
+)
+def test_a_setting_of_the_sweep_that_is_wrong_is_one_short_error(tmp_path, train_tiny, override, message):
+    done = train_tiny(tmp_path, *SHORT, override)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_study_in_a_shared_storage_knows_its_folder(tmp_path, train_tiny):
+    shared = (*SMALL, "optimizer=adam,sgd", "hydra.sweeper.n_trials=1", f"hydra.sweeper.storage={tmp_path}/study.log")
+    first = train_tiny(tmp_path, *SHORT, *shared)
+    assert first.returncode == 0, first.stderr
+    second = train_tiny(tmp_path, *SHORT, *shared, "hydra.sweep.dir=other")
+    assert second.returncode == 1
+    assert "has its trials in study\ngo on with hydra.sweep.dir=study" in second.stderr

@@ -105,3 +105,53 @@ def test_a_sweep_started_several_times_at_once_is_refused(tmp_path, train_tiny, 
     assert done.returncode == 1
     assert done.stderr.startswith("error: a sweep starts the processes of its jobs itself: ")
     assert not (tmp_path / "logs").exists()
+
+
+HOLD = """
+import sys, time
+from omegaconf import OmegaConf
+from fish_lightning.processes import alone_in_folder
+with alone_in_folder(OmegaConf.create({"paths": {"output": sys.argv[1]}})):
+    print("in", flush=True)
+    time.sleep(float(sys.argv[2]))
+    print("out", flush=True)
+"""
+
+
+def hold(folder, seconds, env=None):
+    command = [sys.executable, "-c", HOLD, folder, str(seconds)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | (env or {})
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def test_a_second_program_waits_for_the_one_that_trains_in_the_folder(tmp_path):
+    first = hold(tmp_path, 60)
+    assert first.stdout.readline() == "in\n"
+    second = hold(tmp_path, 0)
+    assert second.stdout.readline() == f"waiting for another program that trains in {tmp_path}\n"
+    first.kill()  # -9: the dead hold nothing
+    first.wait()
+    assert second.communicate(timeout=60)[0] == "in\nout\n"
+
+
+def test_the_other_ranks_of_a_run_do_not_wait_for_the_first(tmp_path):
+    first = hold(tmp_path, 60)
+    assert first.stdout.readline() == "in\n"
+    assert hold(tmp_path, 0, {"LOCAL_RANK": "1"}).communicate(timeout=60)[0] == "in\nout\n"
+    first.kill()
+    first.wait()
+
+
+def test_fewer_slurm_tasks_than_processes_are_refused_before_they_wait_for_one_another(monkeypatch):
+    from omegaconf import OmegaConf
+
+    from fish_lightning.errors import UserError
+    from fish_lightning.trainer import build_trainer
+
+    slurm = {"JOB_ID": 1, "JOB_NAME": "x", "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "NNODES": 1}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    trainer = {"accelerator": "cpu", "devices": 2, "num_nodes": 1, "strategy": "ddp", "precision": "32-true"}
+    cfg = OmegaConf.create({"_target_": "lightning.Trainer", **trainer})
+    with pytest.raises(UserError, match=r"Slurm runs 1 task\(s\), .* ask for 2\n.*--ntasks=2"):
+        build_trainer(cfg)
