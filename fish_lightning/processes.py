@@ -30,12 +30,14 @@ from fish_lightning.files import shown, whole_file
 
 #: Environment variable that tells a process the id of the one that started it.
 PARENT = "FISH_LIGHTNING_PARENT"
+#: Seconds that a process has to save its run when the one that started it is gone.
+GRACE = 10
 #: What Lightning, torchrun and Slurm say a process is one of many by.
 _RANKS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
 
 
 def end_with_parent() -> None:
-    """End this process within a second of the one that started it, where that is another process of this program.
+    """End this process soon after the one that started it, where that is another process of this program.
 
     A rank waits for a dead one as long as the process group's timeout, half an hour; and a sweep that was killed can
     go on only when nothing trains in its folders any more.
@@ -50,6 +52,8 @@ def end_with_parent() -> None:
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)  # the step is finished and saved, if no other rank is waited for
+    time.sleep(GRACE)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -142,7 +146,11 @@ def run_in_own_process(cfg: DictConfig) -> float | None:
     if code in (130, 143):
         sys.exit(code)
     if code != 0:
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        how = (
+            f"was ended by signal {-code} (9: perhaps for want of memory)"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
         raise UserError(f"job {HydraConfig.get().job.num}, a process of its own, {how}; see above")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     stage, _, metric = str(cfg.optimized_metric).partition("/")

@@ -34,6 +34,7 @@ def test_each_job_of_the_grid_has_a_folder_and_a_row(sweep):
     }
     grid = [("adam", 0.001), ("adam", 0.01), ("sgd", 0.001), ("sgd", 0.01)]
     assert choices == {(f"optimizer.lr={lr}", f"optimizer={kind}") for kind, lr in grid}
+    assert {(row["optimizer"], float(row["optimizer.lr"])) for row in sweep.rows} == set(grid)  # to sort by
 
 
 def test_rows_hold_the_jobs_own_numbers_best_first(sweep):

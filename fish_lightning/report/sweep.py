@@ -49,9 +49,12 @@ class SweepTable(Callback):
         if not rows:
             return
         with whole_file(folder / "sweep.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            lines = csv.DictWriter(stream, list(rows[0]))
+            settings = _differing(rows)
+            lines = csv.DictWriter(stream, [*rows[0], *settings], restval="")
             lines.writeheader()
-            lines.writerows([*rows, *repetition_rows(rows)])
+            for i, row in enumerate([*rows, *repetition_rows(rows)]):
+                own = {key: values[i] for key, values in settings.items()} if i < len(rows) else {}
+                lines.writerow(row | own)
         written = "sweep.csv" + (", sweep.png" if _draw(folder, rows, metric) else "")
         print(f"\n{sweep_table(rows, metric)}\n\nsweep folder  {shown(folder)}  ({written})", flush=True)
         print(f"tensorboard   tensorboard --logdir {shown(folder)}", flush=True)
@@ -157,18 +160,23 @@ def sweep_table(rows: list[Row], metric: str) -> str:
     return head + "\n" + "\n".join(table)
 
 
+def _differing(rows: list[Row]) -> dict[str, Sequence[str]]:
+    """The settings that are not the same in all jobs, each with its value in every job."""
+    settings = [dict(w.split("=", 1) for w in r["overrides"].split() if "=" in w and not _ours(w)) for r in rows]
+    keys = dict.fromkeys(key for given in settings for key in given)
+    return {k: [g.get(k, "") for g in settings] for k in keys if len({g.get(k) for g in settings}) > 1}
+
+
 def _draw(folder: Path, rows: list[Row], metric: str) -> bool:
     """Draw ``sweep.png`` where there is more than one job to compare."""
-    settings = [dict(w.split("=", 1) for w in r["overrides"].split() if "=" in w and not _ours(w)) for r in rows]
-    done = [i for i, row in enumerate(rows) if row[metric] is not None and not math.isnan(row[metric])]
-    keys = [key for key in settings[0] if len({settings[i].get(key) for i in done}) > 1]
-    if not keys:
+    done = [row for row in rows if row[metric] is not None and not math.isnan(row[metric])]
+    columns = _differing(done)
+    if not columns:
         return False
     from fish_lightning.report.coordinates import sweep_figure
 
-    columns: dict[str, Sequence[str]] = {key: [settings[i].get(key, "") for i in done] for key in keys}
     with whole_file(folder / "sweep.png") as temporary:
-        sweep_figure(columns, [float(rows[i][metric]) for i in done], metric).savefig(temporary, dpi=110)
+        sweep_figure(columns, [float(row[metric]) for row in done], metric).savefig(temporary, dpi=110)
     return True
 
 

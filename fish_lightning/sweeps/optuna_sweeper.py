@@ -85,6 +85,10 @@ class OptunaSweeper(Sweeper):
             self._sweep(arguments)
         except UserError as error:
             end_with(error)
+        except KeyboardInterrupt:  # a launcher's that runs jobs side by side
+            folder = shown(self.config.hydra.sweep.dir)
+            print(f"stopped\ngo on with the same command and:  hydra.sweep.dir={folder}", file=sys.stderr, flush=True)
+            sys.exit(130)
 
     def _sweep(self, arguments: list[str]) -> None:
         for name, value in (("n_trials", self.n_trials), ("n_jobs", self.n_jobs)):
