@@ -292,7 +292,7 @@ REFUSED = {
     "scheduler": (["scheduler=none"], "the run began with another scheduler"),
     "optimizer": (["optimizer=sgd", "scheduler=cosine"], "the run began with another scheduler"),
     "epochs": (["trainer.max_epochs=3"], "made for 14 steps, and this command asks for 21"),
-    "batch": (["data.batch_size=8"], "made for 14 steps, and this command asks for 8"),
+    "batch": (["data.batch_size=8"], "the run began with data.batch_size=4, not 8"),
 }
 
 
