@@ -157,10 +157,9 @@ def open_cache(catalog: Catalog, pipelines: Pipelines, folder: Path, workers: in
     file = folder / f"{family}-{_hexdigest(digests.tobytes())}.npy"
     shape = (len(catalog), pipelines.height, pipelines.width, 3)
     made = _open(file, shape)
-    if made is not None or in_ram:
-        if in_ram:
-            return _in_ram(catalog, pipelines, workers, shape, made)
-        assert made is not None
+    if in_ram:
+        return _in_ram(catalog, pipelines, workers, shape, made)
+    if made is not None:
         return made
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -153,7 +153,8 @@ class OptunaSweeper(Sweeper):
     def _job(self, trial: "Trial", space: "dict[str, BaseDistribution]", fixed: list[str]) -> list[str]:
         # What `trial.suggest_float` and its like call; a value drawn before the interruption is kept.
         drawn = [f"{key}={trial._suggest(key, wanted)}" for key, wanted in space.items()]
-        reports = ["callbacks.pruning.trial=" + str(trial.number)] if self._has("callbacks.pruning") else []
+        prunes = OmegaConf.select(self.config, "callbacks.pruning") is not None
+        reports = [f"callbacks.pruning.trial={trial.number}"] if prunes else []
         # The folder is set by the trial, since the numbers of trials that go on have gaps.
         return [*fixed, *drawn, *reports, "ckpt=auto", f"hydra.sweep.subdir={trial.number}"]
 
@@ -170,9 +171,6 @@ class OptunaSweeper(Sweeper):
             study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, value)
-
-    def _has(self, key: str) -> bool:
-        return OmegaConf.select(self.config, key) is not None
 
     def _compose(self, overrides: list[str]) -> None:
         """Fail before a folder is made where a key does not exist (Hydra's own error)."""
