@@ -28,6 +28,14 @@ _WITHOUT_EFFECT = (
     "data.cache_dir",
 )
 
+#: What a run that goes on must have in common with its beginning: all that decides what a step does.
+_OF_A_STEP = (
+    *("data.resident", "data.on_error", "transforms", "model", "optimizer", "scheduler"),
+    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"),
+    *("trainer.sync_batchnorm", "callbacks.progressive", "on_nan"),
+)
+_NOT_OF_A_STEP = ("model.weights", "model.compile")  # where it started, and how fast it goes
+
 register_resolvers()
 register_plugins()
 
@@ -78,6 +86,37 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
 
     add(OmegaConf.to_container(cfg, resolve=True), "")
     return flat
+
+
+def require_same_steps(begun: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with a run in another way than it began; both are :func:`settings`.
+
+    Raises:
+        UserError: with the settings that differ.
+    """
+
+    def decides(key: str) -> bool:
+        return key not in _NOT_OF_A_STEP and any(f"{key}.".startswith(f"{of}.") for of in _OF_A_STEP)
+
+    differing = [key for key in {**begun, **now} if decides(key) and begun.get(key) != now.get(key)]
+    kinds = {key.removesuffix("_target_") for key in differing if key.endswith("._target_")}
+    # Of an optimizer of another kind nothing else is worth a word.
+    differing = [key for key in differing if key.endswith("._target_") or not key.startswith(tuple(kinds))]
+    if not differing:
+        return
+
+    def difference(key: str) -> str:
+        values = [config.get(key) for config in (begun, now)]
+        if any(isinstance(value, list | dict) for value in values):
+            return f"another {key}"
+        was, wanted = (str(value).rpartition(".")[2] if key.endswith("._target_") else value for value in values)
+        return f"{key.removesuffix('._target_')}={was}, not {wanted}"
+
+    more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+    raise UserError(
+        f"ckpt: the run began with {'; '.join(map(difference, differing[:4]))}{more}\n"
+        "go on with the overrides that it was started with (.hydra/overrides.yaml in its folder)"
+    )
 
 
 def fingerprint(cfg: DictConfig) -> str:

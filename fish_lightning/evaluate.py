@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig) -> float:
 
     require_whole_numbers(cfg)
     checkpoint = load_checkpoint(cfg.ckpt)
-    model, transform = restore(checkpoint)
+    model, transform = restore(checkpoint, cfg.ckpt)
     recorded = checkpoint["FishDataModule"]
     table = cfg.data.catalog
     other = instantiate(cfg.data.source) if table is None else partial(CatalogSource, catalog=table)
@@ -52,11 +52,13 @@ def evaluate(cfg: DictConfig) -> float:
         eval_transform=transform,
         seed=recorded["seed"],
         test_subset=cfg.subset,
-        batch_size=cfg.batch_size or recorded["batch_size"],
+        batch_size=cfg.data.batch_size or recorded["batch_size"],
         num_workers=cfg.data.num_workers,
         pin_memory=cfg.data.pin_memory,
         persistent_workers=False,
         prefetch_factor=cfg.data.prefetch_factor,
+        cache=cfg.data.cache,
+        cache_dir=cfg.data.cache_dir,
         on_error=cfg.data.on_error,
     )
     data.prepare_data()

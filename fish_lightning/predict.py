@@ -33,7 +33,7 @@ def predict(cfg: DictConfig) -> None:
 
     require_whole_numbers(cfg)
     checkpoint = load_checkpoint(cfg.ckpt)
-    model, transform = restore(checkpoint)
+    model, transform = restore(checkpoint, cfg.ckpt)
     catalog = input_catalog(cfg.input, model.class_names)
     dataset = FishDataset(catalog, catalog.indices("all"), transform, seed=0, on_error="skip")
     loader = DataLoader(

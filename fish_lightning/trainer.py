@@ -17,11 +17,13 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from fish_lightning.callbacks.agreement import SameConfig
 from fish_lightning.callbacks.checkpoints import BestCheckpoint
+from fish_lightning.config import require_same_steps, settings
 from fish_lightning.errors import UserError
-from fish_lightning.files import remove_strays
-from fish_lightning.hardware import cpu_has_bf16, fastest_precision, leave_a_core_to_the_loader, slurm_restarts
-from fish_lightning.models.classifier import load_checkpoint
+from fish_lightning.files import remove_strays, shown
+from fish_lightning.hardware import cores, cpu_has_bf16, fastest_precision, slurm_restarts
+from fish_lightning.models.classifier import load_checkpoint, well_formed
 
 #: Lightning's warnings that do not apply here, with the reason.
 _NOT_OURS = (
@@ -50,7 +52,6 @@ def build_trainer(
         UserError: Lightning refuses a setting, such as an accelerator that this machine has not.
     """
     quieten_lightning()
-    leave_a_core_to_the_loader()
     chosen = cfg.precision
     if chosen == "auto":
         chosen = precision or fastest_precision(cfg.accelerator)
@@ -76,11 +77,15 @@ def build_trainer(
 
 
 def _fit_into_the_cluster(trainer: L.Trainer) -> None:
-    """Compare devices and nodes with what Slurm gave, now rather than when the ranks wait for one another.
+    """Compare devices and nodes with what there is, and what Slurm gave, before the ranks wait for one another.
 
     Raises:
         UserError: they differ.
     """
+    if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > max(2, cores()):
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}: this machine has {cores()} cores for as many processes at most"
+        )
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if environment is not None:
         wanted, tasks = trainer.num_devices * trainer.num_nodes, int(os.environ.get("SLURM_NTASKS", "1"))
@@ -108,30 +113,39 @@ def quieten_lightning() -> None:
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
 
 
-def resume_from(ckpt: str | None, folder: Path, data: L.LightningDataModule, model: L.LightningModule) -> Path | None:
+def resume_from(cfg: DictConfig, folder: Path, data: L.LightningDataModule, model: L.LightningModule) -> Path | None:
     """The file that ``ckpt`` means, found fit to go on from before anything in the run's folder is touched.
 
     Args:
-        ckpt: a file, a run folder (its ``last.ckpt``), ``last`` for that of ``folder``, ``auto`` for that if there is
-            one, or None for a new run; in a job that SLURM has started again, that means ``auto``.
+        cfg: the whole config. Its ``ckpt`` is a file, a run folder (its ``last.ckpt``), ``last`` for that of
+            ``folder``, ``auto`` for that if there is one, or None for a new run; in a job that SLURM has started again,
+            that means ``auto``.
         folder: of this run.
         data: set up; it compares its images and split with those that the run began with.
         model: compares its network.
 
     Raises:
-        UserError: no checkpoint, one that holds weights only, or a run with other images, another split or network.
+        UserError: no checkpoint, one that holds weights only, or a run with other images, another split or settings.
     """
+    ckpt = cfg.ckpt
     if ckpt == "auto" or (ckpt is None and slurm_restarts()):
         ckpt = "last" if (folder / "checkpoints" / "last.ckpt").is_file() else None
     if ckpt is None:
         return None
     run = folder if ckpt == "last" else Path(ckpt).expanduser()
     file = run / "checkpoints" / "last.ckpt" if ckpt == "last" or run.is_dir() else run
+    if ckpt == "last" and not file.is_file():
+        raise UserError(
+            f"ckpt=last: {shown(folder)} has no checkpoint\n"
+            "name the run's folder: ckpt=RUN, or hydra.run.dir=RUN ckpt=last"
+        )
     checkpoint = load_checkpoint(file)
     if "optimizer_states" not in checkpoint:
         raise UserError(f"ckpt: {file} holds weights alone, for evaluate and predict\nresume from last.ckpt beside it.")
-    data.load_state_dict(checkpoint["FishDataModule"])
-    model.on_load_checkpoint(checkpoint)
+    with well_formed(file):
+        data.load_state_dict(checkpoint["FishDataModule"])
+        model.on_load_checkpoint(checkpoint)
+        require_same_steps(checkpoint["callbacks"][SameConfig.__name__]["settings"], settings(cfg))
     rank_zero_only(remove_strays)(folder)
     return file
 

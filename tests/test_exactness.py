@@ -1,7 +1,11 @@
 """A run is a pure function of its config: neither workers nor the cache change a bit of the weights."""
 
+import albumentations as A
 import pytest
 import torch
+from albumentations.pytorch import ToTensorV2
+
+from fish_lightning.callbacks.progressive import ProgressiveResize
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +60,29 @@ def test_weights_do_not_depend_on_the_number_of_workers(weights_after, reference
 @pytest.mark.parametrize("cache", ["on", "ram"])
 def test_weights_do_not_depend_on_the_cache(weights_after, reference, cache, workers, tmp_path):
     assert same(weights_after(cache=cache, cache_dir=tmp_path, num_workers=workers), reference)
+
+
+@pytest.mark.parametrize("stop", [2, 5, 8])
+@pytest.mark.parametrize("way", ["progressive", "device"])
+def test_a_run_that_is_stopped_and_goes_on_ends_with_the_same_weights(
+    make_data, make_model, make_trainer, stop_at, tiny_data, tmp_path, way, stop
+):
+    train = A.Compose([A.Resize(32, 32), A.Rotate((-35, 35), p=1.0, border_mode=4), ToTensorV2()])
+    settings = {"train_transform": train, "cache": "on", "cache_dir": tmp_path, "resident": way == "device"}
+
+    def fit(*callbacks, ckpt=None):
+        data = make_data(tiny_data, **settings)
+        model = make_model(data)
+        grow = [ProgressiveResize(start=0.5, full_from=0.7)] if way == "progressive" else []
+        make_trainer(max_epochs=3, limit_val_batches=0, callbacks=[*grow, *callbacks]).fit(
+            model, datamodule=data, ckpt_path=ckpt, weights_only=True
+        )
+        return model.state_dict()
+
+    whole = fit()
+    with pytest.raises(stop_at.error):
+        fit(stop_at(stop, tmp_path / "last.ckpt"))
+    assert same(fit(ckpt=tmp_path / "last.ckpt"), whole)
 
 
 def test_another_seed_gives_other_weights(weights_after, reference):

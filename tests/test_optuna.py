@@ -108,7 +108,9 @@ def test_a_study_made_with_other_parameters_is_refused(killed, train_tiny):
     changed = (*SHORT, *SMALL, "optimizer=adam", "trainer.max_epochs=2", "model.label_smoothing=interval(0,0.1)")
     done = train_tiny(killed.folder.parent, *changed)
     assert done.returncode == 1
-    assert "was made with other parameters: model.label_smoothing was " in done.stderr
+    assert "was made with other parameters: model.label_smoothing was interval(0.0,0.2), is interval(0,0.1)" in (
+        done.stderr
+    )
     assert len(done.stderr.strip().splitlines()) <= 5
     assert len(study_in(killed.folder).get_trials()) == 3
 
@@ -147,10 +149,27 @@ def test_failed_and_pruned_trials_are_recorded_side_by_side(tmp_path, train_tiny
     study = study_in(tmp_path / "study")
     wanted = {"null": "PRUNED", "absent.pth": "FAIL"}
     assert states(study) == [wanted[trial.params["model.weights"]] for trial in study.get_trials()]
-    assert len(states(study)) == 4 and done.returncode == ("FAIL" in states(study))
+    assert len(states(study)) == 4 and set(states(study)) == {"PRUNED", "FAIL"} and done.returncode == 1
     assert all(list(t.intermediate_values) == [1] for t in study.get_trials() if t.state.name == "PRUNED")
     with (tmp_path / "study" / "sweep.csv").open(newline="") as stream:
         assert sorted(row["job"] for row in csv.DictReader(stream)) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_is_killed_goes_on_once_from_its_checkpoint_and_then_counts_as_failed(
+    tmp_path, train_tiny
+):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the submitit extra is not installed")
+    die = ("+callbacks.die._target_=rank_callbacks.DieInTrials", "trainer.max_epochs=2")
+    few = ("optimizer=adam,sgd", "hydra/launcher=submitit_local", "hydra.sweeper.n_trials=3")
+    done = train_tiny(tmp_path, *SHORT, *SMALL, *die, *few, env=HELPERS)
+    assert states(study_in(tmp_path / "study")) == ["COMPLETE", "FAIL", "COMPLETE"], done.stderr
+    assert "trial 0 ended without a word: it goes on from its last checkpoint, once" in done.stdout
+    assert done.returncode == 1 and "error: 1 of 3 jobs failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    with (tmp_path / "study" / "0" / "metrics.csv").open(newline="") as stream:
+        epochs = [row["epoch"] for row in csv.DictReader(stream) if row["val/accuracy"]]
+    assert epochs == ["0", "1"]  # the first before it was killed, the second after
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_unreadable_files_make_the_exit_code_1_and_are_said(predicted):
 
 
 def test_probabilities_are_the_models_own(predicted, photos, trained):
-    model, transform = restore(load_checkpoint(trained.folder / "checkpoints" / "best.ckpt"))
+    model, transform = restore(load_checkpoint(trained.folder / "checkpoints" / "best.ckpt"), "best.ckpt")
     content = {entry["file"]: entry for entry in json.loads((predicted.folder / "predictions.json").read_text())}
     for name in ("a.png", "deep/b.png"):
         with torch.inference_mode():

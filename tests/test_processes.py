@@ -20,9 +20,9 @@ def ranks_of(folder):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory, train_tiny):
-    """Two jobs of two processes each; in the first one the second process dies."""
+    """Four jobs of two processes each; in the first two one of them dies."""
     cwd = tmp_path_factory.mktemp("ddp")
-    jobs = ("+callbacks.die._target_=rank_callbacks.Die", "+callbacks.die.rank=1,null", "data.batch_size=5")
+    jobs = ("+callbacks.die._target_=rank_callbacks.Die", "+callbacks.die.rank=0,1,null,2", "data.batch_size=5")
     done = train_tiny(cwd, *DDP, *SPY, *jobs, "-m", env=HELPERS)
     (done.folder,) = (cwd / "logs" / "train" / "multiruns").iterdir()
     done.cwd = cwd
@@ -33,9 +33,10 @@ def sweep(tmp_path_factory, train_tiny):
 def test_a_rank_that_dies_ends_its_job_and_not_the_sweep(sweep):
     with (sweep.folder / "sweep.csv").open(newline="") as stream:
         status = {row["job"]: row["status"] for row in csv.DictReader(stream)}
-    assert status == {"0": "failed", "1": "done"}
-    assert "error: job 0, a process of its own, " in sweep.stderr
-    assert "error: 1 of 2 jobs failed" in sweep.stderr
+    assert status == {"0": "failed", "1": "failed", "2": "done", "3": "done"}
+    for job in (0, 1):
+        assert f"error: job {job}, a process of its own, " in sweep.stderr
+    assert "error: 2 of 4 jobs failed" in sweep.stderr
     assert sweep.returncode == 1
     assert "Traceback" not in sweep.stderr
 
@@ -43,12 +44,34 @@ def test_a_rank_that_dies_ends_its_job_and_not_the_sweep(sweep):
 @pytest.mark.slow
 def test_each_job_of_a_multirun_has_one_folder_and_its_own_config(sweep):
     assert sorted(path.name for path in (sweep.cwd / "logs" / "train").iterdir()) == ["multiruns"]
-    assert sorted(path.name for path in sweep.folder.iterdir() if path.is_dir()) == ["0", "1"]
-    first, second = ranks_of(sweep.folder / "1")
-    assert first == second
-    assert json.loads((sweep.folder / "1" / "summary.json").read_text())["processes"] == 2
-    assert len(list((sweep.folder / "1").glob("plots/*.png"))) == 4
-    assert sweep.stdout.count("95 % interval") == 1  # written and said by rank 0 alone
+    assert sorted(path.name for path in sweep.folder.iterdir() if path.is_dir()) == ["0", "1", "2", "3"]
+    ports = set()
+    for job in ("2", "3"):
+        first, second = ranks_of(sweep.folder / job)
+        assert first == second
+        ports.add(first["port"])
+        assert json.loads((sweep.folder / job / "summary.json").read_text())["processes"] == 2
+        assert len(list((sweep.folder / job).glob("plots/*.png"))) == 4
+    assert len(ports) == 2  # a process group of its own for each
+    assert sweep.stdout.count("95 % interval") == 2  # written and said by rank 0 alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_jobs_of_several_processes_run_on_other_launchers(tmp_path, train_tiny, launcher):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher", reason="an extra")
+    side = ("hydra.launcher.n_jobs=2",) if launcher == "joblib" else ()
+    jobs = ("optimizer.weight_decay=0.01,0.02", "data.batch_size=5", "test=false", "hydra.sweep.dir=sweep", "-m")
+    done = train_tiny(tmp_path, *DDP, *SPY, f"hydra/launcher={launcher}", *side, *jobs, env=HELPERS)
+    assert done.returncode == 0, done.stderr
+    ports = set()
+    for job, decay in (("0", 0.01), ("1", 0.02)):
+        first, second = ranks_of(tmp_path / "sweep" / job)
+        assert first == second and first["weight_decay"] == decay
+        ports.add(first["port"])
+    assert len(ports) == 2
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.name.isdigit()) == ["0", "1"]
+    assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.slow
@@ -83,6 +106,18 @@ def test_processes_with_other_settings_stop_before_the_first_step(tmp_path, trai
     assert "do not have the same config: optimizer.weight_decay (0 / 1)" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_can_read_no_image_of_a_batch_does_not_keep_the_other_waiting(tmp_path, train_tiny, make_folder):
+    data = make_folder(tmp_path / "fish", classes=2, per_class=8)
+    for file in sorted(data.rglob("*.png"))[::2]:
+        file.write_bytes(b"no image")
+    whole = ("data.on_error=skip", "data.batch_size=1", "split.test=0.1", "split.val=0.1", "model.name=squeezenet1_1")
+    size = ("transforms.height=64", "transforms.width=64", "hydra.run.dir=run")
+    done = train_tiny(tmp_path, *DDP, *whole, *size, data=data)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((tmp_path / "run" / "summary.json").read_text())["unreadable_images"]) >= 6
 
 
 @pytest.mark.slow

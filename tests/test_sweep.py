@@ -151,6 +151,27 @@ def test_more_devices_than_there_are_is_a_short_error(tmp_path, train_tiny):
     assert done.stderr.startswith("error: trainer: ") and "Traceback" not in done.stderr
 
 
+def test_more_processes_than_cores_is_a_short_error(tmp_path, train_tiny):
+    done = train_tiny(tmp_path, "trainer=ddp", "trainer.devices=4096")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: trainer.devices=4096: this machine has ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_job_that_is_killed_leaves_the_others_their_table(tmp_path, train_tiny, faults, launcher):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher", reason="an extra")
+    kill = "+callbacks.kill={_target_:faults.KillAt,hook:on_train_batch_start,step:1},null"
+    side = ("hydra.launcher.n_jobs=1",) if launcher == "joblib" else ()
+    few = ("test=false", "validate_first=false", "trainer.max_epochs=1", "hydra.sweep.dir=grid")
+    done = train_tiny(tmp_path, f"hydra/launcher={launcher}", *side, kill, *few, "-m", env=faults)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "sweep, best val/accuracy first" in done.stdout and "(failed)" in done.stdout
+    assert "error: 1 of " in done.stderr
+
+
 @pytest.mark.parametrize(
     ("target", "package", "extra"),
     [

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from fish_lightning import hardware
 from fish_lightning.config import CONF
@@ -64,8 +65,11 @@ def test_resuming_takes_a_file_a_run_folder_or_last(trained):
         def on_load_checkpoint(self, checkpoint):
             self.begun = checkpoint["hyper_parameters"]["name"]
 
-    assert resume_from(None, folder, Data(), Model()) is None
+    cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    cfg.paths.output = str(folder)
+    assert resume_from(cfg, folder, Data(), Model()) is None
     for ckpt in (str(last), str(folder), "last"):
         data, model = Data(), Model()
-        assert resume_from(ckpt, folder, data, model) == last
+        cfg.ckpt = ckpt
+        assert resume_from(cfg, folder, data, model) == last
         assert (data.begun, model.begun) == (42, "shufflenet_v2_x0_5")

@@ -1,4 +1,4 @@
-"""What the processes of one run must agree on, before the first step."""
+"""What the processes of one run must agree on, before the first step, and the parts of an interrupted one."""
 
 from typing import Any
 
@@ -22,6 +22,10 @@ class SameConfig(Callback):
 
     def __init__(self, cfg: DictConfig) -> None:
         self.settings, self.hash = settings(cfg), fingerprint(cfg)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings, for :func:`fish_lightning.config.require_same_steps` when the run goes on."""
+        return {"settings": self.settings}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Compare; the process group is there by now.

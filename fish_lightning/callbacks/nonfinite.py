@@ -20,8 +20,8 @@ class NonFiniteLoss(Callback):
     """Looks at each training loss before the optimizer does; at the weights before each checkpoint.
 
     The loss is copied to the host while the device computes the gradients: looking at it does not make it wait.
-    Gradients are not looked at, for that would: where they alone are no numbers, so are the weights after the step, and
-    no checkpoint of them is written.
+    Gradients are not looked at, for that would: where they alone are no numbers, so are the weights after the step,
+    which the next loss shows; no checkpoint of them is written.
 
     Args:
         action: ``"stop"`` ends the run and names the batch's files; ``"skip"`` passes the batch over and counts it.
@@ -67,18 +67,19 @@ class NonFiniteLoss(Callback):
         """Stop, or take the gradients away: an optimizer leaves parameters without one as they are, momentum and all.
 
         Raises:
-            UserError: the loss of a batch is no number.
+            UserError: the loss of a batch is no number, or the weights are none, which no batch mends.
         """
         if self._copied is not None:
             self._copied.synchronize()
         if not any(map(bool, self._bad)):
             return
+        self._require_finite(pl_module)
         if self.action == "stop":
             parts = gathered([row for rows in self._rows for row in rows.tolist()])
             rows = sorted(row for part in parts for row in part)
             raise UserError(
                 f"the loss at step {trainer.global_step + 1} is not a number; it has not reached the weights\n"
-                f"its batch: {_names(trainer, rows)}\n{self._advice()}"
+                f"its batch: {_names(trainer, rows)}\n{self._advice()}; on_nan=skip passes such batches over"
             )
         optimizer.zero_grad(set_to_none=True)
         for buffer, before in zip(pl_module.buffers(), self._buffers, strict=True):
@@ -106,14 +107,16 @@ class NonFiniteLoss(Callback):
         """Refuse ruined weights."""
         tensors = [part.detach() for part in (*module.parameters(), *module.buffers()) if part.is_floating_point()]
         if not bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()):
-            raise UserError(f"weights are no numbers any more; they were not saved\n{self._advice()}")
+            raise UserError(
+                "the weights are no numbers any more: a step ruined them whose loss was one; they were not saved\n"
+                + self._advice()
+            )
 
     def _advice(self) -> str:
         kept = (
             f"the last good checkpoint is {shown(self.path)}" if self.path.is_file() else "no checkpoint is there yet"
         )
-        skip = "; on_nan=skip passes such batches over" if self.action == "stop" else ""
-        return f"{kept}\na lower optimizer.lr often helps{skip}"
+        return f"{kept}\na lower optimizer.lr often helps"
 
 
 def _names(trainer: L.Trainer, rows: list[int]) -> str:

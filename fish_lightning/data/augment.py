@@ -1,30 +1,49 @@
-"""The notebook's augmentation on the device: a whole batch is turned and flipped at once.
+"""Turns and flips of an albumentations pipeline done on the device, to a whole batch at once.
 
-The same distribution as ``conf/transforms/pipeline.yaml`` gives on the CPU: each image has its own angle and flips,
-drawn from (seed, epoch, row), and corners are filled by reflection. ``torchvision.transforms.v2`` turns a batch by one
-angle and cannot reflect; here one sampling of the batch does all three.
+The distribution is the pipeline's: each image has its own angle and flips, drawn from (seed, epoch, row), and corners
+are filled by reflection. ``torchvision.transforms.v2`` turns a batch by one angle and cannot reflect; here one sampling
+of the batch does all of them.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+import albumentations as A
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from albumentations.pytorch import ToTensorV2
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from fish_lightning.errors import UserError
+
 _STREAM = 0x9E3779B97F4A7C15
+Floats = npt.NDArray[np.float64]
 
 
 class DeviceAugment:
-    """Rotation by a uniform angle, then flips.
+    """What follows the resize in a training pipeline: rotations and flips, in any order.
 
     Args:
-        limit: largest angle to either side, degrees.
-        horizontal: probability of a horizontal flip, 0 to 1.
-        vertical: of a vertical one.
+        transforms: of albumentations; a last ``ToTensorV2`` is passed over.
+
+    Raises:
+        UserError: there is a transform among them that is not done here.
     """
 
-    def __init__(self, limit: float = 35.0, horizontal: float = 0.5, vertical: float = 0.1) -> None:
-        self.limit, self.horizontal, self.vertical = limit, horizontal, vertical
+    def __init__(self, transforms: Sequence[Any]) -> None:
+        steps = list(transforms)
+        if steps and isinstance(steps[-1], ToTensorV2):
+            steps.pop()
+        refused = [type(step).__name__ for step in steps if not _done_here(step)]
+        if refused:
+            raise UserError(
+                f"augment=gpu turns and flips, and transforms.train has {', '.join(refused)}\n"
+                "it does A.Rotate with border_mode=4, A.HorizontalFlip and A.VerticalFlip; for others: augment=cpu"
+            )
+        self.steps = steps
 
     def draw(self, seed: int, epochs: Tensor, rows: Tensor) -> Tensor:
         """Angle and flips of each image.
@@ -38,11 +57,10 @@ class DeviceAugment:
             (B, 2, 2) float32, what the coordinates of a result (x right, y down, from the centre, pixels) are
             multiplied by to find where it comes from.
         """
-        angle, horizontal, vertical = _uniform(seed, epochs.numpy(), rows.numpy(), 3)
-        angle = np.deg2rad((2 * angle - 1) * self.limit)
-        across, down = np.where(horizontal < self.horizontal, -1.0, 1.0), np.where(vertical < self.vertical, -1.0, 1.0)
-        cos, sin = np.cos(angle), np.sin(angle)
-        matrices = np.stack([np.stack([cos * across, -sin * down], 1), np.stack([sin * across, cos * down], 1)], 1)
+        numbers = _uniform(seed, epochs.numpy(), rows.numpy(), 2 * len(self.steps))
+        matrices = np.broadcast_to(np.eye(2), (len(rows), 2, 2))
+        for step, happens, value in zip(self.steps, numbers[::2], numbers[1::2], strict=True):
+            matrices = matrices @ np.where((happens < step.p)[:, None, None], _matrices(step, value), np.eye(2))
         return torch.from_numpy(matrices.astype(np.float32))
 
     def __call__(self, images: Tensor, matrices: Tensor) -> Tensor:
@@ -66,9 +84,26 @@ class DeviceAugment:
         return turned.round().clamp(0, 255).to(torch.uint8)
 
 
-def _uniform(
-    seed: int, epochs: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], count: int
-) -> npt.NDArray[np.float64]:
+def _done_here(step: Any) -> bool:
+    if isinstance(step, A.Rotate):
+        plain = step.interpolation == cv2.INTER_LINEAR and not step.crop_border and step.rotate_method == "largest_box"
+        return plain and step.border_mode == cv2.BORDER_REFLECT_101
+    return isinstance(step, A.HorizontalFlip | A.VerticalFlip)
+
+
+def _matrices(step: Any, value: Floats) -> Floats:
+    """(B, 2, 2) of a step that happens; ``value``, (B,) from 0 to 1, says how far it turns."""
+    if isinstance(step, A.HorizontalFlip):
+        return np.broadcast_to(np.diag([-1.0, 1.0]), (len(value), 2, 2))
+    if isinstance(step, A.VerticalFlip):
+        return np.broadcast_to(np.diag([1.0, -1.0]), (len(value), 2, 2))
+    low, high = step.limit
+    angle = np.deg2rad(low + (high - low) * value)
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
+
+
+def _uniform(seed: int, epochs: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], count: int) -> Floats:
     """(count, B) numbers, 0 to 1, from (seed, epoch, row) alone: splitmix64 of them all at once."""
     x = np.zeros(len(rows), np.uint64)
     with np.errstate(over="ignore"):

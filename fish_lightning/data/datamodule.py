@@ -53,8 +53,7 @@ class FishDataModule(L.LightningDataModule):
         find_copies: look which images are copies of one photograph, where nothing else says it.
         cache: where decoded images are kept: ``"on"`` (a file in ``cache_dir``), ``"ram"``, or ``"off"`` (nowhere).
         cache_dir: folder of the cache, also of what was found out about copies; None: keep nothing.
-        resident: keep all decoded images on the device; batches then travel as row numbers.
-        device_augment: augments training batches on the device, after ``train_transform``.
+        resident: keep all decoded images on the device, which then augments them; batches travel as row numbers.
         on_error: ``"raise"`` or ``"skip"``: what an unreadable image does.
         test_subset: what is tested: ``"test"``, ``"val"``, ``"train"`` or ``"all"``.
 
@@ -84,7 +83,6 @@ class FishDataModule(L.LightningDataModule):
         cache: str | bool = "off",
         cache_dir: str | Path | None = None,
         resident: bool = False,
-        device_augment: DeviceAugment | None = None,
         on_error: str = "raise",
         test_subset: str = "test",
     ) -> None:
@@ -105,7 +103,8 @@ class FishDataModule(L.LightningDataModule):
         if self.cache not in ("on", "off", "ram"):
             raise UserError(f"data.cache={cache}: it is on, off or ram")
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
-        self.device_augment, self.resident = device_augment, resident
+        self.resident = resident
+        self.device_augment: DeviceAugment | None = None
         self.pipelines: Pipelines | None = None
         self.pixels: PixelCache | None = None
         self._on_device: Tensor | None = None
@@ -143,13 +142,14 @@ class FishDataModule(L.LightningDataModule):
                 "data.cache: transforms.train and transforms.eval do not begin with the same resize, so that there is\n"
                 "nothing to keep; begin both with one A.Resize, or decode each time: data.cache=off"
             )
-        if self.resident and (self.pipelines.train.transforms[:-1] or self.pipelines.evaluate.transforms[:-1]):
-            raise UserError(
-                "data.resident: images that are kept on the device are augmented there; transforms.train and\n"
-                "transforms.eval may only resize (augment=gpu sets that)"
-            )
-        if self.cache == "off" or (self.cache == "on" and self.cache_dir is None):
-            raise UserError("data.cache: data.resident and data.cache=on want decoded images and a data.cache_dir")
+        if self.resident:
+            if self.cache == "off":
+                raise UserError("augment=gpu keeps decoded images: it wants data.cache=on or data.cache=ram")
+            if len(self.pipelines.evaluate.transforms) > 1:
+                raise UserError("augment=gpu: transforms.eval may only resize; for what it does: augment=cpu")
+            self.device_augment = DeviceAugment(self.pipelines.train.transforms)
+        if self.cache == "on" and self.cache_dir is None:
+            raise UserError("data.cache=on wants a folder, data.cache_dir")
         self.pixels = open_cache(
             self.catalog, self.pipelines, self.cache_dir or Path(), cores(), in_ram=self.cache == "ram"
         )
@@ -172,6 +172,7 @@ class FishDataModule(L.LightningDataModule):
             "split": self.split_name,
             "seed": self.seed,
             "batch_size": self.batch_size,
+            "processes": self.trainer.world_size if self.trainer else 1,
             "next": self._next_batch(),
         }
 
@@ -204,8 +205,12 @@ class FishDataModule(L.LightningDataModule):
                 f"{len(self.catalog)} now)\n"
                 "resume with the same data and split, or replay its split: split=file split.path=RUN/split.csv"
             )
-        for name, now in (("data.batch_size", self.batch_size), ("seed", self.seed)):
-            then = state_dict[name.removeprefix("data.")]
+        processes = self.trainer.world_size if self.trainer else state_dict["processes"]
+        for name, then, now in (
+            ("data.batch_size", state_dict["batch_size"], self.batch_size),
+            ("seed", state_dict["seed"], self.seed),
+            ("trainer.devices", state_dict["processes"], processes),
+        ):
             if then != now:
                 raise UserError(f"ckpt: the run began with {name}={then}, not {now}\nresume with what it began with")
         self.start = state_dict["next"]
@@ -245,8 +250,8 @@ class FishDataModule(L.LightningDataModule):
             except torch.OutOfMemoryError:
                 size = f"{self.pixels.pixels.nbytes / 1e9:.1f} GB"
                 raise UserError(
-                    f"data.resident: the decoded images, {size}, do not fit on {device}\n"
-                    "leave them to the loader: data.resident=false"
+                    f"augment=gpu: the decoded images, {size}, do not fit on {device}\n"
+                    "leave them to the loader: augment=cpu"
                 ) from None
         return self._on_device
 

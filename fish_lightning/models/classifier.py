@@ -3,7 +3,9 @@
 Class names and the evaluation transform travel in the checkpoint: evaluation and prediction need nothing else.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -226,7 +228,8 @@ class FishClassifier(L.LightningModule):
         """Loss of one batch; a batch of which no image could be read is passed over."""
         images, labels, _ = self._readable(batch)
         if len(labels) == 0:
-            return None
+            # The other processes of a run wait for this one's gradients: none, of the black images in their place.
+            return self(batch["image"]).sum() * 0 if self.trainer.world_size > 1 else None
         loss: Tensor = self.train_criterion(self(images), labels)
         # A loss that is no number stops the run or is passed over (callbacks.not_a_number); the mean is of the others.
         self.train_loss.update(loss.detach().nan_to_num(0, 0, 0), loss.detach().isfinite() * len(labels))
@@ -347,7 +350,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # arbitrary bytes make torch's unpickler raise whatever it meets
-        raise UserError(f"ckpt: {file} is not a checkpoint ({first_line(error)})") from None
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it wants to run {named[1]}, and a checkpoint is loaded as data alone" if named else first_line(error)
+        raise UserError(f"ckpt: {file} is not a checkpoint ({why})") from None
     needed = {"state_dict", "hyper_parameters", "FishDataModule", "precision"}
     if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
         raise UserError(
@@ -356,14 +361,31 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def restore(checkpoint: dict[str, Any]) -> tuple[FishClassifier, A.Compose]:
-    """The trained classifier and its evaluation transform, from :func:`load_checkpoint`.
+@contextmanager
+def well_formed(file: str | Path) -> Iterator[None]:
+    """Say it in one line where a checkpoint has the keys of one, and in them what no run wrote.
+
+    Raises:
+        UserError: in place of what the reader met.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"ckpt: {file} is not whole ({type(error).__name__}: {first_line(error)})") from None
+
+
+def restore(checkpoint: dict[str, Any], file: str | Path) -> tuple[FishClassifier, A.Compose]:
+    """The trained classifier and its evaluation transform, from what :func:`load_checkpoint` read from ``file``.
 
     ``albumentations.from_dict`` builds only classes of albumentations' own registry.
+
+    Raises:
+        UserError: its content is malformed.
     """
-    arguments = dict(checkpoint["hyper_parameters"]) | {"weights": None, "compile": False}
-    model = FishClassifier(**arguments)
-    model.load_state_dict(checkpoint["state_dict"])
-    transform = A.from_dict(arguments["eval_transform"])
-    assert isinstance(transform, A.Compose)
-    return model.eval(), transform
+    with well_formed(file):
+        arguments = dict(checkpoint["hyper_parameters"]) | {"weights": None, "compile": False}
+        model = FishClassifier(**arguments)
+        model.load_state_dict(checkpoint["state_dict"])
+        transform = A.from_dict(arguments["eval_transform"])
+        assert isinstance(transform, A.Compose)
+        return model.eval(), transform

@@ -8,18 +8,22 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 LOG_FROM = 20.0  # numbers whose largest is this many times the smallest are laid out by their logarithm
 TICKS = 5
 
 
-def sweep_figure(settings: dict[str, Sequence[str]], values: Sequence[float], metric: str) -> Figure:
+def sweep_figure(
+    settings: dict[str, Sequence[str]], values: Sequence[float], metric: str, pruned: Sequence[bool]
+) -> Figure:
     """One axis a setting, the metric last; a line a job, coloured by the metric, the best one thick.
 
     Args:
         settings: for each setting that differs the (N,) values of the jobs, best first, as typed.
         values: (N,) metrics, best first.
         metric: their name.
+        pruned: (N,) whether the job was given up before its end; such a line is dashed.
     """
     figure = Figure(figsize=(2.2 + 2.0 * len(settings), 4.6), layout="constrained")
     axes = figure.subplots()
@@ -30,7 +34,8 @@ def sweep_figure(settings: dict[str, Sequence[str]], values: Sequence[float], me
     from matplotlib import colormaps
 
     for job in reversed(range(len(values))):  # the best on top
-        axes.plot(heights[:, job], color=colormaps["viridis"](colours[job]), lw=3 if job == 0 else 1.2, alpha=0.85)
+        width, style = 3 if job == 0 else 1.2, ":" if pruned[job] else "-"
+        axes.plot(heights[:, job], color=colormaps["viridis"](colours[job]), lw=width, ls=style, alpha=0.85)
     for position, (_, ticks) in enumerate(columns.values()):
         axes.axvline(position, color="#888888", lw=0.8)
         for height, label in ticks:
@@ -40,7 +45,8 @@ def sweep_figure(settings: dict[str, Sequence[str]], values: Sequence[float], me
             )  # fmt: skip
     axes.set_xticks(range(len(columns)), list(columns))
     axes.set_yticks([])
-    axes.set(xlim=(-0.1, len(columns) - 0.5), ylim=(-0.05, 1.05), title=f"{len(values)} jobs, the best one thick")
+    title = f"{len(values)} jobs, the best one thick" + (f", {sum(pruned)} pruned dotted" if any(pruned) else "")
+    axes.set(xlim=(-0.1, len(columns) - 0.5), ylim=(-0.05, 1.05), title=title)
     for side in axes.spines.values():
         side.set_visible(False)
     return figure
@@ -57,7 +63,11 @@ def _heights(column: Sequence[str]) -> tuple[npt.NDArray[np.float64], list[tuple
     logarithmic = numbers.min() > 0 and numbers.max() / numbers.min() >= LOG_FROM
     scaled = np.log(numbers) if logarithmic else numbers
     low, span = scaled.min(), float(np.ptp(scaled)) or 1.0
-    at = np.unique(scaled) if len(np.unique(scaled)) <= TICKS else np.linspace(low, low + span, TICKS)
-    labels = np.exp(at) if logarithmic else at
+    labels = np.unique(numbers)
+    if len(labels) > TICKS:
+        locator = LogLocator(subs=(1, 2, 5), numticks=TICKS) if logarithmic else MaxNLocator(TICKS)
+        round_ones = np.asarray(locator.tick_values(numbers.min(), numbers.max()))
+        labels = round_ones[(round_ones >= numbers.min()) & (round_ones <= numbers.max())]
+    at = np.log(labels) if logarithmic else labels
     ticks = [(float((place - low) / span), f"{label:.3g}") for place, label in zip(at, labels, strict=True)]
     return (scaled - low) / span, ticks

@@ -54,12 +54,15 @@ class SweepTable(Callback):
             lines.writeheader()
             for i, row in enumerate([*rows, *repetition_rows(rows)]):
                 own = {key: values[i] for key, values in settings.items()} if i < len(rows) else {}
-                lines.writerow(row | own)
+                lines.writerow(row | {"overrides": " ".join(row["overrides"])} | own)
         written = "sweep.csv" + (", sweep.png" if _draw(folder, rows, metric) else "")
         print(f"\n{sweep_table(rows, metric)}\n\nsweep folder  {shown(folder)}  ({written})", flush=True)
         print(f"tensorboard   tensorboard --logdir {shown(folder)}", flush=True)
-        if (folder / "study.db").is_file():
-            print(f"study         optuna-dashboard sqlite:///{shown(folder / 'study.db')}", flush=True)
+        storage = OmegaConf.select(config, "hydra.sweeper.storage")
+        if storage is not None:
+            lite = "sqlite:///" if str(storage).startswith("sqlite:///") else ""
+            file = str(storage).removeprefix(lite)
+            print(f"study         optuna-dashboard {lite}{file if '://' in file else shown(file)}", flush=True)
         failed = sum(row["status"] == "failed" for row in rows)
         if failed:
             print(f"error: {failed} of {len(rows)} jobs failed; see above", file=sys.stderr, flush=True)
@@ -79,7 +82,7 @@ def sweep_rows(folder: Path, metric: str) -> list[Row]:
     for overrides in sorted(folder.glob("*/.hydra/overrides.yaml")):
         job = overrides.parent.parent
         summary = job_summary(job)
-        row: Row = {"job": job.name, "overrides": " ".join(map(str, OmegaConf.load(overrides)))}
+        row: Row = {"job": job.name, "overrides": list(map(str, OmegaConf.load(overrides)))}
         for name in METRICS:
             stage, key = name.split("/")
             row[name] = summary.get(stage, {}).get(key)
@@ -117,13 +120,13 @@ def repetition_rows(rows: list[Row]) -> list[Row]:
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row["status"] == "done":
-            groups[tuple(word for word in row["overrides"].split() if not _repeats(word))].append(row)
+            groups[tuple(word for word in row["overrides"] if not _repeats(word))].append(row)
     made = []
     for rest, group in groups.items():
         repeated = {key: [_value(row, key) for row in group] for key in _REPETITIONS}
         if len({tuple(column) for column in zip(*repeated.values(), strict=True)}) < max(2, len(group)):
             continue
-        same: Row = dict.fromkeys(group[0]) | {"overrides": " ".join(rest), "status": f"of {len(group)} jobs"}
+        same: Row = dict.fromkeys(group[0]) | {"overrides": list(rest), "status": f"of {len(group)} jobs"}
         for job, function in (("mean", statistics.fmean), ("sd", statistics.stdev)):
             row = same | {"job": job}
             for name in METRICS:
@@ -140,13 +143,13 @@ def repetition_rows(rows: list[Row]) -> list[Row]:
 def sweep_table(rows: list[Row], metric: str) -> str:
     """The rows as a table for the screen; what all jobs have in common is said once."""
     repeated = repetition_rows(rows)
-    common = [w for w in rows[0]["overrides"].split() if all(w in row["overrides"].split() for row in rows)]
+    common = [w for w in rows[0]["overrides"] if all(w in row["overrides"] for row in rows)]
     if len(rows) == 1:
         common = []
     lines = [("job", "val accuracy", "test accuracy", "val loss", "overrides")]
     for row in [*rows, *repeated]:
         numbers = [_shown(row[name]) for name in ("val/accuracy", "test/accuracy", "val/loss")]
-        words = [_rounded(w) for w in row["overrides"].split() if w not in common and not _ours(w)]
+        words = [_rounded(w) for w in row["overrides"] if w not in common and not _ours(w)]
         if row["status"] != "done":
             words.append(f" ({row['status']})")
         lines.append((row["job"], *numbers, " ".join(words)))
@@ -162,7 +165,7 @@ def sweep_table(rows: list[Row], metric: str) -> str:
 
 def _differing(rows: list[Row]) -> dict[str, Sequence[str]]:
     """The settings that are not the same in all jobs, each with its value in every job."""
-    settings = [dict(w.split("=", 1) for w in r["overrides"].split() if "=" in w and not _ours(w)) for r in rows]
+    settings = [dict(w.split("=", 1) for w in r["overrides"] if "=" in w and not _ours(w)) for r in rows]
     keys = dict.fromkeys(key for given in settings for key in given)
     return {k: [g.get(k, "") for g in settings] for k in keys if len({g.get(k) for g in settings}) > 1}
 
@@ -176,7 +179,8 @@ def _draw(folder: Path, rows: list[Row], metric: str) -> bool:
     from fish_lightning.report.coordinates import sweep_figure
 
     with whole_file(folder / "sweep.png") as temporary:
-        sweep_figure(columns, [float(row[metric]) for row in done], metric).savefig(temporary, dpi=110)
+        pruned = [row["status"] == "pruned" for row in done]
+        sweep_figure(columns, [float(row[metric]) for row in done], metric, pruned).savefig(temporary, dpi=110)
     return True
 
 
@@ -199,7 +203,7 @@ def _ours(word: str) -> bool:
 
 
 def _value(row: Row, key: str) -> str | None:
-    return next((w.partition("=")[2] for w in row["overrides"].split() if w.partition("=")[0] == key), None)
+    return next((w.partition("=")[2] for w in row["overrides"] if w.partition("=")[0] == key), None)
 
 
 def _shown(value: float | None) -> str:

@@ -7,6 +7,7 @@ not released yet, Hydra 1.4; neither goes on with a trial that was interrupted.)
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from fish_lightning.errors import UserError, end_with, first_line
 from fish_lightning.files import shown, whole_file
 from fish_lightning.report.sweep import job_summary
+from fish_lightning.sweeps.grid_sweeper import launch_all
 from fish_lightning.sweeps.study import alone_in, minimized, open_storage
 
 if TYPE_CHECKING:
@@ -114,6 +116,7 @@ class OptunaSweeper(Sweeper):
                 {
                     "metric": self.metric,
                     "space": {key: str(wanted) for key, wanted in space.items()},
+                    "typed": {key: overrides[key].get_value_element_as_str() for key in space},
                     "fixed": sorted(fixed),
                 },
                 folder,
@@ -141,14 +144,13 @@ class OptunaSweeper(Sweeper):
             trials = [Trial(study, number) for number in again]
             trials += [study.ask() for _ in range(room - len(trials))]
             jobs = [self._job(trial, space, fixed) for trial in trials]
-            try:
-                self.launcher.launch(jobs, trials[0].number)
-            except Exception as error:  # a launcher's word that the process of a job has died
-                if not any((folder / str(trial.number)).is_dir() for trial in trials):
-                    raise UserError(f"hydra/launcher: no job could be started: {first_line(error)}") from None
-                print(f"error: {type(error).__name__}: {first_line(error)}", file=sys.stderr, flush=True)
-            for trial in trials:
-                self._tell(study, trial, folder / str(trial.number))
+            folders = [folder / str(trial.number) for trial in trials]
+            launch_all(self.launcher.launch, partial(any, map(Path.is_dir, folders)), jobs, trials[0].number)
+            for trial, job in zip(trials, folders, strict=True):
+                if self._is_lost(trial, job):
+                    interrupted.append(trial._trial_id)
+                else:
+                    self._tell(study, trial, job)
 
     def _job(self, trial: "Trial", space: "dict[str, BaseDistribution]", fixed: list[str]) -> list[str]:
         # What `trial.suggest_float` and its like call; a value drawn before the interruption is kept.
@@ -157,6 +159,18 @@ class OptunaSweeper(Sweeper):
         reports = [f"callbacks.pruning.trial={trial.number}"] if prunes else []
         # The folder is set by the trial, since the numbers of trials that go on have gaps.
         return [*fixed, *drawn, *reports, "ckpt=auto", f"hydra.sweep.subdir={trial.number}"]
+
+    def _is_lost(self, trial: "Trial", job: Path) -> bool:
+        """Whether the job ended without a word, for the first time: killed, out of memory, taken off its node.
+
+        It then runs again, from its last checkpoint; the second time it counts as failed. Where a launcher gave up on
+        jobs that still run, they are waited for in their folders.
+        """
+        if job_summary(job) or (job / "error.txt").is_file() or trial.user_attrs.get("lost"):
+            return False
+        trial.set_user_attr("lost", True)
+        print(f"trial {trial.number} ended without a word: it goes on from its last checkpoint, once", flush=True)
+        return True
 
     def _tell(self, study: "Study", trial: "Trial", job: Path) -> None:
         """Record what the job's ``summary.json`` says: launchers tell of some failures and hide others."""
@@ -196,7 +210,7 @@ class OptunaSweeper(Sweeper):
         made = study.user_attrs.get("made_with")
         if made is None:
             study.set_user_attr("made_with", made_with)
-        elif made != made_with:
+        elif any(made[part] != made_with[part] for part in ("metric", "space", "fixed")):
             raise UserError(
                 f"the study in {self.storage} was made with other parameters: {_difference(made, made_with)}\n"
                 "go on with those, or begin another with another hydra.sweep.dir"
@@ -251,8 +265,8 @@ def _difference(made: dict[str, Any], wanted: dict[str, Any]) -> str:
     if made["metric"] != wanted["metric"]:
         parts.append(f"{made['metric']}, not {wanted['metric']}")
     for key in sorted(made["space"].keys() | wanted["space"].keys()):
-        was, now = (of["space"].get(key, "no search") for of in (made, wanted))
-        if was != now:
+        if made["space"].get(key) != wanted["space"].get(key):
+            was, now = (of["typed"].get(key, "not searched") for of in (made, wanted))
             parts.append(f"{key} was {was}, is {now}")
     gone, new = (sorted(set(a["fixed"]) - set(b["fixed"])) for a, b in ((made, wanted), (wanted, made)))
     parts += [f"without {word}" for word in gone] + [f"with {word}" for word in new]

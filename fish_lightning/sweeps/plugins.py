@@ -1,4 +1,4 @@
-"""Our sweeper made known to Hydra, and a word about launchers whose package is not installed.
+"""Our sweepers made known to Hydra, and a word about launchers whose package is not installed.
 
 Imported at every start: Hydra alone.
 """
@@ -6,9 +6,12 @@ Imported at every start: Hydra alone.
 import warnings
 from importlib.util import find_spec
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
 from fish_lightning.errors import UserError, end_with
+from fish_lightning.sweeps.grid_sweeper import GridSweeper
 from fish_lightning.sweeps.optuna_sweeper import OptunaSweeper
 
 #: What a plugin's class path begins with: the module that it needs, the package and our extra that install it.
@@ -25,14 +28,17 @@ _NEEDS = {
 
 
 def register_plugins() -> None:
-    """Let Hydra make :class:`OptunaSweeper`, where this package is: in a checkout as in an installed wheel.
+    """Let Hydra make our sweepers, where this package is: in a checkout as in an installed wheel.
 
     Hydra makes sweepers of the namespace package ``hydra_plugins`` alone, which a checkout cannot be found by; joblib
     and submitit pickle the registry, so that a class has to be importable by its own name.
     """
     # Hydra's advice about configs named as the plugins' own: ours are complete.
     warnings.filterwarnings("ignore", r"(?s).*is validated against ConfigStore schema")
-    Plugins.instance().register(OptunaSweeper)
+    for sweeper in (OptunaSweeper, GridSweeper):
+        Plugins.instance().register(sweeper)
+    ours = BasicSweeperConf(_target_=f"{GridSweeper.__module__}.{GridSweeper.__qualname__}")
+    ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=ours, provider="fish_lightning")
     Plugins.is_in_toplevel_plugins_module = staticmethod(_may_be_made)  # type: ignore[method-assign,assignment]
 
 
@@ -46,7 +52,7 @@ def _may_be_made(target: str) -> bool:
                     f"pip install '{package}'  (the extra {extra}: pip install '.[{extra}]' in a checkout)"
                 )
             )
-    return target.startswith(("hydra_plugins.", "hydra._internal.core_plugins.", f"{OptunaSweeper.__module__}."))
+    return target.startswith(("hydra_plugins.", "hydra._internal.core_plugins.", "fish_lightning.sweeps."))
 
 
 def _installed(module: str) -> bool:

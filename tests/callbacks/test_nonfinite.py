@@ -88,9 +88,22 @@ def test_ruined_weights_are_not_saved(fit, tmp_path):
                 next(module.parameters()).data.fill_(torch.nan)
                 trainer.save_checkpoint(tmp_path / "last.ckpt", weights_only=False)
 
-    with pytest.raises(UserError, match="weights are no numbers any more; they were not saved"):
+    with pytest.raises(UserError, match=r"weights are no numbers any more: .*; they were not saved"):
         fit("skip", [], callbacks=[Ruin()])
     assert not (tmp_path / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_gradients_that_alone_were_no_numbers_stop_the_run_in_either_case(fit, action):
+    class Ruin(L.Callback):
+        def on_before_optimizer_step(self, trainer, module, *_):
+            if trainer.global_step == 2:
+                next(module.parameters()).grad.fill_(torch.nan)
+
+    with pytest.raises(UserError, match="the weights are no numbers any more: a step ruined them whose loss was one"):
+        fit(action, [], callbacks=[Ruin()])
+    assert fit.trainer.global_step == 3
+    assert fit.guard.skipped == 0
 
 
 def test_the_count_is_kept_and_another_action_is_refused(tmp_path):
@@ -124,7 +137,7 @@ def test_a_rate_that_ruins_the_weights_stops_the_run(tmp_path, train_tiny):
     done = train_tiny(tmp_path, "optimizer.lr=1e30", "optimizer=sgd", "gradient_clip=none")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "not a number" in done.stderr and "a lower optimizer.lr often helps" in done.stderr
+    assert "the weights are no numbers any more" in done.stderr and "a lower optimizer.lr often helps" in done.stderr
 
 
 def test_skipped_batches_are_reported(tmp_path, train_tiny, faults):

@@ -65,11 +65,11 @@ def test_without_workers_there_is_nothing_to_prefetch_or_keep(make_data, root):
     assert loader.num_workers == 0 and loader.prefetch_factor is None and loader.persistent_workers is False
 
 
-@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (8, 1), (16, 2), (64, 8)])
+@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 0), (8, 1), (16, 2), (64, 8)])
 def test_the_worker_count_comes_from_the_cpu_affinity(monkeypatch, cores, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
-    assert hardware.default_workers("cpu") == workers
+    assert hardware.default_workers("cpu", "on") == workers
     with initialize_config_dir(CONF, version_base="1.3"):
         assert compose("train").data.num_workers == workers
 

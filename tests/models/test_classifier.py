@@ -247,7 +247,7 @@ def test_a_checkpoint_carries_all_that_evaluation_needs_and_loads_weights_only(r
 
 def test_a_restored_model_answers_as_the_trained_one(run_folder, batch):
     data, model, file = run_folder
-    again, transform = restore(load_checkpoint(file))
+    again, transform = restore(load_checkpoint(file), file)
     assert not again.training and again.class_names == data.catalog.classes
     assert torch.equal(again(batch["image"]), model.eval()(batch["image"]))
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
@@ -289,6 +289,28 @@ def test_another_projects_checkpoint_is_an_error(tmp_path, content):
     assert "is not a checkpoint of fish_lightning" in message_of(tmp_path / "best.ckpt")
 
 
+@pytest.mark.parametrize(
+    ("key", "content"),
+    [
+        ("hyper_parameters", {}),
+        ("hyper_parameters", [1]),
+        ("hyper_parameters", {"class_names": ["a", "b"], "abc": 1}),
+        ("state_dict", {}),
+        ("state_dict", {"network.conv1.0.weight": torch.zeros(2)}),
+        (
+            "hyper_parameters",
+            {"class_names": ["a", "b", "c"], "name": "shufflenet_v2_x0_5", "eval_transform": {"a": 1}},
+        ),
+    ],
+)
+def test_a_checkpoint_whose_parts_are_malformed_is_an_error(run_folder, key, content):
+    file = run_folder[2]
+    with pytest.raises(UserError) as raised:
+        restore(load_checkpoint(file) | {key: content}, file)
+    assert str(raised.value).startswith(f"ckpt: {file} is not whole (")
+    assert len(str(raised.value).splitlines()) == 1
+
+
 class Malice:
     def __init__(self, path):
         self.path = path
@@ -299,7 +321,8 @@ class Malice:
 
 def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path):
     torch.save({"state_dict": {}, "hyper_parameters": Malice(tmp_path / "executed")}, tmp_path / "best.ckpt")
-    assert "is not a checkpoint" in message_of(tmp_path / "best.ckpt")
+    assert "is not a checkpoint (it wants to run " in message_of(tmp_path / "best.ckpt")
+    assert "open, and a checkpoint is loaded as data alone)" in message_of(tmp_path / "best.ckpt")
     (tmp_path / "bare.ckpt").write_bytes(pickle.dumps(Malice(tmp_path / "executed"), protocol=2))
     assert "is not a checkpoint" in message_of(tmp_path / "bare.ckpt")
     assert not (tmp_path / "executed").exists()

@@ -62,7 +62,7 @@ def test_jobs_come_best_first_and_failed_ones_last(grid, metric, order):
 
 def test_a_row_says_what_was_set_and_what_came_out(grid):
     best = sweep_rows(grid, "val/accuracy")[0]
-    assert best["overrides"] == "optimizer=adam optimizer.lr=0.01"
+    assert best["overrides"] == ["optimizer=adam", "optimizer.lr=0.01"]
     assert (best["val/accuracy"], best["val/loss"], best["test/accuracy"], best["test/loss"]) == (0.9, 0.7, 0.7, 1.4)
     assert (best["best_epoch"], best["seconds"], best["folder"]) == (3, 12.5, str(grid / "1"))
 
@@ -133,7 +133,7 @@ def test_jobs_that_differ_in_seed_alone_have_a_mean_and_a_standard_deviation(mak
         content = None if (rate, seed) == (0.2, 3) else summary(rate + seed / 100, 0.5, 0.5)
         make_job(number, [f"optimizer.lr={rate}", f"seed={seed}"], content)
     mean, sd, other, _ = repetition_rows(sweep_rows(tmp_path, "val/accuracy"))
-    assert (mean["job"], sd["job"], mean["overrides"]) == ("mean", "sd", "optimizer.lr=0.2")
+    assert (mean["job"], sd["job"], mean["overrides"]) == ("mean", "sd", ["optimizer.lr=0.2"])
     assert mean["val/accuracy"] == pytest.approx(0.215) and sd["val/accuracy"] == pytest.approx(0.01 / 2**0.5)
     assert mean["status"] == "of 2 jobs" and other["status"] == "of 3 jobs"
     assert other["val/accuracy"] == pytest.approx(0.12)
@@ -161,12 +161,50 @@ def test_a_pruned_job_is_marked(make_job, tmp_path):
 
 
 def test_numbers_over_many_magnitudes_are_drawn_by_their_logarithm():
-    figure = sweep_figure({"lr": ["0.001", "0.01", "0.1"], "name": ["b", "a", "b"]}, [0.9, 0.8, 0.1], "val/accuracy")
+    figure = sweep_figure(
+        {"lr": ["0.001", "0.01", "0.1"], "name": ["b", "a", "b"]}, [0.9, 0.8, 0.1], "val/accuracy", [False, False, True]
+    )
     (axes,) = figure.axes
     best = [line for line in axes.lines if line.get_linewidth() == 3]
     assert best[0].get_ydata().tolist() == pytest.approx([0, 1, 1])
     middle = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 3][1]
     assert middle.tolist() == pytest.approx([0.5, 0, 0.875])
+    assert [line.get_linestyle() for line in axes.lines if len(line.get_ydata()) == 3] == [":", "-", "-"]
+    assert axes.get_title() == "3 jobs, the best one thick, 1 pruned dotted"
+
+
+def test_an_axis_of_many_numbers_has_round_ticks():
+    rates = [f"{0.0003 * 1.37**i:.6g}" for i in range(16)]
+    weights = [str(0.011 * i) for i in range(16)]
+    figure = sweep_figure({"lr": rates, "weight": weights}, [0.5] * 16, "val/accuracy", [False] * 16)
+    (axes,) = figure.axes
+    labels = [[t.get_text() for t in axes.texts if t.xy[0] == position] for position in (0, 1)]
+    assert labels[0] and {float(label) for label in labels[0]} <= {0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03}
+    assert labels[1][:2] == ["0", "0.04"]
+
+
+def test_a_value_with_spaces_is_one_setting(make_job, tmp_path):
+    for job, name in enumerate(("two words", "one more")):
+        make_job(job, [f"data.root={name}", "seed=1"], summary(0.9 - job / 10, 0.5))
+    rows = sweep_rows(tmp_path, "val/accuracy")
+    first = sweep_table(rows, "val/accuracy").splitlines()[2]
+    assert first.endswith("data.root=two words")
+    config = {"hydra": {"sweep": {"dir": str(tmp_path)}}, "optimized_metric": "val/accuracy"}
+    SweepTable().on_multirun_end(OmegaConf.create(config))
+    with (tmp_path / "sweep.csv").open(newline="", encoding="utf-8") as stream:
+        assert [row["data.root"] for row in csv.DictReader(stream)] == ["two words", "one more"]
+
+
+@pytest.mark.parametrize(
+    ("storage", "shown"), [("sqlite:///{}/study.db", "sqlite:///study.db"), ("{}/study.log", "study.log")]
+)
+def test_the_dashboard_is_given_the_studys_storage(make_job, tmp_path, capsys, monkeypatch, storage, shown):
+    monkeypatch.chdir(tmp_path)
+    make_job(0, ["seed=1"], summary(0.5, 0.5))
+    sweeper = {"storage": storage.format(tmp_path)}
+    config = {"hydra": {"sweep": {"dir": str(tmp_path)}, "sweeper": sweeper}, "optimized_metric": "val/accuracy"}
+    SweepTable().on_multirun_end(OmegaConf.create(config))
+    assert capsys.readouterr().out.splitlines()[-1] == f"study         optuna-dashboard {shown}"
 
 
 def test_of_equally_good_jobs_the_lower_loss_is_first(tmp_path):
