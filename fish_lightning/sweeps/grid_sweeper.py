@@ -6,12 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fish_lightning.errors import UserError, end_with, first_line
+
+Plugins.instance()  # finds Hydra's plugins by running their modules, once: the class below is the one that stays
+
+# isort: split
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402 - only now
 
 Launch = Callable[[Sequence[Sequence[str]], int], Any]
 

@@ -116,7 +116,7 @@ class OptunaSweeper(Sweeper):
                 {
                     "metric": self.metric,
                     "space": {key: str(wanted) for key, wanted in space.items()},
-                    "typed": {key: overrides[key].get_value_element_as_str() for key in space},
+                    "typed": {key: str(overrides[key].input_line).partition("=")[2] for key in space},
                     "fixed": sorted(fixed),
                 },
                 folder,
