@@ -69,6 +69,14 @@ def _uses_cuda(accelerator: str) -> bool:
     return torch.cuda.is_available()
 
 
+def _fused(precision: str) -> bool:
+    """Whether optimizers compute a step in one kernel: a third of the time on a CPU, and no waiting between on a GPU.
+
+    With fp16 the gradients are scaled, and Lightning does not clip them for an optimizer that takes the scale away.
+    """
+    return str(precision) not in ("16-mixed", "16")
+
+
 def _slurm_job() -> str | None:
     """Number of the SLURM job and of its step (``4242.0``), where srun started this process; None elsewhere."""
     environment = os.environ
@@ -131,6 +139,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("tasks", _tasks, replace=True)
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+    OmegaConf.register_new_resolver("fused", _fused, replace=True)
     OmegaConf.register_new_resolver("uses_cuda", _uses_cuda, replace=True)
     OmegaConf.register_new_resolver("workers", default_workers, replace=True)
     OmegaConf.register_new_resolver("on_a_terminal", sys.stdout.isatty, replace=True)

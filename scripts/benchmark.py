@@ -305,7 +305,7 @@ def train(quick: bool) -> list[Row]:
             return batch * steps / (synchronized() - start)
 
         def _resident(self, trainer: L.Trainer, module: Any) -> float:
-            optimizer = torch.optim.Adam(module.parameters(), lr=0.0, fused=gpu)
+            optimizer = module.make_optimizer(module.parameters(), lr=0.0)  # the run's own, which moves nothing
             for number in range(1 + steps):
                 if number == 1:
                     start = synchronized()

@@ -298,7 +298,7 @@ def test_experiment_notebook_is_the_reference_recipe():
         "_partial_": True,
         "lr": 0.01,
         "weight_decay": 0.0001,
-        "fused": False,
+        "fused": True,
     }
     assert cfg.scheduler._target_ == "fish_lightning.models.schedules.onecycle"
     assert cfg.scheduler.max_lr == 0.01
@@ -373,3 +373,9 @@ def test_a_fit_of_experiment_notebook_follows_onecyclelr_driven_by_hand(make_fol
     assert max(recorder.gradients) > 0.1 and max(recorder.clipped) == pytest.approx(0.1)  # clipped by value
     assert type(trainer.optimizers[0]) is torch.optim.Adam
     assert trainer.optimizers[0].param_groups[0]["betas"] == optimizer.param_groups[0]["betas"]  # cycled with the rate
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("auto", True), ("32-true", True), ("16-mixed", False)])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_optimizers_are_fused_where_no_gradient_is_scaled(optimizer, precision, fused):
+    assert composed(f"optimizer={optimizer}", f"trainer.precision={precision}").optimizer.fused is fused

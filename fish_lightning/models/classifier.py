@@ -15,6 +15,8 @@ import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -184,8 +186,17 @@ class FishClassifier(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the trainer says; a batch that is passed over leaves no gradients, which torch refuses to clip."""
-        if any(parameter.grad is not None for parameter in self.parameters()):
+        """Clip as the trainer says; a batch that is passed over leaves no gradients, which torch refuses to clip.
+
+        For a fused optimizer Lightning refuses to, since it may take a gradient scale away in its step; bf16 has none.
+        """
+        if all(parameter.grad is None for parameter in self.parameters()):
+            return
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            super(MixedPrecision, plugin).clip_gradients(optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def forward(self, images: Tensor) -> Tensor:

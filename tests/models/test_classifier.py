@@ -4,6 +4,7 @@ import pickle
 from functools import partial
 
 import albumentations as A
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -168,6 +169,23 @@ def test_a_batch_of_unreadable_images_alone_passes_through_clipping(
     trainer = make_trainer(gradient_clip_val=0.1, gradient_clip_algorithm=algorithm)
     trainer.fit(make_model(data), datamodule=data)
     assert trainer.current_epoch == 1
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("algorithm", ["value", "norm"])
+def test_gradients_are_clipped_for_a_fused_optimizer(root, make_data, make_model, make_trainer, algorithm, precision):
+    seen = []
+
+    class Watch(L.Callback):
+        def on_before_zero_grad(self, trainer, module, *_):
+            grads = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None] or [torch.zeros(1)])
+            seen.append(float(grads.abs().max() if algorithm == "value" else grads.norm()))
+
+    data = make_data(root)
+    model = make_model(data, optimizer=partial(torch.optim.Adam, lr=0.001, fused=True))
+    clip = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": algorithm}
+    make_trainer(precision=precision, callbacks=[Watch()], limit_train_batches=3, **clip).fit(model, datamodule=data)
+    assert max(seen) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_predictions_are_probabilities_and_not_a_number_where_nothing_was_read(make_classifier, batch):
