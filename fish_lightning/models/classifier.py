@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Accuracy, F1Score, MeanMetric, MetricCollection
+from torchmetrics import Accuracy, F1Score, MeanMetric, Metric, MetricCollection
 
 from fish_lightning.data.dataset import UNREADABLE
 from fish_lightning.errors import UserError, first_line
@@ -63,6 +63,32 @@ class Predictions:
     def correct(self) -> npt.NDArray[np.bool_]:
         """(N,) whether the most probable class is the true one."""
         return np.equal(self.preds, self.labels)
+
+
+class TrainingLoss(Metric):
+    """Mean loss of the images of an epoch.
+
+    A loss that is no number stops the run or is passed over (``callbacks.not_a_number``); the mean is of the others.
+    torchmetrics' ``MeanMetric`` looks for such numbers on the host, which then waits for the device at each step.
+    """
+
+    total: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("images", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, images: int) -> None:
+        """Take the mean loss of so many images into account."""
+        finite = loss.isfinite()
+        self.total += torch.where(finite, loss, 0.0) * images
+        self.images += finite * images
+
+    def compute(self) -> Tensor:
+        """The mean."""
+        return self.total / self.images
 
 
 class FishClassifier(L.LightningModule):
@@ -126,7 +152,7 @@ class FishClassifier(L.LightningModule):
     def configure_metrics(self) -> None:
         """One collection a stage; all sums are exact however the images fall into batches."""
         task: dict[str, Any] = {"task": "multiclass", "num_classes": len(self.class_names)}
-        self.train_loss, self.val_loss, self.test_loss = MeanMetric(), MeanMetric(), MeanMetric()
+        self.train_loss, self.val_loss, self.test_loss = TrainingLoss(), MeanMetric(), MeanMetric()
         self.train_loss.persistent(True)  # part of a checkpoint: a run can go on in the middle of an epoch
         scores = MetricCollection(
             {"accuracy": Accuracy(average="micro", **task), "macro_f1": F1Score(average="macro", **task)}
@@ -242,8 +268,7 @@ class FishClassifier(L.LightningModule):
             # The other processes of a run wait for this one's gradients: none, of the black images in their place.
             return self(batch["image"]).sum() * 0 if self.trainer.world_size > 1 else None
         loss: Tensor = self.train_criterion(self(images), labels)
-        # A loss that is no number stops the run or is passed over (callbacks.not_a_number); the mean is of the others.
-        self.train_loss.update(loss.detach().nan_to_num(0, 0, 0), loss.detach().isfinite() * len(labels))
+        self.train_loss.update(loss.detach(), len(labels))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=len(labels))
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=len(labels))
         return loss
