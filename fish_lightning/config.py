@@ -32,7 +32,8 @@ _WITHOUT_EFFECT = (
 _OF_A_STEP = (
     *("data.resident", "data.on_error", "transforms", "model", "optimizer", "scheduler"),
     *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"),
-    *("trainer.sync_batchnorm", "callbacks.progressive", "on_nan"),
+    *("trainer.precision", "trainer.deterministic", "trainer.limit_train_batches", "trainer.sync_batchnorm"),
+    *("callbacks.progressive", "on_nan"),
 )
 _NOT_OF_A_STEP = ("model.weights", "model.compile")  # where it started, and how fast it goes
 

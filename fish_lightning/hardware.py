@@ -97,11 +97,11 @@ def slurm_restarts() -> int:
 
 def _run_folder(ckpt: str | None, new: str) -> str:
     """The folder of the run that ``ckpt`` belongs to, or ``new`` for a run that starts."""
-    if ckpt in (None, "last", "auto"):
+    if ckpt in (None, "", "last", "auto"):
         return new
     path = Path(str(ckpt))
     if path.is_dir():
-        return str(path)
+        return str(path) if (path / "checkpoints" / "last.ckpt").is_file() else new
     # Hydra writes into the folder before the checkpoint is looked at: a file that cannot be one leaves the run alone.
     resumable = path.parent.name == "checkpoints" and path.name != "best.ckpt" and zipfile.is_zipfile(path)
     return str(path.parent.parent) if resumable else new

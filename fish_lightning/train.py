@@ -61,7 +61,7 @@ def train(cfg: DictConfig) -> float | None:
     trainer = build_trainer(cfg.trainer, [*callbacks, SameConfig(cfg)], loggers)
 
     lead_processes(trainer)
-    ckpt = resume_from(cfg, folder, data, model)
+    ckpt = resume_from(cfg, trainer, data, model)
     report.write_start(folder, trainer, model, data)
     log_config(trainer, cfg)
     if cfg.validate_first and ckpt is None:

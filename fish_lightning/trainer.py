@@ -113,26 +113,30 @@ def quieten_lightning() -> None:
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
 
 
-def resume_from(cfg: DictConfig, folder: Path, data: L.LightningDataModule, model: L.LightningModule) -> Path | None:
+def resume_from(
+    cfg: DictConfig, trainer: L.Trainer, data: L.LightningDataModule, model: L.LightningModule
+) -> Path | None:
     """The file that ``ckpt`` means, found fit to go on from before anything in the run's folder is touched.
 
     Args:
-        cfg: the whole config. Its ``ckpt`` is a file, a run folder (its ``last.ckpt``), ``last`` for that of
-            ``folder``, ``auto`` for that if there is one, or None for a new run; in a job that SLURM has started again,
+        cfg: the whole config. Its ``ckpt`` is a file, a run folder (its ``last.ckpt``), ``last`` for that of the run's
+            folder, ``auto`` for that if there is one, or None for a new run; in a job that SLURM has started again,
             that means ``auto``.
-        folder: of this run.
+        trainer: its precision is compared.
         data: set up; it compares its images and split with those that the run began with.
         model: compares its network.
 
     Raises:
         UserError: no checkpoint, one that holds weights only, or a run with other images, another split or settings.
     """
-    ckpt = cfg.ckpt
+    folder, ckpt = Path(cfg.paths.output), cfg.ckpt
+    if ckpt == "":
+        raise UserError("ckpt= says nothing: name a run's folder or its checkpoints/last.ckpt, or leave it out")
     if ckpt == "auto" or (ckpt is None and slurm_restarts()):
         ckpt = "last" if (folder / "checkpoints" / "last.ckpt").is_file() else None
     if ckpt is None:
         return None
-    run = folder if ckpt == "last" else Path(ckpt).expanduser()
+    run = folder if ckpt == "last" else Path(str(ckpt)).expanduser()
     file = run / "checkpoints" / "last.ckpt" if ckpt == "last" or run.is_dir() else run
     if ckpt == "last" and not file.is_file():
         raise UserError(
@@ -145,7 +149,9 @@ def resume_from(cfg: DictConfig, folder: Path, data: L.LightningDataModule, mode
     with well_formed(file):
         data.load_state_dict(checkpoint["FishDataModule"])
         model.on_load_checkpoint(checkpoint)
-        require_same_steps(checkpoint["callbacks"][SameConfig.__name__]["settings"], settings(cfg))
+        begun = checkpoint["callbacks"][SameConfig.__name__]["settings"]
+        precisions = [{"trainer.precision": str(of)} for of in (checkpoint["precision"], trainer.precision)]
+        require_same_steps(begun | precisions[0], settings(cfg) | precisions[1])
     rank_zero_only(remove_strays)(folder)
     return file
 

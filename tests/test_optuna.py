@@ -177,6 +177,7 @@ def test_a_trial_whose_process_is_killed_goes_on_once_from_its_checkpoint_and_th
     [
         ("hydra.sweeper.n_trials=x", "hydra.sweeper.n_trials=x: it is a whole number, 1 or more"),
         ("hydra.sweeper.n_jobs=0", "hydra.sweeper.n_jobs=0: it is a whole number, 1 or more"),
+        ("hydra.sweeper.metric=val/foo", "hydra.sweeper.metric=val/foo: runs measure val/accuracy"),
         ("optimized_metric=val/acuracy", "optimized_metric=val/acuracy: runs measure val/accuracy"),
     ],
 )

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from fish_lightning.config import fingerprint
 from fish_lightning.errors import UserError
 from fish_lightning.report.summary import finished
+from fish_lightning.sweeps.study import alone_in
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,8 @@ def test_a_finished_run_with_other_settings_is_not_taken_for_this_one(tmp_path):
         (["-m", "optimizer=adam,lion"], ("Could not find 'optimizer/lion'", "sgd")),
         (["sweep=optuna", "optimizer.rl=interval(0,1)"], ("Could not override 'optimizer.rl'",)),
         (["sweep=optuna", "optimizer.lr=tag(log,interval(0,1))"], ("error: ", "Optuna cannot search it")),
+        (["sweep=gird"], ("Could not find 'sweep/gird'", "grid")),
+        (["-m", "experiment=onest", "seed=1"], ("Could not find 'experiment/onest'", "honest")),
         (["-m", "hydra/launcher=abacus", "seed=1"], ("Could not find 'hydra/launcher/abacus'", "joblib")),
     ],
 )
@@ -149,6 +152,15 @@ def test_more_devices_than_there_are_is_a_short_error(tmp_path, train_tiny):
     done = train_tiny(tmp_path, "trainer=gpu", "trainer.devices=64")
     assert done.returncode == 1
     assert done.stderr.startswith("error: trainer: ") and "Traceback" not in done.stderr
+
+
+def test_two_grids_in_one_folder_are_refused(tmp_path, train_tiny):
+    (tmp_path / "grid").mkdir()
+    with alone_in(tmp_path / "grid"):
+        done = train_tiny(tmp_path, "seed=1,2", "hydra.sweep.dir=grid", "-m")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: hydra.sweep.dir: another sweep is running in grid")
+    assert [path.name for path in (tmp_path / "grid").iterdir()] == [".lock"]
 
 
 def test_more_processes_than_cores_is_a_short_error(tmp_path, train_tiny):

@@ -1,6 +1,7 @@
 """The trainer as its config says, quiet, and short about a wrong setting."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -67,9 +68,10 @@ def test_resuming_takes_a_file_a_run_folder_or_last(trained):
 
     cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
     cfg.paths.output = str(folder)
-    assert resume_from(cfg, folder, Data(), Model()) is None
+    trainer = SimpleNamespace(precision="32-true")
+    assert resume_from(cfg, trainer, Data(), Model()) is None
     for ckpt in (str(last), str(folder), "last"):
         data, model = Data(), Model()
         cfg.ckpt = ckpt
-        assert resume_from(cfg, folder, data, model) == last
+        assert resume_from(cfg, trainer, data, model) == last
         assert (data.begun, model.begun) == (42, "shufflenet_v2_x0_5")

@@ -76,9 +76,11 @@ class DeviceAugment:
         _, _, height, width = images.shape
         y = torch.arange(height, device=images.device, dtype=torch.float32) - (height - 1) / 2
         x = torch.arange(width, device=images.device, dtype=torch.float32) - (width - 1) / 2
-        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)  # (H, W, 2), pixels from the centre
-        where = torch.einsum("bij,hwj->bhwi", matrices, grid)
-        where = where * torch.tensor([2 / (width - 1), 2 / (height - 1)], device=images.device)
+        x, y = torch.meshgrid(x, y, indexing="xy")  # (H, W) each, pixels from the centre
+        m = matrices[:, :, :, None, None]
+        # Written out: a matrix product may be rounded to TF32, by a tenth of a pixel.
+        rows = [(m[:, i, 0] * x + m[:, i, 1] * y) * (2 / (side - 1)) for i, side in enumerate((width, height))]
+        where = torch.stack(rows, -1)
         # With corners aligned, reflection is about the centres of the outermost pixels: OpenCV's BORDER_REFLECT_101.
         turned = grid_sample(images.float(), where, mode="bilinear", padding_mode="reflection", align_corners=True)
         return turned.round().clamp(0, 255).to(torch.uint8)

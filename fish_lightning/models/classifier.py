@@ -151,7 +151,8 @@ class FishClassifier(L.LightningModule):
 
     def configure_metrics(self) -> None:
         """One collection a stage; all sums are exact however the images fall into batches."""
-        task: dict[str, Any] = {"task": "multiclass", "num_classes": len(self.class_names)}
+        # Checks of labels and logits would make a GPU wait at each batch.
+        task: dict[str, Any] = {"task": "multiclass", "num_classes": len(self.class_names), "validate_args": False}
         self.train_loss, self.val_loss, self.test_loss = TrainingLoss(), MeanMetric(), MeanMetric()
         self.train_loss.persistent(True)  # part of a checkpoint: a run can go on in the middle of an epoch
         scores = MetricCollection(
@@ -227,7 +228,7 @@ class FishClassifier(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, C) of images (N, 3, H, W), uint8: normalization happens here, on the model's device."""
-        images = (images.float() / 255.0 - self.mean) / self.std
+        images = ((images.float() / 255.0 - self.mean) / self.std).to(self.mean.dtype)  # the weights' (bf16-true)
         if self.hparams["channels_last"]:
             images = images.contiguous(memory_format=torch.channels_last)
         try:

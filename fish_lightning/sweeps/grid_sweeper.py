@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fish_lightning.errors import UserError, end_with, first_line
+from fish_lightning.sweeps.study import alone_in
 
 Plugins.instance()  # finds Hydra's plugins by running their modules, once: the class below is the one that stays
 
@@ -31,6 +32,17 @@ class GridSweeper(BasicSweeper):
         folder = Path(config.hydra.sweep.dir)
         launch = partial(launch_all, self.launcher.launch, lambda: any(folder.glob("*/.hydra")))
         self.launcher.launch = launch  # type: ignore[method-assign]
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run all jobs; two sweeps in one folder would train over each other's runs."""
+        assert self.config is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with alone_in(folder):
+                return super().sweep(arguments)
+        except UserError as error:
+            end_with(error)
 
 
 def launch_all(launch: Launch, begun: Callable[[], bool], jobs: Sequence[Sequence[str]], initial_job_idx: int) -> Any:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fish_lightning.errors import UserError, end_with, first_line
 from fish_lightning.files import shown, whole_file
-from fish_lightning.report.sweep import job_summary
+from fish_lightning.report.sweep import METRICS, job_summary
 from fish_lightning.sweeps.grid_sweeper import launch_all
 from fish_lightning.sweeps.study import alone_in, minimized, open_storage
 
@@ -96,8 +96,12 @@ class OptunaSweeper(Sweeper):
         for name, value in (("n_trials", self.n_trials), ("n_jobs", self.n_jobs)):
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"hydra.sweeper.{name}={value}: it is a whole number, 1 or more")
+        if self.metric not in METRICS:
+            raise UserError(f"hydra.sweeper.metric={self.metric}: runs measure {', '.join(METRICS)}")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        given = parser.parse_overrides([*(f"{key!s}={value}" for key, value in self.params.items()), *arguments])
+        given = parser.parse_overrides(
+            [*(f"{key!s}={value}" for key, value in (self.params or {}).items()), *arguments]
+        )
         overrides = {override.get_key_element(): override for override in given}  # the command line's come last
         space = {key: distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
         fixed = [
@@ -137,9 +141,12 @@ class OptunaSweeper(Sweeper):
             sep="\n",
             flush=True,
         )
-        while interrupted or _finished(study) < self.n_trials:
+        lost: list[int] = []
+        while interrupted or lost or _finished(study) < self.n_trials:
             room = min(self.n_jobs, max(self.n_trials - _finished(study), len(interrupted)))
             again, interrupted = interrupted[:room], interrupted[room:]
+            if not again and lost:  # each alone: with one process that dies joblib ends all of them
+                room, again, lost = 1, lost[:1], lost[1:]
             # Optuna names no way to a trial that runs already; its own `Trial` of the id is what `ask` makes.
             trials = [Trial(study, number) for number in again]
             trials += [study.ask() for _ in range(room - len(trials))]
@@ -148,7 +155,7 @@ class OptunaSweeper(Sweeper):
             launch_all(self.launcher.launch, partial(any, map(Path.is_dir, folders)), jobs, trials[0].number)
             for trial, job in zip(trials, folders, strict=True):
                 if self._is_lost(trial, job):
-                    interrupted.append(trial._trial_id)
+                    lost.append(trial._trial_id)
                 else:
                     self._tell(study, trial, job)
 
