@@ -13,11 +13,12 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor
 from omegaconf import OmegaConf
 from torch import nn
 
 from fish_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from fish_lightning.callbacks.early_stopping import LastingEarlyStopping
 from fish_lightning.config import CONF
 from fish_lightning.models.classifier import FishClassifier
 
@@ -214,7 +215,7 @@ def test_callbacks_are_made_by_the_yaml_and_early_stopping_is_a_choice():
     )
     assert type(made["learning_rate"]) is LearningRateMonitor and made["learning_rate"].logging_interval == "step"
     early = hydra.utils.instantiate(composed("callbacks=early_stopping").callbacks.early_stopping)
-    assert type(early) is EarlyStopping and (early.monitor, early.mode, early.patience) == ("val/loss", "min", 3)
+    assert type(early) is LastingEarlyStopping and (early.monitor, early.mode, early.patience) == ("val/loss", "min", 3)
     assert set(composed("callbacks=early_stopping").callbacks) == set(cfg)
 
 
