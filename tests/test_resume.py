@@ -93,6 +93,34 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(tmp_path, tiny_data, se
     assert not list(parts.rglob(".[0-9]*")), "temporary files of the killed processes"
 
 
+def test_a_validation_within_an_epoch_that_a_run_was_killed_in_comes_again(tmp_path, tiny_data):
+    recipe = [*TINY, f"data.root={tiny_data}", "callbacks.last.every_n_steps=1", "trainer.max_epochs=1"]
+    recipe += ["trainer.val_check_interval=2", "optimizer.lr=0.003"]  # after steps 2, 4 and 6 of 7
+    kills = [("on_validation_start", 2), ("on_validation_end", 4), ("on_train_batch_end", 6)]
+    parts = [f"+callbacks.kill={{_target_:faults.KillAt,hook:{hook},step:{step}}}" for hook, step in kills]
+    codes, done = carry_out(
+        tmp_path,
+        [
+            ("whole", recipe),
+            ("parts", [*recipe, parts[0]]),
+            ("parts", [*recipe, parts[1], "ckpt=last"]),
+            ("parts", [*recipe, send("on_train_batch_start", 5, signal.SIGTERM), "ckpt=last"]),  # stops at 6
+            ("parts", [*recipe, "ckpt=last"]),
+        ],
+    )
+    assert codes == [0, -9, -9, 143, 0], done.stdout + done.stderr
+    whole, resumed = (EventAccumulator(str(tmp_path / name)).Reload() for name in ("whole", "parts"))
+    for name, steps in (("val/loss", [0, 1, 3, 5]), ("train/loss_step", [0, 1, 2, 3, 4, 5, 6])):
+        ours, theirs = ({p.step: p.value for p in of.Scalars(name)} for of in (resumed, whole))
+        assert ours == theirs, name
+        assert sorted(ours) == steps, name  # the first is the validation before training
+    files = [tmp_path / name / "checkpoints" / "last.ckpt" for name in ("whole", "parts")]
+    ours, theirs = (torch.load(file, weights_only=True) for file in files)
+    assert same(ours["state_dict"], theirs["state_dict"])
+    best = [next(of for name, of in ckpt["callbacks"].items() if "BestCheckpoint" in name) for ckpt in (ours, theirs)]
+    assert best[0]["best_model_score"] == best[1]["best_model_score"]
+
+
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_with_the_one_before(tmp_path, tiny_data):
     recipe = [*TINY, f"data.root={tiny_data}", "callbacks.last.every_n_steps=2", "trainer.max_epochs=1", "test=false"]
     killed = [*recipe, "+callbacks.kill={_target_:faults.KillWhileWriting,step:6}"]

@@ -73,6 +73,23 @@ class LastCheckpoint(Checkpoint):
         """Save when the epoch's rows are noted."""
         self._save(trainer)
 
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a run that goes on begin with the validation that follows this step, where one does.
+
+        Lightning goes on with the next step (``_TrainingEpochLoop.advance``), unless it finds a validation begun.
+        """
+        loop: Any = trainer.fit_loop.epoch_loop
+        now = loop.batch_progress.current
+        if now.completed == now.processed or trainer._val_check_time_interval is not None:  # type: ignore[attr-defined]
+            return
+        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+            state = checkpoint["loops"]["fit_loop"]
+            begun, none = {"ready": 1, "started": 1, "processed": 0, "completed": 0}, dict.fromkeys(vars(now), 0)
+            state["epoch_loop.val_loop.batch_progress"] |= {"total": begun, "current": none}
+            state["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # Lightning adds one after it
+
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(self.path, weights_only=False)
