@@ -121,6 +121,14 @@ def test_a_validation_within_an_epoch_that_a_run_was_killed_in_comes_again(tmp_p
     assert best[0]["best_model_score"] == best[1]["best_model_score"]
 
 
+def test_a_signal_between_two_steps_is_heard_after_the_next_which_is_saved(tmp_path, tiny_data):
+    recipe = [*TINY, f"data.root={tiny_data}", "trainer.val_check_interval=2", "trainer.max_epochs=1"]
+    codes, done = carry_out(tmp_path, [("run", [*recipe, send("on_validation_end", 2, signal.SIGTERM)])])
+    assert codes == [143]
+    assert "at step 3 of 7; everything up to it is in run/checkpoints/last.ckpt" in done.stderr
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_with_the_one_before(tmp_path, tiny_data):
     recipe = [*TINY, f"data.root={tiny_data}", "callbacks.last.every_n_steps=2", "trainer.max_epochs=1", "test=false"]
     killed = [*recipe, "+callbacks.kill={_target_:faults.KillWhileWriting,step:6}"]

@@ -39,19 +39,30 @@ class SaveOnInterrupt(Callback):
 
     Args:
         path: the checkpoint to write.
+
+    Attributes:
+        received: the signal that this process has had.
+        agreed: the one that it stops for, as all processes of the run do after the same step.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.received: int | None = None
+        self.agreed: int | None = None
         self._requeue_signal: int | None = None
         self._trainer: L.Trainer | None = None
+        self._group: Any = None  # of processes, where there are several
 
     # Lightning sets its own handlers before these hooks, and puts back what was there before them when it has ended.
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Take over the signals."""
         self._take_signals(trainer)
+        if trainer.world_size > 1:
+            # On the hosts: to ask the devices would be to wait for them, at each step. Lightning asks them too, whether
+            # one of the processes has had SIGTERM, which is noted here.
+            self._group = torch.distributed.new_group(backend="gloo")
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Take over the signals."""
@@ -83,13 +94,13 @@ class SaveOnInterrupt(Callback):
     ) -> None:
         """Save after the step that a signal came in; after an epoch's last step its validation comes first."""
         self._agree(trainer)
-        if self.received is not None and is_between_steps(trainer, batch_idx):
+        if self.agreed is not None and is_between_steps(trainer, batch_idx):
             trainer.save_checkpoint(self.path, weights_only=False)
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save when the epoch in whose last step or validation a signal came is whole."""
         self._agree(trainer)
-        if self.received is not None:
+        if self.agreed is not None:
             trainer.save_checkpoint(self.path, weights_only=False)
 
     # Stopping waits for the next hook: between saving and that, Lightning logs what the step or the epoch measured.
@@ -107,6 +118,7 @@ class SaveOnInterrupt(Callback):
 
     def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Stop before the test."""
+        self._agree(trainer)
         self._stop(trainer)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -124,21 +136,22 @@ class SaveOnInterrupt(Callback):
             print("\nstopping: the step is finished and saved first (once more to stop at once)", flush=True)
 
     def _agree(self, trainer: L.Trainer) -> None:
-        """Make the processes of a run stop after the same step, whichever of them the signal came to."""
+        """Make the processes of a run stop after the same step, whichever of them the signal came to, and when."""
+        self.agreed = self.received
         if trainer.world_size > 1:
-            number = torch.tensor(self.received or 0, device=trainer.strategy.root_device)
-            torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
-            self.received = int(number) or None
+            number = torch.tensor(self.received or 0)
+            torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX, group=self._group)
+            self.agreed = int(number) or None
 
     def _stop(self, trainer: L.Trainer) -> None:
-        if self.received is None:
+        if self.agreed is None:
             return
-        requeued = self._requeue(trainer) if self.received == self._requeue_signal else None
+        requeued = self._requeue(trainer) if self.agreed == self._requeue_signal else None
+        kept = f"; everything up to it is in {shown(self.path)}" if self.path.is_file() else ""
         raise Stopped(
-            f"stopped by {signal.Signals(self.received).name} at step {trainer.global_step} of "
-            f"{trainer.estimated_stepping_batches}; everything up to it is in {shown(self.path)}\n"
-            + (requeued or self._advice()),
-            self.received,
+            f"stopped by {signal.Signals(self.agreed).name} at step {trainer.global_step} of "
+            f"{trainer.estimated_stepping_batches}{kept}\n" + (requeued or self._advice()),
+            self.agreed,
         )
 
     def _advice(self) -> str:

@@ -245,10 +245,14 @@ class FishDataModule(L.LightningDataModule):
         """(N, H, W, 3) uint8 on the device, copied to it once."""
         if self._on_device is None or self._on_device.device != device:
             assert self.pixels is not None
+            pixels = self.pixels.pixels
             try:
-                self._on_device = torch.from_numpy(np.array(self.pixels.pixels)).to(device)
+                self._on_device = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
+                for start in range(0, len(pixels), 1024):  # all at once would take as much memory of the host
+                    part = np.array(pixels[start : start + 1024])
+                    self._on_device[start : start + 1024] = torch.from_numpy(part)
             except torch.OutOfMemoryError:
-                size = f"{self.pixels.pixels.nbytes / 1e9:.1f} GB"
+                size = f"{pixels.nbytes / 1e9:.1f} GB"
                 raise UserError(
                     f"augment=gpu: the decoded images, {size}, do not fit on {device}\n"
                     "leave them to the loader: augment=cpu"
