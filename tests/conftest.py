@@ -4,14 +4,13 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported; two busy cores and more threads: 20 times slower
 
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from programs import run_module
 
 REPOSITORY = Path(__file__).parents[1]
 COLOURS = [(200, 60, 60), (60, 180, 70), (60, 70, 200), (200, 190, 60), (180, 70, 190), (70, 190, 190)]
@@ -75,15 +74,8 @@ def run():
     """``run("train", "trainer.max_epochs=1", cwd=tmp_path)``: the program in a process of its own, output captured."""
 
     def run_program(module, *overrides, cwd, env=None, timeout=300):
-        return subprocess.run(
-            [sys.executable, "-m", f"fish_lightning.{module}", *overrides],
-            cwd=cwd,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
+        return run_module(f"fish_lightning.{module}", overrides, cwd, environment, timeout)
 
     return run_program
 

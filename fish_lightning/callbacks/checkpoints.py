@@ -73,9 +73,7 @@ class LastCheckpoint(Checkpoint):
         """Save when the epoch's rows are noted."""
         self._save(trainer)
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let a run that goes on begin with the validation that follows this step, where one does.
 
         Lightning goes on with the next step (``_TrainingEpochLoop.advance``), unless it finds a validation begun.
