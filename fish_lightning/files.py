@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,3 +94,11 @@ def shown(path: str | Path | None) -> str:
         return "none"
     absolute = Path(path).absolute()
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
+
+
+def override(key: str, path: str | Path) -> str:
+    """``key=path`` as it can be typed: quoted for Hydra's grammar, and then for the shell, where either wants it."""
+    text = shown(path)
+    if not re.fullmatch(r"[\w/.@:+-]+", text, re.ASCII):
+        text = "'" + text.replace("'", "\\'") + "'"
+    return shlex.quote(f"{key}={text}")

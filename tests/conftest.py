@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from programs import run_module
+from programs import Programs
 
 REPOSITORY = Path(__file__).parents[1]
 COLOURS = [(200, 60, 60), (60, 180, 70), (60, 70, 200), (200, 190, 60), (180, 70, 190), (70, 190, 190)]
@@ -73,11 +73,14 @@ def shared_fish():
 def run():
     """``run("train", "trainer.max_epochs=1", cwd=tmp_path)``: the program in a process of its own, output captured."""
 
+    programs = Programs()
+
     def run_program(module, *overrides, cwd, env=None, timeout=300):
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
-        return run_module(f"fish_lightning.{module}", overrides, cwd, environment, timeout)
+        return programs.run(f"fish_lightning.{module}", overrides, cwd, environment, timeout)
 
-    return run_program
+    yield run_program
+    programs.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,19 @@
 """The programs in processes of their own, without the seconds that their imports take.
 
-A fork server imports the libraries once (``multiprocessing`` has one); each program is a fork of it that runs the
-module as ``python -m`` does: its own arguments, folder, environment, output and exit code, and signals that end it.
+A server has imported the libraries; each program is a fork of it that runs the module as ``python -m`` does: its own
+arguments, folder, environment, output and exit code, and signals that end it.
 """
 
-import atexit
-import multiprocessing
+import gc
+import importlib
+import json
 import os
 import runpy
+import select
+import signal
 import subprocess
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 #: Not the project itself, apart from what it sets before it imports anything.
@@ -20,38 +22,68 @@ LIBRARIES = (
     *("torch.utils.tensorboard", "torchmetrics"),
 )
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(list(LIBRARIES))
+
+class Programs:
+    """The server, started when it is first asked for a program."""
+
+    def __init__(self):
+        self.server = None
+
+    def run(self, name, arguments, cwd, env, timeout):
+        """Run a module as a program; ``subprocess.CompletedProcess`` with what it printed."""
+        if self.server is None:
+            command = [sys.executable, __file__]
+            self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = Path(folder, "out"), Path(folder, "err")
+            order = {"name": name, "arguments": arguments, "cwd": str(cwd), "env": env, "files": [str(out), str(err)]}
+            self.server.stdin.write(json.dumps(order) + "\n")
+            self.server.stdin.flush()
+            process = int(self.server.stdout.readline())
+            in_time = bool(select.select([self.server.stdout], [], [], timeout)[0])
+            if not in_time:
+                os.kill(process, signal.SIGKILL)
+            code = int(self.server.stdout.readline())
+            printed = [file.read_text() if file.exists() else "" for file in (out, err)]
+        command = [sys.executable, "-m", name, *arguments]
+        if not in_time:
+            raise subprocess.TimeoutExpired(command, timeout, *printed)
+        return subprocess.CompletedProcess(command, code, *printed)
+
+    def close(self):
+        """End the server."""
+        if self.server is not None:
+            self.server.communicate()
 
 
-def run_module(name, arguments, cwd, env, timeout):
-    """Run a module as a program; ``subprocess.CompletedProcess`` with what it printed."""
-    command = [sys.executable, "-m", name, *arguments]
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        process = SERVER.Process(target=_be_program, args=(name, arguments, str(cwd), env, str(out), str(err)))
-        process.start()
-        process.join(timeout)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired(command, timeout, out.read_bytes(), err.read_bytes())
-        printed = [file.read_text() if file.exists() else "" for file in (out, err)]
-    return subprocess.CompletedProcess(command, process.exitcode, *printed)
+def serve():
+    """Read orders and fork; returns in each fork, with its order, and where there are no more, with None."""
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    gc.freeze()  # a fork need not copy what its garbage collector would only look at
+    while line := sys.stdin.readline():
+        process = os.fork()
+        if process == 0:
+            return json.loads(line)
+        print(process, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+    return None
 
 
-def _be_program(name, arguments, cwd, env, out, err):
-    for number, file in ((1, out), (2, err)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+def become(arguments, cwd, env, files):
+    """Take on what a program is started with."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    for number, file in enumerate([os.open(os.devnull, os.O_RDONLY), *(os.open(file, flags) for file in files)]):
+        os.dup2(file, number)
+        os.close(file)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    sys.path[:0] = [cwd, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
-    sys.argv = [name, *arguments]
-    try:
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
-    finally:
-        atexit._run_exitfuncs()
+    sys.path[:1] = [cwd, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv[1:] = arguments
+
+
+if __name__ == "__main__" and (order := serve()):
+    name = order.pop("name")
+    become(**order)
+    runpy.run_module(name, run_name="__main__", alter_sys=True)

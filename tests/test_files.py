@@ -1,11 +1,13 @@
 """Files appear whole or not at all."""
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fish_lightning.files import remove_strays, shown, whole_file
+from fish_lightning.files import override, remove_strays, shown, whole_file
 
 
 def test_a_file_appears_when_it_is_finished_and_not_before(tmp_path):
@@ -62,3 +64,13 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
         (tmp_path / "run" / name).write_text("half")
     remove_strays(tmp_path)
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == sorted([alive, ".hydra", "last.ckpt", ".12"])
+
+
+@pytest.mark.parametrize(
+    "name", ["logs/run-1_a.b", "my runs/lr=0.1,b", "it's (mine)", 'a "b" {c} [d]', "Fänge/$HOME", "~x", "a:b#c"]
+)
+def test_an_override_is_what_the_shell_and_hydra_read_as_the_path(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (word,) = shlex.split(override("ckpt", tmp_path / name))
+    assert OverridesParser.create().parse_override(word).value() == name
+    assert (override("ckpt", name) == f"ckpt={name}") == (name == "logs/run-1_a.b")

@@ -178,6 +178,12 @@ def test_a_trial_whose_process_is_killed_goes_on_once_from_its_checkpoint_and_th
         ("hydra.sweeper.n_trials=x", "hydra.sweeper.n_trials=x: it is a whole number, 1 or more"),
         ("hydra.sweeper.n_jobs=0", "hydra.sweeper.n_jobs=0: it is a whole number, 1 or more"),
         ("hydra.sweeper.metric=val/foo", "hydra.sweeper.metric=val/foo: runs measure val/accuracy"),
+        ("hydra.sweeper.seed=null", "hydra.sweeper.seed=None: it is a whole number, 0 or more"),
+        ("hydra.sweeper.study_name=null", "hydra.sweeper.study_name: a study needs one"),
+        ("hydra.sweeper.storage=sea://x", "hydra.sweeper.storage=sea://x: it cannot be opened"),
+        ("hydra.sweeper.storage=/no/x.log", "hydra.sweeper.storage=/no/x.log: it cannot be opened"),
+        ("hydra.sweeper.sampler.n_startup_trials=x", "hydra.sweeper.sampler: it cannot draw"),
+        ("optimizer=adam,lion", "Could not find 'optimizer/lion'"),
         ("optimized_metric=val/acuracy", "optimized_metric=val/acuracy: runs measure val/accuracy"),
     ],
 )

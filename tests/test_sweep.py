@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from fish_lightning.config import fingerprint
 from fish_lightning.errors import UserError
 from fish_lightning.report.summary import finished
+from fish_lightning.sweeps.grid_sweeper import launch_all
 from fish_lightning.sweeps.study import alone_in
 
 
@@ -152,6 +153,35 @@ def test_more_devices_than_there_are_is_a_short_error(tmp_path, train_tiny):
     done = train_tiny(tmp_path, "trainer=gpu", "trainer.devices=64")
     assert done.returncode == 1
     assert done.stderr.startswith("error: trainer: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_another_grid_in_the_folder_of_one_is_refused(tmp_path, train_tiny):
+    few = ("hydra.sweep.dir=my grid", "trainer.fast_dev_run=true", "test=false")
+    assert train_tiny(tmp_path, *few, "seed=1", "-m").returncode == 0
+    begun = (tmp_path / "my grid" / "0" / ".hydra" / "overrides.yaml").stat().st_mtime_ns
+    done = train_tiny(tmp_path, *few, "seed=2", "optimizer.lr=0.1", "-m")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: hydra.sweep.dir: my grid holds another sweep: with seed=1; without optimizer.lr=0.1; without seed=2",
+        "choose another folder; with ckpt=auto jobs may be added to that one",
+    ]
+    assert (tmp_path / "my grid" / "0" / ".hydra" / "overrides.yaml").stat().st_mtime_ns == begun
+    assert train_tiny(tmp_path, *few, "seed=1", "-m").returncode == 0  # the same again
+
+
+def test_a_launcher_that_cannot_start_a_job_is_told_from_one_whose_job_dies(tmp_path, capsys):
+    def launch(jobs, initial_job_idx):
+        if jobs == [["seed=1"]]:
+            (tmp_path / "1" / ".hydra").mkdir(parents=True)
+            (tmp_path / "1" / ".hydra" / "overrides.yaml").write_text("[seed=1]")
+        raise RuntimeError("no room in the cluster")
+
+    assert launch_all(launch, tmp_path, [["seed=1"]], 1) == []
+    assert capsys.readouterr().err == "error: RuntimeError: no room in the cluster\n"
+    with pytest.raises(SystemExit, match="1"):  # the job of before is there, and none has begun now
+        launch_all(launch, tmp_path, [["seed=2"]], 1)
+    assert "hydra/launcher: no job could be started: RuntimeError: no room" in capsys.readouterr().err
 
 
 def test_two_grids_in_one_folder_are_refused(tmp_path, train_tiny):

@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from fish_lightning.callbacks.checkpoints import is_between_steps
 from fish_lightning.errors import UserError
-from fish_lightning.files import shown
+from fish_lightning.files import override, shown
 
 
 class Stopped(UserError):
@@ -156,7 +156,7 @@ class SaveOnInterrupt(Callback):
 
     def _advice(self) -> str:
         if self.path.is_file():
-            return f"go on with the same command and:  ckpt={shown(self.path)}"
+            return f"go on with the same command and:  {override('ckpt', self.path)}"
         return "nothing was saved: start it again"
 
     def _requeue(self, trainer: L.Trainer) -> str | None:

@@ -38,6 +38,13 @@ _WRONG_SIZE = (
     "is invalid for input of size",
 )
 
+#: Transforms that evaluation may want, none of which reads a file or keeps a function.
+EVALUATION = {
+    *("Compose", "Sequential", "NoOp", "Resize", "LongestMaxSize", "SmallestMaxSize", "CenterCrop", "Crop"),
+    *("CropAndPad", "Pad", "PadIfNeeded", "Transpose", "HorizontalFlip", "VerticalFlip", "ToGray", "ToRGB", "ToFloat"),
+    *("FromFloat", "Normalize", "Equalize", "AutoContrast", "CLAHE", "InvertImg", "ToTensorV2"),
+}
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -125,6 +132,7 @@ class FishClassifier(L.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
+        _require_plain(eval_transform or {})
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
         self.class_names = tuple(class_names)
@@ -331,6 +339,29 @@ class FishClassifier(L.LightningModule):
         return images[readable], labels[readable], rows[readable]
 
 
+def _require_plain(transform: dict[str, Any]) -> None:
+    """Refuse an evaluation pipeline that a checkpoint may not name: what reads it makes the transforms by their names.
+
+    Args:
+        transform: ``albumentations.to_dict`` of it.
+
+    Raises:
+        UserError: it holds another transform than ``EVALUATION``.
+    """
+
+    def names(node: dict[str, Any]) -> Iterator[str]:
+        yield str(node["__class_fullname__"])
+        for child in node.get("transforms", ()):
+            yield from names(child)
+
+    refused = sorted(set(names(transform["transform"])) - EVALUATION) if transform else []
+    if refused:
+        raise UserError(
+            f"transforms.eval: {', '.join(refused)} may not stand in a checkpoint\n"
+            f"it holds {', '.join(sorted(EVALUATION))}"
+        )
+
+
 def _made(group: str, make: Callable[..., T], *arguments: Any) -> T:
     """What ``make`` makes of the arguments.
 
@@ -414,7 +445,7 @@ def well_formed(file: str | Path) -> Iterator[None]:
 def restore(checkpoint: dict[str, Any], file: str | Path) -> tuple[FishClassifier, A.Compose]:
     """The trained classifier and its evaluation transform, from what :func:`load_checkpoint` read from ``file``.
 
-    ``albumentations.from_dict`` builds only classes of albumentations' own registry.
+    ``albumentations.from_dict`` makes nothing but transforms of ``EVALUATION``.
 
     Raises:
         UserError: its content is malformed.

@@ -57,9 +57,12 @@ def _heights(column: Sequence[str]) -> tuple[npt.NDArray[np.float64], list[tuple
     try:
         numbers = np.array([float(value) for value in column])
     except ValueError:
+        numbers = np.array([np.nan])
+    if not np.isfinite(numbers).all():
         words = sorted(set(column))
         places = {word: place / max(1, len(words) - 1) for place, word in enumerate(words)}
-        return np.array([places[word] for word in column]), [(place, word) for word, place in places.items()]
+        ticks = [(place, word or "not set") for word, place in places.items()]
+        return np.array([places[word] for word in column]), ticks
     logarithmic = numbers.min() > 0 and numbers.max() / numbers.min() >= LOG_FROM
     scaled = np.log(numbers) if logarithmic else numbers
     low, span = scaled.min(), float(np.ptp(scaled)) or 1.0

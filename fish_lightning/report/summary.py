@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 import lightning as L
@@ -16,7 +17,7 @@ from fish_lightning.config import fingerprint
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.sources import OtherSource
 from fish_lightning.errors import UserError
-from fish_lightning.files import shown, whole_file
+from fish_lightning.files import override, shown, whole_file
 from fish_lightning.models.classifier import FishClassifier, Predictions, gathered
 from fish_lightning.report import plots
 from fish_lightning.report.scores import accuracy_of, leak_warning, score_test
@@ -273,5 +274,5 @@ def closing_table(folder: Path, summary: Summary) -> str:
     )
     lines += [f"run folder   {shown(folder)}", f"pictures     {shown(folder / 'plots')}"]
     if checkpoint:
-        lines.append(f"predict      python -m fish_lightning.predict ckpt={shown(checkpoint)} input=FOLDER")
-    return "\n".join([*lines, f"tensorboard  tensorboard --logdir {shown(folder)}"])
+        lines.append(f"predict      python -m fish_lightning.predict {override('ckpt', checkpoint)} input=FOLDER")
+    return "\n".join([*lines, f"tensorboard  tensorboard --logdir {quote(shown(folder))}"])

@@ -12,6 +12,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from hydra.experimental.callback import Callback
@@ -57,12 +58,13 @@ class SweepTable(Callback):
                 lines.writerow(row | {"overrides": " ".join(row["overrides"])} | own)
         written = "sweep.csv" + (", sweep.png" if _draw(folder, rows, metric) else "")
         print(f"\n{sweep_table(rows, metric)}\n\nsweep folder  {shown(folder)}  ({written})", flush=True)
-        print(f"tensorboard   tensorboard --logdir {shown(folder)}", flush=True)
+        print(f"tensorboard   tensorboard --logdir {quote(shown(folder))}", flush=True)
         storage = OmegaConf.select(config, "hydra.sweeper.storage")
         if storage is not None:
             lite = "sqlite:///" if str(storage).startswith("sqlite:///") else ""
             file = str(storage).removeprefix(lite)
-            print(f"study         optuna-dashboard {lite}{file if '://' in file else shown(file)}", flush=True)
+            address = lite + (file if "://" in file else shown(file))
+            print(f"study         optuna-dashboard {quote(address)}", flush=True)
         failed = sum(row["status"] == "failed" for row in rows)
         if failed:
             print(f"error: {failed} of {len(rows)} jobs failed; see above", file=sys.stderr, flush=True)

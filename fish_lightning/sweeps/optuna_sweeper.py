@@ -7,7 +7,6 @@ not released yet, Hydra 1.4; neither goes on with a trial that was interrupted.)
 import math
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from fish_lightning.errors import UserError, end_with, first_line
-from fish_lightning.files import shown, whole_file
+from fish_lightning.files import override, shown, whole_file
 from fish_lightning.report.sweep import METRICS, job_summary
 from fish_lightning.sweeps.grid_sweeper import launch_all
 from fish_lightning.sweeps.study import alone_in, minimized, open_storage
@@ -88,14 +87,16 @@ class OptunaSweeper(Sweeper):
         except UserError as error:
             end_with(error)
         except KeyboardInterrupt:  # a launcher's that runs jobs side by side
-            folder = shown(self.config.hydra.sweep.dir)
-            print(f"stopped\ngo on with the same command and:  hydra.sweep.dir={folder}", file=sys.stderr, flush=True)
+            again = override("hydra.sweep.dir", self.config.hydra.sweep.dir)
+            print(f"stopped\ngo on with the same command and:  {again}", file=sys.stderr, flush=True)
             sys.exit(130)
 
     def _sweep(self, arguments: list[str]) -> None:
-        for name, value in (("n_trials", self.n_trials), ("n_jobs", self.n_jobs)):
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"hydra.sweeper.{name}={value}: it is a whole number, 1 or more")
+        for name, value, least in (("n_trials", self.n_trials, 1), ("n_jobs", self.n_jobs, 1), ("seed", self.seed, 0)):
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"hydra.sweeper.{name}={value}: it is a whole number, {least} or more")
+        if not self.study_name:
+            raise UserError("hydra.sweeper.study_name: a study needs one, to be found again")
         if self.metric not in METRICS:
             raise UserError(f"hydra.sweeper.metric={self.metric}: runs measure {', '.join(METRICS)}")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
@@ -111,7 +112,10 @@ class OptunaSweeper(Sweeper):
         ]
         if not space:
             raise UserError("hydra/sweeper=optuna: no search space: give hydra.sweeper.params or optimizer.lr=…")
-        self._compose([*fixed, *(f"{key}={first_value(d)}" for key, d in space.items())])
+        first = {key: first_value(wanted) for key, wanted in space.items()}
+        trials = [first] + [first | {key: v} for key, d in space.items() for v in getattr(d, "choices", ())[1:]]
+        # Fails before a folder is made where a key or a choice does not exist (Hydra's own error).
+        self.validate_batch_is_legal([[*fixed, *(f"{key}={v}" for key, v in trial.items())] for trial in trials])
 
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +141,7 @@ class OptunaSweeper(Sweeper):
         print(
             f"study    {self.n_trials} trials, {'lowest' if minimized(self.metric) else 'highest'} {self.metric}"
             + (f"; {before} are done, {len(interrupted)} go on" if before or interrupted else ""),
-            f"to go on with it after a stop, the same command and:  hydra.sweep.dir={shown(folder)}",
+            f"to go on with it after a stop, the same command and:  {override('hydra.sweep.dir', folder)}",
             sep="\n",
             flush=True,
         )
@@ -152,7 +156,7 @@ class OptunaSweeper(Sweeper):
             trials += [study.ask() for _ in range(room - len(trials))]
             jobs = [self._job(trial, space, fixed) for trial in trials]
             folders = [folder / str(trial.number) for trial in trials]
-            launch_all(self.launcher.launch, partial(any, map(Path.is_dir, folders)), jobs, trials[0].number)
+            launch_all(self.launcher.launch, folder, jobs, trials[0].number)
             for trial, job in zip(trials, folders, strict=True):
                 if self._is_lost(trial, job):
                     lost.append(trial._trial_id)
@@ -161,7 +165,10 @@ class OptunaSweeper(Sweeper):
 
     def _job(self, trial: "Trial", space: "dict[str, BaseDistribution]", fixed: list[str]) -> list[str]:
         # What `trial.suggest_float` and its like call; a value drawn before the interruption is kept.
-        drawn = [f"{key}={trial._suggest(key, wanted)}" for key, wanted in space.items()]
+        try:
+            drawn = [f"{key}={trial._suggest(key, wanted)}" for key, wanted in space.items()]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"hydra.sweeper.sampler: it cannot draw: {first_line(error)}") from None
         prunes = OmegaConf.select(self.config, "callbacks.pruning") is not None
         reports = [f"callbacks.pruning.trial={trial.number}"] if prunes else []
         # The folder is set by the trial, since the numbers of trials that go on have gaps.
@@ -193,27 +200,26 @@ class OptunaSweeper(Sweeper):
         else:
             study.tell(trial, value)
 
-    def _compose(self, overrides: list[str]) -> None:
-        """Fail before a folder is made where a key does not exist (Hydra's own error)."""
-        self.validate_batch_is_legal([overrides])
-
     def _study(self, made_with: dict[str, Any], folder: Path) -> "Study":
         """The study in the storage, made if there is none.
 
         Raises:
-            UserError: it was made with another metric, search space or settings, or its trials are in another folder.
+            UserError: it cannot be opened, it was made with another metric, search space or settings, or its trials are
+                in another folder.
         """
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = open_storage(self.storage)
-        study = optuna.create_study(
-            storage=storage,
-            study_name=self.study_name,
-            direction="minimize" if minimized(self.metric) else "maximize",
-            pruner=self.pruner,
-            load_if_exists=True,
-        )
+        try:
+            study = optuna.create_study(
+                storage=open_storage(self.storage),
+                study_name=self.study_name,
+                direction="minimize" if minimized(self.metric) else "maximize",
+                pruner=self.pruner,
+                load_if_exists=True,
+            )
+        except Exception as error:  # each database has errors of its own
+            raise UserError(f"hydra.sweeper.storage={self.storage}: it cannot be opened: {first_line(error)}") from None
         made = study.user_attrs.get("made_with")
         if made is None:
             study.set_user_attr("made_with", made_with)
@@ -228,7 +234,8 @@ class OptunaSweeper(Sweeper):
         elif home != str(folder.resolve()):
             raise UserError(
                 f"the study in {self.storage} has its trials in {shown(home)}\n"
-                f"go on with hydra.sweep.dir={shown(home)}, or begin another with another hydra.sweeper.study_name"
+                f"go on with {override('hydra.sweep.dir', home)}\n"
+                "or begin another with another hydra.sweeper.study_name"
             )
         # Begun anew at each start, a seeded sampler would draw again what it drew first.
         study.sampler = self.sampler(seed=self.seed + len(study.get_trials(deepcopy=False)))

@@ -329,6 +329,16 @@ def test_a_checkpoint_whose_parts_are_malformed_is_an_error(run_folder, key, con
     assert len(str(raised.value).splitlines()) == 1
 
 
+def test_a_checkpoint_names_no_transform_that_could_read_a_file(run_folder):
+    file = run_folder[2]
+    checkpoint = load_checkpoint(file)
+    text = A.to_dict(A.Compose([A.Resize(8, 8), A.Sequential([A.TextImage("font.ttf")]), A.HueSaturationValue()]))
+    with pytest.raises(
+        UserError, match=r"^transforms\.eval: HueSaturationValue, TextImage may not stand in a checkpoint\n"
+    ):
+        restore(checkpoint | {"hyper_parameters": checkpoint["hyper_parameters"] | {"eval_transform": text}}, file)
+
+
 class Malice:
     def __init__(self, path):
         self.path = path
