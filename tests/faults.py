@@ -86,14 +86,14 @@ class Poison(L.Callback):
 
 
 class Send(L.Callback):
-    """Sends this process a signal in a hook of a step, ``times`` in a row."""
+    """Sends this process a signal in a hook of a step, ``times`` in a row; of several processes to that one."""
 
-    def __init__(self, hook, step, number, times=1):
-        self.step, self.number, self.times = step, number, times
+    def __init__(self, hook, step, number, times=1, rank=0):
+        self.step, self.number, self.times, self.rank = step, number, times, rank
         setattr(self, hook, self.send)
 
     def send(self, trainer, *_):
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
             for _ in range(self.times):
                 signal.raise_signal(self.number)
 

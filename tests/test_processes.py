@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import REPOSITORY, TINY
 
 DDP = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_epochs=1", "validate_first=false")
@@ -106,6 +107,30 @@ def test_processes_with_other_settings_stop_before_the_first_step(tmp_path, trai
     assert "do not have the same config: optimizer.weight_decay (0 / 1)" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hook", ["on_before_optimizer_step", "on_validation_end"])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, train_tiny, faults, hook):
+    send = f"+callbacks.send={{_target_:faults.Send,hook:{hook},step:1,number:15,rank:1}}"
+    again = (
+        "trainer.val_check_interval=1",
+        "data.batch_size=5",
+        "trainer.max_epochs=2",
+        "hydra.run.dir=run",
+        "test=false",
+    )
+    done = train_tiny(tmp_path, *DDP, *again, send, env=faults)
+    assert done.returncode == 143, done.stderr
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert done.stderr.splitlines() == [
+        "error: stopped by SIGTERM at step 2 of 6; everything up to it is in run/checkpoints/last.ckpt",
+        "go on with the same command and:  ckpt=run/checkpoints/last.ckpt",
+    ]
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    done = train_tiny(tmp_path, *DDP, *again, "ckpt=last")
+    assert done.returncode == 0, done.stderr
+    assert torch.load(last, weights_only=True)["global_step"] == 6
 
 
 @pytest.mark.slow

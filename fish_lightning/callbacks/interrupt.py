@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -147,6 +148,8 @@ class SaveOnInterrupt(Callback):
         if self.agreed is None:
             return
         requeued = self._requeue(trainer) if self.agreed == self._requeue_signal else None
+        if not trainer.is_global_zero:
+            sys.exit(128 + self.agreed)  # the first process says it
         kept = f"; everything up to it is in {shown(self.path)}" if self.path.is_file() else ""
         raise Stopped(
             f"stopped by {signal.Signals(self.agreed).name} at step {trainer.global_step} of "
