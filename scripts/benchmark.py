@@ -192,9 +192,10 @@ def make_data(cfg: Any) -> Any:
     """The project's data module, as a run makes it."""
     from hydra.utils import instantiate
 
-    data = instantiate(cfg.data)
-    data.prepare_data()
-    data.setup()
+    with contextlib.redirect_stdout(sys.stderr):  # its lines are no part of the table
+        data = instantiate(cfg.data)
+        data.prepare_data()
+        data.setup()
     return data
 
 
