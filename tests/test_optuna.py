@@ -156,13 +156,15 @@ def test_failed_and_pruned_trials_are_recorded_side_by_side(tmp_path, train_tiny
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_a_trial_whose_process_is_killed_goes_on_once_from_its_checkpoint_and_then_counts_as_failed(
-    tmp_path, train_tiny
+    tmp_path, train_tiny, launcher
 ):
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the submitit extra is not installed")
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher", reason="an extra")
     die = ("+callbacks.die._target_=rank_callbacks.DieInTrials", "trainer.max_epochs=2")
-    few = ("optimizer=adam,sgd", "hydra/launcher=submitit_local", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
-    done = train_tiny(tmp_path, *SHORT, *SMALL, *die, *few, env=HELPERS)
+    few = ("optimizer=adam,sgd", f"hydra/launcher={launcher}", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
+    side = ("hydra.launcher.n_jobs=2",) if launcher == "joblib" else ()
+    done = train_tiny(tmp_path, *SHORT, *SMALL, *die, *few, *side, env=HELPERS)
     assert states(study_in(tmp_path / "study")) == ["COMPLETE", "FAIL"], done.stderr
     assert "trial 0 ended without a word: it goes on from its last checkpoint, once" in done.stdout
     assert done.returncode == 1 and "error: 1 of 2 jobs failed" in done.stderr
