@@ -26,9 +26,14 @@ class ResumableCSVLogger(CSVLogger):
             self._experiment = _GoingOn(self.log_dir)
         return self._experiment
 
-    def forget_from(self, step: int) -> None:
-        """Drop the rows of ``step`` and later: they were logged after the checkpoint that a run resumes from."""
-        self.experiment.keep_before(step)
+    def forget_from(self, step: int, within_epoch: bool = False) -> None:
+        """Drop the rows of ``step`` and later: they were logged after the checkpoint that a run resumes from.
+
+        Args:
+            step: optimizer steps that the checkpoint is after.
+            within_epoch: what followed the last of them, a validation or an early end, comes again too.
+        """
+        self.experiment.keep_before(step, within_epoch)
 
     def has(self, row: Row, step: int) -> bool:
         """Whether all columns of ``row`` were logged at ``step``."""
@@ -45,11 +50,16 @@ class _GoingOn(ExperimentWriter):
         if self.file.is_file():
             self._write(_rows(self.file))  # without a line that was cut short when a run was killed
 
-    def keep_before(self, step: int) -> None:
-        """Drop the rows of ``step`` and later."""
+    def keep_before(self, step: int, within_epoch: bool) -> None:
+        """Drop the rows of ``step`` and later, and what is no step's of the one before."""
+
+        def stays(row: Row) -> bool:
+            of_epoch = any(key == "train/loss" or key.startswith("val/") for key in row)
+            return int(row["step"]) < step - (within_epoch and of_epoch)
+
         self.save()
         if self.file.is_file():
-            self._write([row for row in _rows(self.file) if int(row["step"]) < step])
+            self._write([row for row in _rows(self.file) if stays(row)])
 
     def _check_log_dir_exists(self) -> None:
         """Lightning deletes the former file here."""
@@ -77,7 +87,7 @@ class ForgetLaterRows(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._resumed: tuple[int, Row | None] | None = None
+        self._resumed: tuple[int, Row | None, bool] | None = None
         self._begun = False
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -107,8 +117,10 @@ class ForgetLaterRows(L.Callback):
                 logger.experiment.flush()
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the row and the number of steps done."""
-        self._resumed = checkpoint["global_step"], checkpoint.get("next_row")
+        """Take over the number of steps done, the row, and whether it is a step that was saved or an epoch."""
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        within_epoch = batches["completed"] < batches["processed"]
+        self._resumed = checkpoint["global_step"], checkpoint.get("next_row"), within_epoch
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Before the first row; called also where a run has ended and only its test is done once more."""
@@ -117,10 +129,10 @@ class ForgetLaterRows(L.Callback):
         elif trainer.is_global_zero:
             self._go_on(trainer, *self._resumed)
 
-    def _go_on(self, trainer: L.Trainer, step: int, row: Row | None) -> None:
+    def _go_on(self, trainer: L.Trainer, step: int, row: Row | None, within_epoch: bool) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, ResumableCSVLogger):
-                logger.forget_from(step)
+                logger.forget_from(step, within_epoch)
                 if row and not logger.has(row, step - 1):
                     logger.log_metrics(row, step - 1)
                     logger.save()

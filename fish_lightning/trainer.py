@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -33,6 +33,7 @@ _NOT_OURS = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
     ".*lr_scheduler.step.*before.*optimizer.step.*",  # a batch passed over (data.on_error=skip) steps the schedule only
+    r".*Please add the following callbacks: \['Timer.*",  # of trainer.max_time, which a resumed run may do without
     ".*isinstance.treespec, LeafSpec.. is deprecated.*",
 )
 
@@ -152,8 +153,25 @@ def resume_from(
         begun = checkpoint["callbacks"][SameConfig.__name__]["settings"]
         precisions = [{"trainer.precision": str(of)} for of in (checkpoint["precision"], trainer.precision)]
         require_same_steps(begun | precisions[0], settings(cfg) | precisions[1])
+        _require_whole_epoch(checkpoint, trainer)
     rank_zero_only(remove_strays)(folder)
     return file
+
+
+def _require_whole_epoch(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
+    """Refuse to train on where ``trainer.max_steps`` or early stopping ended an epoch: Lightning takes it for whole.
+
+    Raises:
+        UserError: with the step.
+    """
+    step, following = checkpoint["global_step"], checkpoint["FishDataModule"]["next"]
+    ended = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] > following["epoch"]
+    stays = trainer.max_steps == step or any(isinstance(callback, EarlyStopping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if ended and following["batches"] and not stays:
+        raise UserError(
+            f"ckpt: the run ended at step {step}, within epoch {following['epoch'] + 1}, and would leave its rest out\n"
+            "start another run with more of trainer.max_steps"
+        )
 
 
 def best_checkpoint(trainer: L.Trainer) -> str | None:

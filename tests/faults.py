@@ -72,17 +72,32 @@ class FullDisk(L.Callback):
 
 
 class Poison(L.Callback):
-    """Makes the network answer with not-a-number, or infinity, in some steps, counted from 0; of one process alone."""
+    """Makes the network answer with not-a-number, or infinity, in some steps, counted from 0; of one process alone.
 
-    def __init__(self, steps, value=float("nan"), rank=0):
-        self.steps, self.value, self.rank = steps, value, rank
+    ``inside``: already its first layer, so that batch normalization sees it.
+    """
+
+    def __init__(self, steps, value=float("nan"), rank=0, inside=False):
+        self.steps, self.value, self.rank, self.inside = steps, value, rank, inside
 
     def on_train_start(self, trainer, module):
-        def poison(network, inputs, logits):
+        def poison(layer, inputs, output):
             now = trainer.global_step in self.steps and trainer.global_rank == self.rank
-            return logits * self.value if network.training and now else None
+            return output * self.value if layer.training and now else None
 
-        module.network.register_forward_hook(poison)
+        first = next(layer for layer in module.network.modules() if isinstance(layer, torch.nn.Conv2d))
+        (first if self.inside else module.network).register_forward_hook(poison)
+
+
+class OutOfTime(L.Callback):
+    """Ends the run after a step, as Lightning's timer does for ``trainer.max_time``."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            trainer.should_stop = True
 
 
 class Send(L.Callback):

@@ -128,9 +128,12 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, train_t
         "go on with the same command and:  ckpt=run/checkpoints/last.ckpt",
     ]
     assert torch.load(last, weights_only=True)["global_step"] == 2
-    done = train_tiny(tmp_path, *DDP, *again, "ckpt=last")
-    assert done.returncode == 0, done.stderr
-    assert torch.load(last, weights_only=True)["global_step"] == 6
+    assert train_tiny(tmp_path, *DDP, *again, "ckpt=last").returncode == 0
+    assert train_tiny(tmp_path, *DDP, *again, "hydra.run.dir=whole").returncode == 0
+    resumed, whole = (tmp_path / name for name in ("run", "whole"))
+    assert (resumed / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+    states = [torch.load(at / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for at in (resumed, whole)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
 
 
 @pytest.mark.slow

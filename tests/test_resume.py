@@ -114,11 +114,79 @@ def test_a_validation_within_an_epoch_that_a_run_was_killed_in_comes_again(tmp_p
         ours, theirs = ({p.step: p.value for p in of.Scalars(name)} for of in (resumed, whole))
         assert ours == theirs, name
         assert sorted(ours) == steps, name  # the first is the validation before training
-    files = [tmp_path / name / "checkpoints" / "last.ckpt" for name in ("whole", "parts")]
-    ours, theirs = (torch.load(file, weights_only=True) for file in files)
-    assert same(ours["state_dict"], theirs["state_dict"])
-    best = [next(of for name, of in ckpt["callbacks"].items() if "BestCheckpoint" in name) for ckpt in (ours, theirs)]
-    assert best[0]["best_model_score"] == best[1]["best_model_score"]
+    require_same(tmp_path)
+    summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
+    losses = [p.value for p in whole.Scalars("val/loss")[1:]]
+    assert summary["val"]["loss"] == pytest.approx(min(losses)) and losses[-1] > min(losses)  # the best one's
+    assert json.loads((tmp_path / "whole" / "summary.json").read_text())["val"] == summary["val"]
+
+
+def require_same(cwd):
+    """The runs ``whole`` and ``parts`` have the same weights, history and rows; and summaries but for times."""
+    ours, theirs = (
+        torch.load(cwd / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("parts", "whole")
+    )
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        assert same(ours[key], theirs[key]), key
+    history = [[row | {"seconds": None} for row in of["callbacks"]["History"]["rows"]] for of in (ours, theirs)]
+    assert history[0] == history[1]
+    assert rows_of(cwd / "parts" / "metrics.csv") == rows_of(cwd / "whole" / "metrics.csv")
+    summaries = [json.loads((cwd / name / "summary.json").read_text()) for name in ("parts", "whole")]
+    for key in ("test", "val", "best_epoch", "epochs"):
+        assert summaries[0][key] == summaries[1][key]
+
+
+def test_a_run_that_is_out_of_time_within_an_epoch_goes_on_with_its_rest(tmp_path, tiny_data):
+    recipe = [*TINY, f"data.root={tiny_data}", "trainer.val_check_interval=3"]
+    out = [f"+callbacks.out={{_target_:faults.OutOfTime,step:{step}}}" for step in (5, 10)]  # at 10 a validation is due
+    codes, done = carry_out(
+        tmp_path,
+        [
+            ("whole", recipe),
+            ("parts", [*recipe, out[0]]),
+            ("parts", [*recipe, out[1], "ckpt=last"]),
+            ("parts", [*recipe, "ckpt=last"]),
+        ],
+    )
+    assert codes == [0, 0, 0, 0], done.stderr
+    require_same(tmp_path)
+
+
+def test_a_run_of_so_many_steps_ends_within_an_epoch_however_often_it_was_killed(tmp_path, tiny_data):
+    recipe = [*TINY, f"data.root={tiny_data}", "trainer.max_epochs=-1", "trainer.max_steps=10", "scheduler=none"]
+    recipe += ["callbacks.last.every_n_steps=1"]
+    killed = [*recipe, "+callbacks.kill={_target_:faults.KillAt,hook:on_train_batch_end,step:10}"]
+    stopped = [*recipe, send("on_before_optimizer_step", 9, signal.SIGTERM)]  # the last one
+    more = [*recipe, "trainer.max_steps=12", "ckpt=last"]
+    again = [*recipe, "ckpt=last"]
+    codes, done = carry_out(
+        tmp_path,
+        [("whole", recipe), ("parts", killed), ("parts", again), ("parts", more), ("late", stopped), ("late", again)],
+    )
+    assert codes == [0, -9, 0, 1, 143, 0], done.stdout + done.stderr
+    assert "error: ckpt: the run ended at step 10, within epoch 2, and would leave its rest out" in done.stderr
+    require_same(tmp_path)
+    assert "epoch 2 " in done.stdout
+    assert json.loads((tmp_path / "late" / "summary.json").read_text())["epochs"] == 2
+
+
+def test_an_epoch_without_a_validation_has_no_figures_of_one(tmp_path, tiny_data):
+    recipe = [*TINY, f"data.root={tiny_data}", "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2"]
+    kill = "+callbacks.kill={_target_:faults.KillAt,hook:on_train_batch_end,step:17}"
+    more = ["callbacks.last.every_n_steps=2", "validate_first=false"]
+    codes, done = carry_out(
+        tmp_path,
+        [
+            ("whole", [*recipe, *more]),
+            ("parts", [*recipe, *more, kill]),
+            ("parts", [*recipe, *more, "ckpt=last"]),
+        ],
+    )
+    assert codes == [0, -9, 0], done.stderr
+    require_same(tmp_path)
+    last = torch.load(tmp_path / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
+    rows = last["callbacks"]["History"]["rows"]
+    assert [row["epoch"] for row in rows if row["val_loss"] is not None] == [2, 4]
 
 
 def test_a_signal_between_two_steps_is_heard_after_the_next_which_is_saved(tmp_path, tiny_data):

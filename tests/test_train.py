@@ -416,6 +416,7 @@ def test_a_trial_run_without_checkpoints_names_none(tmp_path, train_tiny):
         ("optimizer.lr=abc", ("optimizer: ", "optimizer.lr=abc")),
         ("scheduler.pct_start=7", ("scheduler: ", "pct_start", "scheduler.pct_start=7")),
         ("trainer.max_epochs=many", ("trainer.max_epochs=many: it is a whole number, -1 or more",)),
+        ("trainer.val_check_interval=20", ("trainer: `val_check_interval` (20) must be less than or equal",)),
         ("trainer.max_epochs=1.5", ("trainer.max_epochs=1.5: it is a whole number",)),
         ("on_nan=ignore", ("on_nan=ignore: it is stop or skip",)),
         ("callbacks.last.every_n_steps=0", ("callbacks.last.every_n_steps=0",)),

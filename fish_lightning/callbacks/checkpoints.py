@@ -51,6 +51,9 @@ class LastCheckpoint(Checkpoint):
     Lightning's ``ModelCheckpoint`` takes one of the two. Being a ``Checkpoint``, it is called after other callbacks,
     and holds what they have noted of the step or the epoch.
 
+    A run that ``trainer.max_time`` ends within an epoch is saved after that step, and not at the early end of the
+    epoch, from where Lightning would go on with the next one.
+
     Args:
         path: the file.
         every_n_steps: optimizer steps of the run from one to the next; None: at the ends of epochs alone.
@@ -60,18 +63,22 @@ class LastCheckpoint(Checkpoint):
         if every_n_steps is not None and every_n_steps < 1:
             raise UserError(f"callbacks.last.every_n_steps={every_n_steps}: it is 1 or more, or null")
         self.path, self.every_n_steps = Path(path), every_n_steps
+        self._cut = False  # the epoch ends before its last step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save after each ``every_n_steps``; an epoch's last step is saved with its validation, at the end."""
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        if due and is_between_steps(trainer, batch_idx):
+        between = is_between_steps(trainer, batch_idx)
+        self._cut = between and trainer.should_stop and trainer.fit_loop._can_stop_early
+        if between and (due or self._cut):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save when the epoch's rows are noted."""
-        self._save(trainer)
+        if not self._cut:
+            self._save(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let a run that goes on begin with the validation that follows this step, where one does.
@@ -82,7 +89,10 @@ class LastCheckpoint(Checkpoint):
         now = loop.batch_progress.current
         if now.completed == now.processed or trainer._val_check_time_interval is not None:  # type: ignore[attr-defined]
             return
-        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        stops, trainer.should_stop = trainer.should_stop, False  # one that comes with the stop does not come again
+        follows = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        trainer.should_stop = stops
+        if follows:
             state = checkpoint["loops"]["fit_loop"]
             begun, none = {"ready": 1, "started": 1, "processed": 0, "completed": 0}, dict.fromkeys(vars(now), 0)
             state["epoch_loop.val_loop.batch_progress"] |= {"total": begun, "current": none}
@@ -94,8 +104,11 @@ class LastCheckpoint(Checkpoint):
 
 
 def is_between_steps(trainer: L.Trainer, batch_idx: int) -> bool:
-    """Whether an optimizer step, but not the epoch, ends with that batch: no checkpoint holds gradients that gather."""
-    last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    """Whether an optimizer step, but not the epoch, ends with that batch: no checkpoint holds gradients that gather.
+
+    The step that reaches ``trainer.max_steps`` ends its epoch.
+    """
+    last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or trainer.global_step == trainer.max_steps
     return not last and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
@@ -109,6 +122,8 @@ class BestCheckpoint(ModelCheckpoint):
         **arguments: of :class:`lightning.pytorch.callbacks.ModelCheckpoint`.
     """
 
+    _KEPT = ("best_tie_breaker", "best_epoch", "best_metrics")
+
     def __init__(self, tie_breaker: str = "val/loss", **arguments: Any) -> None:
         super().__init__(
             save_top_k=1, mode="max", enable_version_counter=False, auto_insert_metric_name=False, **arguments
@@ -116,6 +131,7 @@ class BestCheckpoint(ModelCheckpoint):
         self.tie_breaker = tie_breaker
         self.best_tie_breaker: float | None = None
         self.best_epoch: int | None = None
+        self.best_metrics: dict[str, float] = {}  # all that the best validation measured
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
         """Whether ``current`` is better than the best so far, or as good with a lower tie-breaker."""
@@ -126,11 +142,13 @@ class BestCheckpoint(ModelCheckpoint):
             better = tie and self.best_tie_breaker is not None and value < self.best_tie_breaker
         if better:
             self.best_tie_breaker, self.best_epoch = value, trainer.current_epoch + 1
+            measured = trainer.callback_metrics.items()
+            self.best_metrics = {name: float(score) for name, score in measured if name.startswith("val/")}
         return better
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning's state and what was best."""
-        return super().state_dict() | {"best_tie_breaker": self.best_tie_breaker, "best_epoch": self.best_epoch}
+        return super().state_dict() | {name: getattr(self, name) for name in self._KEPT}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave, wherever the run's folder is now.
@@ -141,7 +159,8 @@ class BestCheckpoint(ModelCheckpoint):
         here = {path: str(Path(self.dirpath) / Path(path).name) for path in state_dict["best_k_models"]}
         if not all(Path(path).is_file() for path in here.values()):
             return  # nothing to go back to: the best is one of the epochs to come
-        self.best_tie_breaker, self.best_epoch = state_dict["best_tie_breaker"], state_dict["best_epoch"]
+        for name in self._KEPT:
+            setattr(self, name, state_dict[name])
         moved = {
             "dirpath": self.dirpath,
             "best_k_models": {here[path]: score for path, score in state_dict["best_k_models"].items()},

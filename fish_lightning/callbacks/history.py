@@ -7,7 +7,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from fish_lightning.models.classifier import FishClassifier
+
 Row = dict[str, float | None]
+VALIDATED = ("loss", "accuracy", "macro_f1")
 
 
 class History(Callback):
@@ -18,6 +21,7 @@ class History(Callback):
         seconds: time in epochs, validation included; of all parts of an interrupted run.
         train_seconds: time in training steps alone.
         train_images: images trained on in that time.
+        validated: what the epoch's last validation measured; nothing before there is one.
     """
 
     def __init__(self) -> None:
@@ -26,6 +30,7 @@ class History(Callback):
         self.train_seconds = 0.0
         self.train_images = 0
         self.seconds_before_epoch = 0.0
+        self.validated: Row = {}
         self._clock = 0.0
 
     @property
@@ -34,7 +39,9 @@ class History(Callback):
         return self.train_images / self.train_seconds if self.train_seconds else None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Row 0, when validation runs on its own before the fit."""
+        """Note what was measured; row 0, when validation runs on its own before the fit."""
+        measured = {f"val_{key}": trainer.callback_metrics.get(f"val/{key}") for key in VALIDATED}
+        self.validated = {key: None if value is None else float(value) for key, value in measured.items()}
         if trainer.state.fn == "validate":
             self._add(trainer, {"epoch": 0, "lr": None, "train_loss": None, "seconds": None})
 
@@ -45,6 +52,7 @@ class History(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note when the epoch begins; Lightning leaves this out where a run goes on in mid-epoch."""
         self.seconds_before_epoch = self.seconds
+        self.validated = {}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -63,6 +71,8 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The epoch's row; Lightning has run its validation by now."""
         loss = trainer.callback_metrics.get("train/loss")
+        if loss is None and isinstance(pl_module, FishClassifier):  # all steps were done before the run was resumed
+            loss = pl_module.train_loss.compute()
         self._tick()
         self._add(
             trainer,
@@ -75,16 +85,14 @@ class History(Callback):
         )
 
     def _add(self, trainer: L.Trainer, row: Row) -> None:
-        for key in ("loss", "accuracy", "macro_f1"):
-            value = trainer.callback_metrics.get(f"val/{key}")
-            row[f"val_{key}"] = None if value is None else float(value)
+        row |= dict.fromkeys(f"val_{key}" for key in VALIDATED) | self.validated
         self.rows.append(row)
         trainer.print(line(row, trainer.max_epochs))
         sys.stdout.flush()  # a file or a pipe gets its line now, not when the run is over
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and clocks, so that a resumed run's plots have no seam."""
-        kept = ("rows", "seconds", "train_seconds", "train_images", "seconds_before_epoch")
+        kept = ("rows", "seconds", "train_seconds", "train_images", "seconds_before_epoch", "validated")
         return {name: getattr(self, name) for name in kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -100,7 +108,8 @@ def line(row: Row, epochs: int | None) -> str:
         value = row.get(key)
         return f"{label} {pattern.format(value * factor)}" if value is not None else ""
 
-    head = "before training" if row["epoch"] == 0 else f"epoch {row['epoch']:.0f}/{epochs}"
+    of = f"/{epochs}" if epochs and epochs > 0 else ""
+    head = "before training" if row["epoch"] == 0 else f"epoch {row['epoch']:.0f}{of}"
     parts = [
         f"{head:<15}",
         f"{show('lr', 'lr', '{:.2e}'):<11}",

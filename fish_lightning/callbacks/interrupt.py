@@ -18,6 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from fish_lightning.callbacks.checkpoints import is_between_steps
 from fish_lightning.errors import UserError
 from fish_lightning.files import override, shown
+from fish_lightning.processes import starts_processes
 
 
 class Stopped(UserError):
@@ -149,7 +150,8 @@ class SaveOnInterrupt(Callback):
             return
         requeued = self._requeue(trainer) if self.agreed == self._requeue_signal else None
         if not trainer.is_global_zero:
-            sys.exit(128 + self.agreed)  # the first process says it
+            # The first process says it; where Lightning has started this one, it would be ended for another exit code.
+            sys.exit(0 if starts_processes(trainer) else 128 + self.agreed)
         kept = f"; everything up to it is in {shown(self.path)}" if self.path.is_file() else ""
         raise Stopped(
             f"stopped by {signal.Signals(self.agreed).name} at step {trainer.global_step} of "

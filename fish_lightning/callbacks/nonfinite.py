@@ -1,5 +1,6 @@
 """A training loss that is no number stops the run, or the batch is passed over, before it reaches the weights."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class NonFiniteLoss(Callback):
             self._copied.synchronize()
         if not any(map(bool, self._bad)):
             return
-        self._require_finite(pl_module)
+        self._require_finite(pl_module.parameters())  # the batch itself may have ruined the buffers
         if self.action == "stop":
             parts = gathered([row for rows in self._rows for row in rows.tolist()])
             rows = sorted(row for part in parts for row in part)
@@ -89,11 +90,11 @@ class NonFiniteLoss(Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The validation is followed by the best checkpoint."""
         if trainer.state.fn == "fit":
-            self._require_finite(pl_module)
+            self._require_finite([*pl_module.parameters(), *pl_module.buffers()])
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Lightning calls this before it writes."""
-        self._require_finite(pl_module)
+        self._require_finite([*pl_module.parameters(), *pl_module.buffers()])
 
     def state_dict(self) -> dict[str, Any]:
         """The count."""
@@ -103,9 +104,9 @@ class NonFiniteLoss(Callback):
         """Restore what :meth:`state_dict` gave."""
         self.skipped = state_dict["skipped"]
 
-    def _require_finite(self, module: L.LightningModule) -> None:
+    def _require_finite(self, weights: Iterable[Tensor]) -> None:
         """Refuse ruined weights."""
-        tensors = [part.detach() for part in (*module.parameters(), *module.buffers()) if part.is_floating_point()]
+        tensors = [part.detach() for part in weights if part.is_floating_point()]
         if not bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()):
             raise UserError(
                 "the weights are no numbers any more: a step ruined them whose loss was one; they were not saved\n"

@@ -147,6 +147,7 @@ class FishClassifier(L.LightningModule):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.unreadable: set[int] = set()  # rows of the catalog
+        self._train_loss: list[tuple[float, float]] | None = None  # sum and images of each process
         self._begun: tuple[dict[str, Any], dict[str, Any]] | None = None  # states of optimizer and schedule
         self._tested: list[tuple[npt.NDArray[Any], ...]] = []
         self.configure_losses()
@@ -162,7 +163,6 @@ class FishClassifier(L.LightningModule):
         # Checks of labels and logits would make a GPU wait at each batch.
         task: dict[str, Any] = {"task": "multiclass", "num_classes": len(self.class_names), "validate_args": False}
         self.train_loss, self.val_loss, self.test_loss = TrainingLoss(), MeanMetric(), MeanMetric()
-        self.train_loss.persistent(True)  # part of a checkpoint: a run can go on in the middle of an epoch
         scores = MetricCollection(
             {"accuracy": Accuracy(average="micro", **task), "macro_f1": F1Score(average="macro", **task)}
         )
@@ -173,12 +173,22 @@ class FishClassifier(L.LightningModule):
         self.val_loss.reset()
         self.val_metrics.reset()
 
+    def on_train_start(self) -> None:
+        """Go on with the mean loss of the epoch that this process was in the middle of."""
+        if self._train_loss is not None:
+            total, images = self._train_loss[self.trainer.global_rank]
+            self.train_loss.total.fill_(total)
+            self.train_loss.images.fill_(images)
+            self._train_loss = None
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record what an evaluation or a resumed run cannot know.
 
-        The precision, so that an evaluation computes what the end of the training run did, and the unreadable images.
+        The precision, so that an evaluation computes what the end of the training run did, the sums that the training
+        loss of an epoch is the mean of, by process, and the unreadable images.
         """
         checkpoint["precision"] = str(self.trainer.precision)
+        checkpoint["train_loss"] = gathered((float(self.train_loss.total), float(self.train_loss.images)))
         checkpoint["unreadable"] = sorted(set().union(*gathered(self.unreadable)))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -194,6 +204,7 @@ class FishClassifier(L.LightningModule):
                 f"go on with model.name={begun}, or leave ckpt out to start another run"
             )
         self.unreadable |= set(checkpoint.get("unreadable", ()))
+        self._train_loss = checkpoint.get("train_loss")
         if checkpoint.get("optimizer_states"):
             self._begun = (checkpoint["optimizer_states"][0], next(iter(checkpoint["lr_schedulers"]), {}))
 
@@ -201,15 +212,19 @@ class FishClassifier(L.LightningModule):
         """Optimizer and per-step schedule; the total comes from the run itself.
 
         Raises:
-            UserError: the module was made without an optimizer, a setting is refused, or the run that is resumed began
-                with another optimizer or schedule.
+            UserError: the module was made without an optimizer, a setting is refused (Lightning finds here that
+                ``val_check_interval`` is too large), or the run that is resumed began with another optimizer or
+                schedule.
         """
         if self.make_optimizer is None:
             raise UserError("FishClassifier was made without an optimizer: pass one to train it.")
         optimizer = _made("optimizer", self.make_optimizer, self.parameters())
         if self.make_scheduler is None:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
+        try:
+            steps = int(self.trainer.estimated_stepping_batches)
+        except ValueError as error:
+            raise UserError("trainer: " + " ".join(str(error).split())[:400]) from None
         schedule = _made("scheduler", self.make_scheduler, optimizer, steps)
         if self._begun is not None:
             _require_same(*self._begun, optimizer, schedule)

@@ -71,18 +71,18 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
     history, best = found(trainer, History), found(trainer, BestCheckpoint)
     nonfinite = found(trainer, NonFiniteLoss)
     pruning = found(trainer, ReportToStudy)
-    rows = {row["epoch"]: row for row in history.rows} if history else {}
-    best_epoch = best.best_epoch if best else None
-    validated = rows.get(best_epoch) or (history.rows[-1] if history and history.rows else {})
+    validated: dict[str, float | None] = dict(best.best_metrics) if best else {}
+    if not validated and history and history.rows:  # no checkpoint is kept
+        validated = {key.replace("_", "/", 1): value for key, value in history.rows[-1].items()}
     unreadable = sorted(set().union(*gathered(model.unreadable)))
     return {
         "test": score_test(model.test_predictions(), data.catalog, model.class_names, trainer.callback_metrics)
         if tested
         else {},
-        "val": {key: validated[f"val_{key}"] for key in ("accuracy", "macro_f1", "loss") if f"val_{key}" in validated}
+        "val": {key: validated[f"val/{key}"] for key in ("accuracy", "macro_f1", "loss") if f"val/{key}" in validated}
         | {"n": data.catalog.counts()["val"]},
-        "best_epoch": best_epoch,
-        "epochs": trainer.current_epoch,
+        "best_epoch": best.best_epoch if best else None,
+        "epochs": history.rows[-1]["epoch"] if history and history.rows else trainer.current_epoch,
         "seconds": history.seconds if history else None,
         "train_images_per_second": history.images_per_second if history else None,
         "seed": data.seed,

@@ -114,12 +114,13 @@ def test_the_count_is_kept_and_another_action_is_refused(tmp_path):
         NonFiniteLoss("ignore", tmp_path)
 
 
-def poison(steps):
-    return f"+callbacks.poison={{_target_:faults.Poison,steps:{steps}}}"
+def poison(steps, inside=False):
+    return f"+callbacks.poison={{_target_:faults.Poison,steps:{steps},inside:{inside}}}"
 
 
-def test_a_run_stops_with_the_last_good_checkpoint(tmp_path, train_tiny, faults):
-    done = train_tiny(tmp_path, poison([9]), "callbacks.last.every_n_steps=4", env=faults)
+@pytest.mark.parametrize("inside", [False, True], ids=["logits", "batch normalization"])
+def test_a_run_stops_with_the_last_good_checkpoint(tmp_path, train_tiny, faults, inside):
+    done = train_tiny(tmp_path, poison([9], inside), "callbacks.last.every_n_steps=4", env=faults)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines[0] == "error: the loss at step 10 is not a number; it has not reached the weights"
@@ -134,14 +135,15 @@ def test_a_run_stops_with_the_last_good_checkpoint(tmp_path, train_tiny, faults)
 
 @pytest.mark.slow
 def test_a_rate_that_ruins_the_weights_stops_the_run(tmp_path, train_tiny):
-    done = train_tiny(tmp_path, "optimizer.lr=1e30", "optimizer=sgd", "gradient_clip=none")
+    done = train_tiny(tmp_path, "optimizer.lr=1e300", "optimizer=sgd", "gradient_clip=none")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "the weights are no numbers any more" in done.stderr and "a lower optimizer.lr often helps" in done.stderr
 
 
-def test_skipped_batches_are_reported(tmp_path, train_tiny, faults):
-    done = train_tiny(tmp_path, poison([2, 9]), "on_nan=skip", env=faults)
+@pytest.mark.parametrize("inside", [False, True], ids=["logits", "batch normalization"])
+def test_skipped_batches_are_reported(tmp_path, train_tiny, faults, inside):
+    done = train_tiny(tmp_path, poison([2, 9], inside), "on_nan=skip", env=faults)
     assert done.returncode == 0, done.stderr
     (summary,) = tmp_path.glob("logs/train/runs/*/summary.json")
     assert json.loads(summary.read_text())["skipped_batches"] == 2
