@@ -68,7 +68,7 @@ def test_resuming_takes_a_file_a_run_folder_or_last(trained):
 
     cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
     cfg.paths.output = str(folder)
-    trainer = SimpleNamespace(precision="32-true")
+    trainer = SimpleNamespace(precision="32-true", max_steps=-1, callbacks=[])
     assert resume_from(cfg, trainer, Data(), Model()) is None
     for ckpt in (str(last), str(folder), "last"):
         data, model = Data(), Model()
