@@ -54,7 +54,7 @@ def _require_same_sweep(folder: Path, config: DictConfig) -> None:
     Raises:
         UserError: the folder's ``multirun.yaml`` says that it holds one.
     """
-    if config.ckpt == "auto":
+    if OmegaConf.select(config, "ckpt") == "auto":
         return
     try:
         begun = OmegaConf.load(folder / "multirun.yaml")
