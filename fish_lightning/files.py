@@ -101,4 +101,6 @@ def override(key: str, path: str | Path) -> str:
     text = shown(path)
     if not re.fullmatch(r"[\w/.@:+-]+", text, re.ASCII):
         text = "'" + text.replace("'", "\\'") + "'"
-    return shlex.quote(f"{key}={text}")
+    word = f"{key}={text}"
+    plain = "'" in word and not re.search(r'["$`\\!]', word)
+    return f'"{word}"' if plain else shlex.quote(word)  # which would quote each quote
