@@ -7,12 +7,13 @@ Anything else that escapes is a bug of ours and keeps its traceback.
 import errno
 import functools
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
+
+from fish_lightning import compat
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,9 +67,14 @@ def end_with(error: UserError) -> NoReturn:
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says of a fault, in one short line; its kind where it says nothing."""
+    """Return the first line of a library's error, shortened; the error's class where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0][:120] if lines else type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """Return all lines of a library's error as one, shortened."""
+    return " ".join(str(error).split())[:400]
 
 
 def full_disk(error: BaseException | None) -> OSError | None:
@@ -88,7 +94,7 @@ def _user_error(raised: BaseException) -> UserError | None:
     error: BaseException | None = raised
     while error is not None and not isinstance(error, UserError):
         if type(error).__name__ == "MisconfigurationException":
-            return UserError("trainer: " + " ".join(str(error).split())[:400])
+            return UserError(f"trainer: {one_line(error)}")
         error = error.__cause__
     if error is not None:
         return error
@@ -128,7 +134,7 @@ def _processes() -> int:
 
 def _lost_process(error: Exception) -> UserError | None:
     """What gloo says when another process of the run has gone, in plain words."""
-    if _processes() == 1 or not re.search(r"Connection (closed|reset) by peer|Broken pipe", str(error)):
+    if _processes() == 1 or not compat.is_lost_peer(error):
         return None
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
     return UserError(f"process {rank} of this run lost another one, which has shown its own error or was killed")

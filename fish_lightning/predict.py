@@ -9,7 +9,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from fish_lightning.config import CONF, require_whole_numbers
+from fish_lightning.cli import CONF, require_whole_numbers
 from fish_lightning.errors import UserError, shown_without_traceback
 
 
@@ -25,11 +25,11 @@ def predict(cfg: DictConfig) -> None:
     from torch.utils.data import DataLoader
 
     from fish_lightning.data.dataset import FishDataset, start_worker
-    from fish_lightning.data.sources import input_catalog
+    from fish_lightning.data.folders import input_catalog
     from fish_lightning.files import shown
-    from fish_lightning.models.classifier import load_checkpoint, restore
+    from fish_lightning.models.checkpoint import load_checkpoint, restore
     from fish_lightning.report import predictions as report
-    from fish_lightning.trainer import build_trainer
+    from fish_lightning.training.trainer import build_trainer
 
     require_whole_numbers(cfg)
     checkpoint = load_checkpoint(cfg.ckpt)

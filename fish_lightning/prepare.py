@@ -8,7 +8,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fish_lightning.config import CONF
+from fish_lightning.cli import CONF
 from fish_lightning.errors import UserError, shown_without_traceback
 
 
@@ -23,10 +23,10 @@ def prepare(cfg: DictConfig) -> None:
     """
     from hydra.utils import instantiate
 
-    from fish_lightning.data.archive import unpack
+    from fish_lightning.data.archives.unzip import unpack
     from fish_lightning.data.catalog import EmptyClassError
     from fish_lightning.data.inspection import inspect
-    from fish_lightning.data.photographs import with_photographs
+    from fish_lightning.data.near_duplicates.search import with_photographs
     from fish_lightning.data.sources import CatalogSource, SampleSource
     from fish_lightning.files import shown
     from fish_lightning.report.data_report import data_table, problems, write_data_report

@@ -8,15 +8,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fish_lightning.config import CONF, fingerprint, require_whole_numbers
+from fish_lightning.cli import CONF, require_whole_numbers
+from fish_lightning.distributed.jobs import end_with_parent, needs_own_process, run_folder_lock, run_in_own_process
 from fish_lightning.errors import shown_without_traceback
-from fish_lightning.processes import (
-    alone_in_folder,
-    end_with_parent,
-    lead_processes,
-    needs_own_process,
-    run_in_own_process,
-)
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -35,19 +29,30 @@ def train(cfg: DictConfig) -> float | None:
     import lightning as L
     from hydra.utils import instantiate
 
-    from fish_lightning.callbacks.agreement import SameConfig
-    from fish_lightning.callbacks.tensorboard import log_config, log_hyperparameters
-    from fish_lightning.report import summary as report
-    from fish_lightning.trainer import best_checkpoint, build_trainer, resume_from
+    from fish_lightning.distributed.ranks import SameConfig, announce_parent
+    from fish_lightning.report import run as report
+    from fish_lightning.resume.compatibility import checkpoint_to_resume, require_resumable
+    from fish_lightning.training.best_checkpoint import best_checkpoint
+    from fish_lightning.training.summary import history_rows, summarize_run
+    from fish_lightning.training.tensorboard import log_config, log_hyperparameters
+    from fish_lightning.training.trainer import build_trainer
 
     require_whole_numbers(cfg)
     report.require_metric(cfg.optimized_metric, cfg.test)
     folder = Path(cfg.paths.output)
     if cfg.ckpt == "auto" and (done := report.finished(folder, cfg)):
         return report.metrics(done).get(cfg.optimized_metric)
+
     L.seed_everything(cfg.seed, verbose=False)
+    callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
+    loggers = [instantiate(logger) for logger in cfg.logger.values() if logger is not None]
+    trainer = build_trainer(cfg.trainer, [*callbacks, SameConfig(cfg)], loggers)
+    announce_parent(trainer)
     data = instantiate(cfg.data)
     data.prepare_data()
+    ckpt = checkpoint_to_resume(cfg)
+    if ckpt is not None:
+        require_resumable(ckpt, cfg, trainer, data)
     data.setup()
     model = instantiate(
         cfg.model,
@@ -56,12 +61,6 @@ def train(cfg: DictConfig) -> float | None:
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),
     )
-    callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
-    loggers = [instantiate(logger) for logger in cfg.logger.values() if logger is not None]
-    trainer = build_trainer(cfg.trainer, [*callbacks, SameConfig(cfg)], loggers)
-
-    lead_processes(trainer)
-    ckpt = resume_from(cfg, trainer, data, model)
     report.write_start(folder, trainer, model, data)
     log_config(trainer, cfg)
     if cfg.validate_first and ckpt is None:
@@ -70,8 +69,8 @@ def train(cfg: DictConfig) -> float | None:
     if cfg.test:
         trainer.test(model, datamodule=data, ckpt_path=best_checkpoint(trainer), verbose=False, weights_only=True)
 
-    summary = report.summarize_run(trainer, model, data, tested=cfg.test) | {"config": fingerprint(cfg)}
-    report.write_run(folder, trainer, model, data, summary)
+    summary = summarize_run(trainer, model, data, cfg)
+    report.write_run(folder, trainer, model, data, summary, history_rows(trainer))
     log_hyperparameters(trainer, cfg, report.metrics(summary))
     return report.metrics(summary).get(cfg.optimized_metric)
 
@@ -83,7 +82,7 @@ def main(cfg: DictConfig) -> float | None:
     end_with_parent()
     if needs_own_process(cfg):
         return run_in_own_process(cfg)
-    with alone_in_folder(cfg):
+    with run_folder_lock(cfg):
         return train(cfg)
 
 

@@ -168,7 +168,7 @@ def compose_run(folder: Path, height: int, width: int, *overrides: str) -> Any:
     """The config of a training run on class folders that writes beside them."""
     from hydra import compose, initialize_config_dir
 
-    from fish_lightning.config import CONF
+    from fish_lightning.cli import CONF
 
     with initialize_config_dir(CONF, version_base="1.3"):
         return compose(
@@ -243,7 +243,7 @@ def train(quick: bool) -> list[Row]:
     from torchvision.models import resnet34
 
     from fish_lightning.hardware import default_workers
-    from fish_lightning.trainer import build_trainer
+    from fish_lightning.training.trainer import build_trainer
 
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")

@@ -135,10 +135,10 @@ def make_trainer(tmp_path):
     """``make_trainer(**settings)``: a quiet ``lightning.Trainer`` on the CPU that writes below ``tmp_path``."""
     import lightning as L
 
-    from fish_lightning.trainer import quieten_lightning
+    from fish_lightning.compat import quiet_lightning
 
     def make(**settings):
-        quieten_lightning()
+        quiet_lightning()
         defaults = {
             "accelerator": "cpu",
             "devices": 1,

@@ -17,7 +17,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fish_lightning.config import CONF
+from fish_lightning.cli import CONF
 from fish_lightning.errors import shown_without_traceback
 from fish_lightning.train import train
 

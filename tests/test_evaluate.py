@@ -7,7 +7,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from fish_lightning.data.sample import make_sample
+from fish_lightning.data.sample.generate import make_sample
 
 
 def scores(cwd):

@@ -36,7 +36,7 @@ def test_installed_package_composes_its_config_from_any_folder(wheel, tmp_path, 
     command = [sys.executable, "-m", f"fish_lightning.{module}", "--cfg", "job"]
     shown = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
     assert "\ntrainer:\n  _target_: lightning.Trainer\n" in shown
-    where = "import fish_lightning.config as c; print(c.CONF)"
+    where = "import fish_lightning.cli as c; print(c.CONF)"
     conf = subprocess.run(
         [sys.executable, "-c", where], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )

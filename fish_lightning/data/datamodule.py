@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fish_lightning.data.augment import DeviceAugment
+from fish_lightning import compat
 from fish_lightning.data.cache import Pipelines, PixelCache, open_cache, split_pipelines
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.data.dataset import MEND, UNREADABLE, FishDataset, KeyedBatches, start_worker
+from fish_lightning.data.dataset import REMEDY, UNREADABLE, FishDataset, KeyedBatches, start_worker
 from fish_lightning.data.decoding import UnreadableImage
-from fish_lightning.data.photographs import with_photographs
+from fish_lightning.data.device_augment import DeviceAugment
+from fish_lightning.data.near_duplicates.search import with_photographs
 from fish_lightning.data.sources import CatalogSource, Source
-from fish_lightning.data.splits import folder_split
+from fish_lightning.data.splits import folders_split
 from fish_lightning.errors import UserError
 from fish_lightning.hardware import cores
 
@@ -121,18 +122,23 @@ class FishDataModule(L.LightningDataModule):
             cv2.setNumThreads(0)
 
     def prepare_data(self) -> None:
-        """Make or fetch what is missing."""
+        """Create or download what is missing."""
         self.source.prepare()
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read the catalog and split it, once. A split that the folders say is kept, unless a file says another."""
+    def read_catalog(self) -> Catalog:
+        """Read the catalog and split it, once. A split that the folders give is kept, unless ``split`` is a file."""
         if not hasattr(self, "catalog"):
             catalog = with_photographs(self.source.read(), self.photograph, self.find_copies, self.cache_dir)
             if self.keep_split and (catalog.splits != "").any() and self.split_name in ("random", "photograph"):
-                self.split = folder_split
+                self.split = folders_split
             self.catalog = catalog.with_splits(self.split(catalog, seed=self.seed))
-            if self.cache != "off" or self.resident:
-                self._decode_once()
+        return self.catalog
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the catalog, and decode its images where they are cached; once."""
+        self.read_catalog()
+        if self.pixels is None and (self.cache != "off" or self.resident):
+            self._decode_once()
 
     def _decode_once(self) -> None:
         """Open the cache of decoded images; it is made where it is missing."""
@@ -157,63 +163,47 @@ class FishDataModule(L.LightningDataModule):
         if bad and self.on_error == "raise":
             named = [self.pixels.errors[row] for row in bad[:3]]
             more = [f"and {len(bad) - 3} more"] if len(bad) > 3 else []
-            raise UnreadableImage("\n".join([*named, *more, MEND]))
+            raise UnreadableImage("\n".join([*named, *more, REMEDY]))
 
     @property
     def split_name(self) -> str:
-        """``random`` for :func:`fish_lightning.data.splits.random_split`, and so on."""
+        """The choice of ``conf/split``: ``random`` for :func:`fish_lightning.data.splits.random_split`, and so on."""
         function: Any = getattr(self.split, "func", self.split)  # what Hydra's partial holds
         return str(function.__name__).removesuffix("_split")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint carries of the data: the catalog and the batch size, in plain containers."""
+        """Return what a checkpoint stores of the data: catalog, batch size and position, in plain containers."""
+        epoch, batches = compat.next_batch(self.trainer) if self.trainer else (0, 0)
         return {
             "catalog": self.catalog.state(),
             "split": self.split_name,
             "seed": self.seed,
             "batch_size": self.batch_size,
             "processes": self.trainer.world_size if self.trainer else 1,
-            "next": self._next_batch(),
+            "next": {"epoch": epoch, "batches": batches},
         }
 
-    def _next_batch(self) -> dict[str, int]:
-        """Where a run that is saved now would go on: epoch (0-based) and batches of it that are done."""
-        if self.trainer is None:
-            return {"epoch": 0, "batches": 0}
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        epoch, done = self.trainer.current_epoch, progress.processed
-        if done >= self.trainer.num_training_batches:
-            epoch, done = epoch + 1, 0
-        return {"epoch": epoch, "batches": done}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the last batch done, with the images and the split that the run began with.
+        """Continue after the last batch done.
 
         Lightning calls this before it asks for the optimizers, and so before any loader starts its workers.
 
         Raises:
-            UserError: files, labels or split are others now.
+            UserError: the run began with other images or another split.
         """
-        begun = Catalog.from_state(state_dict["catalog"])
-        same = begun.classes == self.catalog.classes and all(
-            np.array_equal(getattr(begun, column), getattr(self.catalog, column))
-            for column in ("paths", "labels", "splits")
-        )
-        if not same:
-            raise UserError(
-                f"ckpt: the run began with other images or another split ({len(begun)} images then, "
-                f"{len(self.catalog)} now)\n"
-                "resume with the same data and split, or replay its split: split=file split.path=RUN/split.csv"
-            )
-        processes = self.trainer.world_size if self.trainer else state_dict["processes"]
-        for name, then, now in (
-            ("data.batch_size", state_dict["batch_size"], self.batch_size),
-            ("seed", state_dict["seed"], self.seed),
-            ("trainer.devices", state_dict["processes"], processes),
-        ):
-            if then != now:
-                raise UserError(f"ckpt: the run began with {name}={then}, not {now}\nresume with what it began with")
+        if differences := self.differences(state_dict):
+            raise UserError(f"ckpt: the run began with {'; '.join(differences)}")
         self.start = state_dict["next"]
+
+    def differences(self, state_dict: dict[str, Any]) -> list[str]:
+        """Return how the images and their split differ from those a run began with, in a few words each."""
+        began, now = Catalog.from_state(state_dict["catalog"]), self.read_catalog()
+        if began.classes == now.classes and all(
+            np.array_equal(getattr(began, column), getattr(now, column)) for column in ("paths", "labels")
+        ):
+            changed = int((began.splits != now.splits).sum())
+            return [f"another split ({changed} images were in another part; split.csv in its folder)"] * bool(changed)
+        return [f"other images ({len(began)} in {len(began.classes)} classes, now {len(now)} in {len(now.classes)})"]
 
     def dataset(self, split: str, train: bool = False) -> FishDataset:
         """The images of one split ("all" for every image), augmented if they are to train on."""
@@ -226,16 +216,16 @@ class FishDataModule(L.LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Note what the device would have to be waited for, and draw from (seed, epoch, row) what it will do."""
-        batch["whole"] = bool((batch["label"] != UNREADABLE).all())
+        """Note what would otherwise be read from the device, and draw its augmentation from (seed, epoch, index)."""
+        batch["complete"] = bool((batch["label"] != UNREADABLE).all())
         if self.device_augment is not None and self.trainer and self.trainer.training:
-            batch["affine"] = self.device_augment.draw(self.seed, batch["epoch"], batch["row"])
+            batch["affine"] = self.device_augment.draw(self.seed, batch["epoch"], batch["index"])
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Take the images from those that the device holds, and augment them there."""
         if self.resident:
-            batch["image"] = self._resident_pixels(batch["row"].device)[batch["row"]].permute(0, 3, 1, 2)
+            batch["image"] = self._resident_pixels(batch["index"].device)[batch["index"]].permute(0, 3, 1, 2)
         if "affine" in batch:
             assert self.device_augment is not None
             batch["image"] = self.device_augment(batch["image"], batch.pop("affine"))

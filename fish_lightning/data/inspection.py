@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.decoding import UnreadableImage, decode
-from fish_lightning.data.photographs import label_errors, photograph_numbers
-from fish_lightning.data.sources import MASK_SUFFIX, images_below
+from fish_lightning.data.folders import MASK_SUFFIX, images_below
+from fish_lightning.data.near_duplicates.search import label_errors, photograph_numbers
 from fish_lightning.hardware import cores
 
 Rows = npt.NDArray[np.int64]

@@ -1,27 +1,18 @@
 """Sources find files and labels on disk and hand back a catalog: the archive, class folders, a CSV, the sample set."""
 
 import csv
-import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from fish_lightning.data.archives.kaggle import download
 from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
-from fish_lightning.data.download import download
-from fish_lightning.data.kinds import ORIGINAL_FOLDERS
-from fish_lightning.data.photographs import cache_file, find_photographs, photograph_names
+from fish_lightning.data.folders import images_below, require_folder, subfolders
+from fish_lightning.data.sample.classes import ORIGINAL_FOLDERS
 from fish_lightning.errors import UserError
 from fish_lightning.files import read_rows
-from fish_lightning.hardware import cores
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-MASK_SUFFIX = " GT"
 NOT_CLASSES = ("Fish_Dataset", "NA_Fish_Dataset")  # the archive's own folders: all images, and the originals
 
 
@@ -209,7 +200,7 @@ class SampleSource:
 
     Args:
         root: cache folder the set is made in.
-        **arguments: passed to :func:`fish_lightning.data.sample.make_sample`.
+        **arguments: passed to :func:`fish_lightning.data.sample.generate.make_sample`.
     """
 
     def __init__(self, root: str | Path, **arguments: Any) -> None:
@@ -218,7 +209,7 @@ class SampleSource:
 
     def prepare(self) -> None:
         """Draw the set if it is not there yet."""
-        from fish_lightning.data.sample import make_sample
+        from fish_lightning.data.sample.generate import make_sample
 
         make_sample(self.root, **self.arguments)
 
@@ -232,179 +223,3 @@ class SampleSource:
             for path, label in zip(catalog.paths, catalog.labels, strict=True)
         ]
         return make_catalog(self.root, rows)
-
-
-class RecordedSource:
-    """The table that a checkpoint carries, so that an evaluation needs nothing but the images.
-
-    Args:
-        root: where the images are now; None: where they were.
-        state: :meth:`Catalog.state` of the training run.
-    """
-
-    def __init__(self, root: str | Path | None, state: dict[str, Any]) -> None:
-        self.state = state | ({"root": str(root)} if root is not None else {})
-
-    def prepare(self) -> None:
-        """Nothing to make."""
-
-    def read(self) -> Catalog:
-        """The table as it was trained on.
-
-        Raises:
-            UserError: the folder is gone or the first image is no longer in it.
-        """
-        catalog = Catalog.from_state(self.state)
-        require_folder(catalog.root)
-        if not (catalog.root / str(catalog.paths[0])).is_file():
-            raise UserError(
-                f"{catalog.root} does not hold the images this checkpoint was trained on "
-                f"(no {catalog.paths[0]})\nsay where they are now: data.root=DIR"
-            )
-        return catalog
-
-
-class OtherSource:
-    """Another data set for a trained model: labels by the model's class names, splits by what it was trained on.
-
-    ``train`` is what the model was trained on, or copies of that: by path where they are images of the training run,
-    else by their look. Of the rest the data set's own split stands; where it has none, all is ``test``.
-
-    Args:
-        root: folder of the other data.
-        source: reads it.
-        state: :meth:`Catalog.state` of the training run.
-        find_copies: look which images are copies of training images; False: compare paths alone.
-        cache: folder to keep what was found in; None: keep nothing.
-
-    Attributes:
-        trained: (N,) after :meth:`read`: which images are copies of training images; None where that is not known.
-        missing: how many training images are gone, and could not be compared.
-    """
-
-    def __init__(
-        self,
-        root: str | Path | None,
-        source: Callable[[str | Path | None], Source],
-        state: dict[str, Any],
-        find_copies: bool = False,
-        cache: str | Path | None = None,
-    ) -> None:
-        self.source = source(root)
-        self.known = Catalog.from_state(state)
-        self.find_copies, self.cache = find_copies, cache
-        self.trained: npt.NDArray[np.bool_] | None = None
-        self.missing = 0
-
-    def prepare(self) -> None:
-        """Make or fetch what is missing."""
-        self.source.prepare()
-
-    def read(self) -> Catalog:
-        """The table with the model's classes.
-
-        Raises:
-            UserError: a class that the model does not know.
-        """
-        catalog = self.source.read()
-        unknown = sorted(set(catalog.classes) - set(self.known.classes))
-        if unknown:
-            raise UserError(
-                f"{catalog.root} has classes that the checkpoint does not know: {', '.join(unknown)}\n"
-                f"it knows: {', '.join(self.known.classes)}"
-            )
-        number = np.array([self.known.classes.index(name) for name in catalog.classes])
-        catalog = replace(catalog, labels=number[catalog.labels], classes=self.known.classes)
-        # The originals lie below the folder that was trained on, but are other images.
-        same = catalog.root.resolve() == self.known.root.resolve() and np.isin(catalog.paths, self.known.paths).all()
-        return self._compared(catalog) if self.find_copies and not same else self._looked_up(catalog)
-
-    def _looked_up(self, catalog: Catalog) -> Catalog:
-        """Split and photograph by path, as the training run had them; others keep their own."""
-        row = {path: i for i, path in enumerate(self.known.paths.tolist())}
-        rows = np.array([row.get(path, -1) for path in catalog.paths.tolist()])
-        own = np.where(catalog.splits == "train", "", catalog.splits)
-        return replace(
-            catalog,
-            splits=np.where(rows >= 0, self.known.splits[rows], own),
-            photographs=np.where(rows >= 0, self.known.photographs[rows], catalog.photographs),
-        )
-
-    def _compared(self, catalog: Catalog) -> Catalog:
-        """Split and photograph by the look of the images, beside those that the model was trained on."""
-        paths = self.known.paths[self.known.splits == "train"].tolist()
-        there = [path for path in paths if (self.known.root / path).is_file()]
-        self.missing = len(paths) - len(there)
-        files = [catalog.root / path for path in catalog.paths.tolist()]
-        cache = cache_file(self.cache, catalog.root, self.known.root)
-        groups = find_photographs([*files, *(self.known.root / path for path in there)], cache, cores())
-        moved = np.isin(catalog.paths, sorted(set(paths) - set(there)))  # gone from there, here under their old names
-        self.missing -= int(moved.sum())
-        if there or moved.any():
-            self.trained = moved | np.isin(groups[: len(files)], groups[len(files) :])
-        names = photograph_names([*catalog.paths.tolist(), *there], groups)[: len(files)]
-        has_split = (catalog.splits != "").any()
-        rest = np.where(catalog.splits == "train", "", catalog.splits) if has_split else "test"
-        splits = rest if self.trained is None else np.where(self.trained, "train", rest)
-        return replace(
-            catalog,
-            splits=np.broadcast_to(splits, len(files)).astype("<U5"),
-            photographs=np.where(catalog.photographs == "", names, catalog.photographs),
-        )
-
-
-def require_folder(root: Path) -> None:
-    """Raise a :class:`UserError` unless ``root`` is a folder."""
-    if not root.is_dir():
-        kind = "is a file, not a folder" if root.exists() else "does not exist"
-        raise UserError(f"data.root: {root} {kind} (seen from {Path.cwd()})\ngive the folder with data.root=DIR")
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """Visible sub-folders, sorted, without folders of masks."""
-    names = {f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")}
-    return [folder / name for name in sorted(names) if not _holds_masks(name, names)]
-
-
-def _holds_masks(name: str, beside: Collection[str]) -> bool:
-    """Whether ``<name> GT`` stands beside the folder of images ``<name>``, as in the fish archive."""
-    return name.endswith(MASK_SUFFIX) and name.removesuffix(MASK_SUFFIX) in beside
-
-
-def images_below(folder: Path) -> Iterator[Path]:
-    """All image files below ``folder`` by suffix, in either case; hidden files and mask folders are left out."""
-    for base, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and not _holds_masks(f, folders))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(base, name)
-
-
-def input_catalog(pattern: str, classes: Sequence[str]) -> Catalog:
-    """The files to predict, as a table without labels.
-
-    Args:
-        pattern: an image file, a folder (searched with its sub-folders), or a pattern with ``*``, ``?`` or ``**``.
-        classes: the model's class names.
-
-    Returns:
-        A catalog whose paths are as the user would write them, seen from the working folder.
-
-    Raises:
-        UserError: nothing there, or no image among it.
-    """
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        files = [str(file) for file in images_below(path)]
-    elif path.is_file():
-        files = [str(path)]
-    else:
-        files = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-    if not files:
-        where = "holds no image" if path.exists() else "matches no file"
-        raise UserError(
-            f"input: {pattern} {where} (seen from {Path.cwd()})\ngive an image, a folder, or 'a quoted pattern*'"
-        )
-    n = len(files)
-    blank = np.full(n, "", dtype=np.str_)
-    return Catalog(Path(), np.array(files, dtype=np.str_), np.zeros(n, np.int64), blank, blank, tuple(classes))

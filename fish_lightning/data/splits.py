@@ -164,7 +164,7 @@ def _photographs(catalog: Catalog, split: str) -> npt.NDArray[np.str_]:
     return catalog.photographs_or_paths
 
 
-def folder_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
+def folders_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
     """Keep the split that the folders ``train``, ``val`` and ``test`` say.
 
     Where there is no ``val`` (or no ``test``) folder, it is drawn from ``train``: 10 % (15 %), stratified, by whole

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torchvision import models
-from torchvision.models._api import get_model, get_model_weights, list_models
+from torchvision.models import get_model, get_model_weights, list_models
 
 from fish_lightning.errors import UserError, first_line
 

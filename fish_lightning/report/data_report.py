@@ -14,7 +14,7 @@ from PIL import Image
 
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.data.inspection import Inspection, Rows
-from fish_lightning.data.photographs import photograph_numbers
+from fish_lightning.data.near_duplicates.search import photograph_numbers
 from fish_lightning.files import whole_file
 from fish_lightning.hardware import cores
 

@@ -12,7 +12,7 @@ import torch
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.files import whole_file
-from fish_lightning.report import plots
+from fish_lightning.plotting import figures as plots
 
 
 @dataclass(frozen=True)

@@ -6,44 +6,51 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from fish_lightning import compat
 from fish_lightning.errors import UserError, end_with, first_line
 from fish_lightning.files import shown
-from fish_lightning.sweeps.study import alone_in
-
-Plugins.instance()  # finds Hydra's plugins by running their modules, once: the class below is the one that stays
-
-# isort: split
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402 - only now
+from fish_lightning.sweeps.study import sweep_lock
 
 Launch = Callable[[Sequence[Sequence[str]], int], Any]
 
 
-class GridSweeper(BasicSweeper):
-    """All combinations of the values given, as Hydra's; a job that was killed leaves the others their table."""
+class GridSweeper(Sweeper):
+    """All combinations of the given values, by Hydra's own sweeper; a killed job leaves the others their table.
 
-    def setup(self, *, config: DictConfig, **rest: Any) -> None:
+    Args:
+        max_batch_size: jobs that the launcher gets at a time; None: all.
+        params: a sweep for each key, besides those on the command line.
+    """
+
+    hydra_context: HydraContext
+    config: DictConfig
+
+    def __init__(self, max_batch_size: int | None, params: DictConfig | None = None) -> None:
+        basic, _ = compat.basic_sweeper()
+        self.basic = basic(max_batch_size, params)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Make the launcher (Hydra calls this)."""
-        super().setup(config=config, **rest)
-        assert self.launcher is not None
-        folder = Path(config.hydra.sweep.dir)
-        launch = partial(launch_all, self.launcher.launch, folder)
-        self.launcher.launch = launch  # type: ignore[method-assign]
+        self.hydra_context, self.config = hydra_context, config
+        self.basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        launcher = self.basic.launcher
+        launcher.launch = partial(launch_all, launcher.launch, Path(config.hydra.sweep.dir))
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run all jobs; two sweeps in one folder would train over each other's runs."""
-        assert self.config is not None
+        """Run all jobs; two sweeps in one folder would overwrite each other's runs."""
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with alone_in(folder):
+            with sweep_lock(folder):
                 _require_same_sweep(folder, self.config)
-                return super().sweep(arguments)
+                return self.basic.sweep(arguments)
         except UserError as error:
             end_with(error)
 

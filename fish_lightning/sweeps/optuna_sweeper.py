@@ -18,11 +18,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from fish_lightning import compat
 from fish_lightning.errors import UserError, end_with, first_line
 from fish_lightning.files import override, shown, whole_file
-from fish_lightning.report.sweep import METRICS, job_summary
 from fish_lightning.sweeps.grid_sweeper import launch_all
-from fish_lightning.sweeps.study import alone_in, minimized, open_storage
+from fish_lightning.sweeps.study import minimized, open_storage, sweep_lock
+from fish_lightning.sweeps.table import METRICS, job_summary
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -119,7 +120,7 @@ class OptunaSweeper(Sweeper):
 
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        with alone_in(folder):
+        with sweep_lock(folder):
             study = self._study(
                 {
                     "metric": self.metric,
@@ -134,9 +135,9 @@ class OptunaSweeper(Sweeper):
             self._run(study, space, fixed, folder)
 
     def _run(self, study: "Study", space: "dict[str, BaseDistribution]", fixed: list[str], folder: Path) -> None:
-        from optuna.trial import Trial, TrialState
+        from optuna.trial import TrialState
 
-        interrupted = [t._trial_id for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+        interrupted = [t.number for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
         before = _finished(study)
         print(
             f"study    {self.n_trials} trials, {'lowest' if minimized(self.metric) else 'highest'} {self.metric}"
@@ -151,22 +152,20 @@ class OptunaSweeper(Sweeper):
             again, interrupted = interrupted[:room], interrupted[room:]
             if not again and lost:  # each alone: with one process that dies joblib ends all of them
                 room, again, lost = 1, lost[:1], lost[1:]
-            # Optuna names no way to a trial that runs already; its own `Trial` of the id is what `ask` makes.
-            trials = [Trial(study, number) for number in again]
+            trials = [compat.running_trial(study, number) for number in again]
             trials += [study.ask() for _ in range(room - len(trials))]
             jobs = [self._job(trial, space, fixed) for trial in trials]
             folders = [folder / str(trial.number) for trial in trials]
             launch_all(self.launcher.launch, folder, jobs, trials[0].number)
             for trial, job in zip(trials, folders, strict=True):
                 if self._is_lost(trial, job):
-                    lost.append(trial._trial_id)
+                    lost.append(trial.number)
                 else:
                     self._tell(study, trial, job)
 
     def _job(self, trial: "Trial", space: "dict[str, BaseDistribution]", fixed: list[str]) -> list[str]:
-        # What `trial.suggest_float` and its like call; a value drawn before the interruption is kept.
         try:
-            drawn = [f"{key}={trial._suggest(key, wanted)}" for key, wanted in space.items()]
+            drawn = [f"{key}={compat.suggest(trial, key, wanted)}" for key, wanted in space.items()]
         except (TypeError, ValueError) as error:
             raise UserError(f"hydra.sweeper.sampler: it cannot draw: {first_line(error)}") from None
         prunes = OmegaConf.select(self.config, "callbacks.pruning") is not None

@@ -6,10 +6,10 @@ Imported at every start: Hydra alone.
 import warnings
 from importlib.util import find_spec
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
+from fish_lightning import compat
 from fish_lightning.errors import UserError, end_with
 from fish_lightning.sweeps.grid_sweeper import GridSweeper
 from fish_lightning.sweeps.optuna_sweeper import OptunaSweeper
@@ -37,9 +37,10 @@ def register_plugins() -> None:
     warnings.filterwarnings("ignore", r"(?s).*is validated against ConfigStore schema")
     for sweeper in (OptunaSweeper, GridSweeper):
         Plugins.instance().register(sweeper)
+    _, BasicSweeperConf = compat.basic_sweeper()
     ours = BasicSweeperConf(_target_=f"{GridSweeper.__module__}.{GridSweeper.__qualname__}")
     ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=ours, provider="fish_lightning")
-    Plugins.is_in_toplevel_plugins_module = staticmethod(_may_be_made)  # type: ignore[method-assign,assignment]
+    compat.allow_plugins(_may_be_made)
 
 
 def _may_be_made(target: str) -> bool:

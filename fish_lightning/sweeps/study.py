@@ -1,13 +1,11 @@
 """An Optuna study on disk: opened by the sweeper and by each trial's run, swept by one program at a time."""
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fish_lightning.errors import UserError
-from fish_lightning.files import shown
+from fish_lightning.files import locked, shown
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -34,18 +32,11 @@ def minimized(metric: str) -> bool:
     return metric.endswith("loss")
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a sweep's folder while the block runs; the lock ends with this process, however it ends.
+def sweep_lock(folder: Path) -> AbstractContextManager[None]:
+    """Hold a sweep's folder while the block runs.
 
     Raises:
         UserError: another program holds it.
     """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"hydra.sweep.dir: another sweep is running in {shown(folder)}\nwait for it, or choose another folder"
-            ) from None
-        yield
+    busy = f"hydra.sweep.dir: another sweep is running in {shown(folder)}\nwait for it, or choose another folder"
+    return locked(folder / ".lock", busy=UserError(busy))

@@ -8,7 +8,7 @@ import hydra
 import pytest
 from hydra import compose, initialize_config_dir
 
-from fish_lightning.config import CONF
+from fish_lightning.cli import CONF
 from fish_lightning.errors import UserError
 from fish_lightning.prepare import prepare
 

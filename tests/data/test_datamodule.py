@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from fish_lightning import hardware
-from fish_lightning.config import CONF
+from fish_lightning.cli import CONF
 from fish_lightning.data.splits import file_split, photograph_split, random_split
 from fish_lightning.errors import UserError
 
@@ -23,7 +23,7 @@ def root(make_folder, tmp_path_factory):
 
 
 def rows_of(loader):
-    return torch.cat([batch["row"] for batch in loader]).tolist()
+    return torch.cat([batch["index"] for batch in loader]).tolist()
 
 
 class Recorder(L.LightningModule):
@@ -35,7 +35,7 @@ class Recorder(L.LightningModule):
         self.seen = []
 
     def training_step(self, batch, batch_idx):
-        self.seen.append((self.current_epoch, batch["row"].tolist()))
+        self.seen.append((self.current_epoch, batch["index"].tolist()))
         return self.weight.sum()
 
     def configure_optimizers(self):

@@ -167,8 +167,8 @@ def test_an_item_is_a_uint8_tensor_with_label_and_row(catalog):
     assert len(dataset) == 2
     item = dataset[0, 0]
     assert item["image"].shape == (3, 24, 32) and item["image"].dtype == torch.uint8
-    assert (item["label"], item["row"]) == (1, 7)
-    assert (dataset[0, 1]["label"], dataset[0, 1]["row"]) == (0, 2)
+    assert (item["label"], item["index"]) == (1, 7)
+    assert (dataset[0, 1]["label"], dataset[0, 1]["index"]) == (0, 2)
     pixels = decode(catalog.root / catalog.paths[7])
     assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), pixels)
 
@@ -190,7 +190,7 @@ def test_skip_marks_the_row_and_keeps_the_batch_whole(make_folder, tmp_path):
     (tmp_path / "kind b" / "001.png").write_bytes(b"")
     (batch,) = DataLoader(augmented(damaged, on_error="skip"), batch_sampler=KeyedBatches(4, 4))
     assert batch["label"].tolist() == [0, 0, 1, UNREADABLE]
-    assert batch["image"].shape == (4, 3, 24, 32) and batch["row"].tolist() == [0, 1, 2, 3]
+    assert batch["image"].shape == (4, 3, 24, 32) and batch["index"].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("epoch", [0, 3])

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from fish_lightning.data.catalog import SPLITS, make_catalog, named_photographs
 from fish_lightning.data.sources import ArchiveSource
-from fish_lightning.data.splits import folder_split, kfold_split, photograph_split, random_split
+from fish_lightning.data.splits import folders_split, kfold_split, photograph_split, random_split
 from fish_lightning.errors import UserError
 
 
@@ -83,7 +83,7 @@ def test_what_no_folder_says_is_drawn_from_train_in_whole_photographs(missing, s
         for i in range(count)
     ]
     catalog = make_catalog(Path("root"), rows)
-    splits = folder_split(catalog, seed=seed)
+    splits = folders_split(catalog, seed=seed)
     assert all(len(where) == 1 for where in sides(catalog, splits).values())
     left = 100.0
     for name in [name for name in ("test", "val") if name in missing]:

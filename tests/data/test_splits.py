@@ -10,7 +10,7 @@ from fish_lightning.data.catalog import make_catalog
 from fish_lightning.data.sources import ArchiveSource, FolderSource
 from fish_lightning.data.splits import (
     file_split,
-    folder_split,
+    folders_split,
     kfold_split,
     photograph_split,
     random_split,
@@ -175,22 +175,22 @@ def test_folders_keep_the_split_they_say(make_folder, tmp_path):
     for part, count in (("train", 4), ("val", 2), ("test", 1)):
         make_folder(tmp_path / part, 2, count)
     catalog = FolderSource(tmp_path).read()
-    assert np.array_equal(folder_split(catalog, seed=1), catalog.splits)
+    assert np.array_equal(folders_split(catalog, seed=1), catalog.splits)
 
 
 def test_a_val_or_test_folder_that_is_missing_is_drawn_from_train(make_folder, tmp_path):
     make_folder(tmp_path / "train", 2, 20)
     make_folder(tmp_path / "test", 2, 3)
     catalog = FolderSource(tmp_path).read()
-    splits = folder_split(catalog, seed=1)
+    splits = folders_split(catalog, seed=1)
     assert catalog.with_splits(splits).counts() == {"train": 36, "val": 4, "test": 6}
     assert per_class(catalog, splits, "val") == [2, 2]
     assert all(path.startswith("test/") == (split == "test") for path, split in zip(catalog.paths, splits, strict=True))
-    assert np.array_equal(splits, folder_split(catalog, seed=1))
+    assert np.array_equal(splits, folders_split(catalog, seed=1))
 
 
 def test_folders_that_say_no_split_are_an_error(make_folder, tmp_path):
-    text = message_of(folder_split, FolderSource(make_folder(tmp_path, 2)).read(), seed=1)
+    text = message_of(folders_split, FolderSource(make_folder(tmp_path, 2)).read(), seed=1)
     assert "has no folders train, val and test" in text
 
 

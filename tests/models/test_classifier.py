@@ -36,7 +36,7 @@ def make_classifier():
 @pytest.fixture
 def batch():
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    return {"image": images, "label": torch.tensor([0, 1, 2, 1]), "row": torch.tensor([10, 11, 12, 13])}
+    return {"image": images, "label": torch.tensor([0, 1, 2, 1]), "index": torch.tensor([10, 11, 12, 13])}
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_test_predictions_are_in_catalog_order(make_classifier, batch, logged):
         with torch.inference_mode():
             model.test_step({key: value[part] for key, value in backwards.items()}, 0)
     predictions = model.test_predictions()
-    assert predictions.rows.tolist() == [10, 11, 12, 13] and predictions.labels.tolist() == [0, 1, 2, 1]
+    assert predictions.indices.tolist() == [10, 11, 12, 13] and predictions.labels.tolist() == [0, 1, 2, 1]
     assert np.allclose(predictions.probabilities, model(batch["image"]).softmax(1).detach().numpy(), atol=1e-6)
     model.on_test_epoch_start()
     with pytest.raises(UserError):
@@ -225,7 +225,7 @@ def test_networks_with_auxiliary_heads_train_on_their_main_logits(name, logged):
     images = torch.zeros(2, 3, 299, 299, dtype=torch.uint8)
     assert model.network.training
     assert model(images).shape == (2, 3)
-    assert model.training_step({"image": images, "label": torch.tensor([0, 1]), "row": torch.arange(2)}, 0).ndim == 0
+    assert model.training_step({"image": images, "label": torch.tensor([0, 1]), "index": torch.arange(2)}, 0).ndim == 0
 
 
 def test_optimizer_and_schedule_are_what_was_handed_over(root, make_data, make_model, make_trainer):

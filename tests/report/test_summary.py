@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fish_lightning.callbacks.checkpoints import BestCheckpoint
-from fish_lightning.callbacks.history import History
 from fish_lightning.errors import UserError
-from fish_lightning.report import summary as report
-from fish_lightning.report.scores import wilson_interval
+from fish_lightning.evaluation.scores import wilson_interval
+from fish_lightning.report import run as report
+from fish_lightning.resume.checkpoints import BestCheckpoint
+from fish_lightning.training.history import History
 
 CONTRACT = {
     "test",

@@ -1,0 +1,213 @@
+"""The one module that touches internals of other libraries; ``tests/test_compat.py`` fails by name when they change.
+
+Everything here is verified with lightning 2.6, hydra-core 1.3, optuna 4 and 5, torch 2.11 to 2.15; ``pyproject.toml``
+bounds the first two. Libraries are imported within the functions: Hydra's part is needed at every start, for ``--help``
+too, and the others are slow.
+"""
+
+import logging
+import re
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import lightning as L
+    from optuna.distributions import BaseDistribution
+    from optuna.study import Study
+    from optuna.trial import Trial
+    from torch.optim import Optimizer
+
+# Lightning: where a run is, and where a resumed one continues
+
+
+def next_batch(trainer: "L.Trainer") -> tuple[int, int]:
+    """Return where a run that is saved now continues: epoch (0-based) and batches of it that are done.
+
+    Workers fetch ahead, so that the loader's own state does not tell (Lightning issues 19764 and 20550).
+    """
+    current: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    done = current.processed
+    if done >= trainer.num_training_batches:
+        return trainer.current_epoch + 1, 0
+    return trainer.current_epoch, done
+
+
+def is_between_steps(trainer: "L.Trainer", batch_idx: int) -> bool:
+    """Return whether an optimizer step, but not the epoch, ends with that batch.
+
+    No checkpoint holds gradients that are being accumulated. The step that reaches ``trainer.max_steps`` ends its epoch.
+    """
+    last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or trainer.global_step == trainer.max_steps
+    return not last and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def is_ending_epoch_early(trainer: "L.Trainer") -> bool:
+    """Return whether ``trainer.should_stop`` will end the epoch after this step."""
+    return bool(trainer.should_stop and trainer.fit_loop._can_stop_early)
+
+
+def schedule_pending_validation(trainer: "L.Trainer", checkpoint: dict[str, Any]) -> None:
+    """Let a run that resumes from ``checkpoint`` begin with the validation that follows this step, where one does.
+
+    Lightning continues with the next step (``_TrainingEpochLoop.advance``) unless it finds a validation started.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    now = loop.batch_progress.current
+    if now.completed == now.processed or trainer._val_check_time_interval is not None:  # type: ignore[attr-defined]
+        return
+    stops, trainer.should_stop = trainer.should_stop, False  # a validation caused by the stop does not come again
+    follows = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    trainer.should_stop = stops
+    if follows:
+        state = checkpoint["loops"]["fit_loop"]
+        started, none = {"ready": 1, "started": 1, "processed": 0, "completed": 0}, dict.fromkeys(vars(now), 0)
+        state["epoch_loop.val_loop.batch_progress"] |= {"total": started, "current": none}
+        state["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # Lightning adds one after it
+
+
+def is_saved_within_epoch(checkpoint: dict[str, Any]) -> bool:
+    """Return whether the checkpoint was saved after a step rather than after an epoch."""
+    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    return bool(batches["completed"] < batches["processed"])
+
+
+def epochs_processed(checkpoint: dict[str, Any]) -> int:
+    """Return the number of epochs that Lightning counts as done in the checkpoint, those ended early included."""
+    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+
+
+def metrics_to_be_logged(trainer: "L.Trainer") -> dict[str, float] | None:
+    """Return what Lightning logs after it has saved a checkpoint now; None where it will log nothing."""
+    connector: Any = trainer._logger_connector
+    if trainer._results is None:
+        return None
+    after_a_step = connector._first_loop_iter is not None
+    if after_a_step and not connector.should_update_logs:
+        return None
+    return {name: float(value) for name, value in connector.metrics["log"].items()}
+
+
+def own_sigterm(trainer: "L.Trainer") -> None:
+    """Stop Lightning from asking the devices at each step whether a process has had SIGTERM: we ask the hosts."""
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def clip_gradients(module: "L.LightningModule", optimizer: "Optimizer", value: float | None, by: str | None) -> None:
+    """Clip gradients; for a fused optimizer too, where precision scales none.
+
+    Lightning refuses to clip for a fused optimizer, which may unscale gradients in its step; bf16 has no gradient scale.
+    """
+    from lightning.pytorch.plugins.precision import MixedPrecision
+    from lightning.pytorch.utilities import GradClipAlgorithmType
+
+    plugin = module.trainer.precision_plugin
+    if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+        super(MixedPrecision, plugin).clip_gradients(optimizer, value or 0.0, GradClipAlgorithmType(by or "norm"))
+    else:
+        module.clip_gradients(optimizer, value, by)
+
+
+#: Warnings of Lightning and torch that do not apply here, with the reason.
+QUIET_WARNINGS = (
+    ".*does not have many workers.*",  # the worker count is chosen from the CPU affinity
+    ".*your dataloader is not resumable.*",  # KeyedBatches resumes at the right batch
+    ".*Experiment logs directory.*",  # the run folder holds .hydra before the logger starts
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*The number of training batches .* is smaller than the logging interval.*",
+    ".*lr_scheduler.step.*before.*optimizer.step.*",  # a skipped batch (data.on_error=skip) steps the schedule only
+    r".*Please add the following callbacks: \['Timer.*",  # of trainer.max_time, which a resumed run may do without
+    ".*isinstance.treespec, LeafSpec.. is deprecated.*",
+)
+#: Loggers of Lightning that advertise, or repeat what StopOnSignal says.
+QUIET_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.pytorch.trainer.connectors.signal_connector",
+    "lightning.fabric.utilities.seed",
+    "lightning.fabric.utilities.distributed",
+)
+
+
+def quiet_lightning() -> None:
+    """Hide Lightning's tips and the warnings that do not apply here."""
+    for pattern in QUIET_WARNINGS:
+        warnings.filterwarnings("ignore", pattern)
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+# torch: what its errors say
+
+#: Where a network reduces an image to nothing, or accepts one size only.
+WRONG_SIZE = (
+    "Kernel size can't be greater than actual input size",
+    "Output size is too small",
+    "Wrong image height",
+    "Wrong image width",
+    "is invalid for input of size",
+)
+TOO_SMALL_FOR_BATCH_NORM = "Expected more than 1 value per channel when training"
+#: What gloo says when another process of the run is gone.
+LOST_PEER = r"Connection (closed|reset) by peer|Broken pipe"
+
+
+def is_wrong_image_size(error: Exception) -> bool:
+    """Return whether a network has refused the size of its images."""
+    return any(words in str(error) for words in WRONG_SIZE)
+
+
+def is_too_small_for_batch_norm(error: Exception) -> bool:
+    """Return whether batch normalization has refused a batch with one value per channel."""
+    return TOO_SMALL_FOR_BATCH_NORM in str(error)
+
+
+def is_lost_peer(error: Exception) -> bool:
+    """Return whether a collective operation has failed because another process is gone."""
+    return re.search(LOST_PEER, str(error)) is not None
+
+
+def forget_later_points(writer: Any, step: int) -> None:
+    """Make TensorBoard forget the points of a ``SummaryWriter`` from ``step`` on: they will be written again."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+
+    start = Event(step=step, session_log=SessionLog(status=SessionLog.START))
+    writer._get_file_writer().add_event(start, step)
+
+
+# Hydra: sweepers of our own
+
+
+def basic_sweeper() -> tuple[type, Callable[..., Any]]:
+    """Return Hydra's grid sweeper and its config class, after Hydra has found its plugins by running their modules."""
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
+
+    return BasicSweeper, BasicSweeperConf
+
+
+def allow_plugins(may_be_made: Callable[[str], bool]) -> None:
+    """Decide which class paths Hydra may make plugins of: by itself it refuses all but ``hydra_plugins.*``.
+
+    A checkout cannot be found by that namespace package; joblib and submitit pickle the registry of plugins, so that a
+    class has to be importable by its own name.
+    """
+    from hydra.core.plugins import Plugins
+
+    Plugins.is_in_toplevel_plugins_module = staticmethod(may_be_made)  # type: ignore[method-assign,assignment]
+
+
+# Optuna: trials that run in other processes
+
+
+def running_trial(study: "Study", number: int) -> "Trial":
+    """Return the trial of that number, which runs already: what ``study.ask`` returns for a new one."""
+    from optuna.trial import Trial
+
+    return Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+
+
+def suggest(trial: "Trial", key: str, distribution: "BaseDistribution") -> Any:
+    """Draw from any distribution, as ``trial.suggest_float`` and its like do; a value drawn before is kept."""
+    return trial._suggest(key, distribution)

@@ -1,0 +1,1 @@
+"""The generated sample data set: classes, drawing, and the files on disk."""

@@ -1,0 +1,166 @@
+"""Sources for evaluating a trained model: the images it was trained with, or others beside those."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from omegaconf import DictConfig
+
+from fish_lightning.data.catalog import Catalog
+from fish_lightning.data.folders import require_folder
+from fish_lightning.data.near_duplicates.search import cache_file, find_photographs, photograph_names
+from fish_lightning.data.sources import CatalogSource, Source
+from fish_lightning.errors import UserError
+from fish_lightning.hardware import cores
+
+MakeSource = Callable[[str | Path | None], Source]
+
+
+def evaluation_source(cfg: DictConfig, other: MakeSource | None, state: dict[str, Any]) -> MakeSource:
+    """Return what makes the source of an evaluation from ``data.root``.
+
+    Args:
+        cfg: the ``data`` group.
+        other: its source; None for the images of the training run.
+        state: :meth:`Catalog.state` of the training run.
+    """
+    if cfg.catalog is not None:
+        other = partial(CatalogSource, catalog=cfg.catalog)
+    if other is None:
+        return partial(RecordedSource, state=state)
+    return partial(
+        OtherSource,
+        source=other,
+        state=state,
+        find_copies=cfg.find_copies,
+        keep_split=cfg.keep_split,
+        cache=cfg.cache_dir,
+    )
+
+
+class RecordedSource:
+    """The table that a checkpoint carries, so that an evaluation needs nothing but the images.
+
+    Args:
+        root: where the images are now; None: where they were.
+        state: :meth:`Catalog.state` of the training run.
+    """
+
+    def __init__(self, root: str | Path | None, state: dict[str, Any]) -> None:
+        self.state = state | ({"root": str(root)} if root is not None else {})
+
+    def prepare(self) -> None:
+        """Nothing to make."""
+
+    def read(self) -> Catalog:
+        """The table as it was trained on.
+
+        Raises:
+            UserError: the folder is gone or the first image is no longer in it.
+        """
+        catalog = Catalog.from_state(self.state)
+        require_folder(catalog.root)
+        if not (catalog.root / str(catalog.paths[0])).is_file():
+            raise UserError(
+                f"{catalog.root} does not hold the images this checkpoint was trained on "
+                f"(no {catalog.paths[0]})\nsay where they are now: data.root=DIR"
+            )
+        return catalog
+
+
+class OtherSource:
+    """Another data set for a trained model: labels by the model's class names, splits by what it was trained on.
+
+    ``train`` is what the model was trained on, or copies of that: by path where they are images of the training run,
+    else by their look. Of the rest the data set's own split stands; where it has none, all is ``test``.
+
+    Args:
+        root: folder of the other data.
+        source: reads it.
+        state: :meth:`Catalog.state` of the training run.
+        find_copies: search for near-duplicates of training images; False: compare paths only.
+        keep_split: keep the split of the other data; False: test all that was not trained on.
+        cache: folder to keep what was found in; None: keep nothing.
+
+    Attributes:
+        trained: (N,) after :meth:`read`: which images are copies of training images; None where that is not known.
+        missing: how many training images are gone, and could not be compared.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None,
+        source: Callable[[str | Path | None], Source],
+        state: dict[str, Any],
+        find_copies: bool = False,
+        keep_split: bool = True,
+        cache: str | Path | None = None,
+    ) -> None:
+        self.source = source(root)
+        self.known = Catalog.from_state(state)
+        self.find_copies, self.keep_split, self.cache = find_copies, keep_split, cache
+        self.trained: npt.NDArray[np.bool_] | None = None
+        self.missing = 0
+
+    def prepare(self) -> None:
+        """Make or fetch what is missing."""
+        self.source.prepare()
+
+    def read(self) -> Catalog:
+        """The table with the model's classes.
+
+        Raises:
+            UserError: a class that the model does not know.
+        """
+        catalog = self.source.read()
+        unknown = sorted(set(catalog.classes) - set(self.known.classes))
+        if unknown:
+            raise UserError(
+                f"{catalog.root} has classes that the checkpoint does not know: {', '.join(unknown)}\n"
+                f"it knows: {', '.join(self.known.classes)}"
+            )
+        number = np.array([self.known.classes.index(name) for name in catalog.classes])
+        catalog = replace(catalog, labels=number[catalog.labels], classes=self.known.classes)
+        # The originals lie below the folder that was trained on, but are other images.
+        same = catalog.root.resolve() == self.known.root.resolve() and np.isin(catalog.paths, self.known.paths).all()
+        return self._compared(catalog) if self.find_copies and not same else self._looked_up(catalog)
+
+    def _looked_up(self, catalog: Catalog) -> Catalog:
+        """Split and photograph by path, as the training run had them; others keep their own."""
+        row = {path: i for i, path in enumerate(self.known.paths.tolist())}
+        rows = np.array([row.get(path, -1) for path in catalog.paths.tolist()])
+        return replace(
+            catalog,
+            splits=np.where(rows >= 0, self.known.splits[rows], self._own_splits(catalog)),
+            photographs=np.where(rows >= 0, self.known.photographs[rows], catalog.photographs),
+        )
+
+    def _compared(self, catalog: Catalog) -> Catalog:
+        """Split and photograph by the look of the images, beside those that the model was trained on."""
+        paths = self.known.paths[self.known.splits == "train"].tolist()
+        there = [path for path in paths if (self.known.root / path).is_file()]
+        self.missing = len(paths) - len(there)
+        files = [catalog.root / path for path in catalog.paths.tolist()]
+        cache = cache_file(self.cache, catalog.root, self.known.root)
+        groups = find_photographs([*files, *(self.known.root / path for path in there)], cache, cores())
+        moved = np.isin(catalog.paths, sorted(set(paths) - set(there)))  # gone from there, here under their old names
+        self.missing -= int(moved.sum())
+        if there or moved.any():
+            self.trained = moved | np.isin(groups[: len(files)], groups[len(files) :])
+        names = photograph_names([*catalog.paths.tolist(), *there], groups)[: len(files)]
+        rest = self._own_splits(catalog)
+        return replace(
+            catalog,
+            splits=rest if self.trained is None else np.where(self.trained, "train", rest),
+            photographs=np.where(catalog.photographs == "", names, catalog.photographs),
+        )
+
+    def _own_splits(self, catalog: Catalog) -> npt.NDArray[np.str_]:
+        """Return the split that the data set itself gives, without its training images; all ``test`` if it has none."""
+        if not self.keep_split or not (catalog.splits != "").any():
+            return np.full(len(catalog), "test", dtype="<U5")
+        return np.where(catalog.splits == "train", "", catalog.splits).astype("<U5")

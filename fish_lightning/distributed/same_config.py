@@ -1,0 +1,40 @@
+"""The settings of a run that have an effect: what tells two configs apart. Hydra and OmegaConf alone are imported."""
+
+import hashlib
+import json
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+#: Settings that do not change what a run computes.
+_WITHOUT_EFFECT = (
+    "ckpt",
+    "trainer.enable_progress_bar",
+    "data.num_workers",
+    "data.pin_memory",
+    "data.persistent_workers",
+    "data.prefetch_factor",
+    "data.cache",
+    "data.cache_dir",
+)
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """Return every setting that has an effect, resolved, by its name on the command line (``optimizer.lr``)."""
+    flat: dict[str, Any] = {}
+
+    def add(node: Any, name: str) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                add(value, f"{name}.{key}" if name else str(key))
+        elif name not in _WITHOUT_EFFECT:
+            flat[name] = node
+
+    add(OmegaConf.to_container(cfg, resolve=True), "")
+    return flat
+
+
+def fingerprint(cfg: DictConfig) -> str:
+    """Return 16 hexadecimal digits that two configs share if all their :func:`settings` are equal."""
+    text = json.dumps(settings(cfg), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,75 @@
+"""Read a checkpoint as data, and restore the classifier and its evaluation transform from it."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import torch
+
+from fish_lightning.errors import UserError, first_line
+from fish_lightning.models.classifier import FishClassifier
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a training checkpoint with ``weights_only=True``: nothing in it is executed.
+
+    Raises:
+        UserError: no such file, or not a checkpoint of this project.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"ckpt: no file {file} (seen from {Path.cwd()})\ngive one with ckpt=…/checkpoints/best.ckpt")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # arbitrary bytes make torch's unpickler raise whatever it meets
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it would run {named[1]}, and checkpoints are loaded as data only" if named else first_line(error)
+        raise UserError(f"ckpt: {file} is not a checkpoint ({why})") from None
+    needed = {"state_dict", "hyper_parameters", "FishDataModule", "precision"}
+    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
+        raise UserError(
+            f"ckpt: {file} is not a checkpoint of fish_lightning\nexpected …/checkpoints/best.ckpt of a run"
+        )
+    return checkpoint
+
+
+@contextmanager
+def well_formed(file: str | Path) -> Iterator[None]:
+    """Report a corrupt or incomplete checkpoint in one line, whatever reading it raises.
+
+    Raises:
+        UserError: in place of what the reader met.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError) as error:
+        raise UserError(
+            f"ckpt: {file} is corrupt or incomplete ({type(error).__name__}: {first_line(error)})"
+        ) from None
+
+
+def restore(checkpoint: dict[str, Any], file: str | Path) -> tuple[FishClassifier, A.Compose]:
+    """Restore the trained classifier and its evaluation transform.
+
+    ``albumentations.from_dict`` instantiates only transforms of :mod:`fish_lightning.models.whitelist`.
+
+    Args:
+        checkpoint: what :func:`load_checkpoint` returned.
+        file: where it was read from, for the error.
+
+    Returns:
+        The classifier in evaluation mode, and its transform.
+
+    Raises:
+        UserError: the checkpoint is corrupt or incomplete.
+    """
+    with well_formed(file):
+        arguments = dict(checkpoint["hyper_parameters"]) | {"weights": None, "compile": False}
+        model = FishClassifier(**arguments)
+        model.load_state_dict(checkpoint["state_dict"])
+        transform = A.from_dict(arguments["eval_transform"])
+        assert isinstance(transform, A.Compose)
+        return model.eval(), transform

@@ -1,0 +1,138 @@
+"""Pictures of a run, as matplotlib figures: the same ones go to ``plots/*.png`` and to TensorBoard."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from fish_lightning.data.catalog import Catalog
+from fish_lightning.data.decoding import UnreadableImage, decode
+from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.files import whole_file
+
+Pixels = npt.NDArray[np.uint8]
+Row = dict[str, float | None]  # of a run's history
+
+GOOD, BAD, PLAIN = "#1a7f37", "#c5221f", "#222222"  # titles: right, wrong, no verdict
+TRAIN, VAL = "#1f77b4", "#d95f02"
+LOG_FROM = 10.0  # a loss above this puts the axis on a log scale: one early spike would flatten all the rest
+THUMBNAIL = 200  # pixels, longest side
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def loss_figure(rows: Sequence[Row]) -> Figure:
+    """Training and validation loss against epochs; epoch 0 is the validation before the first step."""
+    return _curves(rows, "loss", {"train": ("train_loss", TRAIN), "val": ("val_loss", VAL)})
+
+
+def accuracy_figure(rows: Sequence[Row]) -> Figure:
+    """Validation accuracy against epochs; epoch 0 is the validation before the first step."""
+    return _curves(rows, "accuracy", {"val": ("val_accuracy", VAL)})
+
+
+def _curves(rows: Sequence[Row], title: str, columns: dict[str, tuple[str, str]]) -> Figure:
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for label, (column, color) in columns.items():
+        points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=color, label=label, markersize=4)
+    axes.set(xlabel="epoch (0: before training)", ylabel=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if title == "accuracy":
+        axes.set_ylim(0, 1.02)
+    elif any((row.get(column) or 0) > LOG_FROM for row in rows for column, _ in columns.values()):
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def confusion_figure(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) -> Figure:
+    """Confusion matrix as a table of counts, coloured by the share of the true class.
+
+    Args:
+        matrix: (C, C) counts; rows are true classes, columns predicted ones.
+        class_names: in label order.
+    """
+    counts = np.asarray(matrix)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = max(5.0, 0.55 * len(class_names) + 2.5)
+    figure = Figure(figsize=(size + 0.6, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = np.arange(len(class_names))
+    axes.set_xticks(ticks, class_names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, class_names)
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(class_names) <= 30:
+        for true, predicted in zip(*np.nonzero(counts), strict=True):
+            color = "white" if shares[true, predicted] > 0.5 else "black"
+            axes.text(predicted, true, counts[true, predicted], ha="center", va="center", color=color)
+    return figure
+
+
+def prediction_figure(predictions: Predictions, catalog: Catalog, count: int, seed: int = 0) -> Figure:
+    """Test pictures with true and predicted names: half of them wrong ones, where there are so many.
+
+    Args:
+        predictions: of all test images.
+        catalog: their table.
+        count: pictures shown at most.
+        seed: which of them.
+    """
+    order = np.random.default_rng([seed, 3]).permutation(len(predictions.indices))
+    wrong, right = order[~predictions.correct[order]], order[predictions.correct[order]]
+    shown_wrong = wrong[: max(count // 2, count - len(right))]
+    shown = np.concatenate([shown_wrong, right[: count - len(shown_wrong)]])
+    pictures, titles, colors = [], [], []
+    for i in shown:
+        true, pred = (catalog.classes[label] for label in (predictions.labels[i], predictions.preds[i]))
+        probability = predictions.probabilities[i].max()
+        pictures.append(thumbnail(catalog.root / str(catalog.paths[predictions.indices[i]])))
+        titles.append(f"{pred} {probability:.0%}" + ("" if true == pred else f"\nis {true}"))
+        colors.append(GOOD if true == pred else BAD)
+    return picture_figure(pictures, titles, colors)
+
+
+def picture_figure(pictures: Sequence[Pixels], titles: Sequence[str], colors: Sequence[str] | None = None) -> Figure:
+    """Pictures in a grid, each with its title.
+
+    Args:
+        pictures: (H, W, 3) each, of any sizes.
+        titles: one or two short lines each.
+        colors: of the titles; all dark by default.
+    """
+    columns = min(6, max(1, len(pictures)))
+    lines = math.ceil(len(pictures) / columns)
+    figure = Figure(figsize=(2.3 * columns, 2.15 * lines + 0.1), layout="constrained")
+    for i, picture in enumerate(pictures):
+        axes = figure.add_subplot(lines, columns, i + 1)
+        axes.imshow(picture)
+        axes.set_title(titles[i], fontsize=8, color=colors[i] if colors else PLAIN)
+        axes.axis("off")
+    return figure
+
+
+def thumbnail(path: Path, size: int = THUMBNAIL) -> Pixels:
+    """An image file made small; a grey square if it cannot be read.
+
+    Returns:
+        (H, W, 3) uint8, the longer side ``size`` pixels at most.
+    """
+    try:
+        image = Image.fromarray(decode(path))
+    except UnreadableImage:
+        return np.full((size * 3 // 4, size, 3), 200, np.uint8)
+    image.thumbnail((size, size))
+    return np.asarray(image)

@@ -1,0 +1,157 @@
+"""The files of a run folder, and what is printed before it starts and when it is over."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from omegaconf import DictConfig
+
+from fish_lightning.data.datamodule import FishDataModule
+from fish_lightning.distributed.same_config import fingerprint
+from fish_lightning.errors import UserError
+from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.files import shown, whole_file
+from fish_lightning.models.classifier import FishClassifier
+from fish_lightning.plotting import figures
+from fish_lightning.report.tables import closing_table, evaluation_table
+
+PICTURES = 18  # test pictures on plots/predictions.png
+Summary = dict[str, Any]
+
+
+def write_start(folder: Path, trainer: L.Trainer, model: FishClassifier, data: FishDataModule) -> None:
+    """Write ``split.csv`` and print in four lines what is about to run; on the first process only."""
+    if not trainer.is_global_zero:
+        return
+    data.catalog.write_csv(folder / "split.csv")
+    weights = model.hparams["weights"] or "random"
+    device = trainer.strategy.root_device.type + (f" x {trainer.world_size}" if trainer.world_size > 1 else "")
+    leaked = int(data.catalog.leaked().sum())
+    counts = ", ".join(f"{n:,} {split}" for split, n in data.catalog.counts().items())
+    print(
+        f"model  {model.hparams['name']}, {weights} weights; {device}, {trainer.precision}",
+        f"data   {len(data.catalog):,} images of {len(data.catalog.classes)} classes in {data.catalog.root}",
+        f"split  {data.split_name}, seed {data.seed}: {counts}",
+        f"run    {shown(folder)}",
+        sep="\n",
+        flush=True,
+    )
+    if leaked:
+        kept = " data.keep_split=false" if data.split_name == "folders" else ""
+        print(
+            f"warning: {leaked} test images have a copy in training; split=photograph{kept} keeps copies together",
+            flush=True,
+        )
+
+
+def write_run(
+    folder: Path,
+    trainer: L.Trainer,
+    model: FishClassifier,
+    data: FishDataModule,
+    summary: Summary,
+    history: list[dict[str, float | None]],
+) -> None:
+    """Write ``summary.json`` and the plots, and print what came out and what to do next; on the first process only.
+
+    Call it on every process: their predictions are gathered.
+
+    Args:
+        folder: of the run.
+        trainer: after the test.
+        model: what was trained.
+        data: what it was trained on.
+        summary: see :func:`fish_lightning.training.summary.summarize_run`.
+        history: one row an epoch.
+    """
+    predictions = model.test_predictions() if summary["test"] else None
+    if not trainer.is_global_zero:
+        return
+    write_summary(folder, summary)
+    if history:
+        figures.save(figures.loss_figure(history), folder / "plots" / "loss.png")
+        figures.save(figures.accuracy_figure(history), folder / "plots" / "accuracy.png")
+    if predictions:
+        write_test(folder, predictions, data, summary["test"])
+    print("\n" + closing_table(folder, summary), flush=True)
+
+
+def write_evaluation(
+    folder: Path, summary: Summary, predictions: Predictions, data: FishDataModule, subset: str
+) -> None:
+    """Write the files of an evaluation, and print what it found."""
+    write_summary(folder, summary)
+    write_test(folder, predictions, data, summary[subset])
+    print(evaluation_table(folder, summary, subset))
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Write ``summary.json``."""
+    with whole_file(folder / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def write_test(folder: Path, predictions: Predictions, data: FishDataModule, test: Summary) -> None:
+    """Write ``test_predictions.csv``, ``plots/confusion_matrix.png`` and ``plots/predictions.png``."""
+    catalog = data.catalog
+    with (
+        whole_file(folder / "test_predictions.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as stream,
+    ):
+        lines = csv.writer(stream)
+        lines.writerow(("path", "label", "prediction", "probability", "photograph", "correct"))
+        for index, label, pred, probabilities in zip(
+            predictions.indices, predictions.labels, predictions.preds, predictions.probabilities, strict=True
+        ):
+            lines.writerow(
+                (
+                    catalog.paths[index],
+                    catalog.classes[label],
+                    catalog.classes[pred],
+                    f"{probabilities[pred]:.6f}",
+                    catalog.photographs[index],
+                    int(pred == label),
+                )
+            )
+    plots = folder / "plots"
+    figures.save(figures.confusion_figure(test["confusion_matrix"], catalog.classes), plots / "confusion_matrix.png")
+    figures.save(figures.prediction_figure(predictions, catalog, PICTURES), plots / "predictions.png")
+
+
+def finished(folder: Path, cfg: DictConfig) -> Summary | None:
+    """Return the ``summary.json`` of a run that has ended in this folder; None where there is none.
+
+    Raises:
+        UserError: it was another run.
+    """
+    file = folder / "summary.json"
+    if not file.is_file():
+        return None
+    summary: Summary = json.loads(file.read_text(encoding="utf-8"))
+    if summary.get("config") != fingerprint(cfg):
+        raise UserError(f"ckpt=auto: {shown(folder)} holds a finished run with other settings\nchoose another folder")
+    print(f"finished before: {shown(folder)}", flush=True)
+    return summary
+
+
+def metrics(summary: Summary) -> dict[str, float]:
+    """Return the numbers of a summary by their metric names (``val/accuracy``, ``test/macro_f1``)."""
+    return {
+        f"{stage}/{key}": value
+        for stage in ("val", "test")
+        for key, value in summary[stage].items()
+        if isinstance(value, float)
+    }
+
+
+def require_metric(name: str, tested: bool) -> None:
+    """Refuse an ``optimized_metric`` that a run will not measure, before it starts.
+
+    Raises:
+        UserError: with the names that there are.
+    """
+    known = [f"{stage}/{key}" for stage in ("val", "test")[: 1 + tested] for key in ("accuracy", "loss", "macro_f1")]
+    if name not in known:
+        raise UserError(f"optimized_metric={name}: this run measures {', '.join(known)}")

@@ -1,0 +1,84 @@
+"""What came out of a run or an evaluation, as text for the terminal."""
+
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from fish_lightning.evaluation.scores import leak_warning
+from fish_lightning.files import override, shown
+
+Summary = dict[str, Any]
+
+
+def score_table(test: Summary, split: str) -> str:
+    """Return the scores of a test as a table."""
+    low, high = test["accuracy_ci95"]
+    wrong = round(test["n"] * (1 - test["accuracy"]))
+    width = max(len(name) for name in test["per_class"])
+    lines = [
+        f"test accuracy  {test['accuracy']:.2%}   95 % CI {low:.1%} to {high:.1%}",
+        f"               {wrong} of {test['n']} wrong; split={split}",
+        *_photograph_lines(test),
+        f"macro F1       {test['macro_f1']:.4f}",
+        f"loss           {test['loss']:.4f}",
+        "",
+        f"{'class':<{width}}  precision  recall  images",
+    ]
+    for name, scores in test["per_class"].items():
+        lines.append(f"{name:<{width}}  {scores['precision']:9.1%}  {scores['recall']:6.1%}  {scores['n']:6d}")
+    return "\n".join(lines)
+
+
+def _photograph_lines(test: Summary) -> list[str]:
+    """Return the interval that accounts for copies, and a warning where they are on both sides."""
+    if test["photographs"] is None:
+        return ["               photographs are not known: no CI clustered by photograph (data.find_copies=true)"]
+    low, high = test["accuracy_ci95_photographs"]
+    lines = [f"               {low:.1%} to {high:.1%}: 95 % CI clustered by photograph (n={test['photographs']})"]
+    if test["leaked_test_images"]:
+        lines.append("warning: " + leak_warning(test).replace("; ", ";\n         "))
+    return lines
+
+
+def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
+    """Return what an evaluation found and where it is."""
+    scores = score_table(summary[subset], f"{summary['split']}, subset={subset}")
+    lines = []
+    if summary["unreadable_images"]:
+        lines.append(f"left out: {len(summary['unreadable_images'])} unreadable images, listed in summary.json")
+    left_out = summary.get("left_out")
+    if left_out and left_out["n"]:
+        names = "left out" if subset not in ("train", "all") else "not left out"
+        lines.append(
+            f"{names}: {left_out['n']} images that are copies of training images, listed in summary.json;\n"
+            f"          accuracy on them {left_out['accuracy']:.2%}"
+        )
+    elif left_out:
+        lines.append("none of the images is a copy of a training image")
+    if summary.get("missing_training_images"):
+        lines.append(
+            f"warning: {summary['missing_training_images']:,} training images are gone: whether copies of them are\n"
+            "         among the images scored cannot be checked"
+        )
+    lines += ["", f"data     {summary['data']}", f"folder   {shown(folder)}"]
+    return "\n".join([scores, "", *lines])
+
+
+def closing_table(folder: Path, summary: Summary) -> str:
+    """Return what came out of a training run, where it is, and the commands that come next."""
+    lines = [score_table(summary["test"], summary["split"])] if summary["test"] else ["not tested (test=false)"]
+    if summary["unreadable_images"]:
+        lines.append(f"\nleft out: {len(summary['unreadable_images'])} unreadable images, listed in summary.json")
+    if summary["skipped_batches"]:
+        lines.append(f"\nskipped batches with a NaN or infinite loss (on_nan=skip): {summary['skipped_batches']}")
+    if summary["seconds"]:
+        speed = f", {summary['train_images_per_second']:.0f} training images/s" if summary["seconds"] else ""
+        lines.append(f"\n{summary['epochs']} epochs in {summary['seconds']:.0f} s{speed}")
+    checkpoint = summary["checkpoint"]
+    lines.append(
+        f"best epoch   {summary['best_epoch']} by validation accuracy" if checkpoint else "no checkpoint was kept"
+    )
+    lines += [f"run folder   {shown(folder)}", f"pictures     {shown(folder / 'plots')}"]
+    if checkpoint:
+        lines.append(f"predict      python -m fish_lightning.predict {override('ckpt', checkpoint)} input=FOLDER")
+    return "\n".join([*lines, f"tensorboard  tensorboard --logdir {quote(shown(folder))}"])

@@ -1,0 +1,149 @@
+"""The one place that decides whether and from where a run is resumed.
+
+A resumed run must continue as if it had never stopped: every setting that decides what a step computes, the images and
+their split must be those it began with. All differences are reported at once, before an image is decoded.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from fish_lightning import compat
+from fish_lightning.data.datamodule import FishDataModule
+from fish_lightning.distributed.cluster import slurm_restarts
+from fish_lightning.distributed.ranks import SameConfig
+from fish_lightning.distributed.same_config import settings
+from fish_lightning.errors import UserError
+from fish_lightning.files import override, remove_strays, shown
+from fish_lightning.models.checkpoint import load_checkpoint, well_formed
+
+#: Settings, or groups of them, that decide what a step computes.
+_OF_A_STEP = (
+    *("seed", "data.batch_size", "data.resident", "data.on_error", "on_nan"),
+    *("transforms", "model", "optimizer", "scheduler", "callbacks.progressive"),
+    *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"),
+    *("trainer.precision", "trainer.deterministic", "trainer.limit_train_batches", "trainer.sync_batchnorm"),
+)
+#: Of those, where the weights started and how fast they are computed.
+_NOT_OF_A_STEP = ("model.weights", "model.compile")
+#: What a schedule with an end is made for, besides the number of images.
+_OF_THE_SCHEDULE = ("trainer.max_epochs", "trainer.max_steps")
+
+
+def checkpoint_to_resume(cfg: DictConfig) -> Path | None:
+    """Return the file that ``ckpt`` names; None for a new run.
+
+    Args:
+        cfg: the whole config. ``ckpt`` is a file, a run folder (its ``last.ckpt``), ``last`` for that of the run's own
+            folder, ``auto`` for that if there is one, or None; in a job that Slurm has restarted None means ``auto``.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    folder, ckpt = Path(cfg.paths.output), cfg.ckpt
+    if ckpt == "":
+        raise UserError("ckpt= is empty: name a run's folder or its checkpoints/last.ckpt, or leave it out")
+    if ckpt == "auto" or (ckpt is None and slurm_restarts()):
+        ckpt = "last" if (folder / "checkpoints" / "last.ckpt").is_file() else None
+    if ckpt is None:
+        return None
+    run = folder if ckpt == "last" else Path(str(ckpt)).expanduser()
+    file = run / "checkpoints" / "last.ckpt" if ckpt == "last" or run.is_dir() else run
+    if ckpt == "last" and not file.is_file():
+        raise UserError(
+            f"ckpt=last: {shown(folder)} has no checkpoint\n"
+            "name the run's folder: ckpt=RUN, or hydra.run.dir=RUN ckpt=last"
+        )
+    return file
+
+
+def require_resumable(file: Path, cfg: DictConfig, trainer: L.Trainer, data: FishDataModule) -> None:
+    """Refuse a checkpoint that the run cannot continue from exactly, before anything in its folder is touched.
+
+    Args:
+        file: the checkpoint.
+        cfg: the whole config.
+        trainer: its precision, number of processes and callbacks are compared.
+        data: has read its catalog, which is compared.
+
+    Raises:
+        UserError: no checkpoint, one that contains weights only, or a run with other settings, images or split.
+    """
+    checkpoint = load_checkpoint(file)
+    if "optimizer_states" not in checkpoint:
+        raise UserError(
+            f"ckpt: {file} contains weights only, for evaluate and predict\nresume from last.ckpt beside it."
+        )
+    with well_formed(file):
+        began = checkpoint["FishDataModule"]
+        then: dict[str, Any] = checkpoint["callbacks"][SameConfig.__name__]["settings"] | {
+            "seed": began["seed"],
+            "data.batch_size": began["batch_size"],
+            "trainer.precision": str(checkpoint["precision"]),
+            "trainer.devices": began["processes"],
+        }
+        now = settings(cfg) | {"trainer.precision": str(trainer.precision), "trainer.devices": trainer.world_size}
+        differences = [*_setting_differences(then, now), *data.differences(began)]
+        if differences:
+            more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
+            run = file.parent.parent if file.parent.name == "checkpoints" else file
+            raise UserError(
+                f"ckpt: the run began with {'; '.join(differences[:4])}{more}\n"
+                "resume it with the settings it began with (.hydra/overrides.yaml in its folder):\n"
+                f"python -m fish_lightning.train {override('ckpt', run)}"
+            )
+        _require_complete_epoch(checkpoint, trainer)
+    rank_zero_only(remove_strays)(Path(cfg.paths.output))
+
+
+def _setting_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return each setting of a step that differs, as ``optimizer.lr=0.01, not 0.1``."""
+    constant = _name(then.get("scheduler._target_")) == "constant"
+    compared = (*_OF_A_STEP, "trainer.devices", *(() if constant else _OF_THE_SCHEDULE))
+
+    def decides(key: str) -> bool:
+        return key not in _NOT_OF_A_STEP and any(f"{key}.".startswith(f"{of}.") for of in compared)
+
+    def same(key: str) -> bool:
+        one, other = then.get(key), now.get(key)
+        return one == other or (key.endswith("._target_") and _name(one) == _name(other))
+
+    differing = [key for key in {**then, **now} if decides(key) and not same(key)]
+    replaced = tuple(key.removesuffix("_target_") for key in differing if key.endswith("._target_"))
+    # Where another optimizer was chosen, its other settings are not worth a word.
+    differing = [key for key in differing if key.endswith("._target_") or not key.startswith(replaced)]
+
+    def difference(key: str) -> str:
+        values = [then.get(key), now.get(key)]
+        if any(isinstance(value, list | dict) for value in values):
+            return f"another {key}"
+        if key.endswith("._target_"):
+            values = [_name(value) for value in values]
+        return f"{key.removesuffix('._target_')}={values[0]}, not {values[1]}"
+
+    return [difference(key) for key in differing]
+
+
+def _name(target: Any) -> str:
+    """Return the class or function that a ``_target_`` names; modules may be renamed between versions."""
+    return str(target).rpartition(".")[2]
+
+
+def _require_complete_epoch(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
+    """Refuse to train on where ``trainer.max_steps`` or early stopping ended an epoch early: Lightning counts it whole.
+
+    Raises:
+        UserError: with the step.
+    """
+    step, following = checkpoint["global_step"], checkpoint["FishDataModule"]["next"]
+    ended = compat.epochs_processed(checkpoint) > following["epoch"]
+    stays = trainer.max_steps == step or any(isinstance(callback, EarlyStopping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if ended and following["batches"] and not stays:
+        raise UserError(
+            f"ckpt: the run ended at step {step}, within epoch {following['epoch'] + 1}, whose rest would be left out\n"
+            "start another run with more of trainer.max_steps"
+        )

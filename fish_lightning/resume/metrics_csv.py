@@ -1,0 +1,182 @@
+"""``metrics.csv``: a CSV logger whose file a resumed run continues, without a row twice and without one lost."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from fish_lightning import compat
+from fish_lightning.files import whole_file
+
+Row = dict[str, Any]
+FILE = "metrics.csv"
+
+
+class ResumableCSVLogger(Logger):
+    """Writes one row a step to ``metrics.csv``; Lightning's ``CSVLogger`` deletes the file of an interrupted run.
+
+    Rows are appended; a new column rewrites the file, whole or not at all.
+
+    Args:
+        save_dir: the run folder.
+    """
+
+    def __init__(self, save_dir: str | Path) -> None:
+        super().__init__()
+        self.file = Path(save_dir, FILE)
+        self._pending: list[Row] = []
+        self._columns: list[str] | None = None  # of the file; None before it is read
+
+    @property
+    def name(self) -> str:
+        """Return no name: the run folder is the only one."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Return no version."""
+        return ""
+
+    @property
+    def log_dir(self) -> str:
+        """Return the run folder."""
+        return str(self.file.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Log nothing: ``.hydra/config.yaml`` holds the config."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add a row; Lightning calls :meth:`save` after it."""
+        values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        self._pending.append(values | {"step": step if step is not None else len(self._pending)})
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the rows that are pending."""
+        if not self._pending:
+            return
+        if self._columns is None:
+            self._rewrite(_read(self.file))  # without a row that was cut off when a run was killed
+        assert self._columns is not None
+        new = sorted(set().union(*self._pending) - set(self._columns))
+        if new or not self.file.is_file():
+            self._rewrite([*_read(self.file), *self._pending])
+        else:
+            with self.file.open("a", newline="", encoding="utf-8") as stream:
+                csv.DictWriter(stream, self._columns).writerows(self._pending)
+        self._pending.clear()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the rows that are pending."""
+        self.save()
+
+    @rank_zero_only
+    def drop_from(self, step: int, within_epoch: bool = False) -> None:
+        """Drop the rows of ``step`` and later: they were logged after the checkpoint that a run resumes from.
+
+        Args:
+            step: optimizer steps that the checkpoint comes after.
+            within_epoch: what followed the last of them, a validation or an early end, comes again too.
+        """
+
+        def stays(row: Row) -> bool:
+            of_epoch = any(key == "train/loss" or key.startswith("val/") for key in row)
+            return int(row["step"]) < step - (within_epoch and of_epoch)
+
+        self.save()
+        self._rewrite([row for row in _read(self.file) if stays(row)])
+
+    def has(self, row: Row, step: int) -> bool:
+        """Return whether all columns of ``row`` were logged at ``step``."""
+        self.save()
+        return any(int(known["step"]) == step and set(row) <= set(known) for known in _read(self.file))
+
+    def _rewrite(self, rows: list[Row]) -> None:
+        """Replace the file; without a row there is none."""
+        self._columns = sorted(set().union(*rows))
+        if not rows:
+            self.file.unlink(missing_ok=True)
+            return
+        with whole_file(self.file) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            lines = csv.DictWriter(stream, self._columns)
+            lines.writeheader()
+            lines.writerows(rows)
+
+
+class DropLaterRows(L.Callback):
+    """On resume, drops from ``metrics.csv`` and TensorBoard what was logged after the checkpoint: it comes again.
+
+    What Lightning logs of a step or an epoch, it logs after the checkpoint of it. So the checkpoint carries that row,
+    for a run that was killed in between.
+    """
+
+    def __init__(self) -> None:
+        self._resumed: tuple[int, Row | None, bool] | None = None
+        self._begun = False
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin a run with the validation before training."""
+        if trainer.state.fn == "validate":
+            self._begin(trainer)
+
+    def _begin(self, trainer: L.Trainer) -> None:
+        """Begin with no rows, also in the folder of a run that came to nothing."""
+        if not self._begun:
+            for logger in trainer.loggers:
+                if isinstance(logger, ResumableCSVLogger):
+                    logger.drop_from(0)
+        self._begun = True
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Store the row to come, and bring to disk what the loggers hold back."""
+        row = compat.metrics_to_be_logged(trainer)
+        if row is not None:
+            checkpoint["next_row"] = row | {"epoch": trainer.current_epoch}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.flush()
+            logger.save()
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Read the number of steps done, the row, and whether a step or an epoch was saved."""
+        within_epoch = compat.is_saved_within_epoch(checkpoint)
+        self._resumed = checkpoint["global_step"], checkpoint.get("next_row"), within_epoch
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Drop before the first row; called also where a run has ended and only its test is repeated."""
+        if self._resumed is None:
+            self._begin(trainer)
+        elif trainer.is_global_zero:
+            self._continue(trainer, *self._resumed)
+
+    def _continue(self, trainer: L.Trainer, step: int, row: Row | None, within_epoch: bool) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, ResumableCSVLogger):
+                logger.drop_from(step, within_epoch)
+                if row and not logger.has(row, step - 1):
+                    logger.log_metrics(row, step - 1)
+                    logger.save()
+            elif isinstance(logger, TensorBoardLogger):
+                compat.forget_later_points(logger.experiment, step)
+                if row:
+                    logger.log_metrics(row, step - 1)  # a point drawn twice is not seen
+
+
+def _read(file: Path) -> list[Row]:
+    """Return the rows of a CSV file without their empty cells; none where there is no file.
+
+    A line that was cut off when a run was killed is dropped.
+    """
+    if not file.is_file():
+        return []
+    text = file.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [{key: value for key, value in row.items() if value} for row in csv.DictReader(lines)]

@@ -1,0 +1,211 @@
+"""After a multirun: all its jobs in one table, best first, on the screen, in ``sweep.csv`` and as ``sweep.png``.
+
+A Hydra callback, and so imported at every start: nothing heavy here.
+"""
+
+import csv
+import json
+import math
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from fish_lightning.distributed.cluster import is_started_as_tasks
+from fish_lightning.errors import UserError, end_with
+from fish_lightning.files import shown, whole_file
+
+METRICS = ("val/accuracy", "val/loss", "val/macro_f1", "test/accuracy", "test/loss", "test/macro_f1")
+#: What repeats a run rather than changes it: jobs that differ in these alone have a mean and a standard deviation.
+_REPETITIONS = ("seed", "split.fold")
+Row = dict[str, Any]
+
+
+class SweepTable(Callback):
+    """Writes ``sweep.csv`` and ``sweep.png`` into the multirun's folder when its last job is done."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse a sweep that torchrun or srun has started several times: each copy would run all of it."""
+        if config.optimized_metric not in METRICS:
+            end_with(UserError(f"optimized_metric={config.optimized_metric}: runs measure {', '.join(METRICS)}"))
+        if is_started_as_tasks():
+            end_with(
+                UserError(
+                    "a sweep starts the processes of its jobs itself: start it once, without torchrun or srun,\n"
+                    "with trainer=ddp trainer.devices=N; on a cluster with hydra/launcher=submitit_slurm"
+                )
+            )
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Gather the jobs' ``summary.json``; the exit code is 1 if there is one that has none."""
+        folder, metric = Path(config.hydra.sweep.dir), str(config.optimized_metric)
+        rows = sweep_rows(folder, metric)
+        if not rows:
+            return
+        with whole_file(folder / "sweep.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            settings = _differing(rows)
+            lines = csv.DictWriter(stream, [*rows[0], *settings], restval="")
+            lines.writeheader()
+            for i, row in enumerate([*rows, *repetition_rows(rows)]):
+                own = {key: values[i] for key, values in settings.items()} if i < len(rows) else {}
+                lines.writerow(row | {"overrides": " ".join(row["overrides"])} | own)
+        written = "sweep.csv" + (", sweep.png" if _draw(folder, rows, metric) else "")
+        print(f"\n{sweep_table(rows, metric)}\n\nsweep folder  {shown(folder)}  ({written})", flush=True)
+        print(f"tensorboard   tensorboard --logdir {quote(shown(folder))}", flush=True)
+        storage = OmegaConf.select(config, "hydra.sweeper.storage")
+        if storage is not None:
+            lite = "sqlite:///" if str(storage).startswith("sqlite:///") else ""
+            file = str(storage).removeprefix(lite)
+            address = lite + (file if "://" in file else shown(file))
+            print(f"study         optuna-dashboard {quote(address)}", flush=True)
+        failed = sum(row["status"] == "failed" for row in rows)
+        if failed:
+            print(f"error: {failed} of {len(rows)} jobs failed; see above", file=sys.stderr, flush=True)
+            sys.exit(1)
+
+
+def sweep_rows(folder: Path, metric: str) -> list[Row]:
+    """One row a job: job, overrides, metrics, best epoch, seconds, folder; best first, failed jobs last.
+
+    Of jobs that are equally good the one with the lower validation loss is first.
+
+    Args:
+        folder: the multirun's folder; each job's sub-folder holds ``.hydra`` and, unless it failed, ``summary.json``.
+        metric: what to sort by; lower is better for a loss, higher for all else.
+    """
+    rows = []
+    for overrides in sorted(folder.glob("*/.hydra/overrides.yaml")):
+        job = overrides.parent.parent
+        summary = job_summary(job)
+        row: Row = {"job": job.name, "overrides": list(map(str, OmegaConf.load(overrides)))}
+        for name in METRICS:
+            stage, key = name.split("/")
+            row[name] = summary.get(stage, {}).get(key)
+        row |= {"best_epoch": summary.get("best_epoch"), "seconds": summary.get("seconds"), "folder": str(job)}
+        row["test_images"] = summary.get("test", {}).get("n")
+        row["status"] = ("pruned" if summary.get("pruned") else "done") if summary else "failed"
+        rows.append(row)
+    sign = 1 if metric.endswith("loss") else -1
+
+    def rank(row: Row) -> tuple[bool, float, float, int, str]:
+        value = float("nan") if row[metric] is None else float(row[metric])
+        loss = math.inf if row["val/loss"] is None or math.isnan(row["val/loss"]) else float(row["val/loss"])
+        job = row["job"]
+        first = 0.0 if math.isnan(value) else sign * value
+        return math.isnan(value), first, loss, int(job) if job.isdigit() else 0, job
+
+    return sorted(rows, key=rank)
+
+
+def job_summary(folder: Path) -> dict[str, Any]:
+    """``summary.json`` of a job; empty if it failed, also where its folder holds an earlier run's."""
+    file = folder / "summary.json"
+    if not file.is_file() or (folder / "error.txt").is_file():
+        return {}
+    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return summary
+
+
+def repetition_rows(rows: list[Row]) -> list[Row]:
+    """Mean and standard deviation of the jobs that differ in seed or fold alone, and all folds' images together.
+
+    The standard deviation is that of a sample (n - 1). ``pooled`` is the accuracy over the test images of all folds,
+    each tested once: where folds are not equally large, not their mean.
+    """
+    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["status"] == "done":
+            groups[tuple(word for word in row["overrides"] if not _repeats(word))].append(row)
+    made = []
+    for rest, group in groups.items():
+        repeated = {key: [_value(row, key) for row in group] for key in _REPETITIONS}
+        if len({tuple(column) for column in zip(*repeated.values(), strict=True)}) < max(2, len(group)):
+            continue
+        same: Row = dict.fromkeys(group[0]) | {"overrides": list(rest), "status": f"of {len(group)} jobs"}
+        for job, function in (("mean", statistics.fmean), ("sd", statistics.stdev)):
+            row = same | {"job": job}
+            for name in METRICS:
+                values = [other[name] for other in group]
+                row[name] = None if None in values else function(values)
+            made.append(row)
+        folds, images = repeated["split.fold"], [row["test_images"] for row in group]
+        if None not in folds and len(set(folds)) == len(folds) and None not in images:
+            right = sum(row["test/accuracy"] * row["test_images"] for row in group)
+            made.append(same | {"job": "pooled", "test/accuracy": right / sum(images), "test_images": sum(images)})
+    return made
+
+
+def sweep_table(rows: list[Row], metric: str) -> str:
+    """The rows as a table for the screen; what all jobs have in common is said once."""
+    repeated = repetition_rows(rows)
+    common = [w for w in rows[0]["overrides"] if all(w in row["overrides"] for row in rows)]
+    if len(rows) == 1:
+        common = []
+    lines = [("job", "val accuracy", "test accuracy", "val loss", "overrides")]
+    for row in [*rows, *repeated]:
+        numbers = [_shown(row[name]) for name in ("val/accuracy", "test/accuracy", "val/loss")]
+        words = [_rounded(w) for w in row["overrides"] if w not in common and not _ours(w)]
+        if row["status"] != "done":
+            words.append(f" ({row['status']})")
+        lines.append((row["job"], *numbers, " ".join(words)))
+    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    table = [
+        "  ".join([*(cell.rjust(width) for cell, width in zip(line, widths, strict=False)), line[4]]).rstrip()
+        for line in lines
+    ]
+    shared = [word for word in common if not _ours(word)]
+    head = f"sweep, best {metric} first" + (f"; all with {' '.join(shared)}" if shared else "")
+    return head + "\n" + "\n".join(table)
+
+
+def _differing(rows: list[Row]) -> dict[str, Sequence[str]]:
+    """The settings that are not the same in all jobs, each with its value in every job."""
+    settings = [dict(w.split("=", 1) for w in r["overrides"] if "=" in w and not _ours(w)) for r in rows]
+    keys = dict.fromkeys(key for given in settings for key in given)
+    return {k: [g.get(k, "") for g in settings] for k in keys if len({g.get(k) for g in settings}) > 1}
+
+
+def _draw(folder: Path, rows: list[Row], metric: str) -> bool:
+    """Draw ``sweep.png`` where there is more than one job to compare."""
+    done = [row for row in rows if row[metric] is not None and not math.isnan(row[metric])]
+    columns = _differing(done)
+    if not columns:
+        return False
+    from fish_lightning.plotting.parallel_coordinates import sweep_figure
+
+    with whole_file(folder / "sweep.png") as temporary:
+        pruned = [row["status"] == "pruned" for row in done]
+        sweep_figure(columns, [float(row[metric]) for row in done], metric, pruned).savefig(temporary, dpi=110)
+    return True
+
+
+def _rounded(word: str) -> str:
+    """A setting whose number Optuna drew, to four digits; ``sweep.csv`` has them all."""
+    key, equals, value = word.partition("=")
+    try:
+        return word if len(value) < 12 else f"{key}{equals}{float(value):.4g}"
+    except ValueError:
+        return word
+
+
+def _repeats(word: str) -> bool:
+    return _ours(word) or word.partition("=")[0] in _REPETITIONS
+
+
+def _ours(word: str) -> bool:
+    """What the Optuna sweeper adds to a trial's own settings."""
+    return word == "ckpt=auto" or word.startswith("callbacks.pruning.trial=")
+
+
+def _value(row: Row, key: str) -> str | None:
+    return next((w.partition("=")[2] for w in row["overrides"] if w.partition("=")[0] == key), None)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

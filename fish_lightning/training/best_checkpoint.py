@@ -1,0 +1,73 @@
+"""``best.ckpt``: the weights of the best epoch, to test and predict with."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the epoch with the highest monitored score; of equal ones the one with the lower ``tie_breaker``.
+
+    Small validation sets tie often; Lightning keeps the earliest.
+
+    Args:
+        tie_breaker: name of a logged metric, lower is better.
+        **arguments: of :class:`lightning.pytorch.callbacks.ModelCheckpoint`.
+    """
+
+    _KEPT = ("best_tie_breaker", "best_epoch", "best_metrics")
+
+    def __init__(self, tie_breaker: str = "val/loss", **arguments: Any) -> None:
+        super().__init__(
+            save_top_k=1, mode="max", enable_version_counter=False, auto_insert_metric_name=False, **arguments
+        )
+        self.tie_breaker = tie_breaker
+        self.best_tie_breaker: float | None = None
+        self.best_epoch: int | None = None
+        self.best_metrics: dict[str, float] = {}  # all that the best validation measured
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        """Return whether ``current`` is better than the best so far, or equal with a lower tie-breaker."""
+        value = float(trainer.callback_metrics.get(self.tie_breaker, float("inf")))
+        better = super().check_monitor_top_k(trainer, current)
+        if not better and current is not None and self.best_model_score is not None:
+            tie = bool(torch.eq(current, self.best_model_score.to(current.device)))
+            better = tie and self.best_tie_breaker is not None and value < self.best_tie_breaker
+        if better:
+            self.best_tie_breaker, self.best_epoch = value, trainer.current_epoch + 1
+            measured = trainer.callback_metrics.items()
+            self.best_metrics = {name: float(score) for name, score in measured if name.startswith("val/")}
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return Lightning's state and what was best."""
+        return super().state_dict() | {name: getattr(self, name) for name in self._KEPT}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state, wherever the run's folder is now.
+
+        Lightning drops the best score where the folder was moved, and keeps the path to the old place.
+        """
+        assert self.dirpath is not None
+        here = {path: str(Path(self.dirpath) / Path(path).name) for path in state_dict["best_k_models"]}
+        if not all(Path(path).is_file() for path in here.values()):
+            return  # the file is gone: the best is one of the epochs to come
+        for name in self._KEPT:
+            setattr(self, name, state_dict[name])
+        moved = {
+            "dirpath": self.dirpath,
+            "best_k_models": {here[path]: score for path, score in state_dict["best_k_models"].items()},
+        }
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            moved[name] = here.get(state_dict[name], "")
+        super().load_state_dict(state_dict | moved)
+
+
+def best_checkpoint(trainer: L.Trainer) -> str | None:
+    """Return the path of the best checkpoint of the fit; None (the weights in memory) where the run keeps none."""
+    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+    return best.best_model_path or None if best else None

@@ -1,0 +1,110 @@
+"""What a run's callbacks know at its end, brought together for ``summary.json``."""
+
+from typing import Any, TypeVar
+
+import lightning as L
+from omegaconf import DictConfig
+
+from fish_lightning.data.datamodule import FishDataModule
+from fish_lightning.data.trained_sources import OtherSource
+from fish_lightning.distributed.ranks import gathered
+from fish_lightning.distributed.same_config import fingerprint
+from fish_lightning.evaluation.scores import accuracy_of, score_test
+from fish_lightning.models.classifier import FishClassifier
+from fish_lightning.training.best_checkpoint import BestCheckpoint
+from fish_lightning.training.history import History, Row
+from fish_lightning.training.nonfinite import NonFiniteLoss
+
+Summary = dict[str, Any]
+C = TypeVar("C", bound=L.Callback)
+
+
+def history_rows(trainer: L.Trainer) -> list[Row]:
+    """Return one row an epoch; none where the run keeps no history."""
+    history = _find(trainer, History)
+    return history.rows if history else []
+
+
+def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModule, cfg: DictConfig) -> Summary:
+    """Return ``summary.json`` of a training run. Call it on every process: their predictions are gathered.
+
+    Args:
+        trainer: after the fit, and after the test if there was one.
+        model: what was trained.
+        data: what it was trained on.
+        cfg: the whole config; ``test`` says whether the best checkpoint was tested.
+    """
+    history, best = _find(trainer, History), _find(trainer, BestCheckpoint)
+    nonfinite = _find(trainer, NonFiniteLoss)
+    validated: dict[str, float | None] = dict(best.best_metrics) if best else {}
+    if not validated and history and history.rows:  # no checkpoint is kept
+        validated = {key.replace("_", "/", 1): value for key, value in history.rows[-1].items()}
+    unreadable = sorted(set().union(*gathered(model.unreadable)))
+    test = model.test_predictions() if cfg.test else None
+    return {
+        "test": score_test(test, data.catalog, model.class_names, trainer.callback_metrics) if test else {},
+        "val": {key: validated[f"val/{key}"] for key in ("accuracy", "macro_f1", "loss") if f"val/{key}" in validated}
+        | {"n": data.catalog.counts()["val"]},
+        "best_epoch": best.best_epoch if best else None,
+        "epochs": history.rows[-1]["epoch"] if history and history.rows else trainer.current_epoch,
+        "seconds": history.seconds if history else None,
+        "train_images_per_second": history.images_per_second if history else None,
+        "seed": data.seed,
+        "split": data.split_name,
+        "images": data.catalog.counts(),
+        "leaked_test_images": int(data.catalog.leaked().sum()) if data.catalog.photographs_known else None,
+        "classes": list(model.class_names),
+        "model": model.hparams["name"],
+        "weights": model.hparams["weights"],
+        "precision": str(trainer.precision),
+        "device": trainer.strategy.root_device.type,
+        "processes": trainer.world_size,
+        "skipped_batches": nonfinite.skipped if nonfinite else 0,
+        "unreadable_images": [str(data.catalog.paths[index]) for index in unreadable],
+        "checkpoint": (best.best_model_path or None) if best else None,
+        "pruned": any(getattr(callback, "pruned", False) for callback in trainer.callbacks),  # type: ignore[attr-defined]
+        "config": fingerprint(cfg),
+    }
+
+
+def summarize_evaluation(
+    trainer: L.Trainer, model: FishClassifier, data: FishDataModule, cfg: DictConfig, split: str
+) -> Summary:
+    """Return ``summary.json`` of an evaluation. Call it on every process: their predictions are gathered.
+
+    Args:
+        trainer: after the test.
+        model: what was tested.
+        data: what it was tested on. Of another data set, the images that are copies of training images are tested on
+            their own: ``left_out`` has accuracy, interval, n and paths (None where copies are not known), and
+            ``missing_training_images`` counts those that are gone, so that copies of them may be among the others.
+        cfg: the whole config.
+        split: name of the training run's.
+    """
+    predictions = model.test_predictions()
+    unreadable = sorted(set().union(*gathered(model.unreadable)))
+    summary: Summary = {
+        cfg.subset: score_test(predictions, data.catalog, model.class_names, trainer.callback_metrics),
+        "unreadable_images": [str(data.catalog.paths[index]) for index in unreadable],
+        "data": str(data.catalog.root),
+        "split": split,
+        "checkpoint": str(cfg.ckpt),
+    }
+    source = data.source
+    if isinstance(source, OtherSource):
+        left_out = None
+        if source.trained is not None:
+            images = data.catalog.paths[source.trained].tolist()
+            scores: Summary = {"n": 0}
+            if images:
+                data.test_subset = "train"  # the split that OtherSource gives them
+                trainer.test(model, datamodule=data, verbose=False)
+                scores = accuracy_of(model.test_predictions().correct)
+            left_out = scores | {"images": images}
+        summary |= {"left_out": left_out, "missing_training_images": source.missing}
+    return summary
+
+
+def _find(trainer: L.Trainer, of: type[C]) -> C | None:
+    """Return the trainer's callback of that class, if it has one."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, of)), None)  # type: ignore[attr-defined]

@@ -1,0 +1,81 @@
+"""A ``lightning.Trainer`` from its config, quiet where Lightning advertises and short where a setting is wrong."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from fish_lightning import compat
+from fish_lightning.distributed.cluster import slurm_tasks
+from fish_lightning.errors import UserError, one_line
+from fish_lightning.hardware import cores, cpu_has_bf16, fastest_precision
+
+
+def build_trainer(
+    cfg: DictConfig, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = (), precision: str | None = None
+) -> L.Trainer:
+    """Instantiate ``cfg`` (the ``trainer`` group) with ``trainer.precision=auto`` resolved.
+
+    Args:
+        cfg: the ``trainer`` group.
+        callbacks: in the order they are called.
+        loggers: none: nothing is logged.
+        precision: what ``auto`` means, if not the fastest (an evaluation uses the training run's).
+
+    Raises:
+        UserError: Lightning refuses a setting, such as an accelerator that this machine does not have.
+    """
+    compat.quiet_lightning()
+    chosen = cfg.precision
+    if chosen == "auto":
+        chosen = precision or fastest_precision(cfg.accelerator)
+    extra: dict[str, Any] = {"precision": chosen, "callbacks": list(callbacks), "logger": list(loggers)}
+    if not any(isinstance(callback, Checkpoint) for callback in callbacks):
+        extra["enable_checkpointing"] = False
+    try:
+        trainer: L.Trainer = hydra.utils.instantiate(cfg, **extra)
+        _require_resources(trainer)
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError)):
+            raise UserError(f"trainer: {one_line(cause)}") from None
+        raise
+    if cfg.precision == "auto" and trainer.strategy.root_device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
+    if str(chosen).startswith("bf16") and trainer.strategy.root_device.type == "cpu" and not cpu_has_bf16():
+        print(
+            "note: this CPU has no bf16 instructions; trainer.precision=32-true is about three times as fast",
+            flush=True,
+        )
+    return trainer
+
+
+def _require_resources(trainer: L.Trainer) -> None:
+    """Compare devices and nodes with what there is, and what Slurm gave, before the ranks wait for one another.
+
+    Raises:
+        UserError: they differ.
+    """
+    if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > max(2, cores()):
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}: this machine has {cores()} cores, one process each at most"
+        )
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is not None:
+        asked, tasks = trainer.num_devices * trainer.num_nodes, slurm_tasks()
+        if isinstance(environment, SLURMEnvironment) and tasks != asked:
+            raise UserError(
+                f"trainer: Slurm runs {tasks} task(s), trainer.devices and trainer.num_nodes ask for {asked}\n"
+                f"ask for one task a process (--ntasks={asked}) and start them with srun"
+            )
+        try:
+            environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
+        except ValueError as error:
+            raise UserError(f"trainer: {one_line(error)}") from None
