@@ -1,0 +1,1 @@
+"""Statistics of a model's answers, computed from arrays alone and counted by photograph."""
