@@ -1,1 +1,1 @@
-"""What a model's answers are worth, computed from arrays: scores and their intervals."""
+"""Scores and their confidence intervals, computed from arrays."""
