@@ -1,4 +1,4 @@
-"""What TensorBoard shows besides scalars: the config, an augmented batch, confusion matrix, test pictures, HParams."""
+"""TensorBoard besides scalars: the config, an augmented batch, the confusion matrix, test images, HParams."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from fish_lightning.plotting import figures
 
 
 class TensorBoardPictures(Callback):
-    """Adds pictures and the config to a run's TensorBoard; does nothing where the run has no TensorBoard logger.
+    """Logs figures to TensorBoard, if the run has a TensorBoard logger.
 
     Args:
-        count: pictures shown at most, of the first training batch and of the test set.
+        count: largest number of images shown of the first training batch and of the test set.
     """
 
     def __init__(self, count: int = 24) -> None:
@@ -26,7 +26,7 @@ class TensorBoardPictures(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Show the first batch as the model gets it, augmented."""
+        """Log the first batch as the model sees it, augmented."""
         assert isinstance(pl_module, FishClassifier)
         writer = _writer(trainer)
         if writer is None or trainer.global_step > 0 or batch_idx > 0:
@@ -37,9 +37,9 @@ class TensorBoardPictures(Callback):
         writer.add_figure("train/first_batch", figures.picture_figure(pictures, titles), 0)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the confusion matrix and some test pictures with true and predicted names."""
+        """Log the confusion matrix and some test images with labels and predictions."""
         assert isinstance(pl_module, FishClassifier)
-        predictions = pl_module.test_predictions()  # brings all processes together: not behind the next line
+        predictions = pl_module.test_predictions()  # a collective operation: before the return below
         writer = _writer(trainer)
         if writer is None:
             return
@@ -55,20 +55,20 @@ class TensorBoardPictures(Callback):
 
 
 def log_config(trainer: L.Trainer, cfg: DictConfig) -> None:
-    """Put the resolved config under TensorBoard's Text tab."""
+    """Log the resolved config to TensorBoard's Text tab."""
     writer = _writer(trainer)
     if writer is not None:
         text = OmegaConf.to_yaml(cfg, resolve=True)
-        writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()))  # indented: code in Markdown
+        writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()))  # a code block in Markdown
 
 
 def log_hyperparameters(trainer: L.Trainer, cfg: DictConfig, metrics: dict[str, float]) -> None:
-    """Put the run's choices and final scores into TensorBoard's HParams tab.
+    """Log settings and final metrics to TensorBoard's HParams tab.
 
     Args:
         trainer: of the run.
-        cfg: the whole config; its choices become columns named as on the command line (``optimizer.lr``).
-        metrics: final scores, shown as ``final/…``, apart from the curves of the same name.
+        cfg: the whole config; settings are named as on the command line (``optimizer.lr``).
+        metrics: final metrics, logged as ``final/…`` to keep them apart from the curves.
     """
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -78,14 +78,14 @@ def log_hyperparameters(trainer: L.Trainer, cfg: DictConfig, metrics: dict[str, 
 
 
 def _writer(trainer: L.Trainer) -> Any:
-    """The SummaryWriter of rank 0, or None."""
+    """Return the SummaryWriter; None on other ranks than 0, or without a TensorBoard logger."""
     if not trainer.is_global_zero:
         return None
     return next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
 def _choices(cfg: DictConfig) -> dict[str, Any]:
-    """What tells one run from another, named as on the command line: a group by what it makes, its numbers after it."""
+    """Return the settings that distinguish runs, named as on the command line; a group's value is its class."""
     everything = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(everything, dict)
     flat: dict[str, Any] = {"seed": everything["seed"]}
