@@ -67,7 +67,7 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
         rows = np.flatnonzero(labels == label)
         groups, sizes = np.unique(names[rows], return_counts=True)
         if len(groups) < 3:
-            few, missing = ("one photograph", "val or test") if len(groups) < 2 else ("two photographs", "val")
+            few, missing = ("one photograph", "val and test") if len(groups) < 2 else ("two photographs", "val")
             print(f"note: class '{class_name}' has only {few} and is missing from {missing}", flush=True)
         order = np.random.default_rng([seed, 1, label]).permutation(len(groups))
         n_test = test * len(rows)
