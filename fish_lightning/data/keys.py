@@ -27,7 +27,7 @@ def keyed_seed(*key: int) -> int:
 def keyed_uniform(
     seed: int, epochs: npt.NDArray[np.int64], indices: npt.NDArray[np.int64], count: int
 ) -> npt.NDArray[np.float64]:
-    """Return (count, B) uniform numbers from 0 to 1 for B keys (seed, epoch, index): vectorized :func:`keyed_seed`."""
+    """Return (count, B) uniform numbers from 0 to 1: a splitmix64 stream for each of B keys (seed, epoch, index)."""
     x = np.zeros(len(indices), np.uint64)
     with np.errstate(over="ignore"):
         for part in (np.full(len(indices), seed), epochs, indices):

@@ -174,7 +174,7 @@ class CatalogSource(Source):
             raise UserError(f"{where} has {len(blank)} rows without a path or a label, the first is row {blank[0]}")
         unknown = sorted({row[3] for row in rows} - {*SPLITS, ""})
         if unknown:
-            raise UserError(f"{where} has the unknown split '{unknown[0]}'; allowed: {', '.join(SPLITS)}")
+            raise UserError(f"{where} contains the split '{unknown[0]}'; allowed: {', '.join(SPLITS)}")
         twice = [path for path, count in Counter(os.path.normpath(row[0]) for row in rows).items() if count > 1]
         if twice:
             raise UserError(f"{where} lists {len(twice)} images more than once, the first is {twice[0]}")
