@@ -1,11 +1,12 @@
 """One schema of every setting: type, range and choices, checked before a program imports, decodes or writes anything.
 
-The schema is a table in the shape of the YAML, one rule a key, whose words an error repeats. pydantic would name types
-as briefly, but each of its errors, one for every member of a union, would have to be put into the words of the command
-line, and what depends on ``_target_`` would have to be a model each.
+The schema is a table in the shape of the YAML: one rule for each key, with the words that an error repeats. pydantic
+names types as briefly, but its errors, one for each member of a union, would have to be translated into the words of
+the command line, and every ``_target_`` would need a model. A new key needs a line here: ``tests/test_schema.py`` walks
+all configs and names what is missing.
 
 :func:`entry_point` makes a program of a task: the command line is checked before Hydra makes the run's folder, and the
-config of each job, of a sweep too, before the task begins. The ``hydra`` node is left to Hydra.
+config of each job, also in a sweep, before the task begins. The ``hydra`` node is left to Hydra.
 """
 
 import argparse
@@ -638,7 +639,7 @@ class _Check:
         for key, words in conflicts(self._values, program):
             self.wrong.setdefault(key, f"{key}={_shown(self._values[key])}: {words}")
         for key, origins in self._references.items():  # what is wrong is said where it comes from
-            if any(f"{origin}.".startswith(f"{other}.") for origin in origins for other in self.wrong):
+            if any(f"{origin}.".startswith(f"{other}.") for origin in origins for other in {*self.wrong} - {key}):
                 self.wrong.pop(key, None)
 
     def unknown(self) -> list[str]:
@@ -774,7 +775,7 @@ def require_valid_command(program: str, arguments: Sequence[str]) -> None:
         arguments: ``sys.argv[1:]``.
 
     Raises:
-        UserError: a setting that is unknown, missing, or does not follow its rule.
+        UserError: a setting that is unknown, missing, or does not follow its rule; or Hydra cannot work in this folder.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config-path", "-cp", default=CONF)
@@ -788,6 +789,7 @@ def require_valid_command(program: str, arguments: Sequence[str]) -> None:
     asks = options.cfg is not None or not flags <= {"-m", "--multirun", "-r", "--run"}
     if (asks and not words) or not Path(options.config_path).is_absolute():
         return
+    _require_working_folder()
     folders = [options.config_path, *([str(Path(options.config_dir).absolute())] if options.config_dir else [])]
     search = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
     refused = None
@@ -810,6 +812,18 @@ def require_valid_command(program: str, arguments: Sequence[str]) -> None:
     for word in words:
         if refused is not None and f"{word.partition('=')[0]}.".startswith(f"{refused}."):
             raise UserError(f"{refused}: not in this config; to add it: +{word}")
+
+
+def _require_working_folder() -> None:
+    """Refuse to start where Hydra ends with a traceback."""
+    try:
+        here = str(Path.cwd())
+    except OSError as error:
+        raise UserError(f"the working folder cannot be read ({error.strerror}); start from another") from None
+    if "${" in here:
+        raise UserError(
+            f"Hydra reads ${{…}} in the name of the working folder as a setting: {here}\nstart from another"
+        )
 
 
 def _no_choices(overrides: Sequence[Override], folders: Sequence[str]) -> list[str]:

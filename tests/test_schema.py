@@ -389,6 +389,7 @@ FAULTS = [
     ("train", "~data.root", "data.root is required: data.root=DIR"),
     # interpolations
     ("train", "optimizer.lr='${nope}'", "optimizer.lr=${nope}: Interpolation key 'nope' not found"),
+    ("train", "optimizer.lr='${optimizer.lr}'", "optimizer.lr=${optimizer.lr}: Recursive interpolation detected"),
     ("train", "scheduler.max_lr='${seed}' seed=x", "seed=x: expected an integer in [0, 4294967295]"),
 ]
 
@@ -490,6 +491,17 @@ def test_a_command_line_is_refused_before_hydra_reads_it(program, words, said):
     with pytest.raises(UserError) as raised:
         require_valid_command(program, words.split())
     assert str(raised.value).splitlines()[0] == said
+
+
+def test_a_working_folder_that_hydra_cannot_work_in_is_told(tmp_path, monkeypatch):
+    folder = tmp_path / "${x}"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match="in the name of the working folder"):
+        require_valid_command("predict", [])
+    folder.rmdir()
+    with pytest.raises(UserError, match=r"cannot be read \(No such file or directory\); start from another"):
+        require_valid_command("predict", [])
 
 
 def test_unknown_keys_and_wrong_values_of_a_command_are_told_together():
