@@ -1,6 +1,6 @@
-"""What all programs share before they run: where the YAML is, what Hydra is told before reading it, checks of numbers.
+"""What all entry points share: the config folder, resolvers and plugins registered with Hydra, checks of integers.
 
-Imported at every start, for ``--help`` too: Hydra alone.
+Imported at every start, also for ``--help``: nothing heavier than Hydra belongs here.
 """
 
 import sys
@@ -19,7 +19,7 @@ _PACKAGE = Path(__file__).parent
 #: Folder of the config groups, as :func:`hydra.main` takes it: beside the package in a checkout, inside it in a wheel.
 CONF = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
 
-#: Functions that the YAML calls: ``${workers:…}``, ``${run_folder:…}`` and so on.
+#: OmegaConf resolvers, for ``${workers:…}``, ``${run_folder:…}`` and so on in the YAML.
 _RESOLVERS = {
     "config_folder": config_folder,
     "fused": fused,
@@ -31,7 +31,7 @@ _RESOLVERS = {
     "workers": default_workers,
 }
 
-#: Whole numbers of all programs, and their minimum. Libraries check them late, in words of their own.
+#: Integer settings of all programs and their minimum. Libraries check them late, with errors that name no key.
 _WHOLE_NUMBERS = {
     "seed": 0,
     "batch_size": 1,
@@ -54,10 +54,10 @@ _WHOLE_NUMBERS = {
 
 
 def require_whole_numbers(cfg: DictConfig) -> None:
-    """Refuse what cannot be a number of epochs, images or processes, before anything is done.
+    """Check the integer settings before anything is done.
 
     Raises:
-        UserError: with the key and its value.
+        UserError: one is no integer, or below its minimum.
     """
     for key, least in _WHOLE_NUMBERS.items():
         value = OmegaConf.select(cfg, key)

@@ -1,7 +1,7 @@
-"""``python -m fish_lightning.evaluate ckpt=FILE``: score a trained model, on its own test images or others.
+"""``python -m fish_lightning.evaluate ckpt=FILE``: score a trained model on its own test images or others.
 
-On the training run's own images it gives the numbers that the run gave, to the last digit. Of other images, copies of
-training images are left out of the score and reported separately.
+On the images of the training run it reproduces the scores of the run to the last digit. In other data, copies of
+training images are excluded from the score and reported separately.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ def evaluate(cfg: DictConfig) -> float:
         Accuracy, 0 to 1.
 
     Raises:
-        UserError: no checkpoint, other classes, or a subset without images.
+        UserError: there is no checkpoint, the data have other classes, or the subset is unknown or empty.
     """
     from hydra.utils import instantiate
 
@@ -41,7 +41,7 @@ def evaluate(cfg: DictConfig) -> float:
     data = instantiate(
         cfg.data,
         source=evaluation_source(cfg.data, instantiate(cfg.data.source), recorded["catalog"]),
-        catalog=None,  # the source reads it
+        catalog=None,  # read by the source
         split=recorded_split,
         train_transform=transform,
         eval_transform=transform,
@@ -57,7 +57,7 @@ def evaluate(cfg: DictConfig) -> float:
         trained = len(data.catalog.indices("train"))
         raise UserError(
             f"subset={cfg.subset}: none of the {len(data.catalog)} images in {data.catalog.root} is in that split\n"
-            f"of the training run ({trained} were trained on, or are copies of those); to score all of them: subset=all"
+            f"of the training run ({trained} are training images or their copies); to score all of them: subset=all"
         )
     trainer = build_trainer(cfg.trainer, precision=checkpoint["precision"])
     trainer.test(model, datamodule=data, verbose=False)

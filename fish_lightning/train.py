@@ -1,6 +1,6 @@
-"""``python -m fish_lightning.train``: compose a run from its config, fit it, test its best checkpoint, write it down.
+"""``python -m fish_lightning.train``: compose a run from its config, fit, test the best checkpoint, write the results.
 
-Only Hydra is imported at the top, so that ``--help`` and ``--cfg job`` answer at once.
+Only Hydra is imported at module level, so that ``--help`` and ``--cfg job`` answer immediately.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ def train(cfg: DictConfig) -> float | None:
         The metric named by ``optimized_metric``, for sweepers.
 
     Raises:
-        UserError: a setting or the data does not allow the run.
+        UserError: a setting or the data is invalid.
     """
     import albumentations as A
     import lightning as L

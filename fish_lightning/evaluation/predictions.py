@@ -1,4 +1,4 @@
-"""What a model predicts for labelled images, as arrays."""
+"""Predictions for labelled images, as arrays."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ class Predictions:
     """Predictions for N labelled images.
 
     Attributes:
-        indices: (N,) int64, positions in the catalog.
+        indices: (N,) int64, in the catalog.
         labels: (N,) int64, true classes.
         probabilities: (N, C) float32, 0 to 1.
     """
@@ -28,5 +28,5 @@ class Predictions:
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
-        """(N,) whether the most probable class is the true one."""
+        """(N,) whether the most probable class is the true class."""
         return np.equal(self.preds, self.labels)

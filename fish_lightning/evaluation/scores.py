@@ -1,4 +1,4 @@
-"""Scores of a test, each with what it is worth: intervals, per-class figures, confusion matrix."""
+"""Test scores: accuracy with its confidence intervals, scores per class, confusion matrix."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 
 
 def wilson_interval(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion; holds near 0 and 1, where the normal approximation does not.
+    """Return Wilson's score interval of a proportion, which holds near 0 and 1, unlike the normal approximation.
 
     Args:
         correct: number of successes, 0 to ``n``.
@@ -38,17 +38,16 @@ def wilson_interval(correct: int, n: int, z: float = Z95) -> tuple[float, float]
 def photograph_interval(
     correct: npt.NDArray[np.bool_], photographs: npt.NDArray[np.str_], resamples: int = 4000
 ) -> tuple[float, float]:
-    """95 % interval of the accuracy when copies of one photograph are right or wrong together.
+    """Return the 95 % CI of the accuracy clustered by photograph: predictions for copies are not independent.
 
-    A cluster bootstrap: whole photographs are drawn with replacement, as many as there are; the bounds are the 2.5 and
-    97.5 % quantiles of the accuracy. Drawn from a fixed seed, so that the same predictions give the same interval.
-    Where every image is right, or every one wrong, a bootstrap sees no spread: then Wilson's interval with one trial a
-    photograph.
+    A cluster bootstrap with a fixed seed: photographs are resampled with replacement, and the bounds are the 2.5 and
+    97.5 % quantiles of the accuracy. If all images are right, or all wrong, a bootstrap has no spread; then Wilson's
+    interval with one trial per photograph is returned.
 
     Args:
-        correct: (N,) whether each image was recognized.
+        correct: (N,) whether each prediction is correct.
         photographs: (N,) name of each image's photograph.
-        resamples: number of draws.
+        resamples: number of bootstrap samples.
 
     Returns:
         Lower and upper bound, 0 to 1.
@@ -67,20 +66,20 @@ def photograph_interval(
 def score_test(
     predictions: Predictions, catalog: Catalog, class_names: Sequence[str], logged: dict[str, Any]
 ) -> dict[str, Any]:
-    """The ``test`` block of ``summary.json``.
+    """Return the ``test`` block of ``summary.json``.
 
     Args:
         predictions: of all test images.
-        catalog: their table.
+        catalog: contains the images.
         class_names: in label order.
         logged: the trainer's ``callback_metrics`` after the test: ``test/loss`` and ``test/macro_f1``.
 
     Returns:
-        ``accuracy``, ``accuracy_ci95`` (Wilson: as if images were independent), ``accuracy_ci95_photographs`` (None
-        where photographs are not known), ``photographs`` (their number), ``leaked_test_images`` (that have a copy in
-        training), ``without_leaked`` (accuracy, interval and n of the others), ``macro_f1``, ``loss``, ``n``,
-        ``per_class`` (precision, recall, n) and ``confusion_matrix`` (rows: true class, columns: predicted, in the
-        order of ``per_class``).
+        ``accuracy``, ``accuracy_ci95`` (Wilson, for independent images), ``accuracy_ci95_photographs`` (clustered by
+        photograph; None if photographs are unknown), ``photographs`` (their number), ``leaked_test_images`` (number
+        with a copy in the training split), ``without_leaked`` (accuracy, interval and n of the others), ``macro_f1``,
+        ``loss``, ``n``, ``per_class`` (precision, recall, n) and ``confusion_matrix`` (rows: true classes, columns:
+        predicted classes, in the order of ``per_class``).
     """
     n, correct = len(predictions.labels), int(predictions.correct.sum())
     preds, labels = torch.from_numpy(predictions.preds), torch.from_numpy(predictions.labels)
@@ -109,13 +108,13 @@ def score_test(
 
 
 def accuracy_of(correct: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """``accuracy``, ``accuracy_ci95`` (Wilson) and ``n`` of N answers; ``n`` alone where there is none."""
+    """Return ``accuracy``, ``accuracy_ci95`` (Wilson) and ``n`` of N predictions; only ``n`` if it is 0."""
     n, right = len(correct), int(correct.sum())
     return {"accuracy": right / n, "accuracy_ci95": list(wilson_interval(right, n)), "n": n} if n else {"n": 0}
 
 
 def leak_warning(test: dict[str, Any]) -> str:
-    """What it means that some test images have a copy in training."""
+    """Return a sentence on what leaked test images mean for the score."""
     rest = test["without_leaked"]
     clean = f"on the other {rest['n']} the accuracy is {rest['accuracy']:.2%}" if rest["n"] else "there are no others"
     return (

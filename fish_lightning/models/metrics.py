@@ -8,7 +8,7 @@ from torchmetrics import Metric
 class TrainingLoss(Metric):
     """Mean loss of the images of an epoch, without batches whose loss is NaN or infinite.
 
-    ``torchmetrics.MeanMetric`` checks for such values on the host, which makes a GPU wait at each step.
+    ``torchmetrics.MeanMetric`` checks for such values on the host, which synchronizes a GPU at each step.
     """
 
     total: Tensor
@@ -20,11 +20,11 @@ class TrainingLoss(Metric):
         self.add_state("images", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, images: int) -> None:
-        """Add the mean loss of a batch of that many images."""
+        """Add the mean loss of a batch."""
         finite = loss.isfinite()
         self.total += torch.where(finite, loss, 0.0) * images
         self.images += finite * images
 
     def compute(self) -> Tensor:
-        """Return the mean."""
+        """Return the mean loss."""
         return self.total / self.images

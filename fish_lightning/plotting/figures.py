@@ -1,4 +1,4 @@
-"""Pictures of a run, as matplotlib figures: the same ones go to ``plots/*.png`` and to TensorBoard."""
+"""Matplotlib figures of a run, for ``plots/*.png`` and TensorBoard."""
 
 import math
 from collections.abc import Sequence
@@ -16,27 +16,27 @@ from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.files import whole_file
 
 Pixels = npt.NDArray[np.uint8]
-Row = dict[str, float | None]  # of a run's history
+Row = dict[str, float | None]  # an epoch of the history
 
-GOOD, BAD, PLAIN = "#1a7f37", "#c5221f", "#222222"  # titles: right, wrong, no verdict
+GOOD, BAD, PLAIN = "#1a7f37", "#c5221f", "#222222"  # titles: correct, wrong, unlabelled
 TRAIN, VAL = "#1f77b4", "#d95f02"
-LOG_FROM = 10.0  # a loss above this puts the axis on a log scale: one early spike would flatten all the rest
+LOG_FROM = 10.0  # losses above this use a log scale: an early spike would flatten the rest of the curve
 THUMBNAIL = 200  # pixels, longest side
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, atomically."""
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
 def loss_figure(rows: Sequence[Row]) -> Figure:
-    """Training and validation loss against epochs; epoch 0 is the validation before the first step."""
+    """Plot training and validation loss per epoch; epoch 0 is the validation before training."""
     return _curves(rows, "loss", {"train": ("train_loss", TRAIN), "val": ("val_loss", VAL)})
 
 
 def accuracy_figure(rows: Sequence[Row]) -> Figure:
-    """Validation accuracy against epochs; epoch 0 is the validation before the first step."""
+    """Plot validation accuracy per epoch; epoch 0 is the validation before training."""
     return _curves(rows, "accuracy", {"val": ("val_accuracy", VAL)})
 
 
@@ -59,10 +59,10 @@ def _curves(rows: Sequence[Row], title: str, columns: dict[str, tuple[str, str]]
 
 
 def confusion_figure(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) -> Figure:
-    """Confusion matrix as a table of counts, coloured by the share of the true class.
+    """Plot a confusion matrix of counts, coloured by the share of the true class.
 
     Args:
-        matrix: (C, C) counts; rows are true classes, columns predicted ones.
+        matrix: (C, C) counts; rows are true classes, columns predicted classes.
         class_names: in label order.
     """
     counts = np.asarray(matrix)
@@ -83,13 +83,13 @@ def confusion_figure(matrix: Sequence[Sequence[int]], class_names: Sequence[str]
 
 
 def prediction_figure(predictions: Predictions, catalog: Catalog, count: int, seed: int = 0) -> Figure:
-    """Test pictures with true and predicted names: half of them wrong ones, where there are so many.
+    """Plot test images with predicted and true classes, up to half of them wrong predictions.
 
     Args:
         predictions: of all test images.
-        catalog: their table.
-        count: pictures shown at most.
-        seed: which of them.
+        catalog: contains the images.
+        count: maximum number of images.
+        seed: of their choice.
     """
     order = np.random.default_rng([seed, 3]).permutation(len(predictions.indices))
     wrong, right = order[~predictions.correct[order]], order[predictions.correct[order]]
@@ -106,12 +106,12 @@ def prediction_figure(predictions: Predictions, catalog: Catalog, count: int, se
 
 
 def picture_figure(pictures: Sequence[Pixels], titles: Sequence[str], colors: Sequence[str] | None = None) -> Figure:
-    """Pictures in a grid, each with its title.
+    """Plot images in a grid, each with a title.
 
     Args:
-        pictures: (H, W, 3) each, of any sizes.
+        pictures: (H, W, 3) each, of any size.
         titles: one or two short lines each.
-        colors: of the titles; all dark by default.
+        colors: of the titles; dark by default.
     """
     columns = min(6, max(1, len(pictures)))
     lines = math.ceil(len(pictures) / columns)
@@ -125,10 +125,10 @@ def picture_figure(pictures: Sequence[Pixels], titles: Sequence[str], colors: Se
 
 
 def thumbnail(path: Path, size: int = THUMBNAIL) -> Pixels:
-    """An image file made small; a grey square if it cannot be read.
+    """Return a thumbnail of an image file, a grey square if it cannot be read.
 
     Returns:
-        (H, W, 3) uint8, the longer side ``size`` pixels at most.
+        (H, W, 3) uint8, the longer side at most ``size`` pixels.
     """
     try:
         image = Image.fromarray(decode(path))

@@ -1,4 +1,4 @@
-"""The files of a run folder, and what is printed before it starts and when it is over."""
+"""The files of a run folder, and the text printed at the start and the end of a run."""
 
 import csv
 import json
@@ -17,12 +17,12 @@ from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.plotting import figures
 from fish_lightning.report.tables import closing_table, evaluation_table
 
-PICTURES = 18  # test pictures on plots/predictions.png
+PICTURES = 18  # test images in plots/predictions.png
 Summary = dict[str, Any]
 
 
 def write_start(folder: Path, trainer: L.Trainer, model: FishClassifier, data: FishDataModule) -> None:
-    """Write ``split.csv`` and print in four lines what is about to run; on the first process only."""
+    """Write ``split.csv`` and print model, data, split and folder, on the first process only."""
     if not trainer.is_global_zero:
         return
     data.catalog.write_csv(folder / "split.csv")
@@ -54,17 +54,17 @@ def write_run(
     summary: Summary,
     history: list[dict[str, float | None]],
 ) -> None:
-    """Write ``summary.json`` and the plots, and print what came out and what to do next; on the first process only.
+    """Write ``summary.json`` and the plots, and print the results, on the first process only.
 
     Call it on every process: their predictions are gathered.
 
     Args:
         folder: of the run.
         trainer: after the test.
-        model: what was trained.
-        data: what it was trained on.
+        model: the trained model.
+        data: its data.
         summary: see :func:`fish_lightning.training.summary.summarize_run`.
-        history: one row an epoch.
+        history: one row per epoch.
     """
     predictions = model.test_predictions() if summary["test"] else None
     if not trainer.is_global_zero:
@@ -81,7 +81,7 @@ def write_run(
 def write_evaluation(
     folder: Path, summary: Summary, predictions: Predictions, data: FishDataModule, subset: str
 ) -> None:
-    """Write the files of an evaluation, and print what it found."""
+    """Write the files of an evaluation and print its results."""
     write_summary(folder, summary)
     write_test(folder, predictions, data, summary[subset])
     print(evaluation_table(folder, summary, subset))
@@ -121,10 +121,10 @@ def write_test(folder: Path, predictions: Predictions, data: FishDataModule, tes
 
 
 def finished(folder: Path, cfg: DictConfig) -> Summary | None:
-    """Return the ``summary.json`` of a run that has ended in this folder; None where there is none.
+    """Return the ``summary.json`` of a finished run in this folder, or None.
 
     Raises:
-        UserError: it was another run.
+        UserError: the run has other settings.
     """
     file = folder / "summary.json"
     if not file.is_file():
@@ -137,7 +137,7 @@ def finished(folder: Path, cfg: DictConfig) -> Summary | None:
 
 
 def metrics(summary: Summary) -> dict[str, float]:
-    """Return the numbers of a summary by their metric names (``val/accuracy``, ``test/macro_f1``)."""
+    """Return the scores of a summary by metric name (``val/accuracy``, ``test/macro_f1``)."""
     return {
         f"{stage}/{key}": value
         for stage in ("val", "test")
@@ -147,10 +147,10 @@ def metrics(summary: Summary) -> dict[str, float]:
 
 
 def require_metric(name: str, tested: bool) -> None:
-    """Refuse an ``optimized_metric`` that a run will not measure, before it starts.
+    """Refuse an ``optimized_metric`` that the run will not measure.
 
     Raises:
-        UserError: with the names that there are.
+        UserError: it is unknown, or requires a test.
     """
     known = [f"{stage}/{key}" for stage in ("val", "test")[: 1 + tested] for key in ("accuracy", "loss", "macro_f1")]
     if name not in known:

@@ -1,4 +1,4 @@
-"""What a run's callbacks know at its end, brought together for ``summary.json``."""
+"""The contents of ``summary.json``, collected from a run's callbacks."""
 
 from typing import Any, TypeVar
 
@@ -20,19 +20,19 @@ C = TypeVar("C", bound=L.Callback)
 
 
 def history_rows(trainer: L.Trainer) -> list[Row]:
-    """Return one row an epoch; none where the run keeps no history."""
+    """Return one row per epoch; none where the run keeps no history."""
     history = _find(trainer, History)
     return history.rows if history else []
 
 
 def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModule, cfg: DictConfig) -> Summary:
-    """Return ``summary.json`` of a training run. Call it on every process: their predictions are gathered.
+    """Return ``summary.json`` of a training run; called on every process, since predictions are gathered.
 
     Args:
-        trainer: after the fit, and after the test if there was one.
-        model: what was trained.
-        data: what it was trained on.
-        cfg: the whole config; ``test`` says whether the best checkpoint was tested.
+        trainer: after the fit, and the test if there was one.
+        model: the trained model.
+        data: the data it was trained on.
+        cfg: the whole config; ``test`` tells whether the best checkpoint was tested.
     """
     history, best = _find(trainer, History), _find(trainer, BestCheckpoint)
     nonfinite = _find(trainer, NonFiniteLoss)
@@ -70,16 +70,18 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
 def summarize_evaluation(
     trainer: L.Trainer, model: FishClassifier, data: FishDataModule, cfg: DictConfig, split: str
 ) -> Summary:
-    """Return ``summary.json`` of an evaluation. Call it on every process: their predictions are gathered.
+    """Return ``summary.json`` of an evaluation; called on every process, since predictions are gathered.
+
+    On another data set, images that are copies of training images are tested separately: ``left_out`` contains their
+    accuracy, interval, n and paths (None where copies are unknown). ``missing_training_images`` counts the training
+    images that no longer exist, whose copies could not be found.
 
     Args:
         trainer: after the test.
-        model: what was tested.
-        data: what it was tested on. Of another data set, the images that are copies of training images are tested on
-            their own: ``left_out`` has accuracy, interval, n and paths (None where copies are not known), and
-            ``missing_training_images`` counts those that are gone, so that copies of them may be among the others.
+        model: the tested model.
+        data: the data it was tested on.
         cfg: the whole config.
-        split: name of the training run's.
+        split: name of the training run's split.
     """
     predictions = model.test_predictions()
     unreadable = sorted(set().union(*gathered(model.unreadable)))
@@ -106,5 +108,5 @@ def summarize_evaluation(
 
 
 def _find(trainer: L.Trainer, of: type[C]) -> C | None:
-    """Return the trainer's callback of that class, if it has one."""
+    """Return the trainer's callback of that class; None without one."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, of)), None)  # type: ignore[attr-defined]
