@@ -6,23 +6,29 @@ wrong and correct test images in pages. PR Curves: one a class. Projector: test 
 was chosen. Text: config, verdict of the split.
 """
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # type: ignore[import-untyped]
 from torch import Tensor
 
+from fish_lightning.data.catalog import Catalog
+from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.scores import leak_warning, score_test
 from fish_lightning.models.classifier import FishClassifier
+from fish_lightning.names import printable
 from fish_lightning.plotting import figures
+from fish_lightning.plotting.thumbnails import thumbnail
 
 #: Charts of the Custom Scalars tab: tags as regular expressions.
 LAYOUT = {
@@ -77,7 +83,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
             self.experiment.flush()
 
 
-class TensorBoardImages(Callback):
+class TensorBoardPictures(Callback):
     """Shows the first training batch and the results of the test; does nothing without a TensorBoard logger.
 
     Args:
@@ -104,7 +110,8 @@ class TensorBoardImages(Callback):
         images: Tensor = batch["image"][: self.count]
         for page, start in enumerate(range(0, len(images), PAGE)):
             shown = [image.permute(1, 2, 0).cpu().numpy() for image in images[start : start + PAGE]]
-            writer.add_figure("train/first_batch", figures.page_figure(shown, names[start : start + PAGE]), page)
+            figure = figures.picture_figure(shown, names[start : start + PAGE], columns=3)
+            writer.add_figure("train/first_batch", figure, page)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show confusion matrix, wrong and correct images, precision-recall curves and embeddings."""
@@ -125,31 +132,35 @@ class TensorBoardImages(Callback):
         )
         order = np.random.default_rng(0).permutation(len(predictions.labels))
         for tag, chosen in (("wrong", ~predictions.correct), ("correct", predictions.correct)):
-            at = order[chosen[order]][: PAGE * PAGES]
-            for page, start in enumerate(range(0, len(at), PAGE)):
-                part = at[start : start + PAGE]
+            shown = order[chosen[order]][: PAGE * PAGES]
+            for page, start in enumerate(range(0, len(shown), PAGE)):
+                part = shown[start : start + PAGE]
                 writer.add_figure(f"test/{tag}", figures.prediction_page(predictions, catalog, part), page)
         worst = sorted(range(len(catalog.classes)), key=lambda c: scores["per_class"][catalog.classes[c]]["recall"])
         for label in sorted(worst[:PR_CURVES]):
             if (predictions.labels == label).any():
                 is_class, probability = predictions.labels == label, predictions.probabilities[:, label]
                 writer.add_pr_curve(f"test/{catalog.classes[label]}", is_class, probability, step, num_thresholds=101)
-        self._embed(writer, pl_module, catalog, order[:EMBEDDED])
+        _embed(writer, predictions, catalog, order[:EMBEDDED])
 
-    def _embed(self, writer: Any, module: FishClassifier, catalog: Any, chosen: Any) -> None:
-        """Show test images in the projector, with thumbnails and classes."""
-        predictions, features = module.test_predictions(), module.test_features()
-        rows = []
-        thumbnails = np.full((len(chosen), SPRITE, SPRITE, 3), 255, np.uint8)
-        for place, i in enumerate(chosen):
-            label, pred = (catalog.classes[of[i]] for of in (predictions.labels, predictions.preds))
-            rows.append([label, pred, str(bool(predictions.correct[i])), str(catalog.paths[predictions.indices[i]])])
-            small = figures.thumbnail(catalog.root / str(catalog.paths[predictions.indices[i]]), SPRITE)
-            top, left = (SPRITE - small.shape[0]) // 2, (SPRITE - small.shape[1]) // 2
-            thumbnails[place, top : top + small.shape[0], left : left + small.shape[1]] = small
-        sprite = torch.from_numpy(thumbnails).permute(0, 3, 1, 2).float() / 255
-        header = ["class", "prediction", "correct", "path"]
-        writer.add_embedding(features[chosen], rows, sprite, tag="test", metadata_header=header)
+
+def _embed(writer: Any, predictions: Predictions, catalog: Catalog, chosen: npt.NDArray[np.int64]) -> None:
+    """Show test images in the projector, with thumbnails and classes."""
+    shutil.rmtree(Path(writer.get_logdir(), "00000"), ignore_errors=True)  # of a test before
+    rows = []
+    thumbnails = np.full((len(chosen), SPRITE, SPRITE, 3), 255, np.uint8)
+    for place, i in enumerate(chosen):
+        label, pred = (catalog.classes[of[i]] for of in (predictions.labels, predictions.preds))
+        path = str(catalog.paths[predictions.indices[i]])
+        rows.append([*map(printable, (label, pred, path)), str(bool(predictions.correct[i]))])
+        small = thumbnail(catalog.root / path, SPRITE)
+        top, left = (SPRITE - small.shape[0]) // 2, (SPRITE - small.shape[1]) // 2
+        thumbnails[place, top : top + small.shape[0], left : left + small.shape[1]] = small
+    sprite = torch.from_numpy(thumbnails).permute(0, 3, 1, 2).float() / 255
+    header = ["class", "prediction", "path", "correct"]
+    writer.add_embedding(
+        predictions.features[chosen].astype(np.float32), rows, sprite, tag="test", metadata_header=header
+    )
 
 
 def log_config(trainer: L.Trainer, cfg: DictConfig) -> None:
@@ -183,7 +194,8 @@ def hyperparameters(cfg: DictConfig, folder: Path) -> dict[str, bool | int | flo
         hydra = OmegaConf.load(file)
         choices = OmegaConf.select(hydra, "hydra.runtime.choices") or {}
         chosen |= {group: choices[group] for group in GROUPS if choices.get(group) not in (None, "none")}
-        given = [str(word).lstrip("+~").partition("=")[0] for word in OmegaConf.select(hydra, "hydra.overrides.task") or []]
+        words = OmegaConf.select(hydra, "hydra.overrides.task") or []
+        given = [str(word).lstrip("+~").partition("=")[0] for word in words]
     for key in dict.fromkeys([*KEYS, *given]):
         value = OmegaConf.select(cfg, key, default=None)
         if not f"{key}.".startswith(tuple(f"{of}." for of in NOT_HYPERPARAMETERS)):
