@@ -109,6 +109,7 @@ def clip_gradients(module: "L.LightningModule", optimizer: "Optimizer", value: f
 
 #: Warnings of Lightning and torch that do not apply here, and why.
 QUIET_WARNINGS = (
+    ".*You are using a custom batch sampler.*",  # KeyedBatches returns each image once
     ".*does not have many workers.*",  # the worker count is chosen from the CPU affinity
     ".*your dataloader is not resumable.*",  # KeyedBatches resumes at the right batch
     ".*Experiment logs directory.*",  # .hydra is in the run folder before the logger starts

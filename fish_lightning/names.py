@@ -1,7 +1,7 @@
 """How names of files and classes are shown, whatever bytes they consist of: in a terminal, a spreadsheet, a figure.
 
 File names are bytes on POSIX. Python maps bytes that are not UTF-8 to lone surrogates (PEP 383), which no terminal,
-JSON reader or font accepts. Files that this project reads again (``split.csv``) keep them with ``errors=ENCODE_ERRORS``.
+JSON reader or font accepts. Files that are read again (``split.csv``) keep them with ``errors=ENCODE_ERRORS``.
 """
 
 #: How text files are opened that must keep names exactly.
@@ -24,9 +24,15 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def figure_text(name: str) -> str:
-    """Return a name for matplotlib, which would set text between dollar signs as mathematics."""
-    return printable(name).replace("$", r"\$")
+def figure_text(text: str, lines: bool = False) -> str:
+    """Return a text for matplotlib, which would set what is between dollar signs as mathematics.
+
+    Args:
+        text: names, or several lines with names in them.
+        lines: whether line breaks stay.
+    """
+    shown = "\n".join(map(printable, text.split("\n"))) if lines else printable(text)
+    return shown.replace("$", r"\$")
 
 
 def path_cell(path: str) -> str:

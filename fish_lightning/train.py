@@ -33,7 +33,7 @@ def train(cfg: DictConfig) -> float | None:
     from fish_lightning.report import run as report
     from fish_lightning.resume.compatibility import checkpoint_to_resume, require_resumable
     from fish_lightning.training.best_checkpoint import best_checkpoint
-    from fish_lightning.training.summary import history_rows, summarize_run
+    from fish_lightning.training.summary import history_rows, summarize_run, test_and_val_outputs
     from fish_lightning.training.tensorboard import log_config, log_hyperparameters
     from fish_lightning.training.trainer import build_trainer
 
@@ -70,8 +70,11 @@ def train(cfg: DictConfig) -> float | None:
         trainer.test(model, datamodule=data, ckpt_path=best_checkpoint(trainer), verbose=False, weights_only=True)
 
     summary = summarize_run(trainer, model, data, cfg)
-    report.write_run(folder, trainer, model, data, summary, history_rows(trainer))
-    log_hyperparameters(trainer, cfg, report.metrics(summary))
+    outputs = test_and_val_outputs(trainer, model, data) if cfg.test else None
+    log_hyperparameters(trainer, cfg, folder)
+    predictions = model.test_predictions() if cfg.test else None
+    if trainer.is_global_zero:
+        report.write_run(folder, summary, history_rows(trainer), predictions, outputs, data)
     return report.metrics(summary).get(cfg.optimized_metric)
 
 

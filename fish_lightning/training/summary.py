@@ -9,8 +9,9 @@ from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.trained_sources import OtherSource
 from fish_lightning.distributed.ranks import gathered
 from fish_lightning.distributed.same_config import fingerprint
+from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.scores import accuracy_of, score_test
-from fish_lightning.models.classifier import FishClassifier
+from fish_lightning.models.classifier import FishClassifier, collect
 from fish_lightning.training.best_checkpoint import BestCheckpoint
 from fish_lightning.training.history import History, Row
 from fish_lightning.training.nonfinite import NonFiniteLoss
@@ -23,6 +24,16 @@ def history_rows(trainer: L.Trainer) -> list[Row]:
     """Return one row per epoch; none where the run keeps no history."""
     history = _find(trainer, History)
     return history.rows if history else []
+
+
+def test_and_val_outputs(trainer: L.Trainer, model: FishClassifier, data: FishDataModule) -> Outputs:
+    """Return what the tested model computes for test and validation images. Call it on every process, after the test.
+
+    The validation images are for what must not be chosen on the test: temperature and thresholds.
+    """
+    tested = Outputs.of(model.test_predictions(), data.catalog)
+    validated: Any = trainer.predict(model, datamodule=data)
+    return tested.joined(Outputs.of(collect(validated), data.catalog))
 
 
 def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModule, cfg: DictConfig) -> Summary:
@@ -51,6 +62,7 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "train_images_per_second": history.images_per_second if history else None,
         "seed": data.seed,
         "split": data.split_name,
+        "data": str(data.catalog.root),
         "images": data.catalog.counts(),
         "leaked_test_images": int(data.catalog.leaked().sum()) if data.catalog.photographs_known else None,
         "classes": list(model.class_names),
