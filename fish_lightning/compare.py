@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from fish_lightning.cli import CONF
-from fish_lightning.errors import UserError, shown_without_traceback
+from fish_lightning.schema import entry_point
 
 
 def compare(cfg: DictConfig) -> float:
@@ -25,11 +23,6 @@ def compare(cfg: DictConfig) -> float:
     from fish_lightning.evaluation.runs import compare_pair, load_run, match
     from fish_lightning.report.comparison import write_comparison
 
-    for key in ("a", "b"):
-        if OmegaConf.select(cfg, key) is None:
-            raise UserError(f"{key}: no run is given\npython -m fish_lightning.compare a=RUN b=RUN")
-    if not isinstance(cfg.margin, int | float) or isinstance(cfg.margin, bool) or not 0 <= cfg.margin <= 1:
-        raise UserError(f"margin={cfg.margin}: expected a difference in accuracy, 0 to 1")
     if cfg.data.root is not None:
         require_folder(Path(cfg.data.root).expanduser())
     a, b = load_run("a", str(cfg.a)), load_run("b", str(cfg.b))
@@ -39,8 +32,7 @@ def compare(cfg: DictConfig) -> float:
     return float(result["difference"])
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="compare")
-@shown_without_traceback
+@entry_point("compare")
 def main(cfg: DictConfig) -> float:
     """Command-line entry point."""
     return compare(cfg)

@@ -30,9 +30,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fish_lightning.config import CONF
+from fish_lightning.cli import CONF
 from fish_lightning.errors import UserError, end_with, first_line, shown_without_traceback
-from fish_lightning.report.sweep import METRICS
+from fish_lightning.sweeps.table import METRICS
 
 SHOWN = 4  # problems of a command that are told; of others the number
 
@@ -261,7 +261,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     "fish_lightning.data.splits.random_split": {"test": PART, "val": PART},
     "fish_lightning.data.splits.photograph_split": {"test": PART, "val": PART},
     "fish_lightning.data.splits.kfold_split": {"folds": whole("[2, inf)"), "fold": COUNT_OR_NONE, "val": PART},
-    "fish_lightning.data.splits.folder_split": {},
+    "fish_lightning.data.splits.folders_split": {},
     "fish_lightning.data.splits.file_split": {"path": FILE},
     # transforms
     "albumentations.Compose": {
@@ -335,9 +335,9 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     "fish_lightning.models.schedules.cosine": {"eta_min": NOT_NEGATIVE, **_SCHEDULE},
     "fish_lightning.models.schedules.constant": {},
     # trainer.plugins
-    "fish_lightning.callbacks.checkpoints.WholeCheckpoints": {},
+    "fish_lightning.resume.checkpoints.AtomicCheckpointIO": {},
     # callbacks
-    "fish_lightning.callbacks.checkpoints.BestCheckpoint": {
+    "fish_lightning.training.best_checkpoint.BestCheckpoint": {
         "dirpath": FOLDER,
         "filename": TEXT,
         "monitor": choice(*HIGHER),
@@ -346,8 +346,8 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "verbose": FLAG,
         "every_n_epochs": COUNT | NULL,
     },
-    "fish_lightning.callbacks.checkpoints.LastCheckpoint": {"path": FILE, "every_n_steps": COUNT | NULL},
-    "fish_lightning.callbacks.early_stopping.LastingEarlyStopping": {
+    "fish_lightning.resume.checkpoints.LastCheckpoint": {"path": FILE, "every_n_steps": COUNT | NULL},
+    "fish_lightning.resume.early_stopping.ResumableEarlyStopping": {
         "monitor": choice(*LOGGED),
         "mode": choice("min", "max"),
         "patience": COUNT_OR_NONE,
@@ -357,29 +357,30 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "check_on_train_epoch_end": FLAG | NULL,
         **dict.fromkeys(("verbose", "strict", "check_finite", "log_rank_zero_only"), FLAG),
     },
-    "fish_lightning.callbacks.history.History": {},
-    "fish_lightning.callbacks.interrupt.SaveOnInterrupt": {"path": FILE},
-    "fish_lightning.callbacks.nonfinite.NonFiniteLoss": {"action": choice("stop", "skip"), "path": FILE},
-    "fish_lightning.callbacks.progressive.ProgressiveResize": {
+    "fish_lightning.training.history.History": {},
+    "fish_lightning.resume.signals.StopOnSignal": {"path": FILE},
+    "fish_lightning.training.nonfinite.NonFiniteLoss": {"action": choice("stop", "skip"), "path": FILE},
+    "fish_lightning.training.progressive.ProgressiveResize": {
         "start": number("(0, 1]"),
         "full_from": number("[0, 1]"),
     },
-    "fish_lightning.callbacks.pruning.ReportToStudy": {
+    "fish_lightning.sweeps.pruning.ReportToStudy": {
         "storage": TEXT,
         "study_name": TEXT,
         "monitor": choice(*METRICS),
         "pruner": Component({}, NULL),
         "trial": COUNT_OR_NONE | NULL,
     },
-    "fish_lightning.callbacks.randomness.KeyedSteps": {"seed": SEED},
-    "fish_lightning.callbacks.tensorboard.TensorBoardPictures": {"count": COUNT},
-    "fish_lightning.loggers.ForgetLaterRows": {},
+    "fish_lightning.resume.step_seeds.StepSeeds": {"seed": SEED},
+    "fish_lightning.training.tensorboard.TensorBoardPictures": {"count": COUNT},
+    "fish_lightning.resume.metrics_csv.DropLaterRows": {},
     "lightning.pytorch.callbacks.LearningRateMonitor": {
         "logging_interval": choice("step", "epoch", None),
         "log_momentum": FLAG,
         "log_weight_decay": FLAG,
     },
     # logger
+    "fish_lightning.training.tensorboard.RunTensorBoardLogger": {"save_dir": FOLDER},
     "lightning.pytorch.loggers.TensorBoardLogger": {
         **_LOGGER,
         "default_hp_metric": FLAG,
@@ -389,7 +390,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "flush_secs": POSITIVE,
         "filename_suffix": STRING,
     },
-    "fish_lightning.loggers.ResumableCSVLogger": {**_LOGGER, "flush_logs_every_n_steps": COUNT},
+    "fish_lightning.resume.metrics_csv.ResumableCSVLogger": {"save_dir": FOLDER},
 }
 
 PATHS = {"logs": FOLDER, "output": FOLDER, "cache": FOLDER}
@@ -539,7 +540,16 @@ PREPARE = SAMPLE_RECIPE | {
     "report": {"photographs": COUNT_OR_NONE, "pictures": COUNT},
 }
 
+COMPARE: dict[str, Schema] = {
+    "a": text("a run's folder", "a sweep's folder", example="RUN"),
+    "b": text("a run's folder", "a sweep's folder", example="RUN"),
+    "margin": number("[0, 1)"),
+    "data": {"root": FOLDER | NULL},
+    "paths": PATHS,
+}
+
 SCHEMAS: dict[str, Mapping[str, Schema]] = {
+    "compare": COMPARE,
     "train": TRAIN,
     "evaluate": EVALUATE,
     "predict": PREDICT,
@@ -855,11 +865,14 @@ def _single(override: Override) -> str:
     return f"{override.get_key_element()}={first}"
 
 
-def entry_point(program: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+def entry_point(
+    program: str, complete: Callable[[Sequence[str]], list[str]] = list
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make a task the entry point of a program: a Hydra application with checked settings and errors in words.
 
     Args:
         program: a key of ``SCHEMAS``, and the name of its config.
+        complete: adds to the arguments of the command line what they imply.
     """
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -875,6 +888,7 @@ def entry_point(program: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         @functools.wraps(task)
         def main() -> None:
             try:
+                sys.argv[1:] = complete(sys.argv[1:])
                 require_valid_command(program, sys.argv[1:])
             except UserError as error:
                 end_with(error)

@@ -5,12 +5,11 @@ Only Hydra is imported at module level, so that ``--help`` and ``--cfg job`` ans
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from fish_lightning.cli import CONF, require_whole_numbers
 from fish_lightning.distributed.jobs import end_with_parent, needs_own_process, run_folder_lock, run_in_own_process
-from fish_lightning.errors import shown_without_traceback
+from fish_lightning.resume.overrides import with_overrides_of_run
+from fish_lightning.schema import entry_point
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -37,8 +36,6 @@ def train(cfg: DictConfig) -> float | None:
     from fish_lightning.training.tensorboard import log_config, log_hyperparameters
     from fish_lightning.training.trainer import build_trainer
 
-    require_whole_numbers(cfg)
-    report.require_metric(cfg.optimized_metric, cfg.test)
     folder = Path(cfg.paths.output)
     if cfg.ckpt == "auto" and (done := report.finished(folder, cfg)):
         return report.metrics(done).get(cfg.optimized_metric)
@@ -78,8 +75,7 @@ def train(cfg: DictConfig) -> float | None:
     return report.metrics(summary).get(cfg.optimized_metric)
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="train")
-@shown_without_traceback
+@entry_point("train", complete=with_overrides_of_run)
 def main(cfg: DictConfig) -> float | None:
     """Command-line entry point."""
     end_with_parent()

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from fish_lightning.config import CONF
+from fish_lightning.cli import CONF
 from fish_lightning.errors import UserError
 from fish_lightning.schema import (
     INSTANTIATED,

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from fish_lightning.data.keys import keyed_seed
 from fish_lightning.errors import UserError
-from fish_lightning.evaluation.scores import Z95, photograph_interval
+from fish_lightning.evaluation.bootstrap import Z95
+from fish_lightning.evaluation.scores import photograph_interval
 
 Pixels = npt.NDArray[np.uint8]
 Masks = npt.NDArray[np.bool_]

@@ -151,14 +151,3 @@ def metrics(summary: Summary) -> dict[str, float]:
         for key, value in summary[stage].items()
         if isinstance(value, float)
     }
-
-
-def require_metric(name: str, tested: bool) -> None:
-    """Refuse an ``optimized_metric`` that the run will not measure.
-
-    Raises:
-        UserError: it is unknown, or requires a test.
-    """
-    known = [f"{stage}/{key}" for stage in ("val", "test")[: 1 + tested] for key in ("accuracy", "loss", "macro_f1")]
-    if name not in known:
-        raise UserError(f"optimized_metric={name}: this run measures {', '.join(known)}")
