@@ -5,11 +5,10 @@ Optional: training itself does what is missing. This tells beforehand whether th
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from fish_lightning.cli import CONF
-from fish_lightning.errors import UserError, shown_without_traceback
+from fish_lightning.errors import UserError
+from fish_lightning.schema import entry_point
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -57,8 +56,7 @@ def prepare(cfg: DictConfig) -> None:
         raise UserError(f"training would fail: {', '.join(stops)}\ndetails in the report: {shown(report)}")
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="prepare")
-@shown_without_traceback
+@entry_point("prepare")
 def main(cfg: DictConfig) -> None:
     """Command-line entry point."""
     prepare(cfg)
