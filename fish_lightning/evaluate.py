@@ -6,11 +6,10 @@ training images are excluded from the score and reported separately.
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from fish_lightning.cli import CONF, require_whole_numbers
-from fish_lightning.errors import UserError, shown_without_traceback
+from fish_lightning.errors import UserError
+from fish_lightning.schema import entry_point
 
 
 def evaluate(cfg: DictConfig) -> float:
@@ -34,7 +33,6 @@ def evaluate(cfg: DictConfig) -> float:
     from fish_lightning.training.summary import summarize_evaluation
     from fish_lightning.training.trainer import build_trainer
 
-    require_whole_numbers(cfg)
     checkpoint = load_checkpoint(cfg.ckpt)
     model, transform = restore(checkpoint, cfg.ckpt)
     recorded = checkpoint["FishDataModule"]
@@ -51,8 +49,6 @@ def evaluate(cfg: DictConfig) -> float:
     )
     data.prepare_data()
     data.setup()
-    if cfg.subset not in (*data.catalog.counts(), "all"):
-        raise UserError(f"subset={cfg.subset}: expected train, val, test or all")
     if len(data.catalog.indices(cfg.subset)) == 0:
         trained = len(data.catalog.indices("train"))
         raise UserError(
@@ -68,8 +64,7 @@ def evaluate(cfg: DictConfig) -> float:
     return float(summary[cfg.subset]["accuracy"])
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
-@shown_without_traceback
+@entry_point("evaluate")
 def main(cfg: DictConfig) -> float:
     """Command-line entry point."""
     return evaluate(cfg)

@@ -6,11 +6,10 @@ The checkpoint contains class names, transforms and normalization; nothing else 
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
-from fish_lightning.cli import CONF, require_whole_numbers
-from fish_lightning.errors import UserError, shown_without_traceback
+from fish_lightning.errors import UserError
+from fish_lightning.schema import entry_point
 
 
 def predict(cfg: DictConfig) -> None:
@@ -31,7 +30,6 @@ def predict(cfg: DictConfig) -> None:
     from fish_lightning.report import predictions as report
     from fish_lightning.training.trainer import build_trainer
 
-    require_whole_numbers(cfg)
     checkpoint = load_checkpoint(cfg.ckpt)
     model, transform = restore(checkpoint, cfg.ckpt)
     catalog = input_catalog(cfg.input, model.class_names)
@@ -56,8 +54,7 @@ def predict(cfg: DictConfig) -> None:
         raise UserError(f"{unreadable} of {len(rows)} files could not be read: see the column error of predictions.csv")
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="predict")
-@shown_without_traceback
+@entry_point("predict")
 def main(cfg: DictConfig) -> None:
     """Command-line entry point."""
     predict(cfg)

@@ -1,1 +1,1 @@
-"""Scores and their confidence intervals, computed from arrays."""
+"""Statistics of a model's answers, computed from arrays alone and counted by photograph."""

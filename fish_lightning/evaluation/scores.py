@@ -1,38 +1,19 @@
 """Test scores: accuracy with its confidence intervals, scores per class, confusion matrix."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_precision, multiclass_recall
+from torchmetrics.functional.classification import multiclass_precision, multiclass_recall
 
 from fish_lightning.data.catalog import Catalog
+from fish_lightning.evaluation.arrays import photograph_index
+from fish_lightning.evaluation.bootstrap import per_photograph, ratio_interval, wilson_interval
 from fish_lightning.evaluation.predictions import Predictions
 
-Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
-
-
-def wilson_interval(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion, which holds near 0 and 1, unlike the normal approximation.
-
-    Args:
-        correct: number of successes, 0 to ``n``.
-        n: number of independent trials, 1 or more.
-        z: standard normal quantile of the confidence level; 95 % by default.
-
-    Returns:
-        Lower and upper bound, 0 to 1.
-
-    Source: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212.
-    """
-    share = correct / n
-    centre = share + z * z / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+LISTED = 100  # classes whose confusion matrix is part of summary.json
 
 
 def photograph_interval(
@@ -54,13 +35,9 @@ def photograph_interval(
 
     Source: A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application (1997), section 3.8.
     """
-    _, group = np.unique(photographs, return_inverse=True)
-    sizes, right = np.bincount(group), np.bincount(group, weights=correct)
-    if correct.all() or not correct.any():
-        return wilson_interval(len(sizes) * int(correct.all()), len(sizes))
-    drawn = np.random.default_rng(0).multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=resamples)
-    low, high = np.quantile((drawn @ right) / (drawn @ sizes), [0.025, 0.975])
-    return float(low), float(high)
+    index = photograph_index(photographs, len(correct))
+    right, images = per_photograph(index, correct, np.ones(len(correct))).T
+    return ratio_interval(right, images, resamples)
 
 
 def score_test(
@@ -79,14 +56,15 @@ def score_test(
         photograph; None if photographs are unknown), ``photographs`` (their number), ``leaked_test_images`` (number
         with a copy in the training split), ``without_leaked`` (accuracy, interval and n of the others), ``macro_f1``,
         ``loss``, ``n``, ``per_class`` (precision, recall, n) and ``confusion_matrix`` (rows: true classes, columns:
-        predicted classes, in the order of ``per_class``).
+        predicted classes, in the order of ``per_class``; None for more than ``LISTED`` classes, whose matrix is in
+        ``confusion_matrix.csv`` only).
     """
     n, correct = len(predictions.labels), int(predictions.correct.sum())
     preds, labels = torch.from_numpy(predictions.preds), torch.from_numpy(predictions.labels)
     classes = len(class_names)
     precision = multiclass_precision(preds, labels, classes, average="none").tolist()
     recall = multiclass_recall(preds, labels, classes, average="none").tolist()
-    matrix = multiclass_confusion_matrix(preds, labels, classes).tolist()
+    matrix = confusion_matrix(predictions, classes)
     photographs, leaked = catalog.photographs_or_paths[predictions.indices], catalog.leaked()[predictions.indices]
     known = catalog.photographs_known
     return {
@@ -100,11 +78,17 @@ def score_test(
         "loss": float(logged["test/loss"]),
         "n": n,
         "per_class": {
-            name: {"precision": precision[i], "recall": recall[i], "n": sum(matrix[i])}
+            name: {"precision": precision[i], "recall": recall[i], "n": int(matrix[i].sum())}
             for i, name in enumerate(class_names)
         },
-        "confusion_matrix": matrix,
+        "confusion_matrix": matrix.tolist() if classes <= LISTED else None,
     }
+
+
+def confusion_matrix(predictions: Predictions, classes: int) -> npt.NDArray[np.int64]:
+    """Return (C, C) counts; rows are true classes, columns predicted classes."""
+    cells = np.bincount(predictions.labels * classes + predictions.preds, minlength=classes**2)
+    return np.asarray(cells, np.int64).reshape(classes, classes)
 
 
 def accuracy_of(correct: npt.NDArray[np.bool_]) -> dict[str, Any]:

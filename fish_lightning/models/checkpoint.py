@@ -19,7 +19,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: the file does not exist or is not a checkpoint of this project.
     """
-    file = Path(path)
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file /= "checkpoints/best.ckpt"
     if not file.is_file():
         raise UserError(
             f"ckpt: no file {file} (working directory: {Path.cwd()})\ngive one: ckpt=…/checkpoints/best.ckpt"

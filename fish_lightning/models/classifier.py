@@ -20,11 +20,12 @@ from fish_lightning.data.dataset import UNREADABLE
 from fish_lightning.distributed.ranks import gathered
 from fish_lightning.errors import UserError, first_line, one_line
 from fish_lightning.evaluation.predictions import Predictions
-from fish_lightning.models.metrics import TrainingLoss
-from fish_lightning.models.network import build_network
+from fish_lightning.models.metrics import TrainingMean
+from fish_lightning.models.network import build_network, head_name
 from fish_lightning.models.whitelist import require_allowed
 
 Batch = dict[str, Any]
+Arrays = tuple[npt.NDArray[Any], ...]
 T = TypeVar("T")
 
 
@@ -77,8 +78,8 @@ class FishClassifier(L.LightningModule):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.unreadable: set[int] = set()  # indices in the catalog
-        self._resumed_loss: list[tuple[float, float]] | None = None  # sum and images of each process
-        self._tested: list[tuple[npt.NDArray[Any], ...]] = []
+        self._resumed: dict[str, Any] = {}  # sums of the training means, by process
+        self._tested: list[Arrays] = []
         self.configure_losses()
         self.configure_metrics()
 
@@ -91,7 +92,8 @@ class FishClassifier(L.LightningModule):
         """Create one metric collection per stage."""
         # Validating labels and logits would synchronize a GPU at each batch.
         task: dict[str, Any] = {"task": "multiclass", "num_classes": len(self.class_names), "validate_args": False}
-        self.train_loss, self.val_loss, self.test_loss = TrainingLoss(), MeanMetric(), MeanMetric()
+        self.train_loss, self.val_loss, self.test_loss = TrainingMean(), MeanMetric(), MeanMetric()
+        self.train_accuracy = TrainingMean()
         scores = MetricCollection(
             {"accuracy": Accuracy(average="micro", **task), "macro_f1": F1Score(average="macro", **task)}
         )
@@ -163,16 +165,15 @@ class FishClassifier(L.LightningModule):
         self.val_metrics.reset()
 
     def on_train_start(self) -> None:
-        """Restore the mean loss of a partly trained epoch."""
-        if self._resumed_loss is not None:
-            total, images = self._resumed_loss[self.trainer.global_rank]
-            self.train_loss.total.fill_(total)
-            self.train_loss.images.fill_(images)
-            self._resumed_loss = None
+        """Restore the training means of an epoch that is continued."""
+        for name, sums in self._resumed.items():
+            getattr(self, name).restore(sums[self.trainer.global_rank])
+        self._resumed = {}
 
     def on_train_epoch_start(self) -> None:
         """Reset the mean loss; Lightning does not call this when a run is resumed within an epoch."""
         self.train_loss.reset()
+        self.train_accuracy.reset()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss of one batch; a batch without a readable image is skipped."""
@@ -180,9 +181,12 @@ class FishClassifier(L.LightningModule):
         if len(labels) == 0:
             # Other processes wait for the gradients of this one: return zeros.
             return self(batch["image"]).sum() * 0 if self.trainer.world_size > 1 else None
-        loss: Tensor = self.train_criterion(self(images), labels)
+        logits = self(images)
+        loss: Tensor = self.train_criterion(logits, labels)
         self.train_loss.update(loss.detach(), len(labels))
-        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.train_accuracy.update((logits.detach().argmax(1) == labels).float().mean(), len(labels))
+        for name, mean in (("loss", self.train_loss), ("accuracy", self.train_accuracy)):
+            self.log(f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=len(labels))
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=len(labels))
         return loss
 
@@ -202,45 +206,54 @@ class FishClassifier(L.LightningModule):
         self._tested.clear()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the test metrics and keep the probabilities for :meth:`test_predictions`."""
+        """Update the test metrics and keep what :meth:`test_predictions` returns."""
         images, labels, indices = self._readable(batch)
         if len(labels) == 0:
             return
-        logits = self(images).float()
+        logits, features = self.logits_and_features(images)
         self.test_loss.update(self.criterion(logits, labels))
         self.test_metrics.update(logits, labels)
         self.log("test/loss", self.test_loss, on_epoch=True, batch_size=len(labels))
         self.log_dict(self.test_metrics, on_epoch=True, batch_size=len(labels))
-        self._tested.append(tuple(part.cpu().numpy() for part in (indices, labels, logits.softmax(1))))
+        self._tested.append(_as_arrays(indices, labels, logits, features))
 
     def test_predictions(self) -> Predictions:
-        """Return the predictions of the last test, gathered from all processes, in catalog order.
+        """Return the predictions of the last test, of all processes together, in catalog order.
 
         Raises:
-            UserError: no image could be read.
+            UserError: no image was tested.
         """
-        parts = [part for parts in gathered(self._tested) for part in parts]
-        if not parts:
-            raise UserError("none of the images to test could be read")
-        indices, labels, probabilities = (np.concatenate(column) for column in zip(*parts, strict=True))
-        order = np.argsort(indices, kind="stable")
-        return Predictions(indices[order], labels[order], probabilities[order])
+        return collect(self._tested)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return probabilities (N, C) of a batch; NaN for unreadable images."""
-        probabilities: Tensor = self(batch["image"]).float().softmax(1)
-        return torch.where((batch["label"] == UNREADABLE).unsqueeze(1), torch.nan, probabilities)
+    def predict_step(self, batch: Batch, batch_idx: int) -> Arrays:
+        """Return indices, labels, logits and features of a batch; an unreadable image has the label ``UNREADABLE``."""
+        return _as_arrays(batch["index"], batch["label"], *self.logits_and_features(batch["image"]))
+
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (N, C) of images, and features (N, D): what the network's last layer computes them from."""
+        seen: list[Tensor] = []
+        head = self.network.get_submodule(head_name(self.hparams["name"]))
+        hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+        try:
+            # A compiled network may ignore hooks added later, and runs uncompiled here.
+            with torch.compiler.set_stance("force_eager"):
+                logits: Tensor = self(images).float()
+        finally:
+            hook.remove()
+        features = seen[0].float()
+        return logits, features.mean((2, 3)) if features.dim() == 4 else features  # squeezenet's head is a convolution
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the precision for evaluations, and training-loss sums and unreadable images for resumed runs."""
         checkpoint["precision"] = str(self.trainer.precision)
-        checkpoint["train_loss"] = gathered((float(self.train_loss.total), float(self.train_loss.images)))
+        for name in ("train_loss", "train_accuracy"):
+            checkpoint[name] = gathered(getattr(self, name).sums())
         checkpoint["unreadable"] = sorted(set().union(*gathered(self.unreadable)))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the unreadable images and the sums of the training loss."""
         self.unreadable |= set(checkpoint.get("unreadable", ()))
-        self._resumed_loss = checkpoint.get("train_loss")
+        self._resumed = {name: checkpoint[name] for name in ("train_loss", "train_accuracy") if name in checkpoint}
 
     def _readable(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return images, labels and indices of the readable images, and record the others."""
@@ -252,6 +265,25 @@ class FishClassifier(L.LightningModule):
             return images, labels, indices
         self.unreadable.update(indices[~readable].tolist())
         return images[readable], labels[readable], indices[readable]
+
+
+def collect(batches: Sequence[Arrays]) -> Predictions:
+    """Return the readable images of ``test_step`` or ``predict_step``, of all processes together, in catalog order.
+
+    Raises:
+        UserError: there are none.
+    """
+    parts = [part for parts in gathered(list(batches)) for part in parts]
+    if not parts:
+        raise UserError("no image was tested: none of the test split could be read.")
+    indices, labels, logits, features = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(indices, kind="stable")
+    order = order[labels[order] != UNREADABLE]
+    return Predictions(indices[order], labels[order], logits[order], features[order])
+
+
+def _as_arrays(indices: Tensor, labels: Tensor, logits: Tensor, features: Tensor) -> Arrays:
+    return tuple(part.cpu().numpy() for part in (indices, labels, logits, features.half()))
 
 
 def _create(group: str, create: Callable[..., T], *arguments: Any) -> T:

@@ -1,6 +1,7 @@
 """The network: any torchvision classification model with a head for the classes of the data."""
 
 import copy
+import functools
 import pickle
 import urllib.error
 from pathlib import Path
@@ -15,6 +16,8 @@ from fish_lightning.errors import UserError, first_line
 
 #: Prefix of the network's weights in a checkpoint of this project.
 PREFIX = "network."
+#: Prefixes of the auxiliary heads of inception and googlenet.
+_AUXILIARY = ("aux", "AuxLogits")
 
 
 def build_network(name: str, num_classes: int, weights: str | None) -> nn.Module:
@@ -47,6 +50,13 @@ def _head_keys(name: str) -> set[str]:
     with torch.device("meta"):
         ten, eleven = (get_model(name, weights=None, num_classes=n).state_dict() for n in (10, 11))
     return {key for key in ten if ten[key].shape != eleven[key].shape}
+
+
+@functools.cache
+def head_name(name: str) -> str:
+    """Return the path of the network's last layer, the one made for the classes: ``fc`` of a ResNet."""
+    main = [key for key in _head_keys(name) if not key.startswith(_AUXILIARY)]
+    return main[0].rpartition(".")[0]
 
 
 def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
@@ -96,7 +106,7 @@ def _load(network: nn.Module, state: dict[str, torch.Tensor], head: set[str], or
         del state[key]
     missing = sorted(set(own) - set(state) - replaced)
     # The network may lack the auxiliary heads of ImageNet weights (inception, googlenet).
-    extra = sorted(key for key in set(state) - set(own) if not key.startswith(("aux", "AuxLogits")))
+    extra = sorted(key for key in set(state) - set(own) if not key.startswith(_AUXILIARY))
     shapes = sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
     wrong = [
         f"{what}: {', '.join(keys[:4])}{' …' if len(keys) > 4 else ''} ({len(keys)})"

@@ -5,14 +5,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from fish_lightning.data.catalog import Catalog
+from fish_lightning.data.dataset import UNREADABLE
 from fish_lightning.data.decoding import UnreadableImage, decode
+from fish_lightning.evaluation.arrays import require_finite, softmax
 from fish_lightning.files import whole_file
 from fish_lightning.plotting import figures
+from fish_lightning.plotting.thumbnails import thumbnail
 
 
 @dataclass(frozen=True)
@@ -36,18 +40,20 @@ class PredictionRow:
 
 
 def prediction_rows(
-    catalog: Catalog, batches: Sequence[torch.Tensor], class_names: Sequence[str]
+    catalog: Catalog, batches: Sequence[Sequence[npt.NDArray[Any]]], class_names: Sequence[str]
 ) -> list[PredictionRow]:
     """Return one row per file, in catalog order.
 
     Args:
         catalog: the N input files.
-        batches: (B, C) probabilities each, N rows in all; NaN for unreadable files.
+        batches: of :meth:`fish_lightning.models.classifier.FishClassifier.predict_step`, N images in all.
         class_names: in label order.
     """
     rows = []
-    for path, probabilities in zip(catalog.paths, torch.cat(list(batches)).numpy(), strict=True):
-        if np.isnan(probabilities).any():
+    _, labels, logits, _ = (np.concatenate(column) for column in zip(*batches, strict=True))
+    require_finite(logits[labels != UNREADABLE], "logits")
+    for path, label, probabilities in zip(catalog.paths, labels, softmax(np.nan_to_num(logits)), strict=True):
+        if label == UNREADABLE:
             rows.append(PredictionRow(str(path), {}, _why_unreadable(catalog.root / str(path))))
         else:
             order = np.argsort(-probabilities, kind="stable")
@@ -88,7 +94,7 @@ def write_predictions(folder: Path, rows: Sequence[PredictionRow], catalog: Cata
     shown = rows[:pictures]
     if shown:
         figure = figures.picture_figure(
-            [figures.thumbnail(catalog.root / row.path) for row in shown],
+            [thumbnail(catalog.root / row.path) for row in shown],
             [
                 f"{Path(row.path).name}\n"
                 + ("unreadable" if row.error else f"{row.ranked(0)[0]} {row.ranked(0)[1]:.0%}")

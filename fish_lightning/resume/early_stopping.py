@@ -1,4 +1,4 @@
-"""Early stopping that a resumed run remembers."""
+"""Early stopping that stays in effect when a run is resumed."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Lightning's; a run that it has ended, and that was killed before its test, is not trained further."""
+    """Lightning's callback, except that a run which it has stopped is not trained further when it is resumed."""
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Stop at once where the checkpoint says so."""
+        """Stop a run that was stopped before its checkpoint was saved."""
         if self.stopped_epoch > 0:
             trainer.should_stop = True

@@ -1,4 +1,4 @@
-"""Which folder a run writes to, decided while its config is composed: a resumed run stays in its own."""
+"""The folder that a run writes to, decided while its config is composed: a resumed run stays in its own folder."""
 
 import zipfile
 from pathlib import Path
@@ -11,11 +11,11 @@ def run_folder(ckpt: str | None, new: str) -> str:
     path = Path(str(ckpt))
     if path.is_dir():
         return str(path) if (path / "checkpoints" / "last.ckpt").is_file() else new
-    # Hydra writes into the folder before the checkpoint is read: a file that cannot be one leaves the run untouched.
+    # Hydra writes to the folder before the checkpoint is read: a file that cannot be one must leave the run unchanged.
     resumable = path.parent.name == "checkpoints" and path.name != "best.ckpt" and zipfile.is_zipfile(path)
     return str(path.parent.parent) if resumable else new
 
 
 def config_folder(ckpt: str | None, time: str) -> str:
-    """Return where Hydra writes the config: a resumed run keeps the one it began with."""
+    """Return the folder of the composed config: a resumed run keeps its original one."""
     return ".hydra" if ckpt in (None, "auto") else f".hydra/resumed-{time}"
