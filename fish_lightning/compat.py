@@ -87,6 +87,19 @@ def metrics_to_be_logged(trainer: "L.Trainer") -> dict[str, float] | None:
     return {name: float(value) for name, value in connector.metrics["log"].items()}
 
 
+def requeue_signal(trainer: "L.Trainer") -> int | None:
+    """Return the signal on which Slurm's job is requeued; None outside Slurm, or where that is disabled.
+
+    Strategies of one device have no ``cluster_environment``.
+    """
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    environment = trainer._accelerator_connector.cluster_environment
+    return (
+        environment.requeue_signal if isinstance(environment, SLURMEnvironment) and environment.auto_requeue else None
+    )
+
+
 def own_sigterm(trainer: "L.Trainer") -> None:
     """Stop Lightning from synchronizing SIGTERM over the devices at each step; ``StopOnSignal`` does it over gloo."""
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
@@ -112,7 +125,6 @@ QUIET_WARNINGS = (
     ".*You are using a custom batch sampler.*",  # KeyedBatches returns each image once
     ".*does not have many workers.*",  # the worker count is chosen from the CPU affinity
     ".*your dataloader is not resumable.*",  # KeyedBatches resumes at the right batch
-    ".*Experiment logs directory.*",  # .hydra is in the run folder before the logger starts
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
     ".*lr_scheduler.step.*before.*optimizer.step.*",  # a skipped batch (data.on_error=skip) steps the schedule only
@@ -123,7 +135,6 @@ QUIET_WARNINGS = (
 QUIET_LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.pytorch.trainer.connectors.signal_connector",
-    "lightning.fabric.utilities.seed",
     "lightning.fabric.utilities.distributed",
 )
 

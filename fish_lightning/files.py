@@ -53,7 +53,7 @@ def locked(file: Path, waiting: str | None = None, busy: UserError | None = None
         busy: error to raise instead of waiting.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file)
+    lock = FileLock(file, is_singleton=True)  # which a process can take again
     try:
         lock.acquire(timeout=0)
     except Timeout:

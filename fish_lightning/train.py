@@ -7,7 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fish_lightning.distributed.jobs import end_with_parent, needs_own_process, run_folder_lock, run_in_own_process
+from fish_lightning.distributed.jobs import end_with_parent, needs_own_process, run_in_own_process
+from fish_lightning.resume.folders import run_folder_lock
 from fish_lightning.resume.overrides import with_overrides_of_run
 from fish_lightning.schema import entry_point
 
@@ -81,7 +82,7 @@ def main(cfg: DictConfig) -> float | None:
     end_with_parent()
     if needs_own_process(cfg):
         return run_in_own_process(cfg)
-    with run_folder_lock(cfg):
+    with run_folder_lock(Path(cfg.paths.output)):
         return train(cfg)
 
 

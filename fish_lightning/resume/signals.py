@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -86,9 +85,7 @@ class StopOnSignal(Callback):
         if threading.current_thread() is not threading.main_thread():
             return
         self._trainer = trainer
-        environment = getattr(trainer.strategy, "cluster_environment", None)
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            self._requeue_signal = environment.requeue_signal
+        self._requeue_signal = compat.requeue_signal(trainer)
         # Submitit ignores SIGTERM, which a preempted job also receives, and requeues on a signal of its own.
         term = None if "SUBMITIT_EXECUTOR" in os.environ else signal.SIGTERM
         for number in (signal.SIGINT, term, self._requeue_signal):

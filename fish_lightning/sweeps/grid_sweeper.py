@@ -16,6 +16,7 @@ from yaml import YAMLError
 from fish_lightning import compat
 from fish_lightning.errors import UserError, end_with, first_line
 from fish_lightning.files import shown
+from fish_lightning.resume.folders import holds_run
 from fish_lightning.sweeps.study import sweep_lock
 
 Launch = Callable[[Sequence[Sequence[str]], int], Any]
@@ -73,6 +74,11 @@ def _require_same_sweep(folder: Path, config: DictConfig) -> None:
         raise UserError(
             f"hydra.sweep.dir: {shown(folder)} contains another sweep: {'; '.join(parts[:4])}\n"
             "choose another folder, or add jobs to that sweep with ckpt=auto"
+        )
+    if any(map(holds_run, folder.iterdir())):
+        raise UserError(
+            f"hydra.sweep.dir: {shown(folder)} contains this sweep already\n"
+            "choose another folder, or complete that sweep with ckpt=auto"
         )
 
 

@@ -17,18 +17,21 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory, make_data, shared_fish):
-    """A third of the images of three classes, searched once and split by photograph."""
+    """A quarter of the images of three classes, searched once and split by photograph."""
     root = tmp_path_factory.mktemp("fish")
     for name in ("Gilt-Head Bream", "Sea Bass", "Shrimp"):
         folder = root / name / name
         folder.mkdir(parents=True)
-        for file in sorted((shared_fish / "Fish_Dataset" / "Fish_Dataset" / name / name).iterdir())[::3]:
+        for file in sorted((shared_fish / "Fish_Dataset" / "Fish_Dataset" / name / name).iterdir())[::4]:
             (folder / file.name).symlink_to(file)
     return make_data(root, source=ArchiveSource, find_copies=True, split=photograph_split).catalog
 
 
-def test_no_copies_are_in_different_groups(catalog):
-    """An alignment without keypoints or signatures finds copies within each group, and none in other groups."""
+def test_copies_are_in_one_group_and_no_others(catalog):
+    """Within a group an alignment without keypoints or signatures finds copies.
+
+    One image of each group is compared with all others of its class; the most similar one of another group is aligned.
+    """
     groups, labels = photograph_numbers(catalog), catalog.labels
     assert label_errors(labels, groups) == []
     for label in range(len(catalog.classes)):
@@ -37,12 +40,14 @@ def test_no_copies_are_in_different_groups(catalog):
     files = [catalog.root / path for path in catalog.paths.tolist()]
     members = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
     pairs = [rng.choice(m, 2, replace=False) for m in members if len(m) > 1]
-    assert len(pairs) > 0.9 * len(members)
+    assert len(pairs) > 0.8 * len(members)
     assert np.median([densely_aligned(files[i], files[j]) for i, j in pairs]) > 0.99
-    for a, b in itertools.combinations(members, 2):
-        if labels[a[0]] == labels[b[0]]:
-            i, j = rng.choice(a), rng.choice(b)
-            assert densely_aligned(files[i], files[j]) < CORRELATION, (files[i], files[j])
+    plain = np.array([discs(file, [0])[0] for file in files])
+    for m in members:
+        i = rng.choice(m)
+        others = np.flatnonzero((labels == labels[i]) & (groups != groups[i]))
+        j = others[(discs(files[i], range(0, 360, 4)) @ plain[others].T).max(axis=0).argmax()]
+        assert densely_aligned(files[i], files[j]) < CORRELATION, (files[i], files[j])
 
 
 def test_no_test_image_has_a_copy_in_training(catalog):
@@ -52,7 +57,9 @@ def test_no_test_image_has_a_copy_in_training(catalog):
     """
     assert most_similar_trained(catalog).max() < 0.95
     mixed = catalog.with_splits(random_split(catalog, seed=0))
-    assert (most_similar_trained(mixed) > 0.95).mean() > 0.95  # what a leak looks like
+    leaked = mixed.leaked()[mixed.splits == "test"]  # sorted by class, as the similarities
+    assert leaked.mean() > 0.9
+    assert ((most_similar_trained(mixed) > 0.95) == leaked).mean() > 0.95
 
 
 def densely_aligned(first, second):
