@@ -111,7 +111,6 @@ def test_settings_of_workers_reach_the_loader(evaluated, summary, monkeypatch, p
     [
         (["data=folder", "data.root=strange"], ("classes that the checkpoint does not know: eel", "it knows: kind a")),
         (["data=folder", "data.root=other", "subset=val"], ("subset=val: none of the 4 images", "subset=all")),
-        (["subset=best"], ("subset=best: expected train, val, test or all",)),
         (["data.root=empty"], ("empty does not contain the images this checkpoint was trained on", "data.root=DIR")),
     ],
 )

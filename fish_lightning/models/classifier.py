@@ -218,10 +218,10 @@ class FishClassifier(L.LightningModule):
         self._tested.append(_as_arrays(indices, labels, logits, features))
 
     def test_predictions(self) -> Predictions:
-        """Return the predictions of the last test, of all processes together, in catalog order.
+        """Return the predictions of the last test, gathered from all processes, in catalog order.
 
         Raises:
-            UserError: no image was tested.
+            UserError: no image could be read.
         """
         return collect(self._tested)
 
@@ -268,14 +268,14 @@ class FishClassifier(L.LightningModule):
 
 
 def collect(batches: Sequence[Arrays]) -> Predictions:
-    """Return the readable images of ``test_step`` or ``predict_step``, of all processes together, in catalog order.
+    """Gather the readable images of ``test_step`` or ``predict_step`` from all processes, in catalog order.
 
     Raises:
         UserError: there are none.
     """
     parts = [part for parts in gathered(list(batches)) for part in parts]
     if not parts:
-        raise UserError("no image was tested: none of the test split could be read.")
+        raise UserError("none of the images could be read")
     indices, labels, logits, features = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(indices, kind="stable")
     order = order[labels[order] != UNREADABLE]

@@ -47,12 +47,12 @@ def test_wilson_intervals_narrow_with_n_and_widen_with_confidence():
 def scores():
     """Six images of three classes: labels 0 0 0 1 1 2, predicted 0 0 1 1 0 1; indices 1 to 6 of the catalog."""
     labels, preds = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 1])
-    probabilities = np.full((6, 3), 0.1, np.float32)
-    probabilities[np.arange(6), preds] = 0.8
+    logits = np.zeros((6, 3), np.float32)
+    logits[np.arange(6), preds] = 2
     names = ["bass", "bass", "bass", "bass", "eel", "eel", "trout", "trout"]
     catalog = make_catalog(Path("photos"), [(f"{i}.png", name, "", "") for i, name in enumerate(names)])
     logged = {"test/macro_f1": torch.tensor(0.35), "test/loss": torch.tensor(0.9)}
-    predictions = Predictions(np.arange(1, 7), labels, probabilities)
+    predictions = Predictions(np.arange(1, 7), labels, logits, np.zeros((6, 2), np.float16))
     return score_test(predictions, catalog, ["bass", "eel", "trout"], logged)
 
 
@@ -84,7 +84,8 @@ def test_scores_can_be_written_as_json(scores):
 
 def test_images_of_unknown_photograph_are_photographs_of_their_own():
     rows = [(f"{i}.png", "ab"[i % 2], "shot" if i < 2 else "", "") for i in range(6)]
-    predictions = Predictions(np.arange(6), np.arange(6) % 2, np.eye(2, dtype=np.float32)[[0, 1, 0, 0, 1, 1]])
+    logits = np.eye(2, dtype=np.float32)[[0, 1, 0, 0, 1, 1]]
+    predictions = Predictions(np.arange(6), np.arange(6) % 2, logits, np.zeros((6, 2), np.float16))
     logged = {"test/macro_f1": torch.tensor(0.5), "test/loss": torch.tensor(0.5)}
     scores = score_test(predictions, make_catalog(Path("photos"), rows), ["a", "b"], logged)
     assert scores["photographs"] == 5  # two copies of one, and four others

@@ -120,7 +120,7 @@ def test_batch_without_a_readable_image_is_skipped(make_classifier, batch, logge
     model.validation_step(unreadable, 0)
     model.test_step(unreadable, 0)
     assert not record and model.unreadable == {10, 11, 12, 13}
-    with pytest.raises(UserError, match="none of the images to test could be read"):
+    with pytest.raises(UserError, match="none of the images could be read"):
         model.test_predictions()
 
 
@@ -170,12 +170,17 @@ def test_gradients_are_clipped_for_a_fused_optimizer(root, make_data, make_model
     assert max(seen) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_predictions_are_probabilities_and_nan_for_unreadable_images(make_classifier, batch):
+def test_predict_step_returns_indices_labels_logits_and_features(make_classifier, batch):
     model = make_classifier().eval()
-    probabilities = model.predict_step(batch | {"label": torch.tensor([0, UNREADABLE, 0, 0])}, 0)
-    assert torch.allclose(probabilities[[0, 2, 3]].sum(1), torch.ones(3))
-    assert torch.allclose(probabilities[0], model(batch["image"]).softmax(1)[0])
-    assert probabilities[1].isnan().all()
+    unlabelled = batch | {"label": torch.tensor([0, UNREADABLE, 0, 0])}
+    with torch.inference_mode():
+        indices, labels, logits, features = model.predict_step(unlabelled, 0)
+        expected = model(batch["image"]).numpy()
+    assert indices.tolist() == batch["index"].tolist() and labels.tolist() == unlabelled["label"].tolist()
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
+    head = model.network.fc
+    computed = features.astype(np.float32) @ head.weight.detach().numpy().T + head.bias.detach().numpy()
+    np.testing.assert_allclose(computed, logits, atol=0.01)  # features are float16
 
 
 def test_test_predictions_are_in_catalog_order(make_classifier, batch, logged):
