@@ -252,7 +252,7 @@ def test_settings_and_groups_that_the_text_names_exist():
         word
         for key, word in ((word.partition("=")[0], word) for word in named)
         if not (REPOSITORY / "conf" / key).is_dir()
-        and not any(OmegaConf.is_missing(c, key) or "." not in key and key in c for c in others)
+        and not any(OmegaConf.is_missing(c, key) or ("." not in key and key in c) for c in others)
         and OmegaConf.select(cfg, key, default="?", throw_on_missing=False) == "?"
         and key not in ("split.path", "split.fold", "hydra.launcher.ray.init")  # of other choices
     ]
