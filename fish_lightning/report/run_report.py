@@ -29,7 +29,7 @@ LARGE, MEDIUM, SMALL = 192, 96, 80  # pixels, longer side: of an error, in the g
 MATRIX = 30  # classes in the confusion matrix at most
 CLASSES = 100  # rows in the table of classes at most
 PHOTOGRAPHS, SUSPECTS = 12, 40  # with pictures, at most
-FEW = 10  # photographs of a class that say little about it
+FEW = 10  # photographs of a class, or of a test, that say little
 
 
 def write_report(
@@ -163,6 +163,8 @@ def _advice(analysis: Analysis) -> str:
     worst = min(tested, key=lambda label: (analysis.per_class[label]["recall"], -analysis.per_class[label]["n"]))
     score, row = analysis.per_class[worst], analysis.confusion[worst].copy()
     if score["recall"] == 1:
+        if (analysis.photographs or len(analysis.images)) < FEW:
+            return "There is no error, but so small a test says little: test it on more photographs."
         return "No class has an error: to find where the model fails, test it on more and harder photographs."
     right, row[worst] = int(row[worst]), 0
     name, other = analysis.classes[worst], analysis.classes[int(row.argmax())]
@@ -408,7 +410,7 @@ def _risk(analysis: Analysis) -> Chart:
         f"Risk-coverage curve: {curve.risk[-1]:.1%} of the answers are wrong if every image is answered, and "
         f"{np.interp(0.5, curve.coverage, curve.risk):.1%} if the most confident half is.",
         (0, 1),
-        (0, 1.05 * highest),
+        (0, 1.25 * highest),
         "share of images answered, the most confident first",
         (True, True),
     )
