@@ -2,7 +2,7 @@
 
 import os
 
-# albumentations asks the network for its newest version when it is imported, unless this is set before.
+# When it is imported, albumentations checks the network for a newer version unless this is set.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __version__ = "0.1.0"

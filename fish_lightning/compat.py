@@ -1,8 +1,7 @@
 """The one module that touches internals of other libraries; ``tests/test_compat.py`` fails by name when they change.
 
-Everything here is verified with lightning 2.6, hydra-core 1.3, optuna 4 and 5, torch 2.11 to 2.15; ``pyproject.toml``
-bounds the first two. Libraries are imported within the functions: Hydra's part is needed at every start, for ``--help``
-too, and the others are slow.
+Verified with lightning 2.6, hydra-core 1.3, optuna 4 and 5, and torch 2.14; ``pyproject.toml`` bounds the first three.
+Libraries are imported inside the functions: Hydra's part is needed at every start, and the others are slow to import.
 """
 
 import logging
@@ -18,13 +17,13 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
     from torch.optim import Optimizer
 
-# Lightning: where a run is, and where a resumed one continues
+# Lightning: the position of a run, and where a resumed one continues
 
 
 def next_batch(trainer: "L.Trainer") -> tuple[int, int]:
-    """Return where a run that is saved now continues: epoch (0-based) and batches of it that are done.
+    """Return where a run that is saved now continues: epoch (from 0) and number of its batches that are done.
 
-    Workers fetch ahead, so that the loader's own state does not tell (Lightning issues 19764 and 20550).
+    The loader's own state is ahead, since workers prefetch (Lightning issues 19764 and 20550).
     """
     current: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     done = current.processed
@@ -34,9 +33,9 @@ def next_batch(trainer: "L.Trainer") -> tuple[int, int]:
 
 
 def is_between_steps(trainer: "L.Trainer", batch_idx: int) -> bool:
-    """Return whether an optimizer step, but not the epoch, ends with that batch.
+    """Return whether that batch ends an optimizer step but not the epoch.
 
-    No checkpoint holds gradients that are being accumulated. The step that reaches ``trainer.max_steps`` ends its epoch.
+    Checkpoints do not contain accumulated gradients. The step that reaches ``trainer.max_steps`` ends the epoch.
     """
     last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or trainer.global_step == trainer.max_steps
     return not last and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
@@ -48,37 +47,37 @@ def is_ending_epoch_early(trainer: "L.Trainer") -> bool:
 
 
 def schedule_pending_validation(trainer: "L.Trainer", checkpoint: dict[str, Any]) -> None:
-    """Let a run that resumes from ``checkpoint`` begin with the validation that follows this step, where one does.
+    """Make a run resumed from ``checkpoint`` begin with the validation that is due after this step, if one is.
 
-    Lightning continues with the next step (``_TrainingEpochLoop.advance``) unless it finds a validation started.
+    Lightning continues with the next step (``_TrainingEpochLoop.advance``) unless the validation has started.
     """
     loop: Any = trainer.fit_loop.epoch_loop
     now = loop.batch_progress.current
     if now.completed == now.processed or trainer._val_check_time_interval is not None:  # type: ignore[attr-defined]
         return
-    stops, trainer.should_stop = trainer.should_stop, False  # a validation caused by the stop does not come again
-    follows = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
-    trainer.should_stop = stops
-    if follows:
+    stop, trainer.should_stop = trainer.should_stop, False  # the validation that a stop causes is not repeated
+    due = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    trainer.should_stop = stop
+    if due:
         state = checkpoint["loops"]["fit_loop"]
         started, none = {"ready": 1, "started": 1, "processed": 0, "completed": 0}, dict.fromkeys(vars(now), 0)
         state["epoch_loop.val_loop.batch_progress"] |= {"total": started, "current": none}
-        state["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # Lightning adds one after it
+        state["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # Lightning adds 1 after the validation
 
 
 def is_saved_within_epoch(checkpoint: dict[str, Any]) -> bool:
-    """Return whether the checkpoint was saved after a step rather than after an epoch."""
+    """Return whether the checkpoint was saved within an epoch rather than at its end."""
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
     return bool(batches["completed"] < batches["processed"])
 
 
 def epochs_processed(checkpoint: dict[str, Any]) -> int:
-    """Return the number of epochs that Lightning counts as done in the checkpoint, those ended early included."""
+    """Return the number of epochs that Lightning counts as done in the checkpoint, including those ended early."""
     return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
 
 def metrics_to_be_logged(trainer: "L.Trainer") -> dict[str, float] | None:
-    """Return what Lightning logs after it has saved a checkpoint now; None where it will log nothing."""
+    """Return the metrics that Lightning will log after saving a checkpoint now; None if it will log none."""
     connector: Any = trainer._logger_connector
     if trainer._results is None:
         return None
@@ -88,15 +87,28 @@ def metrics_to_be_logged(trainer: "L.Trainer") -> dict[str, float] | None:
     return {name: float(value) for name, value in connector.metrics["log"].items()}
 
 
+def requeue_signal(trainer: "L.Trainer") -> int | None:
+    """Return the signal on which Slurm's job is requeued; None outside Slurm, or where that is disabled.
+
+    Strategies of one device have no ``cluster_environment``.
+    """
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    environment = trainer._accelerator_connector.cluster_environment
+    return (
+        environment.requeue_signal if isinstance(environment, SLURMEnvironment) and environment.auto_requeue else None
+    )
+
+
 def own_sigterm(trainer: "L.Trainer") -> None:
-    """Stop Lightning from asking the devices at each step whether a process has had SIGTERM: we ask the hosts."""
+    """Stop Lightning from synchronizing SIGTERM over the devices at each step; ``StopOnSignal`` does it over gloo."""
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def clip_gradients(module: "L.LightningModule", optimizer: "Optimizer", value: float | None, by: str | None) -> None:
-    """Clip gradients; for a fused optimizer too, where precision scales none.
+    """Clip gradients, also of a fused optimizer where gradients are not scaled.
 
-    Lightning refuses to clip for a fused optimizer, which may unscale gradients in its step; bf16 has no gradient scale.
+    Lightning refuses these under any mixed precision, since they unscale gradients in their step; bf16 has no scaler.
     """
     from lightning.pytorch.plugins.precision import MixedPrecision
     from lightning.pytorch.utilities import GradClipAlgorithmType
@@ -108,37 +120,36 @@ def clip_gradients(module: "L.LightningModule", optimizer: "Optimizer", value: f
         module.clip_gradients(optimizer, value, by)
 
 
-#: Warnings of Lightning and torch that do not apply here, with the reason.
+#: Warnings of Lightning and torch that do not apply here, and why.
 QUIET_WARNINGS = (
+    ".*You are using a custom batch sampler.*",  # KeyedBatches returns each image once
     ".*does not have many workers.*",  # the worker count is chosen from the CPU affinity
     ".*your dataloader is not resumable.*",  # KeyedBatches resumes at the right batch
-    ".*Experiment logs directory.*",  # the run folder holds .hydra before the logger starts
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
     ".*lr_scheduler.step.*before.*optimizer.step.*",  # a skipped batch (data.on_error=skip) steps the schedule only
-    r".*Please add the following callbacks: \['Timer.*",  # of trainer.max_time, which a resumed run may do without
+    r".*Please add the following callbacks: \['Timer.*",  # of trainer.max_time, which may change
     ".*isinstance.treespec, LeafSpec.. is deprecated.*",
 )
-#: Loggers of Lightning that advertise, or repeat what StopOnSignal says.
+#: Loggers of Lightning that print tips, or repeat what StopOnSignal prints.
 QUIET_LOGGERS = (
     "lightning.pytorch.utilities.rank_zero",
     "lightning.pytorch.trainer.connectors.signal_connector",
-    "lightning.fabric.utilities.seed",
     "lightning.fabric.utilities.distributed",
 )
 
 
 def quiet_lightning() -> None:
-    """Hide Lightning's tips and the warnings that do not apply here."""
+    """Silence Lightning's tips and the warnings that do not apply here."""
     for pattern in QUIET_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-# torch: what its errors say
+# torch: the texts of its errors
 
-#: Where a network reduces an image to nothing, or accepts one size only.
+#: Of networks for which an image is too small, or that accept one size only.
 WRONG_SIZE = (
     "Kernel size can't be greater than actual input size",
     "Output size is too small",
@@ -147,38 +158,38 @@ WRONG_SIZE = (
     "is invalid for input of size",
 )
 TOO_SMALL_FOR_BATCH_NORM = "Expected more than 1 value per channel when training"
-#: What gloo says when another process of the run is gone.
+#: Of gloo, when another process of the run is gone.
 LOST_PEER = r"Connection (closed|reset) by peer|Broken pipe"
 
 
 def is_wrong_image_size(error: Exception) -> bool:
-    """Return whether a network has refused the size of its images."""
+    """Return whether a network rejected the size of its images."""
     return any(words in str(error) for words in WRONG_SIZE)
 
 
 def is_too_small_for_batch_norm(error: Exception) -> bool:
-    """Return whether batch normalization has refused a batch with one value per channel."""
+    """Return whether batch normalization rejected a batch with one value per channel."""
     return TOO_SMALL_FOR_BATCH_NORM in str(error)
 
 
 def is_lost_peer(error: Exception) -> bool:
-    """Return whether a collective operation has failed because another process is gone."""
+    """Return whether a collective operation failed because another process is gone."""
     return re.search(LOST_PEER, str(error)) is not None
 
 
 def forget_later_points(writer: Any, step: int) -> None:
-    """Make TensorBoard forget the points of a ``SummaryWriter`` from ``step`` on: they will be written again."""
+    """Make TensorBoard discard the points of a ``SummaryWriter`` from ``step`` on, which will be written again."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
     start = Event(step=step, session_log=SessionLog(status=SessionLog.START))
     writer._get_file_writer().add_event(start, step)
 
 
-# Hydra: sweepers of our own
+# Hydra: our own sweepers
 
 
 def basic_sweeper() -> tuple[type, Callable[..., Any]]:
-    """Return Hydra's grid sweeper and its config class, after Hydra has found its plugins by running their modules."""
+    """Return Hydra's grid sweeper and its config class, after Hydra has discovered its plugins."""
     from hydra.core.plugins import Plugins
 
     Plugins.instance()
@@ -187,27 +198,27 @@ def basic_sweeper() -> tuple[type, Callable[..., Any]]:
     return BasicSweeper, BasicSweeperConf
 
 
-def allow_plugins(may_be_made: Callable[[str], bool]) -> None:
-    """Decide which class paths Hydra may make plugins of: by itself it refuses all but ``hydra_plugins.*``.
+def allow_plugins(is_allowed: Callable[[str], bool]) -> None:
+    """Set which class paths Hydra instantiates as plugins; by default only ``hydra_plugins.*``.
 
-    A checkout cannot be found by that namespace package; joblib and submitit pickle the registry of plugins, so that a
-    class has to be importable by its own name.
+    A checkout cannot provide that namespace package, and joblib and submitit pickle the registry of plugins, so that
+    their classes must be importable by name.
     """
     from hydra.core.plugins import Plugins
 
-    Plugins.is_in_toplevel_plugins_module = staticmethod(may_be_made)  # type: ignore[method-assign,assignment]
+    Plugins.is_in_toplevel_plugins_module = staticmethod(is_allowed)  # type: ignore[method-assign,assignment]
 
 
-# Optuna: trials that run in other processes
+# Optuna: trials in other processes
 
 
 def running_trial(study: "Study", number: int) -> "Trial":
-    """Return the trial of that number, which runs already: what ``study.ask`` returns for a new one."""
+    """Return a trial that is already running, as ``study.ask`` returns a new one."""
     from optuna.trial import Trial
 
     return Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
 
 
 def suggest(trial: "Trial", key: str, distribution: "BaseDistribution") -> Any:
-    """Draw from any distribution, as ``trial.suggest_float`` and its like do; a value drawn before is kept."""
+    """Draw from any distribution, as ``trial.suggest_float`` does; a value drawn earlier is returned again."""
     return trial._suggest(key, distribution)

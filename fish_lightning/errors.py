@@ -1,7 +1,7 @@
-"""Errors a user can cause and mend: one sentence for the person at the keyboard, shown once, without a traceback.
+"""Errors that a user can cause and fix, shown once, without a traceback.
 
 Raise :class:`UserError` where the fact is known; the entry points show it through :func:`shown_without_traceback`.
-Anything else that escapes is a bug of ours and keeps its traceback.
+Any other exception is a bug of ours and keeps its traceback.
 """
 
 import errno
@@ -23,18 +23,18 @@ class UserError(Exception):
     """What is wrong, where, and what to do: one to five lines.
 
     Attributes:
-        exit_code: status the program ends with (1; 130 or 143 after a signal).
+        exit_code: of the program: 1, or 130 or 143 after a signal.
     """
 
     exit_code = 1
 
 
 def shown_without_traceback(task: Callable[P, R]) -> Callable[P, R]:
-    """Turn a :class:`UserError` that leaves ``task`` into a message on stderr and an exit status.
+    """Turn a :class:`UserError` raised by ``task`` into a message on stderr and an exit code.
 
-    In a Hydra multirun an error, of whatever kind, is shown and handed back as ``None``, so that one bad job does not
-    end the sweep; the job's folder then holds ``error.txt`` and ``sweep.csv`` lists it as failed. Where it is one of
-    several processes it ends all the same: the others would wait for it.
+    In a Hydra multirun any exception is printed, written to ``error.txt`` in the job's folder, and turned into a return
+    value of None, so that one failed job does not end the sweep. A process that is one of several ends nevertheless:
+    the others would wait for it.
     """
 
     @functools.wraps(task)
@@ -46,11 +46,11 @@ def shown_without_traceback(task: Callable[P, R]) -> Callable[P, R]:
             print("stopped", file=sys.stderr, flush=True)
             sys.exit(130)
         except Exception as raised:
-            goes_on = in_multirun() and _processes() == 1
+            sweep_continues = in_multirun() and _processes() == 1
             error = _user_error(raised) or _lost_process(raised)
-            if error is None and not goes_on:
+            if error is None and not sweep_continues:
                 raise
-            if error is not None and (error.exit_code != 1 or not goes_on):
+            if error is not None and (error.exit_code != 1 or not sweep_continues):
                 end_with(error)
             text = traceback.format_exc() if error is None else f"error: {_message(error)}\n"
             print(text, end="", file=sys.stderr, flush=True)
@@ -61,13 +61,13 @@ def shown_without_traceback(task: Callable[P, R]) -> Callable[P, R]:
 
 
 def end_with(error: UserError) -> NoReturn:
-    """Show the error and end the program with its exit code."""
+    """Print the error and exit with its code."""
     print(f"error: {_message(error)}", file=sys.stderr, flush=True)
     sys.exit(error.exit_code)
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a library's error, shortened; the error's class where it says nothing."""
+    """Return the first line of a library's error, shortened; the name of its class where the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0][:120] if lines else type(error).__name__
 
@@ -78,7 +78,7 @@ def one_line(error: BaseException) -> str:
 
 
 def full_disk(error: BaseException | None) -> OSError | None:
-    """The refusal of a full disk, a quota or a limit on files that ``error`` is or was raised after."""
+    """Return the OSError of a full disk, a quota or a file size limit in the chain of ``error``; None without one."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return error
@@ -87,9 +87,9 @@ def full_disk(error: BaseException | None) -> OSError | None:
 
 
 def _user_error(raised: BaseException) -> UserError | None:
-    """The user's error that ``raised`` is or was raised from: Hydra wraps what a target raises while it is made.
+    """Return the user's error in the chain of ``raised``: Hydra wraps what a target raises when it is instantiated.
 
-    Lightning's word for a setting that it refuses counts as one, and so does a disk that takes no more of any file.
+    A setting that Lightning refuses counts as one, and so does a full disk.
     """
     error: BaseException | None = raised
     while error is not None and not isinstance(error, UserError):
@@ -101,14 +101,14 @@ def _user_error(raised: BaseException) -> UserError | None:
     fault = full_disk(raised)
     if fault is None:
         return None
-    # While a run ends for want of room, its loggers fail for the same reason, and hide the error that says more.
+    # When a full disk ends a run, its loggers fail for the same reason and hide the error that says more.
     while raised.__context__ is not None and not isinstance(raised, UserError):
         raised = raised.__context__
     return raised if isinstance(raised, UserError) else UserError(f"a file cannot be written: {fault}\nmake room")
 
 
 def _message(error: UserError) -> str:
-    """Its text, without the traceback that a loader worker wraps it in."""
+    """Return the text of the error without the traceback that a loader worker puts before it."""
     return str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
 
 
@@ -119,13 +119,13 @@ def _error_file() -> Path:
 
 
 def _forget_error() -> None:
-    """A job that is run again has not failed yet."""
+    """Remove the ``error.txt`` of an earlier attempt at this job."""
     if in_multirun():
         _error_file().unlink(missing_ok=True)
 
 
 def _processes() -> int:
-    """How many processes this job has; torch is not imported for it."""
+    """Return the number of processes of this job, without importing torch."""
     torch = sys.modules.get("torch")
     if torch is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 1
@@ -133,15 +133,15 @@ def _processes() -> int:
 
 
 def _lost_process(error: Exception) -> UserError | None:
-    """What gloo says when another process of the run has gone, in plain words."""
+    """Return the error for a collective operation that failed because another process of the run is gone."""
     if _processes() == 1 or not compat.is_lost_peer(error):
         return None
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-    return UserError(f"process {rank} of this run lost another one, which has shown its own error or was killed")
+    return UserError(f"process {rank} lost another process of this run, which printed its own error or was killed")
 
 
 def in_multirun() -> bool:
-    """Whether this is a job of a Hydra multirun."""
+    """Return whether this is a job of a Hydra multirun."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 

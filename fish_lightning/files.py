@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, locks of folders, tables that a user gives, how paths are shown."""
+"""Atomic writes, locks, CSV tables given by the user, and how paths are shown."""
 
 import csv
 import os
@@ -15,15 +15,15 @@ from fish_lightning.errors import UserError, first_line
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write to; renamed to ``path`` when the block ends well, removed when it does not.
+    """Yield a temporary sibling of ``path``, renamed to it when the block succeeds and removed when it fails.
 
-    It is on the disk before it gets its name: a machine that loses its power keeps the former file or the new one.
+    It is flushed to disk before it is renamed: after a power failure ``path`` is the previous file or the new one.
 
     Args:
-        path: the file to make or replace; its folder is made if missing.
+        path: the file to create or replace; its folder is created if missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: writers choose the format by it.
+    # The suffix stays last: writers choose a format by it.
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
@@ -35,25 +35,25 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def remove_strays(folder: Path) -> None:
-    """Remove, in ``folder`` and below, the temporary siblings that processes left which were killed while writing."""
+    """Remove the temporary files, in ``folder`` and below, of processes that were killed while writing."""
     for file in folder.rglob(".*"):
         writer = re.match(r"\.(\d+)\..", file.name)
-        # This process has just begun: a file with its number is of an earlier one.
+        # This process has written nothing yet: a file with its id is an earlier one's.
         if writer and file.is_file() and (int(writer[1]) == os.getpid() or not is_alive(int(writer[1]))):
             file.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(file: Path, waiting: str | None = None, busy: UserError | None = None) -> Iterator[None]:
-    """Hold a lock while the block runs; it ends with this process, however that ends.
+    """Hold a lock while the block runs; the system releases it when the process dies.
 
     Args:
-        file: of the lock; its folder is made if missing.
-        waiting: what to print before waiting for another process that holds it.
-        busy: what to raise instead of waiting.
+        file: the lock file; its folder is created if missing.
+        waiting: message to print before waiting for another process.
+        busy: error to raise instead of waiting.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file)
+    lock = FileLock(file, is_singleton=True)  # which a process can take again
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -77,18 +77,18 @@ def byte_size(count: float) -> str:
 
 
 def state_of(path: str, file: str) -> str:
-    """Return a text that changes when a file does: a name for it, its size and time of change."""
+    """Return a string that changes with the file: ``path`` (a name for it), its size and modification time."""
     try:
-        status = os.stat(file)  # noqa: PTH116 - a third of pathlib's time, a million times
+        status = os.stat(file)  # noqa: PTH116 - pathlib takes three times as long, for each of a million files
         return f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
     except OSError:
         return f"{path}\0missing"
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    """Flush a file's bytes, or a folder's entries, to disk."""
     if os.name != "posix" and path.is_dir():
-        return  # Windows opens no folder
+        return  # Windows cannot open folders
     descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -97,9 +97,9 @@ def _to_disk(path: Path) -> None:
 
 
 def is_alive(process: int) -> bool:
-    """Return whether a process of this machine has that number; True where the system cannot tell."""
+    """Return whether a process of this machine has that id; True where the system cannot tell."""
     if os.name != "posix":
-        return True  # on Windows os.kill(process, 0) would end it
+        return True  # on Windows os.kill(process, 0) terminates the process
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -110,15 +110,15 @@ def is_alive(process: int) -> bool:
 
 
 def read_rows(path: Path, key: str, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a line of column names.
+    """Read a CSV file with a header.
 
     Args:
         path: the file, UTF-8 with or without a byte-order mark.
-        key: of the setting that named it, for the error.
-        columns: that it must have.
+        key: the setting that names it, for errors.
+        columns: required columns.
 
     Raises:
-        UserError: no such file, no CSV, no rows, or a column is missing.
+        UserError: the file does not exist, is no CSV, has no rows or lacks a column.
     """
     if not path.is_file():
         raise UserError(f"{key}: no file {path} (seen from {Path.cwd()})")
@@ -134,7 +134,7 @@ def read_rows(path: Path, key: str, columns: Sequence[str]) -> list[dict[str, st
 
 
 def shown(path: str | Path | None) -> str:
-    """A path as the user would type it: seen from the working folder where it lies below that."""
+    """Return a path as a user types it: relative to the working directory where it lies below that."""
     if path is None:
         return "none"
     absolute = Path(path).absolute()
@@ -142,10 +142,10 @@ def shown(path: str | Path | None) -> str:
 
 
 def override(key: str, path: str | Path) -> str:
-    """``key=path`` as it can be typed: quoted for Hydra's grammar, and then for the shell, where either wants it."""
+    """Return ``key=path`` ready to be typed: quoted for Hydra's grammar and for the shell where either requires it."""
     text = shown(path)
     if not re.fullmatch(r"[\w/.@:+-]+", text, re.ASCII):
         text = "'" + text.replace("'", "\\'") + "'"
     word = f"{key}={text}"
     plain = "'" in word and not re.search(r'["$`\\!]', word)
-    return f'"{word}"' if plain else shlex.quote(word)  # which would quote each quote
+    return f'"{word}"' if plain else shlex.quote(word)  # quotes each quote

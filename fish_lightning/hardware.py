@@ -1,20 +1,20 @@
-"""Defaults for this machine: loader workers, number format, fused optimizers. torch is imported only when asked."""
+"""Defaults for this machine: loader workers, precision, fused optimizers. torch is imported only where needed."""
 
 import os
 from pathlib import Path
 
 
 def cores() -> int:
-    """Number of CPU cores this process may run on (its affinity, not the machine's count)."""
+    """Return the number of CPU cores that this process may use (its affinity, not the machine's count)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def default_workers(accelerator: str, cache: str) -> int:
-    """Loader workers: one a core, at most 8, for a GPU; on a CPU one for each eight cores, since arithmetic needs them.
+    """Return the number of loader workers: one per core, at most 8, for a GPU; one per eight cores on a CPU.
 
-    Two cores train ResNet-34 on 50 images a second (160x240, bf16) and wait for one another at every operation. An
-    image from the cache costs one of them 0.3 ms: less than a worker that takes a core from the other. Decoding costs
-    20 times that, and has a worker.
+    Training on a CPU needs the cores itself: two of them train ResNet-34 on 50 images a second (160x240, bf16), and
+    an image from the cache takes 0.3 ms, less than a worker would take away. Without the cache decoding takes 20 times
+    that, and has one worker.
     """
     if _trains_on_cpu(accelerator):
         return max(0 if cache != "off" else 1, cores() // 8)
@@ -30,11 +30,10 @@ def _trains_on_cpu(accelerator: str) -> bool:
 
 
 def fastest_precision(accelerator: str) -> str:
-    """What ``trainer.precision=auto`` means here.
+    """Return what ``trainer.precision=auto`` means on this machine.
 
-    Returns:
-        ``"bf16-mixed"`` on a GPU that computes it natively or a CPU with AVX512-BF16 or AMX (2.6 times fp32 there;
-        emulated elsewhere at a third of fp32's speed), else ``"32-true"``.
+    ``"bf16-mixed"`` on a GPU with native support and on a CPU with AVX512-BF16 or AMX (2.6 times as fast as fp32; on
+    other CPUs a third as fast), else ``"32-true"``.
     """
     import torch
 
@@ -46,7 +45,7 @@ def fastest_precision(accelerator: str) -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware."""
+    """Return whether this CPU multiplies bf16 in hardware."""
     try:
         with Path("/proc/cpuinfo").open(encoding="ascii", errors="ignore") as stream:
             flags = next((line for line in stream if line.startswith("flags")), "")
@@ -56,7 +55,7 @@ def cpu_has_bf16() -> bool:
 
 
 def uses_cuda(accelerator: str) -> bool:
-    """Return whether this accelerator means a CUDA GPU here."""
+    """Return whether this accelerator is a CUDA GPU on this machine."""
     if accelerator not in ("auto", "gpu", "cuda"):
         return False
     import torch
@@ -65,8 +64,8 @@ def uses_cuda(accelerator: str) -> bool:
 
 
 def fused(precision: str) -> bool:
-    """Whether optimizers compute a step in one kernel: a third of the time on a CPU, and no waiting between on a GPU.
+    """Return whether optimizers are fused, one kernel a step: a third of the time on a CPU, one launch on a GPU.
 
-    With fp16 the gradients are scaled, and Lightning does not clip them for an optimizer that takes the scale away.
+    Not with fp16: Lightning refuses to clip scaled gradients for an optimizer that unscales them in its step.
     """
     return str(precision) not in ("16-mixed", "16")

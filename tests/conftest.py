@@ -1,27 +1,16 @@
-"""What the tests share: small worlds of real files, small models, and the programs run as a user runs them."""
+"""Fixtures: small data sets of real files, small models, and the programs run as a user runs them."""
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported; two busy cores and more threads: 20 times slower
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported; more threads on busy cores are 20 times slower
 
+import json
 from functools import partial
-from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from PIL import Image
+from helpers import COLOURS, HELPERS, REPOSITORY, TINY, draw
 from programs import Programs
-
-REPOSITORY = Path(__file__).parents[1]
-COLOURS = [(200, 60, 60), (60, 180, 70), (60, 70, 200), (200, 190, 60), (180, 70, 190), (70, 190, 190)]
-
-
-def draw(path, colour, seed, size=(24, 32)):
-    """Write one image of noise around a colour; size is (height, width). The same bytes for the same arguments."""
-    noise = np.random.default_rng(seed).normal(0, 25, (*size, 3))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.clip(noise + colour, 0, 255).astype(np.uint8)).save(path)
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +21,7 @@ def make_image():
 
 @pytest.fixture(scope="session")
 def make_folder():
-    """``make_folder(root, classes=3, per_class=4)`` writes ``root/<class>/<number>.png``, a colour for each class."""
+    """``make_folder(root, classes=3, per_class=4)`` writes ``root/<class>/<number>.png``, one colour per class."""
 
     def make(root, classes=3, per_class=4, size=(24, 32), suffix=".png"):
         names = classes if isinstance(classes, list) else [f"kind {'abcdef'[i]}" for i in range(classes)]
@@ -46,7 +35,7 @@ def make_folder():
 
 @pytest.fixture(scope="session")
 def make_archive():
-    """``make_archive(root)`` writes the Kaggle archive's layout with masks and originals; returns ``root``."""
+    """``make_archive(root)`` writes the layout of the Kaggle archive, with masks and originals; returns ``root``."""
 
     def make(root, classes=("Sea Bass", "Trout"), per_class=3):
         for label, name in enumerate(classes):
@@ -62,7 +51,7 @@ def make_archive():
 
 @pytest.fixture(scope="session")
 def shared_fish():
-    """The real photographs, where they are."""
+    """The folder of the real photographs; skips where it is absent."""
     folder = REPOSITORY.parent / "shared" / "fish"
     if not folder.is_dir():
         pytest.skip(f"no real photographs: {folder} is absent")
@@ -71,13 +60,13 @@ def shared_fish():
 
 @pytest.fixture(scope="session")
 def run():
-    """``run("train", "trainer.max_epochs=1", cwd=tmp_path)``: the program in a process of its own, output captured."""
-
+    """``run("train", "trainer.max_epochs=1", cwd=tmp_path)`` runs a program in its own process; output is captured."""
     programs = Programs()
 
     def run_program(module, *overrides, cwd, env=None, timeout=300):
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
-        return programs.run(f"fish_lightning.{module}", overrides, cwd, environment, timeout)
+        name = module if module == "faults" else f"fish_lightning.{module}"
+        return programs.run(name, overrides, cwd, environment, timeout)
 
     yield run_program
     programs.close()
@@ -85,7 +74,7 @@ def run():
 
 @pytest.fixture(scope="session")
 def make_data():
-    """``make_data(root, **settings)``: a set-up ``FishDataModule`` over class folders, 32 x 32 pixels, no workers."""
+    """``make_data(root, **settings)``: a ``FishDataModule`` after ``setup``, 32 x 32 pixels, no workers."""
     import albumentations as A
     from albumentations.pytorch import ToTensorV2
 
@@ -112,7 +101,7 @@ def make_data():
 
 @pytest.fixture(scope="session")
 def make_model():
-    """``make_model(data, **settings)``: a small ``FishClassifier`` for the classes of the data."""
+    """``make_model(data, **settings)``: a small ``FishClassifier`` for the classes of ``data``."""
     import albumentations as A
     import torch
 
@@ -132,7 +121,7 @@ def make_model():
 
 @pytest.fixture
 def make_trainer(tmp_path):
-    """``make_trainer(**settings)``: a quiet ``lightning.Trainer`` on the CPU that writes below ``tmp_path``."""
+    """``make_trainer(**settings)``: a quiet ``lightning.Trainer`` on the CPU that writes to ``tmp_path``."""
     import lightning as L
 
     from fish_lightning.compat import quiet_lightning
@@ -161,7 +150,7 @@ def make_trainer(tmp_path):
 def make_scripted():
     """``make_scripted(accuracies, losses, seconds=0, batches=3)``: a module whose validations log these values.
 
-    One of each an epoch. It trains on batches of 2 images, ``seconds`` each; its training loss is the step's number.
+    One of each per epoch. It trains on batches of 2 images, ``seconds`` each; its training loss is the step number.
     """
     import time
 
@@ -198,15 +187,12 @@ def make_scripted():
 
 
 class Interrupted(Exception):
-    """What ``stop_at`` ends a fit with."""
+    """Raised by ``stop_at``."""
 
 
 @pytest.fixture
 def stop_at():
-    """``stop_at(step, file)``: a callback that saves everything to ``file`` after a step and ends the fit there.
-
-    ``stop_at.error`` is what it raises.
-    """
+    """``stop_at(step, file)``: a callback that saves ``file`` after a step and raises ``stop_at.error``."""
     import lightning as L
 
     class StopAt(L.Callback):
@@ -224,33 +210,25 @@ def stop_at():
     return StopAt
 
 
-TINY = (
-    "data=folder",
-    "split=random",
-    "data.find_copies=false",
-    "model.name=shufflenet_v2_x0_5",
-    "model.weights=null",
-    "transforms.height=32",
-    "transforms.width=32",
-    "trainer=cpu",
-    "trainer.precision=32-true",
-    "trainer.max_epochs=2",
-    "trainer.log_every_n_steps=1",
-    "data.batch_size=4",
-    "data.num_workers=0",
-    "optimizer.lr=0.002",
-)
-
-
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory, make_folder):
-    """Three kinds of twelve images in class folders."""
+    """Three classes of twelve images in class folders."""
     return make_folder(tmp_path_factory.mktemp("images") / "fish", classes=3, per_class=12)
+
+
+@pytest.fixture
+def damaged(tmp_path, make_folder):
+    """Three classes of twelve images, of which one is empty and one is truncated."""
+    root = make_folder(tmp_path / "damaged", classes=3, per_class=12)
+    (root / "kind a" / "003.png").write_bytes(b"")
+    truncated = root / "kind b" / "004.png"
+    truncated.write_bytes(truncated.read_bytes()[:300])
+    return root
 
 
 @pytest.fixture(scope="session")
 def train_tiny(run, tiny_data):
-    """``train_tiny(cwd, *overrides, data=DIR)``: a training run of seconds in a process of its own."""
+    """``train_tiny(cwd, *overrides, data=DIR)``: a training run of two seconds in its own process."""
 
     def train(cwd, *overrides, data=tiny_data, env=None):
         return run("train", *TINY, f"data.root={data}", *overrides, cwd=cwd, env=env)
@@ -260,7 +238,7 @@ def train_tiny(run, tiny_data):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, train_tiny):
-    """One finished run that many tests look at: ``.folder`` and ``.stdout``."""
+    """A finished run that many tests look at: ``.folder`` and ``.stdout``."""
     cwd = tmp_path_factory.mktemp("trained")
     done = train_tiny(cwd)
     assert done.returncode == 0, done.stderr
@@ -271,8 +249,24 @@ def trained(tmp_path_factory, train_tiny):
 
 @pytest.fixture(scope="session")
 def faults():
-    """Environment of a program whose configs may name the callbacks of ``faults.py``."""
-    return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(REPOSITORY)])}
+    """Environment of a program whose config names callbacks of ``faults.py``."""
+    return HELPERS
+
+
+@pytest.fixture(scope="session")
+def attempts(run, tiny_data):
+    """``attempts(cwd, (folder, overrides), …)``: tiny runs, one after the other (``faults.py``): code, out, err."""
+
+    def carry_out(cwd, *orders):
+        tiny = [(folder, [*TINY, f"data.root={tiny_data}", *overrides]) for folder, overrides in orders]
+        (cwd / "orders.json").write_text(json.dumps(tiny))
+        done = run("faults", "orders.json", cwd=cwd, env=HELPERS)
+        assert done.returncode == 0, done.stderr
+        codes = json.loads((cwd / "codes.json").read_text())
+        outputs = [[(cwd / f"attempt-{i}.{name}").read_text() for name in ("out", "err")] for i in range(len(codes))]
+        return [SimpleNamespace(code=code, out=out, err=err) for code, (out, err) in zip(codes, outputs, strict=True)]
+
+    return carry_out
 
 
 @pytest.fixture
@@ -291,3 +285,12 @@ def ctrl_c():
                 signal.raise_signal(signal.SIGINT)
 
     return CtrlC
+
+
+def pytest_runtest_setup(item):
+    """Skip tests that are marked ``gpu`` where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("requires a CUDA GPU")

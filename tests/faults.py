@@ -1,7 +1,7 @@
-"""Faults that training runs survive, as callbacks, and a program that starts many such runs: ``faults.py ORDERS.json``.
+"""Faults that training runs survive, as callbacks, and a program that makes several attempts at runs.
 
-Starting a program costs seconds, so everything is imported once and each attempt is a fork: a process of its own with
-its own copy of everything, which the signal ends like any other. Each order is a run folder and a list of overrides.
+``python -m faults ORDERS.json``: each order, a run folder and a list of overrides, runs in a fork of its own, which a
+signal kills like any other process. Its output is in ``attempt-N.out`` and ``attempt-N.err``.
 """
 
 import json
@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import lightning as L
@@ -23,14 +24,14 @@ from fish_lightning.train import train
 
 
 class KillAt(L.Callback):
-    """SIGKILL in a hook, from that step on; or ``seconds`` later, when the run is somewhere else."""
+    """SIGKILL in a hook of a stage, from that step on; or ``seconds`` later, wherever the run is then."""
 
-    def __init__(self, hook, step, seconds=0.0):
-        self.step, self.seconds = step, seconds
+    def __init__(self, hook, step, seconds=0.0, stage="fit"):
+        self.step, self.seconds, self.stage = step, seconds, stage
         setattr(self, hook, self.kill)
 
     def kill(self, trainer, *_):
-        if trainer.state.fn != "fit" or trainer.global_step < self.step:
+        if trainer.state.fn != self.stage or trainer.global_step < self.step:
             return
         if self.seconds == 0:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -42,7 +43,7 @@ class KillAt(L.Callback):
 
 
 class KillWhileWriting(L.Callback):
-    """SIGKILL when half of a checkpoint's bytes are written, from that step on."""
+    """SIGKILL when half of a checkpoint is written, from that step on."""
 
     def __init__(self, step):
         self.step = step
@@ -61,7 +62,7 @@ class KillWhileWriting(L.Callback):
 
 
 class FullDisk(L.Callback):
-    """From that step on no file may grow beyond ``size`` bytes, as if the disk were full."""
+    """Limit files to ``size`` bytes from that step on, as if the disk were full."""
 
     def __init__(self, step, size):
         self.step, self.size = step, size
@@ -72,9 +73,9 @@ class FullDisk(L.Callback):
 
 
 class Poison(L.Callback):
-    """Makes the network answer with not-a-number, or infinity, in some steps, counted from 0; of one process alone.
+    """Makes the output of the network NaN or infinite in some steps (from 0), on one rank.
 
-    ``inside``: already its first layer, so that batch normalization sees it.
+    ``inside``: the output of its first layer, so that batch normalization sees it.
     """
 
     def __init__(self, steps, value=float("nan"), rank=0, inside=False):
@@ -90,7 +91,7 @@ class Poison(L.Callback):
 
 
 class OutOfTime(L.Callback):
-    """Ends the run after a step, as Lightning's timer does for ``trainer.max_time``."""
+    """Ends the run after a step, as Lightning's timer does with ``trainer.max_time``."""
 
     def __init__(self, step):
         self.step = step
@@ -101,35 +102,47 @@ class OutOfTime(L.Callback):
 
 
 class Send(L.Callback):
-    """Sends this process a signal in a hook of a step, ``times`` in a row; of several processes to that one."""
+    """Sends the process of that rank, or its group, a signal in a hook of a step, ``times`` in a row."""
 
-    def __init__(self, hook, step, number, times=1, rank=0):
-        self.step, self.number, self.times, self.rank = step, number, times, rank
+    def __init__(self, hook, step, number, times=1, rank=0, group=False):
+        self.step, self.number, self.times, self.rank, self.group = step, number, times, rank, group
+        if group:
+            os.setsid()
         setattr(self, hook, self.send)
 
     def send(self, trainer, *_):
         if trainer.global_step == self.step and trainer.global_rank == self.rank:
             for _ in range(self.times):
-                signal.raise_signal(self.number)
+                os.killpg(0, self.number) if self.group else signal.raise_signal(self.number)
+
+
+def attempt(folder, overrides):
+    """Train in ``folder`` as the program does, and exit with its code."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("train", [*overrides, f"paths.output={folder}"])
+    OmegaConf.set_struct(cfg, False)
+    try:
+        shown_without_traceback(train)(cfg)
+        code = 0
+    except SystemExit as left:
+        code = left.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def main():
-    orders = json.loads(Path(sys.argv[1]).read_text())
-    for folder, overrides in orders:
+    codes = []
+    for number, (folder, overrides) in enumerate(json.loads(Path(sys.argv[1]).read_text())):
         child = os.fork()
         if child == 0:
-            with initialize_config_dir(CONF, version_base="1.3"):
-                cfg = compose("train", [*overrides, f"paths.output={folder}"])
-            OmegaConf.set_struct(cfg, False)
-            try:
-                shown_without_traceback(train)(cfg)
-            except SystemExit as left:
-                os._exit(left.code)
-            finally:
-                sys.stdout.flush()
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        print("attempt", os.waitstatus_to_exitcode(status), flush=True)
+            for stream, name in ((1, "out"), (2, "err")):
+                os.dup2(os.open(f"attempt-{number}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+            attempt(folder, overrides)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    Path("codes.json").write_text(json.dumps(codes))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The programs in processes of their own, without the seconds that their imports take.
+"""Programs in processes of their own, without the seconds that their imports take.
 
-A server has imported the libraries; each program is a fork of it that runs the module as ``python -m`` does: its own
-arguments, folder, environment, output and exit code, and signals that end it.
+A server has imported everything; each program is a fork of it that runs its module as ``python -m`` does, with its own
+arguments, working directory, environment, output and exit code, and dies of signals like any other process.
 """
 
 import gc
@@ -16,21 +16,23 @@ import sys
 import tempfile
 from pathlib import Path
 
-#: Not the project itself, apart from what it sets before it imports anything.
-LIBRARIES = (
-    *("fish_lightning", "albumentations.pytorch", "hydra", "lightning.pytorch", "matplotlib.figure", "torchvision"),
-    *("torch.utils.tensorboard", "torchmetrics"),
+IMPORTED = (
+    *("fish_lightning", "albumentations.pytorch", "hydra", "lightning.pytorch", "torchvision", "torchmetrics"),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "torch.utils.tensorboard", "tensorboard.plugins.hparams"),
+    # What an entry point imports, except itself; that each starts on its own is tested in test_cli.py.
+    *("fish_lightning.cli", "fish_lightning.report.run", "fish_lightning.resume.compatibility"),
+    *("fish_lightning.training.summary", "fish_lightning.training.tensorboard", "fish_lightning.training.trainer"),
 )
 
 
 class Programs:
-    """The server, started when it is first asked for a program."""
+    """The server, started when it is first used."""
 
     def __init__(self):
         self.server = None
 
     def run(self, name, arguments, cwd, env, timeout):
-        """Run a module as a program; ``subprocess.CompletedProcess`` with what it printed."""
+        """Run a module as a program; return a ``subprocess.CompletedProcess``."""
         if self.server is None:
             command = [sys.executable, __file__]
             self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -57,10 +59,10 @@ class Programs:
 
 
 def serve():
-    """Read orders and fork; returns in each fork, with its order, and where there are no more, with None."""
-    for library in LIBRARIES:
-        importlib.import_module(library)
-    gc.freeze()  # a fork need not copy what its garbage collector would only look at
+    """Fork for each order on stdin; return the order in the fork, and None in the server at the end."""
+    for module in IMPORTED:
+        importlib.import_module(module)
+    gc.freeze()  # forks need not copy the pages of these objects
     while line := sys.stdin.readline():
         process = os.fork()
         if process == 0:
@@ -71,7 +73,7 @@ def serve():
 
 
 def become(arguments, cwd, env, files):
-    """Take on what a program is started with."""
+    """Set arguments, working directory, environment and output of this process."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for number, file in enumerate([os.open(os.devnull, os.O_RDONLY), *(os.open(file, flags) for file in files)]):
         os.dup2(file, number)

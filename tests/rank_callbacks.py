@@ -1,4 +1,4 @@
-"""Callbacks that tests add to a run in processes of its own: ``+callbacks.spy._target_=rank_callbacks.Spy``."""
+"""Callbacks that tests add to runs of several processes: ``+callbacks.spy._target_=rank_callbacks.Spy``."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import torch
 
 
 class Spy(L.Callback):
-    """Writes ``rank-N.json`` beside the run: what this process trains with, and what it lost at each step."""
+    """Writes ``rank-N.json`` to the run folder: the settings of this process, and the loss of each step."""
 
     def __init__(self):
         self.losses = []
@@ -33,7 +33,7 @@ class Spy(L.Callback):
 
 
 class Die(L.Callback):
-    """Kills the process of that rank at its second step."""
+    """Kills the process of that rank in its second step."""
 
     def __init__(self, rank=None):
         self.rank = rank
@@ -44,7 +44,7 @@ class Die(L.Callback):
 
 
 class DieInTrials(L.Callback):
-    """Kills the process in the second epoch: of trial 0 the first time alone, of trial 1 each time."""
+    """Kills the process in the second epoch: of trial 0 only the first time, of trial 1 each time."""
 
     def on_train_epoch_start(self, trainer, *_):
         folder = Path(trainer.default_root_dir)
@@ -56,7 +56,7 @@ class DieInTrials(L.Callback):
 
 
 class FrozenBatchNorm(L.Callback):
-    """Batch normalization by its running statistics: those of a batch differ with the number of processes."""
+    """Uses running statistics in batch normalization: those of a batch depend on the number of processes."""
 
     def on_train_batch_start(self, trainer, pl_module, *_):
         for module in pl_module.modules():
@@ -65,7 +65,7 @@ class FrozenBatchNorm(L.Callback):
 
 
 class Slow(L.Callback):
-    """Sleeps in job 1 before each epoch but the first, for as long as the environment says: a test kills it there."""
+    """Sleeps in job 1 before each epoch but the first, ``SLOW_SECONDS`` long, so that a test can kill it there."""
 
     def on_train_epoch_start(self, trainer, *_):
         if trainer.current_epoch and Path(trainer.default_root_dir).name == "1":

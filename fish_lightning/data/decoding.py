@@ -1,6 +1,6 @@
-"""The one decoder: training, evaluation, prediction and the search for copies see the same pixels.
+"""The one image decoder: training, evaluation, prediction and the near-duplicate search see the same pixels.
 
-It stands apart from ``dataset.py`` so that what only looks at pictures does not import torch.
+It does not import torch, so that plots and reports need not either.
 """
 
 from pathlib import Path
@@ -13,17 +13,17 @@ from fish_lightning.errors import UserError
 
 
 class UnreadableImage(UserError):
-    """A file that is no image, or a damaged one."""
+    """A file that is not an image, or is corrupt."""
 
 
 def decode(path: str | Path) -> npt.NDArray[np.uint8]:
-    """Decode an image file to RGB, upright by its EXIF orientation: the one decoder of training and prediction.
+    """Decode an image file to RGB, rotated upright by its EXIF orientation.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        UnreadableImage: missing, empty, truncated, or not an image.
+        UnreadableImage: the file is missing, empty, truncated or not an image.
     """
     try:
         with Image.open(path) as image:
@@ -32,9 +32,9 @@ def decode(path: str | Path) -> npt.NDArray[np.uint8]:
                 # Pillow clips 16-bit grey to 255 on conversion; scale it instead.
                 wide = np.asarray(upright, dtype=np.float64)
                 upright = Image.fromarray((wide / 257.0).clip(0, 255).astype(np.uint8))
-            return np.array(upright.convert("RGB"))  # a copy: torch wants it writable
+            return np.array(upright.convert("RGB"))  # a copy: torch requires it writable
     except UnidentifiedImageError:
         size = Path(path).stat().st_size
         raise UnreadableImage(f"{path}: {'an empty file' if size == 0 else 'not an image'}") from None
-    except Exception as error:  # damaged bytes, of EXIF too, make Pillow raise whatever its parsers meet
+    except Exception as error:  # corrupt bytes make Pillow's parsers raise anything
         raise UnreadableImage(f"{path}: cannot be read ({error})") from None

@@ -1,4 +1,4 @@
-"""Folders of images: what is in them, and what in them is no image."""
+"""Folders of images: list them, and tell images from masks and hidden files."""
 
 import glob
 import os
@@ -17,23 +17,23 @@ MASK_SUFFIX = " GT"
 def require_folder(root: Path) -> None:
     """Raise a :class:`UserError` unless ``root`` is a folder."""
     if not root.is_dir():
-        kind = "is a file, not a folder" if root.exists() else "does not exist"
-        raise UserError(f"data.root: {root} {kind} (seen from {Path.cwd()})\ngive the folder with data.root=DIR")
+        fault = "is a file, not a folder" if root.exists() else "does not exist"
+        raise UserError(f"data.root: {root} {fault} (working directory: {Path.cwd()})\ngive a folder: data.root=DIR")
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Visible sub-folders, sorted, without folders of masks."""
+    """Return the sub-folders, sorted, without hidden ones and folders of masks."""
     names = {f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")}
     return [folder / name for name in sorted(names) if not _holds_masks(name, names)]
 
 
 def _holds_masks(name: str, beside: Collection[str]) -> bool:
-    """Whether ``<name> GT`` stands beside the folder of images ``<name>``, as in the fish archive."""
+    """Return whether ``<name> GT`` is beside the folder of images ``<name>``, as in the fish archive."""
     return name.endswith(MASK_SUFFIX) and name.removesuffix(MASK_SUFFIX) in beside
 
 
 def images_below(folder: Path) -> Iterator[Path]:
-    """All image files below ``folder`` by suffix, in either case; hidden files and mask folders are left out."""
+    """Yield the image files below ``folder``, by suffix in either case, without hidden files and masks."""
     for base, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and not _holds_masks(f, folders))
         for name in sorted(files):
@@ -42,17 +42,17 @@ def images_below(folder: Path) -> Iterator[Path]:
 
 
 def input_catalog(pattern: str, classes: Sequence[str]) -> Catalog:
-    """The files to predict, as a table without labels.
+    """Return the files to predict as a catalog without labels.
 
     Args:
         pattern: an image file, a folder (searched with its sub-folders), or a pattern with ``*``, ``?`` or ``**``.
         classes: the model's class names.
 
     Returns:
-        A catalog whose paths are as the user would write them, seen from the working folder.
+        A catalog whose paths are relative to the working directory, or absolute, as ``pattern`` is.
 
     Raises:
-        UserError: nothing there, or no image among it.
+        UserError: it matches no image.
     """
     path = Path(pattern).expanduser()
     if path.is_dir():
@@ -62,9 +62,9 @@ def input_catalog(pattern: str, classes: Sequence[str]) -> Catalog:
     else:
         files = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
     if not files:
-        where = "holds no image" if path.exists() else "matches no file"
+        fault = "contains no image" if path.exists() else "matches no file"
         raise UserError(
-            f"input: {pattern} {where} (seen from {Path.cwd()})\ngive an image, a folder, or 'a quoted pattern*'"
+            f"input: {pattern} {fault} (working directory: {Path.cwd()})\ngive an image, a folder or 'quoted pattern*'"
         )
     n = len(files)
     blank = np.full(n, "", dtype=np.str_)

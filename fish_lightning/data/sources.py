@@ -1,4 +1,4 @@
-"""Sources find files and labels on disk and hand back a catalog: the archive, class folders, a CSV, the sample set."""
+"""Sources read a data set into a catalog: the fish archive, class folders, a CSV table, the generated sample data."""
 
 import csv
 import os
@@ -13,40 +13,41 @@ from fish_lightning.data.sample.classes import ORIGINAL_FOLDERS
 from fish_lightning.errors import UserError
 from fish_lightning.files import read_rows
 
-NOT_CLASSES = ("Fish_Dataset", "NA_Fish_Dataset")  # the archive's own folders: all images, and the originals
+NOT_CLASSES = ("Fish_Dataset", "NA_Fish_Dataset")  # folders of the archive: augmented images, originals
 
 
 class Source(Protocol):
-    """Where a data set comes from."""
+    """A data set."""
 
     def prepare(self) -> None:
-        """Make or fetch what is missing; called by one process a node."""
+        """Download or generate missing files, if any; called by one process per node."""
+        return
 
     def read(self) -> Catalog:
-        """The table of all images; its split column is filled only where the source itself says so."""
+        """Return the catalog of all images; its splits are empty unless the data set defines them."""
 
 
 class ArchiveSource:
     """The archive of "A Large-Scale Fish Dataset" (Ulucan et al., ASYU 2020), as Kaggle ships it.
 
     Args:
-        root: the download folder, ``Fish_Dataset`` or ``Fish_Dataset/Fish_Dataset``: whichever the user points at.
-        kaggle: ``owner/name`` of the data set to download where ``root`` does not exist; None: nothing is downloaded.
+        root: the download folder, ``Fish_Dataset`` or ``Fish_Dataset/Fish_Dataset``.
+        kaggle: ``owner/name`` of the Kaggle data set to download if ``root`` does not exist; None to never download.
     """
 
     def __init__(self, root: str | Path, kaggle: str | None = None) -> None:
         self.root, self.kaggle = Path(root).expanduser(), kaggle
 
     def prepare(self) -> None:
-        """Download the archive if its folder is not there."""
+        """Download the archive if its folder does not exist."""
         if self.kaggle is not None and not self.root.exists():
             download(self.kaggle, self.root)
 
     def read(self) -> Catalog:
-        """Read ``<Class>/<Class>/*``; mask folders (``<Class> GT``) and ``NA_Fish_Dataset`` are left out.
+        """Read ``<Class>/<Class>/*``, without mask folders (``<Class> GT``) and ``NA_Fish_Dataset``.
 
         Raises:
-            UserError: ``root`` is missing or holds no class folder in the archive's layout.
+            UserError: ``root`` is missing or is not in the archive's layout.
         """
         require_folder(self.root)
         for base in (self.root, self.root / "Fish_Dataset", self.root / "Fish_Dataset" / "Fish_Dataset"):
@@ -67,8 +68,8 @@ class ArchiveSource:
         return make_catalog(self.root, rows, [folder.name for folder in folders])
 
 
-class OriginalsSource:
-    """The archive's photographs before augmentation, ``NA_Fish_Dataset/<Class>/*``, by the names of its other folders.
+class OriginalsSource(Source):
+    """The archive's photographs before augmentation, ``NA_Fish_Dataset/<Class>/*``.
 
     Args:
         root: the download folder, or ``NA_Fish_Dataset``.
@@ -77,14 +78,11 @@ class OriginalsSource:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
 
-    def prepare(self) -> None:
-        """Nothing to make."""
-
     def read(self) -> Catalog:
-        """Read all photographs, whatever their file type; two of the classes are spelled differently there.
+        """Read all photographs; the two class names spelled differently there are mapped to the archive's.
 
         Raises:
-            UserError: ``root`` is missing or does not hold the originals.
+            UserError: ``root`` is missing or does not contain the originals.
         """
         require_folder(self.root)
         below = [self.root / name / NOT_CLASSES[1] for name in (".", NOT_CLASSES[0])]
@@ -92,8 +90,8 @@ class OriginalsSource:
         folders = subfolders(base)
         if not folders or any(folder.name in NOT_CLASSES or (folder / folder.name).is_dir() for folder in folders):
             raise UserError(
-                f"{self.root} does not hold the originals ({NOT_CLASSES[1]}/<Class>/*.jpg)\n"
-                f"give the folder that {NOT_CLASSES[1]} is in: data.root=DIR"
+                f"{self.root} does not contain the originals ({NOT_CLASSES[1]}/<Class>/*.jpg)\n"
+                f"give the folder that contains {NOT_CLASSES[1]}: data.root=DIR"
             )
         spelled = {original: name for name, original in ORIGINAL_FOLDERS.items()}
         names = {folder: spelled.get(folder.name, folder.name) for folder in folders}
@@ -105,11 +103,11 @@ class OriginalsSource:
         return make_catalog(self.root, rows, list(names.values()))
 
 
-class FolderSource:
-    """Any folder of class folders: ``root/<class>/**``, or ``root/{train,val,test}/<class>/**`` with its split kept.
+class FolderSource(Source):
+    """Class folders: ``root/<class>/**``, or ``root/{train,val,test}/<class>/**``, which define the split.
 
     Args:
-        root: the folder that holds the class (or split) folders; None is an error that says how to give it.
+        root: the folder of class (or split) folders; None is an error.
     """
 
     def __init__(self, root: str | Path | None) -> None:
@@ -117,26 +115,23 @@ class FolderSource:
             raise UserError("data.root: no folder of images is given\ngive it with data.root=DIR")
         self.root = Path(root).expanduser()
 
-    def prepare(self) -> None:
-        """Nothing to make."""
-
     def read(self) -> Catalog:
-        """Read all images; the split column is filled where the folders are named train, val and test.
+        """Read all images; split folders fill the split column.
 
         Raises:
-            UserError: ``root`` is missing, empty, or one of its class folders holds no image.
+            UserError: ``root`` is missing or empty, or a class folder contains no image.
         """
         require_folder(self.root)
         top = subfolders(self.root)
         given = {folder.name for folder in top}
         if given & set(NOT_CLASSES):
-            raise UserError(f"{self.root} is the fish archive's download: for its classes use data=fish")
+            raise UserError(f"{self.root} is the fish archive: for its classes use data=fish")
         parts = given & {*SPLITS, "valid", "validation"}
         has_split = "train" in parts and (len(parts) > 1 or given == parts)
         if has_split and given != parts:
             raise UserError(
-                f"{self.root} has folders named as splits ({', '.join(sorted(parts))}) and others beside them: "
-                f"{', '.join(sorted(given - parts)[:5])}\nmove the others away, or point data.root at class folders."
+                f"{self.root} mixes split folders ({', '.join(sorted(parts))}) with others: "
+                f"{', '.join(sorted(given - parts)[:5])}\nmove the others, or give a folder of class folders"
             )
         rows, names = [], set()
         for part in top if has_split else [self.root]:
@@ -148,30 +143,27 @@ class FolderSource:
         return make_catalog(self.root, rows, sorted(names))
 
 
-class CatalogSource:
-    """A table that names the images, ``data.catalog=FILE.csv``, whatever their folders say.
+class CatalogSource(Source):
+    """A CSV table of images, ``data.catalog=FILE.csv``, such as a run's ``split.csv``.
 
-    A run's ``split.csv`` is one. Columns ``path`` and ``label``; optional ``photograph`` (one name: copies of one)
-    and ``split`` (train, val or test, kept as a split of folders is). Other columns are not read.
+    It requires the columns ``path`` and ``label``; ``photograph`` (equal for copies of one photograph) and ``split``
+    (train, val or test) are optional, others are ignored.
 
     Args:
-        root: folder that the paths are relative to; None: the folder of the table.
-        catalog: the file, UTF-8 with a line of column names.
+        root: folder the paths are relative to; None: the folder of the table.
+        catalog: the file, UTF-8 with a header.
     """
 
     def __init__(self, root: str | Path | None, catalog: str | Path) -> None:
         self.file = Path(catalog).expanduser()
         self.root = self.file.parent if root is None else Path(root).expanduser()
 
-    def prepare(self) -> None:
-        """Nothing to make."""
-
     def read(self) -> Catalog:
-        """The table as the file has it.
+        """Return the catalog.
 
         Raises:
-            UserError: no such file or folder, a column or a label is missing, an image is there twice or not at all, or
-                a split has another name.
+            UserError: the file, the folder, a column, a label or an image is missing, an image is listed twice, or a
+                split is unknown.
         """
         where = f"data.catalog: {self.file}"
         lines = read_rows(self.file, "data.catalog", ("path", "label"))
@@ -182,24 +174,24 @@ class CatalogSource:
             raise UserError(f"{where} has {len(blank)} rows without a path or a label, the first is row {blank[0]}")
         unknown = sorted({row[3] for row in rows} - {*SPLITS, ""})
         if unknown:
-            raise UserError(f"{where} names the split '{unknown[0]}'; allowed are {', '.join(SPLITS)}")
+            raise UserError(f"{where} contains the split '{unknown[0]}'; allowed: {', '.join(SPLITS)}")
         twice = [path for path, count in Counter(os.path.normpath(row[0]) for row in rows).items() if count > 1]
         if twice:
-            raise UserError(f"{where} names {len(twice)} images more than once, the first {twice[0]}")
+            raise UserError(f"{where} lists {len(twice)} images more than once, the first is {twice[0]}")
         absent = [row[0] for row in rows if not (self.root / row[0]).is_file()]
         if absent:
             raise UserError(
-                f"{where} names {len(absent)} of {len(rows)} images that are not there, the first {absent[0]}\n"
-                f"paths are relative to {self.root}; for another folder: data.root=DIR"
+                f"{where} lists {len(rows)} images, {len(absent)} of them missing, the first is {absent[0]}\n"
+                f"paths are relative to {self.root}; to change it: data.root=DIR"
             )
         return make_catalog(self.root, rows)
 
 
 class SampleSource:
-    """The generated sample data, made on first use; the truth of which copy came from which photograph is known.
+    """The sample data, generated on first use; which images are copies of one photograph is known.
 
     Args:
-        root: cache folder the set is made in.
+        root: folder to generate it in.
         **arguments: passed to :func:`fish_lightning.data.sample.generate.make_sample`.
     """
 
@@ -208,13 +200,13 @@ class SampleSource:
         self.arguments = arguments
 
     def prepare(self) -> None:
-        """Draw the set if it is not there yet."""
+        """Generate the data if it does not exist."""
         from fish_lightning.data.sample.generate import make_sample
 
         make_sample(self.root, **self.arguments)
 
     def read(self) -> Catalog:
-        """Read the archive's layout, and the photographs from ``photographs.csv``."""
+        """Read the archive's layout, with the photographs of ``photographs.csv``."""
         catalog = ArchiveSource(self.root).read()
         with (self.root / "photographs.csv").open(newline="", encoding="utf-8") as stream:
             truth = {row["path"]: row["photograph"] for row in csv.DictReader(stream)}

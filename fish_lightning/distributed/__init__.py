@@ -1,1 +1,1 @@
-"""What the processes of one run share, what a cluster tells them, and jobs that start processes of their own."""
+"""Runs of several processes: what they share, Slurm and torchrun, and jobs in processes of their own."""

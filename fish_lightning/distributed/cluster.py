@@ -1,23 +1,23 @@
-"""What Slurm and torchrun tell a process in its environment. Read while the YAML is composed: no torch here."""
+"""The environment variables of Slurm and torchrun. Read while the config is composed: no torch here."""
 
 import os
 import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-#: Environment variable in which a process finds the id of the one that started it.
+#: Environment variable with the id of the process of this program that started this one.
 PARENT = "FISH_LIGHTNING_PARENT"
-#: Variables by which a process knows that it is not the first of its run.
+#: Variables that are not 0 in processes other than the first of a run.
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
 def is_first_process() -> bool:
-    """Return whether the environment does not name another process as the first of this run."""
+    """Return whether this is the first process of its run, according to the environment."""
     return all(os.environ.get(name, "0") in ("", "0") for name in _RANK_VARIABLES)
 
 
 def is_started_as_tasks() -> bool:
-    """Return whether torchrun, or srun with several tasks, has started this program once a process."""
+    """Return whether torchrun, or srun with several tasks, has started this program once per process."""
     return "TORCHELASTIC_RUN_ID" in os.environ or ("SLURM_STEP_ID" in os.environ and slurm_tasks() != 1)
 
 
@@ -27,17 +27,17 @@ def slurm_tasks() -> int:
 
 
 def _slurm_job_id() -> str | None:
-    """Return the number that scontrol knows the job by; None outside of Slurm."""
+    """Return the job id that scontrol accepts; None outside Slurm."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ.get("SLURM_JOB_ID")
 
 
 def _slurm_step() -> str | None:
-    """Return job and step (``4242.0``) where srun has started this process; None elsewhere."""
+    """Return job and step (``4242.0``) of a process that srun started; None elsewhere."""
     if "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None  # as Lightning's SLURMEnvironment decides
     step = os.environ.get("SLURM_STEP_ID", "0")
-    if int(step) >= 2**32 - 10:  # interactive steps, which start many runs
+    if int(step) >= 2**32 - 10:  # an interactive step, which may start many runs
         return None
     job = _slurm_job_id()
     return job and f"{job}.{step}"
@@ -56,7 +56,7 @@ def requeue() -> str:
 
     Raises:
         OSError: scontrol cannot be run.
-        subprocess.CalledProcessError: it failed.
+        subprocess.CalledProcessError: scontrol failed.
     """
     job = _slurm_job_id() or ""
     subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)  # noqa: S603, S607
@@ -64,9 +64,9 @@ def requeue() -> str:
 
 
 def run_name(now: str) -> str:
-    """Return the name of a new run's folder: the time, or what the ranks that Slurm or torchrun started share.
+    """Return the name of a new run's folder: the time, or an id common to the ranks that Slurm or torchrun started.
 
-    A job that Slurm requeues keeps its name, and so finds its checkpoint.
+    A job requeued by Slurm keeps its name, and so finds its checkpoint.
     """
     step = _slurm_step()
     if step is not None:
@@ -76,7 +76,7 @@ def run_name(now: str) -> str:
 
 
 def tasks_per_node(devices: Any) -> int:
-    """Return how many processes a node gets for ``trainer.devices``."""
+    """Return the number of processes per node for ``trainer.devices``."""
     if isinstance(devices, str) and "," in devices:
         devices = devices.strip(",").split(",")
     if isinstance(devices, Sequence) and not isinstance(devices, str):

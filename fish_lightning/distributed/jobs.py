@@ -1,11 +1,10 @@
-"""Jobs of several processes: one folder, one config, one fresh process group each, also inside a Hydra multirun.
+"""Jobs of several processes: each has one folder, one config and one process group, also in a Hydra multirun.
 
-Lightning starts the other ranks of a run by repeating ``sys.argv``. In a multirun that is the whole sweep again, in
-another folder, with a sampler's other draws (Lightning issue 11300); and the process that sweeps keeps ``LOCAL_RANK``
-and the process group for the next job, and is killed with a rank that dies. So a job of a multirun for which Lightning
-would start processes runs in a process of its own: its config, resolved, is written to ``.hydra/job.yaml`` and
-``python -m fish_lightning.train --config-name job`` is a plain run, whose ``sys.argv`` can be repeated. What it leaves
-in its environment and its process group ends with it, and so does a death in it.
+Lightning starts the other ranks of a run by repeating ``sys.argv``. In a multirun that is the whole sweep, in another
+folder and with other values from a sampler (Lightning issue 11300). The sweeping process would also keep ``LOCAL_RANK``
+and the process group for the next job, and be killed with a failing rank. A job of a multirun for which Lightning would
+start processes therefore runs in its own process: its resolved config is written to ``.hydra/job.yaml``, and
+``python -m fish_lightning.train --config-name job`` is a single run, whose ``sys.argv`` can be repeated.
 """
 
 import json
@@ -24,25 +23,25 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_original_cwd
 from omegaconf import DictConfig, OmegaConf
 
-from fish_lightning.distributed.cluster import PARENT, is_first_process
+from fish_lightning.distributed.cluster import PARENT
 from fish_lightning.errors import UserError, in_multirun
-from fish_lightning.files import locked, shown, whole_file
+from fish_lightning.files import whole_file
 
-#: Seconds that a process has to save its run when the one that started it is gone.
+#: Seconds that a process has to save its run after the process that started it is gone.
 GRACE = 10
-#: What Lightning, torchrun and Slurm say a process is one of many by.
+#: Variables that Lightning and torchrun set for the ranks of a run.
 _RANKS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
 
 
 def end_with_parent() -> None:
-    """End this process soon after the one that started it, where that is another process of this program.
+    """End this process soon after the process of this program that started it, if there is one.
 
-    A rank waits for a dead one as long as the process group's timeout, half an hour; and a sweep that was killed can
-    go on only when nothing trains in its folders any more.
+    A rank waits for a dead one until the process group times out after half an hour, and a killed sweep can be resumed
+    only when nothing trains in its folders any more.
     """
     parent = os.environ.get(PARENT)
     if parent is None and in_multirun() and "joblib" in str(HydraConfig.get().launcher.get("_target_")):
-        parent = str(os.getppid())  # a worker of joblib's
+        parent = str(os.getppid())  # joblib's worker
     if parent is not None and int(parent) != os.getpid():
         threading.Thread(target=_watch, args=(int(parent),), name="end-with-parent", daemon=True).start()
 
@@ -50,31 +49,16 @@ def end_with_parent() -> None:
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)  # the step is finished and saved, if no other rank is waited for
+    os.kill(os.getpid(), signal.SIGTERM)  # finishes and saves the step, unless it waits for another rank
     time.sleep(GRACE)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@contextmanager
-def run_folder_lock(cfg: DictConfig) -> Iterator[None]:
-    """Keep other programs out of a run's folder while it trains there: they wait, and find what it has left.
-
-    A sweep that was killed can leave a job running (on a cluster, under submitit); started again, it must not train in
-    that job's folder beside it. Of several processes of a run the first one holds the lock.
-    """
-    if not is_first_process():
-        yield
-        return
-    folder = Path(cfg.paths.output)
-    with locked(folder / ".hydra" / "lock", f"waiting for another program that trains in {shown(folder)}"):
-        yield
-
-
 def needs_own_process(cfg: DictConfig) -> bool:
-    """Whether this is a job of a multirun for which Lightning would start processes.
+    """Return whether this is a job of a multirun for which Lightning would start processes.
 
     Raises:
-        UserError: as :func:`fish_lightning.training.trainer.build_trainer`; or it would need other machines.
+        UserError: a setting of the trainer is invalid, or the job needs several machines.
     """
     if not in_multirun():
         return False
@@ -92,7 +76,7 @@ def needs_own_process(cfg: DictConfig) -> bool:
 
 
 def run_in_own_process(cfg: DictConfig) -> float | None:
-    """Run the job of a multirun as a plain run in a process of its own, and wait for it and all that it started.
+    """Run the job of a multirun as a single run in a process of its own, and wait for it.
 
     Args:
         cfg: the job's config.
@@ -101,38 +85,39 @@ def run_in_own_process(cfg: DictConfig) -> float | None:
         The metric named by ``optimized_metric``.
 
     Raises:
-        UserError: it ended with an error, which it has shown.
-        SystemExit: it was stopped by a signal.
+        UserError: the job failed; it has printed its error.
+        SystemExit: the job was stopped by a signal.
     """
     folder = Path(cfg.paths.output)
     command = [sys.executable, "-m", "fish_lightning.train", "--config-path", str(folder / ".hydra")]
     with whole_file(folder / ".hydra" / "job.yaml") as temporary:
-        OmegaConf.save(_as_plain_run(cfg, folder), temporary)
+        OmegaConf.save(_as_single_run(cfg, folder), temporary)
     environment = {key: value for key, value in os.environ.items() if key not in _RANKS}
     process = subprocess.Popen(  # noqa: S603  # this program itself
         [*command, "--config-name", "job"],
         cwd=get_original_cwd(),
         env=environment | {PARENT: str(os.getpid())},
-        start_new_session=True,  # a group of its own, so that no rank of it can be left over
+        start_new_session=True,  # a process group, so that none of its ranks is left behind
     )
     try:
-        with _signals_passed_on(process.pid):
+        with _signals_forwarded(process.pid):
             code = process.wait()
     finally:
         _signal_group(process.pid, signal.SIGKILL)
     if code in (130, 143):
         sys.exit(code)
     if code != 0:
-        how = f"was ended by signal {-code} (9: possibly out of memory)" if code < 0 else f"ended with exit code {code}"
-        raise UserError(f"job {HydraConfig.get().job.num}, a process of its own, {how}; see above")
+        memory = " (possibly out of memory)" if code == -signal.SIGKILL else ""
+        how = f"was killed by signal {-code}{memory}" if code < 0 else f"exited with code {code}"
+        raise UserError(f"job {HydraConfig.get().job.num} {how}; see above")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     stage, _, metric = str(cfg.optimized_metric).partition("/")
     value: float | None = summary[stage].get(metric)
     return value
 
 
-def _as_plain_run(cfg: DictConfig, folder: Path) -> DictConfig:
-    """The config with everything resolved, and what Hydra needs to run it in the folder that is there already."""
+def _as_single_run(cfg: DictConfig, folder: Path) -> DictConfig:
+    """Return the resolved config with what Hydra needs to run it in the existing folder."""
     now = HydraConfig.get()
     resolved = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(resolved, dict)
@@ -146,15 +131,15 @@ def _as_plain_run(cfg: DictConfig, folder: Path) -> DictConfig:
 
 
 @contextmanager
-def _signals_passed_on(group: int) -> Iterator[None]:
-    """Ctrl-C and SIGTERM go to the job, which saves and stops; outside the main thread Python does not allow it."""
+def _signals_forwarded(group: int) -> Iterator[None]:
+    """Forward Ctrl-C and SIGTERM to the job, which saves and stops; Python allows this in the main thread only."""
     former = {}
     if threading.current_thread() is threading.main_thread():
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
+        def forward(number: int, frame: FrameType | None) -> None:
             _signal_group(group, number)
 
-        former = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        former = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What the processes of one run share: gathered values, one config, a decision that all of them take."""
+"""What the processes of a run share: gathered values and one config."""
 
 import os
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def gathered(value: T) -> list[T]:
-    """Return ``value`` of every process, in rank order; of this one alone where there is no process group."""
+    """Return ``value`` of all processes, in rank order; only this one's where there is no process group."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * torch.distributed.get_world_size()
@@ -25,7 +25,7 @@ def gathered(value: T) -> list[T]:
 
 
 def starts_processes(trainer: L.Trainer) -> bool:
-    """Return whether Lightning would start the trainer's other ranks, rather than torchrun, Slurm or nobody."""
+    """Return whether Lightning starts the trainer's other ranks, rather than torchrun or Slurm."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if trainer.strategy.launcher is None or environment is None:
         return False
@@ -33,15 +33,15 @@ def starts_processes(trainer: L.Trainer) -> bool:
 
 
 def announce_parent(trainer: L.Trainer) -> None:
-    """Tell the ranks that Lightning is going to start which process they belong to."""
+    """Tell the ranks that Lightning will start which process to end with."""
     if starts_processes(trainer):
         os.environ[PARENT] = str(os.getpid())
 
 
 class SameConfig(Callback):
-    """Compares a hash of the config between all processes and stops the run on all of them where it differs.
+    """Compares a hash of the config across all processes and ends the run if it differs.
 
-    Ranks that train with other hyperparameters show in no curve (lightning-hydra-template issue 393).
+    No curve shows that ranks train with different hyperparameters (lightning-hydra-template issue 393).
 
     Args:
         cfg: the whole config of this process.
@@ -58,7 +58,7 @@ class SameConfig(Callback):
         """Compare, as soon as there is a process group.
 
         Raises:
-            UserError: another config; or fewer images in a split than processes, each of which needs one.
+            UserError: the configs differ, or a split has fewer images than there are processes.
         """
         if trainer.world_size == 1:
             return
@@ -66,13 +66,13 @@ class SameConfig(Callback):
             first, *others = gathered(self.settings)
             named = {key for other in others for key in other.keys() | first.keys() if other.get(key) != first.get(key)}
             shown = ", ".join(f"{key} ({self._values(key, [first, *others])})" for key in sorted(named)[:3])
-            raise UserError(f"the processes of this run do not have the same config: {shown}")
+            raise UserError(f"the processes of this run have different configs: {shown}")
         counts = trainer.datamodule.catalog.counts()  # type: ignore[attr-defined]
         for split in ("train", "val", "test"):
             if 0 < counts[split] < trainer.world_size:
                 raise UserError(
-                    f"{counts[split]} {split} images for {trainer.world_size} processes: each needs one\n"
-                    "use fewer: trainer.devices, trainer.num_nodes"
+                    f"{counts[split]} {split} images for {trainer.world_size} processes: each needs at least one\n"
+                    "use fewer processes: trainer.devices, trainer.num_nodes"
                 )
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The settings of a run that have an effect: what tells two configs apart. Hydra and OmegaConf alone are imported."""
+"""The settings that affect the results of a run, for comparing configs."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-#: Settings that do not change what a run computes.
+#: Settings that do not affect the results of a run.
 _WITHOUT_EFFECT = (
     "ckpt",
     "trainer.enable_progress_bar",
@@ -20,7 +20,7 @@ _WITHOUT_EFFECT = (
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
-    """Return every setting that has an effect, resolved, by its name on the command line (``optimizer.lr``)."""
+    """Return all settings that affect the results, resolved, by their names on the command line (``optimizer.lr``)."""
     flat: dict[str, Any] = {}
 
     def add(node: Any, name: str) -> None:
@@ -35,6 +35,6 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def fingerprint(cfg: DictConfig) -> str:
-    """Return 16 hexadecimal digits that two configs share if all their :func:`settings` are equal."""
+    """Return a hash of the :func:`settings`, 16 hexadecimal digits."""
     text = json.dumps(settings(cfg), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

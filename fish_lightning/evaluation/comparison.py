@@ -14,7 +14,9 @@ from fish_lightning.evaluation.bootstrap import Z95, bootstrap_ratio, per_photog
 Z80 = 0.8416212335729143  # 80 % quantile of the standard normal distribution: the power of the planned comparison
 
 
-def common_images(paths_a: Sequence[str], paths_b: Sequence[str]) -> tuple[Ints, Ints]:
+def common_images(
+    paths_a: Sequence[str], paths_b: Sequence[str]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Match the images that two runs were tested on.
 
     Args:
@@ -28,22 +30,49 @@ def common_images(paths_a: Sequence[str], paths_b: Sequence[str]) -> tuple[Ints,
         UserError: a path occurs twice in one run, or the two share none.
     """
     for name, paths in (("A", paths_a), ("B", paths_b)):
-        if len(set(paths)) < len(paths):
+        repeated = len(paths) - len(set(paths))
+        if repeated:
             raise UserError(
-                f"{len(paths) - len(set(paths))} test images occur more than once in {name}: "
-                "pool runs whose test sets do not overlap, as folds"
+                f"{name} tests {repeated:,} image{'s' * (repeated > 1)} more than once\n"
+                "pool only runs whose test sets do not overlap, as folds (sweep=folds); else compare single runs"
             )
     shared, in_a, in_b = np.intersect1d(np.asarray(paths_a), np.asarray(paths_b), return_indices=True)
     if not len(shared):
         raise UserError(
-            f"A was tested on {len(paths_a)} images and B on {len(paths_b)}, and they share none\n"
+            f"A was tested on {len(paths_a):,} images and B on {len(paths_b):,}, and they share none\n"
             "compare runs of the same data and split, or evaluate both on the same images"
         )
     return in_a, in_b
 
 
+def joined_photographs(photographs_a: Names, photographs_b: Names) -> Ints:
+    """Group images that either of two runs takes for copies of one photograph.
+
+    Args:
+        photographs_a: (N,) each image's photograph as A groups them.
+        photographs_b: (N,) and as B does.
+
+    Returns:
+        (N,) a number for each image, the same for all images of a group.
+    """
+    n = len(photographs_a)
+    indices = [photograph_index(photographs, n) for photographs in (photographs_a, photographs_b)]
+    joined, before = np.arange(n), None
+    while before is None or (joined != before).any():
+        before = joined
+        for index in indices:  # each image takes the smallest number among its copies, until none changes
+            smallest = np.full(n, n)
+            np.minimum.at(smallest, index, joined)
+            joined = smallest[index]
+    return joined
+
+
 def compare(
-    correct_a: Bools, correct_b: Bools, photographs: Names | None = None, margin: float = 0.01, resamples: int = 4000
+    correct_a: Bools,
+    correct_b: Bools,
+    photographs: Names | Ints | None = None,
+    margin: float = 0.01,
+    resamples: int = 4000,
 ) -> dict[str, Any]:
     """Compare two models on the same images: the statistics of ``compare.json``.
 
@@ -103,7 +132,7 @@ def compare(
         "margin": margin,
         "verdict": verdict,
         "photographs_to_decide": needed,
-        "sentence": _sentence(verdict, difference, (low, high), margin, needed),
+        "sentence": _sentence(verdict, difference, (low, high), margin, needed, known=photographs is not None),
     }
 
 
@@ -159,15 +188,20 @@ def _verdict(low: float, high: float, margin: float) -> str:
 
 def _mcnemar_note(known: bool, single: bool) -> str:
     if not single:
-        return "not given: copies of a photograph are right or wrong together, and the test needs independent images"
+        return "not given: copies of a photograph are right or wrong together; the test requires independent images"
     return "exact" if known else "exact if images are independent: photographs are not known"
 
 
-def _sentence(verdict: str, difference: float, interval: tuple[float, float], margin: float, needed: int | None) -> str:
-    measured = f"B - A = {difference:+.1%}, 95 % CI {interval[0]:+.1%} to {interval[1]:+.1%}"
+def _sentence(
+    verdict: str, difference: float, interval: tuple[float, float], margin: float, needed: int | None, known: bool
+) -> str:
+    low, high = (f"{100 * bound:+.1f}" for bound in interval)
+    clustered = " clustered by photograph" if known else ""
+    measured = f"B - A = {100 * difference:+.1f} percentage points, 95 % CI {low} to {high}{clustered}"
     if verdict == "equivalent":
-        return f"A and B are equivalent within {margin:.1%} ({measured})"
+        return f"A and B are equivalent within {100 * margin:g} percentage point{'s' * (margin != 0.01)} ({measured})"
     if verdict != "not decided":
         return f"B is {verdict} than A ({measured})"
-    estimate = "" if needed is None else f"; deciding it would take about {needed:,} photographs"
-    return f"not decided whether B is better than A ({measured}){estimate}"
+    units = "photographs" if known else "images"
+    estimate = "" if needed is None else f"; deciding it would take about {needed:,} test {units}"
+    return f"not decided whether B is better or worse than A ({measured}){estimate}"

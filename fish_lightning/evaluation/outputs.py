@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fish_lightning.data.catalog import Catalog
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.arrays import softmax
+from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.files import whole_file
 
 FILE = "logits.npz"
@@ -36,6 +38,20 @@ class Outputs:
     features: npt.NDArray[np.float16]
     classes: npt.NDArray[np.str_]
 
+    @classmethod
+    def of(cls, predictions: Predictions, catalog: Catalog) -> "Outputs":
+        """Return predictions beside what a catalog knows of their images."""
+        at = predictions.indices
+        return cls(
+            paths=catalog.paths[at],
+            labels=predictions.labels,
+            photographs=catalog.photographs[at],
+            splits=catalog.splits[at],
+            logits=predictions.logits,
+            features=predictions.features,
+            classes=np.array(catalog.classes),
+        )
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -47,6 +63,11 @@ class Outputs:
     def subset(self, split: str) -> "Outputs":
         """Return the images of one split."""
         return self.take(self.splits == split)
+
+    def joined(self, other: "Outputs") -> "Outputs":
+        """Return the images of both."""
+        both = {f.name: np.concatenate([getattr(part, f.name) for part in (self, other)]) for f in fields(self)}
+        return replace(self, **(both | {"classes": self.classes}))
 
     @property
     def photographs_or_paths(self) -> npt.NDArray[np.str_]:

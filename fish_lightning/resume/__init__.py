@@ -1,1 +1,1 @@
-"""All that lets an interrupted run continue exactly: checkpoints, signals, seeds, metrics.csv, what must be equal."""
+"""Resuming a run exactly: where to resume and whether, checkpoints, signals, seeds of steps, metrics.csv."""

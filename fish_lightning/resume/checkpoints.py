@@ -1,4 +1,4 @@
-"""``last.ckpt``: everything a run needs to continue, written by one callback and never left half-written."""
+"""``last.ckpt``: everything a run needs to resume, written by one callback and never left half-written."""
 
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from fish_lightning.files import shown, whole_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint to a temporary file beside its place, flushes it to disk, and renames it.
+    """Writes a checkpoint to a temporary file in its folder, flushes it to disk, and renames it.
 
-    Lightning writes to the system's temporary folder, and copies from there where that is another disk: a process
+    Lightning writes to the system's temporary folder. Where that is another disk it copies the file, and a process
     killed while copying leaves a corrupt file in place of the previous one.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write one file whole or not at all.
+        """Write the file atomically.
 
         Args:
             checkpoint: what to save.
@@ -29,7 +29,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             storage_options: not used.
 
         Raises:
-            UserError: there is no room for it; the previous file is unchanged.
+            UserError: the disk is full; the previous file is unchanged.
         """
         try:
             with whole_file(Path(path)) as temporary, temporary.open("wb") as stream:
@@ -46,20 +46,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes ``last.ckpt``: every so many steps, at the end of each epoch, and when the run is asked to stop.
+    """Writes ``last.ckpt`` every ``every_n_steps`` steps, at the end of each epoch, and when the run is told to stop.
 
-    Lightning's ``ModelCheckpoint`` does one of these. As a ``Checkpoint`` it is called after other callbacks, and so
-    holds what they have noted of the step or the epoch.
+    Lightning's ``ModelCheckpoint`` does only one of these. Lightning calls a ``Checkpoint`` after other callbacks, so
+    that their state of the step or the epoch is saved.
 
-    A run that ``trainer.max_time`` ends within an epoch is saved after that step, and not at the early end of the
-    epoch, from where Lightning would continue with the next one.
+    A run that ``trainer.max_time`` ends within an epoch is saved after that step, but not at the early end of the
+    epoch, from where Lightning would resume with the next epoch.
 
     Args:
         path: the file.
-        every_n_steps: optimizer steps of the run between two checkpoints; None: at the ends of epochs only.
+        every_n_steps: optimizer steps between two checkpoints; None: save at the end of epochs only.
 
     Attributes:
-        requested: whether to save after this step, whatever its number (:class:`StopOnSignal` sets it).
+        requested: save after this step in any case (set by :class:`fish_lightning.resume.signals.StopOnSignal`).
     """
 
     def __init__(self, path: str | Path, every_n_steps: int | None = None) -> None:
@@ -72,7 +72,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save after each ``every_n_steps``; an epoch's last step is saved with its validation, at the end."""
+        """Save if it is due; the last step of an epoch is saved after its validation."""
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         between = compat.is_between_steps(trainer, batch_idx)
         self._cut = between and compat.is_ending_epoch_early(trainer)
@@ -80,12 +80,12 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save when the epoch's row is in the history."""
+        """Save, after the other callbacks have processed the epoch."""
         if not self._cut:
             self._save(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let a resumed run begin with the validation that follows this step, where one does."""
+        """Make a resumed run begin with the validation that is due after this step, if one is."""
         compat.schedule_pending_validation(trainer, checkpoint)
 
     def _save(self, trainer: L.Trainer) -> None:

@@ -1,7 +1,7 @@
-"""The one place that decides whether and from where a run is resumed.
+"""The one place that decides whether and where a run is resumed.
 
-A resumed run must continue as if it had never stopped: every setting that decides what a step computes, the images and
-their split must be those it began with. All differences are reported at once, before an image is decoded.
+A resumed run continues as if it had never stopped: all settings that affect a training step, the images and their split
+must be the same. All differences are reported at once, before an image is decoded.
 """
 
 from pathlib import Path
@@ -21,25 +21,25 @@ from fish_lightning.errors import UserError
 from fish_lightning.files import override, remove_strays, shown
 from fish_lightning.models.checkpoint import load_checkpoint, well_formed
 
-#: Settings, or groups of them, that decide what a step computes.
+#: Settings, and groups of settings, that affect a training step.
 _OF_A_STEP = (
     *("seed", "data.batch_size", "data.resident", "data.on_error", "on_nan"),
     *("transforms", "model", "optimizer", "scheduler", "callbacks.progressive"),
     *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"),
     *("trainer.precision", "trainer.deterministic", "trainer.limit_train_batches", "trainer.sync_batchnorm"),
 )
-#: Of those, where the weights started and how fast they are computed.
+#: Exceptions: the initial weights, and how fast a step is computed.
 _NOT_OF_A_STEP = ("model.weights", "model.compile")
-#: What a schedule with an end is made for, besides the number of images.
+#: The length of a schedule, besides the number of images.
 _OF_THE_SCHEDULE = ("trainer.max_epochs", "trainer.max_steps")
 
 
 def checkpoint_to_resume(cfg: DictConfig) -> Path | None:
-    """Return the file that ``ckpt`` names; None for a new run.
+    """Return the checkpoint that ``ckpt`` names; None for a new run.
 
     Args:
-        cfg: the whole config. ``ckpt`` is a file, a run folder (its ``last.ckpt``), ``last`` for that of the run's own
-            folder, ``auto`` for that if there is one, or None; in a job that Slurm has restarted None means ``auto``.
+        cfg: the whole config. ``ckpt`` is a file, a run folder (its ``last.ckpt``), ``last`` (that of this run's
+            folder), ``auto`` (the same if it exists), or None, which means ``auto`` in a job restarted by Slurm.
 
     Raises:
         UserError: there is no such checkpoint.
@@ -62,21 +62,21 @@ def checkpoint_to_resume(cfg: DictConfig) -> Path | None:
 
 
 def require_resumable(file: Path, cfg: DictConfig, trainer: L.Trainer, data: FishDataModule) -> None:
-    """Refuse a checkpoint that the run cannot continue from exactly, before anything in its folder is touched.
+    """Check that a run can be resumed exactly, before anything in its folder is changed.
 
     Args:
         file: the checkpoint.
         cfg: the whole config.
-        trainer: its precision, number of processes and callbacks are compared.
-        data: has read its catalog, which is compared.
+        trainer: of the resumed run; its precision and number of processes are compared.
+        data: of the resumed run; its images and their split are compared.
 
     Raises:
-        UserError: no checkpoint, one that contains weights only, or a run with other settings, images or split.
+        UserError: the file is no checkpoint or contains weights only, or settings, images or the split differ.
     """
     checkpoint = load_checkpoint(file)
     if "optimizer_states" not in checkpoint:
         raise UserError(
-            f"ckpt: {file} contains weights only, for evaluate and predict\nresume from last.ckpt beside it."
+            f"ckpt: {file} contains weights only, for evaluate and predict\nresume from last.ckpt in the same folder"
         )
     with well_formed(file):
         began = checkpoint["FishDataModule"]
@@ -101,7 +101,7 @@ def require_resumable(file: Path, cfg: DictConfig, trainer: L.Trainer, data: Fis
 
 
 def _setting_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return each setting of a step that differs, as ``optimizer.lr=0.01, not 0.1``."""
+    """Return the settings of a step that differ, each as ``optimizer.lr=0.01, not 0.1``."""
     constant = _name(then.get("scheduler._target_")) == "constant"
     compared = (*_OF_A_STEP, "trainer.devices", *(() if constant else _OF_THE_SCHEDULE))
 
@@ -114,7 +114,7 @@ def _setting_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]
 
     differing = [key for key in {**then, **now} if decides(key) and not same(key)]
     replaced = tuple(key.removesuffix("_target_") for key in differing if key.endswith("._target_"))
-    # Where another optimizer was chosen, its other settings are not worth a word.
+    # Of another optimizer the other settings differ too, and need not be named.
     differing = [key for key in differing if key.endswith("._target_") or not key.startswith(replaced)]
 
     def difference(key: str) -> str:
@@ -129,21 +129,21 @@ def _setting_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]
 
 
 def _name(target: Any) -> str:
-    """Return the class or function that a ``_target_`` names; modules may be renamed between versions."""
+    """Return the name of a ``_target_`` without its module, which may be renamed between versions."""
     return str(target).rpartition(".")[2]
 
 
 def _require_complete_epoch(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
-    """Refuse to train on where ``trainer.max_steps`` or early stopping ended an epoch early: Lightning counts it whole.
+    """Check that the run did not end within an epoch, which Lightning counts as complete.
 
     Raises:
-        UserError: with the step.
+        UserError: ``trainer.max_steps`` ended it there, and the resumed run would go further.
     """
     step, following = checkpoint["global_step"], checkpoint["FishDataModule"]["next"]
     ended = compat.epochs_processed(checkpoint) > following["epoch"]
     stays = trainer.max_steps == step or any(isinstance(callback, EarlyStopping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     if ended and following["batches"] and not stays:
         raise UserError(
-            f"ckpt: the run ended at step {step}, within epoch {following['epoch'] + 1}, whose rest would be left out\n"
-            "start another run with more of trainer.max_steps"
+            f"ckpt: the run ended at step {step}, within epoch {following['epoch'] + 1}, and would skip its rest\n"
+            "start a new run with a larger trainer.max_steps"
         )

@@ -1,7 +1,23 @@
-"""Which folder a run writes to, decided while its config is composed: a resumed run stays in its own."""
+"""The folder that a run writes to: which one it is, who may write to it, and what marks the run in it as complete.
+
+A resumed run stays in its own folder. A folder that holds a run is not written to by another one. ``summary.json`` is
+written last: it marks a run as complete.
+"""
 
 import zipfile
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from fish_lightning.distributed.cluster import is_first_process, slurm_restarts
+from fish_lightning.errors import UserError, end_with
+from fish_lightning.files import locked, override, shown
+from fish_lightning.resume.overrides import run_of
+
+COMPLETE = "summary.json"
 
 
 def run_folder(ckpt: str | None, new: str) -> str:
@@ -11,11 +27,56 @@ def run_folder(ckpt: str | None, new: str) -> str:
     path = Path(str(ckpt))
     if path.is_dir():
         return str(path) if (path / "checkpoints" / "last.ckpt").is_file() else new
-    # Hydra writes into the folder before the checkpoint is read: a file that cannot be one leaves the run untouched.
+    # Hydra writes to the folder before the checkpoint is read: a file that cannot be one must leave the run unchanged.
     resumable = path.parent.name == "checkpoints" and path.name != "best.ckpt" and zipfile.is_zipfile(path)
     return str(path.parent.parent) if resumable else new
 
 
 def config_folder(ckpt: str | None, time: str) -> str:
-    """Return where Hydra writes the config: a resumed run keeps the one it began with."""
+    """Return the folder of the composed config: a resumed run keeps its original one."""
     return ".hydra" if ckpt in (None, "auto") else f".hydra/resumed-{time}"
+
+
+def holds_run(folder: Path) -> bool:
+    """Return whether a run in ``folder`` is complete or has left a checkpoint."""
+    return (folder / COMPLETE).is_file() or any(folder.glob("checkpoints/*.ckpt"))
+
+
+def run_folder_lock(folder: Path) -> AbstractContextManager[None]:
+    """Make other programs wait that would write to the same run folder; only the first process of a run holds it.
+
+    A killed sweep can leave a job running (on a cluster, under submitit); started again, it must not train in the same
+    folder at the same time. Within a process the lock can be taken again.
+    """
+    if not is_first_process():
+        return nullcontext()
+    return locked(folder / ".hydra" / "lock", f"waiting for another program that is training in {shown(folder)}")
+
+
+class GuardRunFolder(Callback):
+    """Locks a run's folder before Hydra writes to it, and refuses one that holds another run."""
+
+    def __init__(self) -> None:
+        self._held = ExitStack()
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the folder of a single run (Hydra calls this)."""
+        folder = Path(config.hydra.run.dir)
+        if not is_first_process():
+            return
+        self._held.enter_context(run_folder_lock(folder))
+        ckpt = config.ckpt
+        resumed = ckpt in ("auto", "last") or (ckpt is None and slurm_restarts())
+        if not resumed and ckpt:
+            resumed = run_of(Path(str(ckpt)).expanduser()).resolve() == folder.resolve()
+        if holds_run(folder) and not resumed:
+            end_with(
+                UserError(
+                    f"hydra.run.dir: {shown(folder)} holds a run already\n"
+                    f"resume it: {override('ckpt', folder)}; or choose another folder"
+                )
+            )
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Release the lock (Hydra calls this)."""
+        self._held.close()

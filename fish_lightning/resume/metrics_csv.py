@@ -1,4 +1,4 @@
-"""``metrics.csv``: a CSV logger whose file a resumed run continues, without a row twice and without one lost."""
+"""``metrics.csv``: a CSV logger whose file a resumed run continues, without duplicate or missing rows."""
 
 import csv
 from pathlib import Path
@@ -8,7 +8,6 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
 from fish_lightning import compat
 from fish_lightning.files import whole_file
@@ -18,9 +17,9 @@ FILE = "metrics.csv"
 
 
 class ResumableCSVLogger(Logger):
-    """Writes one row a step to ``metrics.csv``; Lightning's ``CSVLogger`` deletes the file of an interrupted run.
+    """Writes one row per call to ``metrics.csv``; Lightning's ``CSVLogger`` deletes the file of an interrupted run.
 
-    Rows are appended; a new column rewrites the file, whole or not at all.
+    Rows are appended; a new column rewrites the file atomically.
 
     Args:
         save_dir: the run folder.
@@ -34,7 +33,7 @@ class ResumableCSVLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Return no name: the run folder is the only one."""
+        """Return no name: a run has one folder."""
         return ""
 
     @property
@@ -49,21 +48,20 @@ class ResumableCSVLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Log nothing: ``.hydra/config.yaml`` holds the config."""
+        """Log nothing: the config is in ``.hydra/config.yaml``."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add a row; Lightning calls :meth:`save` after it."""
-        values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
-        self._pending.append(values | {"step": step if step is not None else len(self._pending)})
+        self._pending.append(metrics | {"step": step or 0})
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the rows that are pending."""
+        """Write the pending rows."""
         if not self._pending:
             return
         if self._columns is None:
-            self._rewrite(_read(self.file))  # without a row that was cut off when a run was killed
+            self._rewrite(_read(self.file))  # without a line cut off by a kill
         assert self._columns is not None
         new = sorted(set().union(*self._pending) - set(self._columns))
         if new or not self.file.is_file():
@@ -75,16 +73,16 @@ class ResumableCSVLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the rows that are pending."""
+        """Write the pending rows."""
         self.save()
 
     @rank_zero_only
     def drop_from(self, step: int, within_epoch: bool = False) -> None:
-        """Drop the rows of ``step`` and later: they were logged after the checkpoint that a run resumes from.
+        """Drop the rows of ``step`` and later: they were logged after the checkpoint.
 
         Args:
-            step: optimizer steps that the checkpoint comes after.
-            within_epoch: what followed the last of them, a validation or an early end, comes again too.
+            step: number of optimizer steps before the checkpoint.
+            within_epoch: drop also what was logged after the last of them, since a validation is repeated.
         """
 
         def stays(row: Row) -> bool:
@@ -100,7 +98,7 @@ class ResumableCSVLogger(Logger):
         return any(int(known["step"]) == step and set(row) <= set(known) for known in _read(self.file))
 
     def _rewrite(self, rows: list[Row]) -> None:
-        """Replace the file; without a row there is none."""
+        """Replace the file; remove it where there are no rows."""
         self._columns = sorted(set().union(*rows))
         if not rows:
             self.file.unlink(missing_ok=True)
@@ -112,10 +110,10 @@ class ResumableCSVLogger(Logger):
 
 
 class DropLaterRows(L.Callback):
-    """On resume, drops from ``metrics.csv`` and TensorBoard what was logged after the checkpoint: it comes again.
+    """On resume, drops from ``metrics.csv`` and TensorBoard what was logged after the checkpoint and is logged again.
 
-    What Lightning logs of a step or an epoch, it logs after the checkpoint of it. So the checkpoint carries that row,
-    for a run that was killed in between.
+    Lightning logs the metrics of a step or an epoch after its checkpoint was saved. The checkpoint contains that row,
+    in case the run is killed in between.
     """
 
     def __init__(self) -> None:
@@ -123,12 +121,12 @@ class DropLaterRows(L.Callback):
         self._begun = False
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin a run with the validation before training."""
+        """Start the file where a run begins with a validation."""
         if trainer.state.fn == "validate":
             self._begin(trainer)
 
     def _begin(self, trainer: L.Trainer) -> None:
-        """Begin with no rows, also in the folder of a run that came to nothing."""
+        """Start without rows, also in the folder of a run that has no checkpoint."""
         if not self._begun:
             for logger in trainer.loggers:
                 if isinstance(logger, ResumableCSVLogger):
@@ -136,7 +134,7 @@ class DropLaterRows(L.Callback):
         self._begun = True
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Store the row to come, and bring to disk what the loggers hold back."""
+        """Store the next row, and write what the loggers have buffered."""
         row = compat.metrics_to_be_logged(trainer)
         if row is not None:
             checkpoint["next_row"] = row | {"epoch": trainer.current_epoch}
@@ -146,12 +144,12 @@ class DropLaterRows(L.Callback):
             logger.save()
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Read the number of steps done, the row, and whether a step or an epoch was saved."""
+        """Read the number of steps, the next row, and whether the run was saved within an epoch."""
         within_epoch = compat.is_saved_within_epoch(checkpoint)
         self._resumed = checkpoint["global_step"], checkpoint.get("next_row"), within_epoch
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Drop before the first row; called also where a run has ended and only its test is repeated."""
+        """Drop later rows; also called where training is complete and only the test is repeated."""
         if self._resumed is None:
             self._begin(trainer)
         elif trainer.is_global_zero:
@@ -167,13 +165,13 @@ class DropLaterRows(L.Callback):
             elif isinstance(logger, TensorBoardLogger):
                 compat.forget_later_points(logger.experiment, step)
                 if row:
-                    logger.log_metrics(row, step - 1)  # a point drawn twice is not seen
+                    logger.log_metrics(row, step - 1)  # a duplicate point does not show
 
 
 def _read(file: Path) -> list[Row]:
-    """Return the rows of a CSV file without their empty cells; none where there is no file.
+    """Return the rows of a CSV file without empty cells; none where there is no file.
 
-    A line that was cut off when a run was killed is dropped.
+    A last line that was cut off by a kill is dropped.
     """
     if not file.is_file():
         return []

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and Slurm's warning finish the step, save a checkpoint and say how to resume."""
+"""Ctrl-C, SIGTERM and Slurm's warning signal: finish the step, save a checkpoint, print how to resume."""
 
 import os
 import signal
@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -24,7 +23,7 @@ from fish_lightning.resume.checkpoints import LastCheckpoint
 
 
 class Stopped(UserError):
-    """The run was stopped by a signal, in training after its state was saved."""
+    """The run was stopped by a signal."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -32,21 +31,21 @@ class Stopped(UserError):
 
 
 class StopOnSignal(Callback):
-    """Stops the run when the step in which a signal came is done and :class:`LastCheckpoint` has saved it.
+    """Stops the run when the current step is done and :class:`LastCheckpoint` has saved it.
 
-    The handler only sets a flag: a checkpoint saved inside a signal handler can be corrupt (Lightning issue 21406, and
-    what Lightning's own handler for Slurm does). A second signal stops immediately, without saving; so does the first
-    one in the validation before training and in the test, where there is nothing to save.
+    The handler only sets a flag: a checkpoint saved inside a signal handler, as by Lightning's handler for Slurm, can
+    be corrupt (Lightning issue 21406). A second signal stops immediately, without saving; so does the first one during
+    the validation before training and during the test, when there is nothing to save.
 
-    On Slurm the signal that announces the end (``sbatch --signal=USR1@90``) also requeues the job;
-    ``SLURMEnvironment(auto_requeue=False)`` among ``trainer.plugins`` switches that off.
+    On Slurm the signal that announces the time limit (``sbatch --signal=USR1@90``) also requeues the job;
+    ``SLURMEnvironment(auto_requeue=False)`` in ``trainer.plugins`` disables that.
 
     Args:
         path: the checkpoint to resume from.
 
     Attributes:
-        received: the signal that this process has received.
-        agreed: the one that it stops for, as all processes of the run do after the same step.
+        received: the signal that this process received.
+        agreed: the signal that all processes of the run stop for, after the same step.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -57,16 +56,20 @@ class StopOnSignal(Callback):
         self._trainer: L.Trainer | None = None
         self._group: Any = None  # of processes, where there are several
 
-    # Lightning sets its own handlers before these hooks, and restores the previous ones when it has ended.
+    # Lightning installs its own handlers before these hooks, and restores the previous ones at the end.
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Take over the signals."""
         self._take_signals(trainer)
         if trainer.world_size > 1:
-            self._group = torch.distributed.new_group(backend="gloo")  # asking the devices would wait for them
+            self._group = torch.distributed.new_group(backend="gloo")  # NCCL would wait for the devices
             compat.own_sigterm(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Take over the signals."""
+        self._take_signals(trainer)
+
+    def on_predict_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Take over the signals."""
         self._take_signals(trainer)
 
@@ -75,24 +78,22 @@ class StopOnSignal(Callback):
         self._take_signals(trainer)
 
     def _take_signals(self, trainer: L.Trainer) -> None:
-        """Replace Lightning's handlers: that of SIGTERM ends a run with exit code 0, that for Slurm saves at once.
+        """Replace Lightning's handlers: that of SIGTERM exits with code 0, that of Slurm saves immediately.
 
-        Python allows it in the main thread only.
+        Python allows this in the main thread only.
         """
         if threading.current_thread() is not threading.main_thread():
             return
         self._trainer = trainer
-        environment = getattr(trainer.strategy, "cluster_environment", None)
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            self._requeue_signal = environment.requeue_signal
-        # Submitit ignores SIGTERM, which a preempted job receives too, and requeues by a signal of its own.
+        self._requeue_signal = compat.requeue_signal(trainer)
+        # Submitit ignores SIGTERM, which a preempted job also receives, and requeues on a signal of its own.
         term = None if "SUBMITIT_EXECUTOR" in os.environ else signal.SIGTERM
         for number in (signal.SIGINT, term, self._requeue_signal):
             if number is not None:
                 signal.signal(number, self._note)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Request a checkpoint of the step that a signal came in; after an epoch's last step validation comes first."""
+        """Request a checkpoint of the step during which a signal was received."""
         self._agree(trainer)
         if self.agreed is not None:
             for callback in trainer.checkpoint_callbacks:
@@ -100,15 +101,15 @@ class StopOnSignal(Callback):
                     callback.requested = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Agree on a signal that came in the epoch's last step or its validation; the epoch is saved in any case."""
+        """Agree on a signal received in the last step or its validation; the epoch is saved in any case."""
         self._agree(trainer)
 
-    # Stopping waits for the next hook: between saving and that, Lightning logs what the step or the epoch measured.
+    # The run stops in the next hook: Lightning logs the metrics of the step or the epoch after saving it.
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Stop before the next step; an accumulation over several batches is finished first."""
+        """Stop before the next step; an accumulation over several batches is completed first."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._stop(trainer)
 
@@ -136,7 +137,7 @@ class StopOnSignal(Callback):
             print("\nstopping after this step is saved (press Ctrl-C again to stop immediately)", flush=True)
 
     def _agree(self, trainer: L.Trainer) -> None:
-        """Make the processes of a run stop after the same step, whichever of them received the signal, and when."""
+        """Make all processes stop after the same step, whichever of them received the signal, and when."""
         self.agreed = self.received
         if trainer.world_size > 1:
             number = torch.tensor(self.received or 0)
@@ -148,9 +149,9 @@ class StopOnSignal(Callback):
             return
         requeued = self._requeue(trainer) if self.agreed == self._requeue_signal else None
         if not trainer.is_global_zero:
-            # The first process says it. Where Lightning has started this one, another exit code would kill the run.
+            # Rank 0 prints the message. A process started by Lightning would kill the run with another exit code.
             sys.exit(0 if starts_processes(trainer) else 128 + self.agreed)
-        kept = f"; everything up to it is in {shown(self.path)}" if self.path.is_file() else ""
+        kept = f", saved in {shown(self.path)}" if self.path.is_file() else ""
         raise Stopped(
             f"stopped by {signal.Signals(self.agreed).name} at step {trainer.global_step} of "
             f"{trainer.estimated_stepping_batches}{kept}\n" + (requeued or self._advice()),
@@ -160,14 +161,14 @@ class StopOnSignal(Callback):
     def _advice(self) -> str:
         if self.path.is_file():
             return f"resume with the same command and:  {override('ckpt', self.path)}"
-        return "nothing was saved: start it again"
+        return "nothing was saved; start the run again"
 
     def _requeue(self, trainer: L.Trainer) -> str | None:
-        """Requeue the Slurm job, as Lightning does; return what to say, or None where it failed."""
+        """Requeue the Slurm job, as Lightning does; return the message, or None where it failed."""
         if not trainer.is_global_zero:
             return ""
         try:
-            return f"SLURM job {cluster.requeue()} is requeued and resumes by itself"
+            return f"Slurm job {cluster.requeue()} is requeued and will resume automatically"
         except (OSError, subprocess.CalledProcessError) as error:
             print(f"note: scontrol requeue failed: {error}", flush=True)
             return None

@@ -1,4 +1,4 @@
-"""What a training step draws at random, such as dropout, depends on (seed, epoch, batch, process) alone."""
+"""Random numbers of a training step, such as dropout, depend on (seed, epoch, batch, process) alone."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from fish_lightning.data.keys import keyed_seed
 
 
 class StepSeeds(Callback):
-    """Seeds torch before each training step, so that a resumed run draws what an uninterrupted one draws.
+    """Seeds torch before each training step, so that a resumed run draws the same numbers as an uninterrupted one.
 
-    Saving a generator's state would not do: each loader that a resumed run creates draws from it too.
+    Restoring the state of the generator would not suffice: each loader that a resumed run creates draws from it too.
 
     Args:
-        seed: first part of the key.
+        seed: of the run.
     """
 
     def __init__(self, seed: int) -> None:
@@ -24,6 +24,6 @@ class StepSeeds(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed this process' generators, on all devices."""
+        """Seed this process's generators, on all devices."""
         step = keyed_seed(self.seed, trainer.current_epoch, batch_idx)
         torch.manual_seed(keyed_seed(step, trainer.global_rank, 0))

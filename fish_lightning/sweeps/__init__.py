@@ -1,1 +1,1 @@
-"""Many runs from one command: what Hydra's multirun is given besides its own sweeper and launcher."""
+"""Many runs from one command: sweepers for Hydra's multirun, pruning, and the table of a sweep."""

@@ -1,4 +1,4 @@
-"""``hydra/sweeper=basic``: Hydra's own sweeper, and its table where a launcher gives up on a job."""
+"""``hydra/sweeper=basic``: Hydra's grid sweeper, which writes its table also if a job is killed."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -16,17 +16,18 @@ from yaml import YAMLError
 from fish_lightning import compat
 from fish_lightning.errors import UserError, end_with, first_line
 from fish_lightning.files import shown
+from fish_lightning.resume.folders import holds_run
 from fish_lightning.sweeps.study import sweep_lock
 
 Launch = Callable[[Sequence[Sequence[str]], int], Any]
 
 
 class GridSweeper(Sweeper):
-    """All combinations of the given values, by Hydra's own sweeper; a killed job leaves the others their table.
+    """Runs all combinations of the given values with Hydra's own sweeper, whose other jobs survive a killed one.
 
     Args:
-        max_batch_size: jobs that the launcher gets at a time; None: all.
-        params: a sweep for each key, besides those on the command line.
+        max_batch_size: number of jobs per launch; None: all.
+        params: sweeps by key, besides those on the command line.
     """
 
     hydra_context: HydraContext
@@ -37,14 +38,14 @@ class GridSweeper(Sweeper):
         self.basic = basic(max_batch_size, params)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Make the launcher (Hydra calls this)."""
+        """Create the launcher (called by Hydra)."""
         self.hydra_context, self.config = hydra_context, config
         self.basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
         launcher = self.basic.launcher
         launcher.launch = partial(launch_all, launcher.launch, Path(config.hydra.sweep.dir))
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run all jobs; two sweeps in one folder would overwrite each other's runs."""
+        """Run all jobs, with the folder locked: two sweeps in it would overwrite each other's runs."""
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -56,56 +57,61 @@ class GridSweeper(Sweeper):
 
 
 def _require_same_sweep(folder: Path, config: DictConfig) -> None:
-    """Refuse to run over the jobs of another sweep, whose table would hold both; with ``ckpt=auto`` each job does.
+    """Check that the folder does not contain another sweep; with ``ckpt=auto`` each job checks its own folder.
 
     Raises:
-        UserError: the folder's ``multirun.yaml`` says that it holds one.
+        UserError: ``multirun.yaml`` in the folder has other settings.
     """
     if OmegaConf.select(config, "ckpt") == "auto":
         return
     try:
-        begun = OmegaConf.load(folder / "multirun.yaml")
+        previous = OmegaConf.load(folder / "multirun.yaml")
     except (OSError, YAMLError):
-        return  # none, or one that was stopped before it began
-    was, now = (_words(of) for of in (begun, config))
-    if was != now:
-        parts = [f"with {word}" for word in sorted(was - now)] + [f"without {word}" for word in sorted(now - was)]
+        return  # missing, or cut off by a kill
+    then, now = (_settings(of) for of in (previous, config))
+    if then != now:
+        parts = [f"with {word}" for word in sorted(then - now)] + [f"without {word}" for word in sorted(now - then)]
         raise UserError(
-            f"hydra.sweep.dir: {shown(folder)} holds another sweep: {'; '.join(parts[:4])}\n"
-            "choose another folder; with ckpt=auto jobs may be added to that one"
+            f"hydra.sweep.dir: {shown(folder)} contains another sweep: {'; '.join(parts[:4])}\n"
+            "choose another folder, or add jobs to that sweep with ckpt=auto"
+        )
+    if any(map(holds_run, folder.iterdir())):
+        raise UserError(
+            f"hydra.sweep.dir: {shown(folder)} contains this sweep already\n"
+            "choose another folder, or complete that sweep with ckpt=auto"
         )
 
 
-def _words(config: Any) -> set[str]:
-    """What a sweep was started with, but for ``ckpt``."""
+def _settings(config: Any) -> set[str]:
+    """Return the settings that a sweep was started with, except ``ckpt``."""
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    words = {*OmegaConf.select(config, "hydra.overrides.task"), *(f"{key}={value}" for key, value in params.items())}
-    return {word for word in words if not word.startswith("ckpt=")}
+    given = {*OmegaConf.select(config, "hydra.overrides.task"), *(f"{key}={value}" for key, value in params.items())}
+    return {setting for setting in given if not setting.startswith("ckpt=")}
 
 
 def launch_all(launch: Launch, folder: Path, jobs: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
-    """Launch jobs; where the launcher raises the end of one (joblib, submitit, Ray do), say so and go on.
+    """Launch jobs; if the launcher raises because a job died (joblib, submitit and Ray do), print the error.
 
     Args:
-        launch: of a Hydra launcher.
+        launch: method of a Hydra launcher.
         folder: of the sweep.
-        jobs: the overrides of each.
-        initial_job_idx: number of the first.
+        jobs: the overrides of each job.
+        initial_job_idx: number of the first job.
 
     Returns:
-        What the launcher returned; nothing where it raised.
+        What the launcher returned; nothing if it raised.
     """
 
-    def begun() -> dict[Path, int]:
+    def started() -> dict[Path, int]:
         return {file: file.stat().st_mtime_ns for file in folder.glob("*/.hydra/overrides.yaml")}
 
-    before = begun()
+    before = started()
     try:
         return launch(jobs, initial_job_idx)
     except (HydraException, OmegaConfBaseException):
         raise
     except Exception as error:
-        if begun() == before:
+        if started() == before:
             end_with(UserError(f"hydra/launcher: no job could be started: {type(error).__name__}: {first_line(error)}"))
         print(f"error: {type(error).__name__}: {first_line(error)}", file=sys.stderr, flush=True)
         return []

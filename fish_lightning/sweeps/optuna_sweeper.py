@@ -1,7 +1,7 @@
-"""``hydra/sweeper=optuna``: a Hydra sweeper on Optuna whose study is on disk and outlives a kill.
+"""``hydra/sweeper=optuna``: a Hydra sweeper whose Optuna study is stored on disk and can be resumed after a kill.
 
-Imported at every start: Optuna itself only when it sweeps. (hydra-optuna-sweeper 1.3 requires Optuna < 3, and its 1.4,
-not released yet, Hydra 1.4; neither goes on with a trial that was interrupted.)
+Imported at every start, and so imports Optuna only in a sweep. (hydra-optuna-sweeper 1.3 requires Optuna < 3, and its
+unreleased 1.4 requires Hydra 1.4; neither resumes an interrupted trial.)
 """
 
 import math
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 
 
 class OptunaSweeper(Sweeper):
-    """Draws settings from a study and runs them as jobs, each in the folder that its trial's number names.
+    """Runs the trials of a study as jobs, each in a folder named after its number.
 
-    Killed and started again with the same ``hydra.sweep.dir`` it goes on: finished trials count, and a trial that was
-    interrupted runs again with its settings, in its folder, from its last checkpoint (``ckpt=auto``).
+    Started again with the same ``hydra.sweep.dir`` it resumes the study: finished trials count, and an interrupted
+    trial runs again with the same settings, in the same folder, from its last checkpoint (``ckpt=auto``).
 
     Args:
-        n_trials: finished trials that the study shall have; those of earlier starts count.
-        n_jobs: trials at a time, for a launcher that runs jobs side by side.
-        metric: what a job returns; a loss is minimized, all else maximized.
-        storage: of the study: a database's address, or a file, which becomes Optuna's journal.
+        n_trials: number of finished trials, including those of earlier starts.
+        n_jobs: number of trials at a time, for launchers that run jobs in parallel.
+        metric: what a job returns; a loss is minimized, other metrics are maximized.
+        storage: of the study: a database URL, or a file for Optuna's journal.
         study_name: in the storage.
         seed: of the sampler.
-        sampler: makes Optuna's sampler from a seed.
+        sampler: creates Optuna's sampler from a seed.
         pruner: Optuna's pruner.
-        params: search space: a sweep in Hydra's override grammar for each key.
+        params: search space: sweeps in Hydra's override grammar by key.
     """
 
     hydra_context: HydraContext
@@ -71,7 +71,7 @@ class OptunaSweeper(Sweeper):
         self.params = params
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Make the launcher (Hydra calls this)."""
+        """Create the launcher (called by Hydra)."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -81,30 +81,30 @@ class OptunaSweeper(Sweeper):
         """Run trials until the study has ``n_trials`` finished ones.
 
         Args:
-            arguments: the command line's overrides; a sweep among them belongs to the search space.
+            arguments: overrides on the command line; sweeps among them extend the search space.
         """
         try:
             self._sweep(arguments)
         except UserError as error:
             end_with(error)
-        except KeyboardInterrupt:  # a launcher's that runs jobs side by side
+        except KeyboardInterrupt:  # from a launcher that runs jobs in parallel
             again = override("hydra.sweep.dir", self.config.hydra.sweep.dir)
-            print(f"stopped\ngo on with the same command and:  {again}", file=sys.stderr, flush=True)
+            print(f"stopped\nresume with the same command and:  {again}", file=sys.stderr, flush=True)
             sys.exit(130)
 
     def _sweep(self, arguments: list[str]) -> None:
         for name, value, least in (("n_trials", self.n_trials, 1), ("n_jobs", self.n_jobs, 1), ("seed", self.seed, 0)):
             if not isinstance(value, int) or value < least:
-                raise UserError(f"hydra.sweeper.{name}={value}: it is a whole number, {least} or more")
+                raise UserError(f"hydra.sweeper.{name}={value}: expected a whole number, {least} or more")
         if not self.study_name:
-            raise UserError("hydra.sweeper.study_name: a study needs one, to be found again")
+            raise UserError("hydra.sweeper.study_name is empty: a study is resumed by its name")
         if self.metric not in METRICS:
             raise UserError(f"hydra.sweeper.metric={self.metric}: runs measure {', '.join(METRICS)}")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = parser.parse_overrides(
             [*(f"{key!s}={value}" for key, value in (self.params or {}).items()), *arguments]
         )
-        overrides = {override.get_key_element(): override for override in given}  # the command line's come last
+        overrides = {override.get_key_element(): override for override in given}  # the command line comes last
         space = {key: distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
         fixed = [
             f"{key}={o.get_value_element_as_str()}"
@@ -112,10 +112,12 @@ class OptunaSweeper(Sweeper):
             if key not in space and not key.startswith("hydra.")
         ]
         if not space:
-            raise UserError("hydra/sweeper=optuna: no search space: give hydra.sweeper.params or optimizer.lr=…")
-        first = {key: first_value(wanted) for key, wanted in space.items()}
+            raise UserError(
+                "hydra/sweeper=optuna: no search space; set hydra.sweeper.params or sweep over optimizer.lr=…"
+            )
+        first = {key: first_value(values) for key, values in space.items()}
         trials = [first] + [first | {key: v} for key, d in space.items() for v in getattr(d, "choices", ())[1:]]
-        # Fails before a folder is made where a key or a choice does not exist (Hydra's own error).
+        # Raises Hydra's own error, before a folder is created, if a key or a choice does not exist.
         self.validate_batch_is_legal([[*fixed, *(f"{key}={v}" for key, v in trial.items())] for trial in trials])
 
         folder = Path(self.config.hydra.sweep.dir)
@@ -124,7 +126,7 @@ class OptunaSweeper(Sweeper):
             study = self._study(
                 {
                     "metric": self.metric,
-                    "space": {key: str(wanted) for key, wanted in space.items()},
+                    "space": {key: str(values) for key, values in space.items()},
                     "typed": {key: str(overrides[key].input_line).partition("=")[2] for key in space},
                     "fixed": sorted(fixed),
                 },
@@ -141,8 +143,8 @@ class OptunaSweeper(Sweeper):
         before = _finished(study)
         print(
             f"study    {self.n_trials} trials, {'lowest' if minimized(self.metric) else 'highest'} {self.metric}"
-            + (f"; {before} are done, {len(interrupted)} go on" if before or interrupted else ""),
-            f"to go on with it after a stop, the same command and:  {override('hydra.sweep.dir', folder)}",
+            + (f"; {before} finished, {len(interrupted)} to resume" if before or interrupted else ""),
+            f"to resume it after a stop, the same command and:  {override('hydra.sweep.dir', folder)}",
             sep="\n",
             flush=True,
         )
@@ -150,7 +152,7 @@ class OptunaSweeper(Sweeper):
         while interrupted or lost or _finished(study) < self.n_trials:
             room = min(self.n_jobs, max(self.n_trials - _finished(study), len(interrupted)))
             again, interrupted = interrupted[:room], interrupted[room:]
-            if not again and lost:  # each alone: with one process that dies joblib ends all of them
+            if not again and lost:  # one at a time: joblib ends all its processes when one dies
                 room, again, lost = 1, lost[:1], lost[1:]
             trials = [compat.running_trial(study, number) for number in again]
             trials += [study.ask() for _ in range(room - len(trials))]
@@ -165,28 +167,28 @@ class OptunaSweeper(Sweeper):
 
     def _job(self, trial: "Trial", space: "dict[str, BaseDistribution]", fixed: list[str]) -> list[str]:
         try:
-            drawn = [f"{key}={compat.suggest(trial, key, wanted)}" for key, wanted in space.items()]
+            drawn = [f"{key}={compat.suggest(trial, key, values)}" for key, values in space.items()]
         except (TypeError, ValueError) as error:
-            raise UserError(f"hydra.sweeper.sampler: it cannot draw: {first_line(error)}") from None
+            raise UserError(f"hydra.sweeper.sampler cannot draw: {first_line(error)}") from None
         prunes = OmegaConf.select(self.config, "callbacks.pruning") is not None
         reports = [f"callbacks.pruning.trial={trial.number}"] if prunes else []
-        # The folder is set by the trial, since the numbers of trials that go on have gaps.
+        # The folder is named after the trial, since the numbers of resumed trials have gaps.
         return [*fixed, *drawn, *reports, "ckpt=auto", f"hydra.sweep.subdir={trial.number}"]
 
     def _is_lost(self, trial: "Trial", job: Path) -> bool:
-        """Whether the job ended without a word, for the first time: killed, out of memory, taken off its node.
+        """Return whether the job has left no result for the first time: killed, out of memory, preempted.
 
-        It then runs again, from its last checkpoint; the second time it counts as failed. Where a launcher gave up on
-        jobs that still run, they are waited for in their folders.
+        It is then resumed once; the second time it counts as failed. If the launcher gave up on jobs that are still
+        running, the lock of the run folder makes the new job wait for them.
         """
         if job_summary(job) or (job / "error.txt").is_file() or trial.user_attrs.get("lost"):
             return False
         trial.set_user_attr("lost", True)
-        print(f"trial {trial.number} ended without a word: it goes on from its last checkpoint, once", flush=True)
+        print(f"trial {trial.number} was killed: resuming it from its last checkpoint, once", flush=True)
         return True
 
     def _tell(self, study: "Study", trial: "Trial", job: Path) -> None:
-        """Record what the job's ``summary.json`` says: launchers tell of some failures and hide others."""
+        """Record the result in the job's ``summary.json``: launchers report some failures and hide others."""
         from optuna.trial import TrialState
 
         summary = job_summary(job)
@@ -199,12 +201,12 @@ class OptunaSweeper(Sweeper):
         else:
             study.tell(trial, value)
 
-    def _study(self, made_with: dict[str, Any], folder: Path) -> "Study":
-        """The study in the storage, made if there is none.
+    def _study(self, settings: dict[str, Any], folder: Path) -> "Study":
+        """Open the study, or create it if there is none.
 
         Raises:
-            UserError: it cannot be opened, it was made with another metric, search space or settings, or its trials are
-                in another folder.
+            UserError: the storage cannot be opened, the study has another metric, search space or settings, or its
+                trials are in another folder.
         """
         import optuna
 
@@ -217,38 +219,38 @@ class OptunaSweeper(Sweeper):
                 pruner=self.pruner,
                 load_if_exists=True,
             )
-        except Exception as error:  # each database has errors of its own
-            raise UserError(f"hydra.sweeper.storage={self.storage}: it cannot be opened: {first_line(error)}") from None
-        made = study.user_attrs.get("made_with")
-        if made is None:
-            study.set_user_attr("made_with", made_with)
-        elif any(made[part] != made_with[part] for part in ("metric", "space", "fixed")):
+        except Exception as error:  # each database has its own
+            raise UserError(f"hydra.sweeper.storage={self.storage} cannot be opened: {first_line(error)}") from None
+        then = study.user_attrs.get("made_with")
+        if then is None:
+            study.set_user_attr("made_with", settings)
+        elif any(then[part] != settings[part] for part in ("metric", "space", "fixed")):
             raise UserError(
-                f"the study in {self.storage} was made with other parameters: {_difference(made, made_with)}\n"
-                "go on with those, or begin another with another hydra.sweep.dir"
+                f"the study in {self.storage} was started with other settings: {_difference(then, settings)}\n"
+                "resume it with those, or start another in another hydra.sweep.dir"
             )
         home = study.user_attrs.get("folder")
         if home is None:
             study.set_user_attr("folder", str(folder.resolve()))
         elif home != str(folder.resolve()):
             raise UserError(
-                f"the study in {self.storage} has its trials in {shown(home)}\n"
-                f"go on with {override('hydra.sweep.dir', home)}\n"
-                "or begin another with another hydra.sweeper.study_name"
+                f"the trials of the study in {self.storage} are in {shown(home)}\n"
+                f"resume it with {override('hydra.sweep.dir', home)}\n"
+                "or start another with another hydra.sweeper.study_name"
             )
-        # Begun anew at each start, a seeded sampler would draw again what it drew first.
+        # With the same seed at each start the sampler would repeat its first draws.
         study.sampler = self.sampler(seed=self.seed + len(study.get_trials(deepcopy=False)))
         return study
 
 
 def distribution(override: Override) -> "BaseDistribution":
-    """Optuna's distribution for a sweep in Hydra's grammar.
+    """Return Optuna's distribution for a sweep in Hydra's grammar.
 
-    ``choice(a,b)`` and ``a,b`` are categories, ``range(1,9,2)`` steps, ``interval(0,1)`` a range of numbers,
-    ``int(interval(1,9))`` of whole ones, and ``tag(log, …)`` draws by their logarithm.
+    ``choice(a,b)`` and ``a,b`` are categorical, ``range(1,9,2)`` integers with a step, ``interval(0,1)`` floats,
+    ``int(interval(1,9))`` integers; ``tag(log, …)`` samples on a logarithmic scale.
 
     Raises:
-        UserError: Optuna has none for it.
+        UserError: Optuna has no such distribution.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -264,25 +266,23 @@ def distribution(override: Override) -> "BaseDistribution":
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     except (ValueError, IndexError) as error:
         text = override.input_line or override.get_key_element()
-        raise UserError(f"{text}: Optuna cannot search it: {first_line(error)}") from None
+        raise UserError(f"{text}: not supported by Optuna: {first_line(error)}") from None
 
 
-def first_value(wanted: "BaseDistribution") -> Any:
-    """Some value of it."""
-    return wanted.choices[0] if hasattr(wanted, "choices") else wanted.low  # type: ignore[attr-defined]
+def first_value(values: "BaseDistribution") -> Any:
+    """Return one value of a distribution."""
+    return values.choices[0] if hasattr(values, "choices") else values.low  # type: ignore[attr-defined]
 
 
-def _difference(made: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What two descriptions of a study do not share, in a few words."""
-    parts = []
-    if made["metric"] != wanted["metric"]:
-        parts.append(f"{made['metric']}, not {wanted['metric']}")
-    for key in sorted(made["space"].keys() | wanted["space"].keys()):
-        if made["space"].get(key) != wanted["space"].get(key):
-            was, now = (of["typed"].get(key, "not searched") for of in (made, wanted))
-            parts.append(f"{key} was {was}, is {now}")
-    gone, new = (sorted(set(a["fixed"]) - set(b["fixed"])) for a, b in ((made, wanted), (wanted, made)))
-    parts += [f"without {word}" for word in gone] + [f"with {word}" for word in new]
+def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return the first differences between the settings of two studies."""
+    parts = [f"{then['metric']}, not {now['metric']}"] if then["metric"] != now["metric"] else []
+    for key in sorted(then["space"].keys() | now["space"].keys()):
+        if then["space"].get(key) != now["space"].get(key):
+            one, other = (of["typed"].get(key, "not searched") for of in (then, now))
+            parts.append(f"{key} was {one}, is now {other}")
+    removed, added = (sorted(set(a["fixed"]) - set(b["fixed"])) for a, b in ((then, now), (now, then)))
+    parts += [f"with {word}" for word in removed] + [f"without {word}" for word in added]
     return "; ".join(parts[:4]) + ("; …" if len(parts) > 4 else "")
 
 

@@ -1,4 +1,4 @@
-"""A trial of an Optuna study: it reports each epoch and stops where the study's pruner gives it up."""
+"""A trial of an Optuna study: report each epoch, and stop when the study's pruner says so."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from fish_lightning.sweeps.study import open_storage
 
 
 class ReportToStudy(Callback):
-    """Reports the validation of each epoch; a pruned run ends as an early stopped one does, with its summary.
+    """Reports the validation metric of each epoch; a pruned run ends as with early stopping, with its summary.
 
     Args:
         storage: of the study (see :func:`fish_lightning.sweeps.study.open_storage`).
         study_name: in the storage.
-        monitor: what the study optimizes, ``val/…`` or ``test/…``; reported is the validation's.
-        pruner: Optuna's, which studies do not keep.
-        trial: number of the trial that this run is; None: do nothing.
+        monitor: the metric that the study optimizes; of ``test/…`` the validation metric is reported.
+        pruner: Optuna's pruner, which a storage does not contain.
+        trial: number of the trial; None: the run is not part of a study, and nothing is reported.
 
     Attributes:
-        pruned: whether the study gave the run up.
+        pruned: whether the run was pruned.
     """
 
     def __init__(self, storage: str, study_name: str, monitor: str, pruner: Any, trial: int | None = None) -> None:
@@ -29,9 +29,9 @@ class ReportToStudy(Callback):
         self.pruned = False
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Rank 0 reports and asks, and tells the others: a rank that went on alone would wait for them for ever."""
+        """Report on rank 0, and stop on all ranks if the trial is pruned."""
         if self.number is None or self.monitor not in trainer.callback_metrics:
-            return  # no trial, or an epoch without a validation
+            return  # not a trial, or an epoch without validation
         value = float(trainer.callback_metrics[self.monitor])
         prune = self._report(trainer.current_epoch + 1, value) if trainer.is_global_zero else False
         self.pruned = trainer.strategy.broadcast(prune)
@@ -45,8 +45,7 @@ class ReportToStudy(Callback):
         study = optuna.load_study(study_name=self.study_name, storage=open_storage(self.storage), pruner=self.pruner)
         assert self.number is not None
         trial = compat.running_trial(study, self.number)
-        if (
-            epoch not in study.get_trials(deepcopy=False)[self.number].intermediate_values
-        ):  # an epoch repeated after a kill has been reported
+        # An epoch that is repeated after a kill has been reported.
+        if epoch not in study.get_trials(deepcopy=False)[self.number].intermediate_values:
             trial.report(value, epoch)
-        return bool(trial.should_prune())  # numpy's, from a median
+        return bool(trial.should_prune())  # a median gives numpy's bool

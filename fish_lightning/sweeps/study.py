@@ -1,4 +1,4 @@
-"""An Optuna study on disk: opened by the sweeper and by each trial's run, swept by one program at a time."""
+"""An Optuna study on disk, opened by the sweeper and by each trial; and the lock of a sweep's folder."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def open_storage(storage: str) -> "BaseStorage":
-    """The storage at a database's address (``sqlite:///FILE``, ``postgresql://…``), or a journal in a file.
+    """Open a database URL (``sqlite:///FILE``, ``postgresql://…``), or a file as a journal.
 
-    SQLite survives a kill at any moment; on a network file system, which SQLite does not trust, take a journal.
+    SQLite survives a kill at any time, but does not work reliably on network file systems; use a journal there.
     """
     if "://" in storage:
         from optuna.storages import RDBStorage
@@ -28,15 +28,15 @@ def open_storage(storage: str) -> "BaseStorage":
 
 
 def minimized(metric: str) -> bool:
-    """Whether lower is better."""
+    """Return whether a lower value is better."""
     return metric.endswith("loss")
 
 
 def sweep_lock(folder: Path) -> AbstractContextManager[None]:
-    """Hold a sweep's folder while the block runs.
+    """Lock a sweep's folder while the block runs.
 
     Raises:
-        UserError: another program holds it.
+        UserError: another program has locked it.
     """
     busy = f"hydra.sweep.dir: another sweep is running in {shown(folder)}\nwait for it, or choose another folder"
     return locked(folder / ".lock", busy=UserError(busy))

@@ -1,6 +1,6 @@
-"""After a multirun: all its jobs in one table, best first, on the screen, in ``sweep.csv`` and as ``sweep.png``.
+"""The table of a multirun: all its jobs, best first, on the screen, in ``sweep.csv`` and as ``sweep.png``.
 
-A Hydra callback, and so imported at every start: nothing heavy here.
+A Hydra callback, and so imported at every start: nothing heavier than Hydra belongs here.
 """
 
 import csv
@@ -22,28 +22,26 @@ from fish_lightning.errors import UserError, end_with
 from fish_lightning.files import shown, whole_file
 
 METRICS = ("val/accuracy", "val/loss", "val/macro_f1", "test/accuracy", "test/loss", "test/macro_f1")
-#: What repeats a run rather than changes it: jobs that differ in these alone have a mean and a standard deviation.
+#: Settings that repeat a run: jobs that differ only in these have a mean and a standard deviation.
 _REPETITIONS = ("seed", "split.fold")
 Row = dict[str, Any]
 
 
 class SweepTable(Callback):
-    """Writes ``sweep.csv`` and ``sweep.png`` into the multirun's folder when its last job is done."""
+    """Writes ``sweep.csv`` and ``sweep.png`` to the multirun's folder after its last job."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a sweep that torchrun or srun has started several times: each copy would run all of it."""
-        if config.optimized_metric not in METRICS:
-            end_with(UserError(f"optimized_metric={config.optimized_metric}: runs measure {', '.join(METRICS)}"))
+        """Refuse a sweep of which torchrun or srun has started several copies."""
         if is_started_as_tasks():
             end_with(
                 UserError(
-                    "a sweep starts the processes of its jobs itself: start it once, without torchrun or srun,\n"
-                    "with trainer=ddp trainer.devices=N; on a cluster with hydra/launcher=submitit_slurm"
+                    "a sweep starts the processes of its jobs itself: run it once, without torchrun or srun,\n"
+                    "with trainer=ddp trainer.devices=N, or on a cluster with hydra/launcher=submitit_slurm"
                 )
             )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Gather the jobs' ``summary.json``; the exit code is 1 if there is one that has none."""
+        """Collect the jobs' ``summary.json``; exit with code 1 if a job has none."""
         folder, metric = Path(config.hydra.sweep.dir), str(config.optimized_metric)
         rows = sweep_rows(folder, metric)
         if not rows:
@@ -71,13 +69,13 @@ class SweepTable(Callback):
 
 
 def sweep_rows(folder: Path, metric: str) -> list[Row]:
-    """One row a job: job, overrides, metrics, best epoch, seconds, folder; best first, failed jobs last.
+    """Return one row per job: job, overrides, metrics, best epoch, seconds, folder; best first, failed jobs last.
 
-    Of jobs that are equally good the one with the lower validation loss is first.
+    Ties are broken by the lower validation loss.
 
     Args:
-        folder: the multirun's folder; each job's sub-folder holds ``.hydra`` and, unless it failed, ``summary.json``.
-        metric: what to sort by; lower is better for a loss, higher for all else.
+        folder: of the multirun; each job's folder contains ``.hydra`` and, unless it failed, ``summary.json``.
+        metric: what to sort by; lower is better for a loss, higher for other metrics.
     """
     rows = []
     for overrides in sorted(folder.glob("*/.hydra/overrides.yaml")):
@@ -104,7 +102,7 @@ def sweep_rows(folder: Path, metric: str) -> list[Row]:
 
 
 def job_summary(folder: Path) -> dict[str, Any]:
-    """``summary.json`` of a job; empty if it failed, also where its folder holds an earlier run's."""
+    """Return ``summary.json`` of a job; empty if it failed, also if an earlier attempt has written one."""
     file = folder / "summary.json"
     if not file.is_file() or (folder / "error.txt").is_file():
         return {}
@@ -113,16 +111,16 @@ def job_summary(folder: Path) -> dict[str, Any]:
 
 
 def repetition_rows(rows: list[Row]) -> list[Row]:
-    """Mean and standard deviation of the jobs that differ in seed or fold alone, and all folds' images together.
+    """Return mean and standard deviation of jobs that differ only in seed or fold, and the pooled accuracy of folds.
 
-    The standard deviation is that of a sample (n - 1). ``pooled`` is the accuracy over the test images of all folds,
-    each tested once: where folds are not equally large, not their mean.
+    The standard deviation is that of a sample (n - 1). ``pooled`` is the accuracy over the test images of all folds;
+    it differs from the mean if folds differ in size.
     """
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row["status"] == "done":
             groups[tuple(word for word in row["overrides"] if not _repeats(word))].append(row)
-    made = []
+    added = []
     for rest, group in groups.items():
         repeated = {key: [_value(row, key) for row in group] for key in _REPETITIONS}
         if len({tuple(column) for column in zip(*repeated.values(), strict=True)}) < max(2, len(group)):
@@ -133,16 +131,16 @@ def repetition_rows(rows: list[Row]) -> list[Row]:
             for name in METRICS:
                 values = [other[name] for other in group]
                 row[name] = None if None in values else function(values)
-            made.append(row)
+            added.append(row)
         folds, images = repeated["split.fold"], [row["test_images"] for row in group]
         if None not in folds and len(set(folds)) == len(folds) and None not in images:
             right = sum(row["test/accuracy"] * row["test_images"] for row in group)
-            made.append(same | {"job": "pooled", "test/accuracy": right / sum(images), "test_images": sum(images)})
-    return made
+            added.append(same | {"job": "pooled", "test/accuracy": right / sum(images), "test_images": sum(images)})
+    return added
 
 
 def sweep_table(rows: list[Row], metric: str) -> str:
-    """The rows as a table for the screen; what all jobs have in common is said once."""
+    """Return the rows as text; overrides that all jobs share are in the first line."""
     repeated = repetition_rows(rows)
     common = [w for w in rows[0]["overrides"] if all(w in row["overrides"] for row in rows)]
     if len(rows) == 1:
@@ -165,14 +163,14 @@ def sweep_table(rows: list[Row], metric: str) -> str:
 
 
 def _differing(rows: list[Row]) -> dict[str, Sequence[str]]:
-    """The settings that are not the same in all jobs, each with its value in every job."""
+    """Return the settings that differ between jobs, each with its value in every job."""
     settings = [dict(w.split("=", 1) for w in r["overrides"] if "=" in w and not _ours(w)) for r in rows]
     keys = dict.fromkeys(key for given in settings for key in given)
     return {k: [g.get(k, "") for g in settings] for k in keys if len({g.get(k) for g in settings}) > 1}
 
 
 def _draw(folder: Path, rows: list[Row], metric: str) -> bool:
-    """Draw ``sweep.png`` where there is more than one job to compare."""
+    """Draw ``sweep.png`` if there are jobs to compare; return whether it was drawn."""
     done = [row for row in rows if row[metric] is not None and not math.isnan(row[metric])]
     columns = _differing(done)
     if not columns:
@@ -186,7 +184,7 @@ def _draw(folder: Path, rows: list[Row], metric: str) -> bool:
 
 
 def _rounded(word: str) -> str:
-    """A setting whose number Optuna drew, to four digits; ``sweep.csv`` has them all."""
+    """Return an override with a long number rounded to four digits; ``sweep.csv`` contains all."""
     key, equals, value = word.partition("=")
     try:
         return word if len(value) < 12 else f"{key}{equals}{float(value):.4g}"
@@ -199,7 +197,7 @@ def _repeats(word: str) -> bool:
 
 
 def _ours(word: str) -> bool:
-    """What the Optuna sweeper adds to a trial's own settings."""
+    """Return whether the Optuna sweeper adds this override to each trial."""
     return word == "ckpt=auto" or word.startswith("callbacks.pruning.trial=")
 
 

@@ -1,1 +1,1 @@
-"""The trainer and the callbacks of a run: history, TensorBoard, NaN and infinite losses, progressive resizing."""
+"""The trainer and the callbacks of a run: history, TensorBoard, NaN losses, progressive resizing, best checkpoint."""

@@ -1,4 +1,4 @@
-"""``best.ckpt``: the weights of the best epoch, to test and predict with."""
+"""``best.ckpt``: the weights of the best epoch, for testing and prediction."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the epoch with the highest monitored score; of equal ones the one with the lower ``tie_breaker``.
+    """Keeps the epoch with the highest monitored metric, among equals the one with the lowest ``tie_breaker``.
 
-    Small validation sets tie often; Lightning keeps the earliest.
+    Ties are common with small validation sets; Lightning keeps the earliest epoch.
 
     Args:
-        tie_breaker: name of a logged metric, lower is better.
+        tie_breaker: a logged metric; lower is better.
         **arguments: of :class:`lightning.pytorch.callbacks.ModelCheckpoint`.
     """
 
@@ -28,10 +28,10 @@ class BestCheckpoint(ModelCheckpoint):
         self.tie_breaker = tie_breaker
         self.best_tie_breaker: float | None = None
         self.best_epoch: int | None = None
-        self.best_metrics: dict[str, float] = {}  # all that the best validation measured
+        self.best_metrics: dict[str, float] = {}  # of the best validation
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
-        """Return whether ``current`` is better than the best so far, or equal with a lower tie-breaker."""
+        """Return whether ``current`` is better than the best value, or equal with a lower tie-breaker."""
         value = float(trainer.callback_metrics.get(self.tie_breaker, float("inf")))
         better = super().check_monitor_top_k(trainer, current)
         if not better and current is not None and self.best_model_score is not None:
@@ -44,18 +44,18 @@ class BestCheckpoint(ModelCheckpoint):
         return better
 
     def state_dict(self) -> dict[str, Any]:
-        """Return Lightning's state and what was best."""
+        """Return Lightning's state and that of the best epoch."""
         return super().state_dict() | {name: getattr(self, name) for name in self._KEPT}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state, wherever the run's folder is now.
+        """Restore the state, also where the run folder was moved.
 
-        Lightning drops the best score where the folder was moved, and keeps the path to the old place.
+        Lightning then drops the best score and keeps the old path.
         """
         assert self.dirpath is not None
         here = {path: str(Path(self.dirpath) / Path(path).name) for path in state_dict["best_k_models"]}
         if not all(Path(path).is_file() for path in here.values()):
-            return  # the file is gone: the best is one of the epochs to come
+            return  # the file is gone: the best epoch is one of those to come
         for name in self._KEPT:
             setattr(self, name, state_dict[name])
         moved = {
@@ -68,6 +68,6 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def best_checkpoint(trainer: L.Trainer) -> str | None:
-    """Return the path of the best checkpoint of the fit; None (the weights in memory) where the run keeps none."""
+    """Return the path of the best checkpoint; None, which means the weights in memory, where the run keeps none."""
     best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
     return best.best_model_path or None if best else None

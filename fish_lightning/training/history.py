@@ -1,4 +1,4 @@
-"""The rows of a run, one an epoch: kept for plots and summary, printed as they come."""
+"""The history of a run: one row per epoch, printed as it comes, kept for plots and the summary."""
 
 import sys
 import time
@@ -14,14 +14,15 @@ VALIDATED = ("loss", "accuracy", "macro_f1")
 
 
 class History(Callback):
-    """Records and prints one row an epoch; row 0 is the validation before the first step.
+    """Records and prints one row per epoch; row 0 is the validation before the first step.
 
     Attributes:
-        rows: ``epoch``, ``lr``, ``train_loss``, ``val_loss``, ``val_accuracy``, ``val_macro_f1``, ``seconds``.
-        seconds: time in epochs, validation included; of all parts of an interrupted run.
-        train_seconds: time in training steps alone.
+        rows: ``epoch``, ``lr``, ``train_loss``, ``train_accuracy``, ``val_loss``, ``val_accuracy``, ``val_macro_f1``,
+            ``seconds``.
+        seconds: time spent in epochs, including validation and all parts of an interrupted run.
+        train_seconds: time spent in training steps.
         train_images: images trained on in that time.
-        validated: what the epoch's last validation measured; nothing before there is one.
+        validated: metrics of the epoch's last validation; empty before there is one.
     """
 
     def __init__(self) -> None:
@@ -35,22 +36,22 @@ class History(Callback):
 
     @property
     def images_per_second(self) -> float | None:
-        """Training images a second, without validation; None before the first step."""
+        """Training images per second, without validation; None before the first step."""
         return self.train_images / self.train_seconds if self.train_seconds else None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note what was measured; row 0, when validation runs on its own before the fit."""
+        """Record the metrics; a validation before the fit is row 0."""
         measured = {f"val_{key}": trainer.callback_metrics.get(f"val/{key}") for key in VALIDATED}
         self.validated = {key: None if value is None else float(value) for key, value in measured.items()}
         if trainer.state.fn == "validate":
-            self._add(trainer, {"epoch": 0, "lr": None, "train_loss": None, "seconds": None})
+            self._add(trainer, {"epoch": 0, "lr": None, "train_loss": None, "train_accuracy": None, "seconds": None})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock, also in the middle of an epoch that a run goes on with."""
+        """Start the clock, also where a run is resumed within an epoch."""
         self._clock = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note when the epoch begins; Lightning leaves this out where a run goes on in mid-epoch."""
+        """Record when the epoch starts; Lightning does not call this where a run is resumed within an epoch."""
         self.seconds_before_epoch = self.seconds
         self.validated = {}
 
@@ -62,17 +63,18 @@ class History(Callback):
         self.train_images += len(batch["label"]) * trainer.world_size
 
     def _tick(self) -> float:
-        """Seconds since the last tick, added to all seconds."""
+        """Return the seconds since the last tick, and add them to the total."""
         now = time.perf_counter()
         passed, self._clock = now - self._clock, now
         self.seconds += passed
         return passed
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The epoch's row; Lightning has run its validation by now."""
-        loss = trainer.callback_metrics.get("train/loss")
-        if loss is None and isinstance(pl_module, FishClassifier):  # all steps were done before the run was resumed
+        """Add the epoch's row; its validation is done by now."""
+        loss, accuracy = (trainer.callback_metrics.get(f"train/{name}") for name in ("loss", "accuracy"))
+        if loss is None and isinstance(pl_module, FishClassifier):  # resumed after the last step
             loss = pl_module.train_loss.compute()
+            accuracy = pl_module.train_accuracy.compute()
         self._tick()
         self._add(
             trainer,
@@ -80,6 +82,7 @@ class History(Callback):
                 "epoch": trainer.current_epoch + 1,
                 "lr": trainer.optimizers[0].param_groups[0]["lr"],
                 "train_loss": None if loss is None else float(loss),
+                "train_accuracy": None if accuracy is None else float(accuracy),
                 "seconds": self.seconds - self.seconds_before_epoch,
             },
         )
@@ -88,21 +91,21 @@ class History(Callback):
         row |= dict.fromkeys(f"val_{key}" for key in VALIDATED) | self.validated
         self.rows.append(row)
         trainer.print(line(row, trainer.max_epochs))
-        sys.stdout.flush()  # a file or a pipe gets its line now, not when the run is over
+        sys.stdout.flush()  # files and pipes are buffered
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows and clocks, so that a resumed run's plots have no seam."""
+        """Return rows and clocks, so that a resumed run has one history."""
         kept = ("rows", "seconds", "train_seconds", "train_images", "seconds_before_epoch", "validated")
         return {name: getattr(self, name) for name in kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         for name, value in state_dict.items():
             setattr(self, name, value)
 
 
 def line(row: Row, epochs: int | None) -> str:
-    """A row as it is printed: ``epoch 3/6  lr 0.0081  train loss 0.412  val loss 0.355  val accuracy 88.2 %  41 s``."""
+    """Return a row as printed: ``epoch 3/6  lr 8.10e-03  train loss 0.4120  val loss 0.3550  val accuracy …``."""
 
     def show(label: str, key: str, pattern: str, factor: float = 1.0) -> str:
         value = row.get(key)

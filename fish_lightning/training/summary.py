@@ -1,4 +1,4 @@
-"""What a run's callbacks know at its end, brought together for ``summary.json``."""
+"""The contents of ``summary.json``, collected from a run's callbacks."""
 
 from typing import Any, TypeVar
 
@@ -9,8 +9,9 @@ from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.trained_sources import OtherSource
 from fish_lightning.distributed.ranks import gathered
 from fish_lightning.distributed.same_config import fingerprint
+from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.scores import accuracy_of, score_test
-from fish_lightning.models.classifier import FishClassifier
+from fish_lightning.models.classifier import FishClassifier, collect
 from fish_lightning.training.best_checkpoint import BestCheckpoint
 from fish_lightning.training.history import History, Row
 from fish_lightning.training.nonfinite import NonFiniteLoss
@@ -20,19 +21,29 @@ C = TypeVar("C", bound=L.Callback)
 
 
 def history_rows(trainer: L.Trainer) -> list[Row]:
-    """Return one row an epoch; none where the run keeps no history."""
+    """Return one row per epoch; none where the run keeps no history."""
     history = _find(trainer, History)
     return history.rows if history else []
 
 
+def test_and_val_outputs(trainer: L.Trainer, model: FishClassifier, data: FishDataModule) -> Outputs:
+    """Return what the tested model computes for test and validation images. Call it on every process, after the test.
+
+    The validation images are for what must not be chosen on the test: temperature and thresholds.
+    """
+    tested = Outputs.of(model.test_predictions(), data.catalog)
+    validated: Any = trainer.predict(model, datamodule=data)
+    return tested.joined(Outputs.of(collect(validated), data.catalog))
+
+
 def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModule, cfg: DictConfig) -> Summary:
-    """Return ``summary.json`` of a training run. Call it on every process: their predictions are gathered.
+    """Return ``summary.json`` of a training run; called on every process, since predictions are gathered.
 
     Args:
-        trainer: after the fit, and after the test if there was one.
-        model: what was trained.
-        data: what it was trained on.
-        cfg: the whole config; ``test`` says whether the best checkpoint was tested.
+        trainer: after the fit, and the test if there was one.
+        model: the trained model.
+        data: the data it was trained on.
+        cfg: the whole config; ``test`` tells whether the best checkpoint was tested.
     """
     history, best = _find(trainer, History), _find(trainer, BestCheckpoint)
     nonfinite = _find(trainer, NonFiniteLoss)
@@ -51,6 +62,7 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "train_images_per_second": history.images_per_second if history else None,
         "seed": data.seed,
         "split": data.split_name,
+        "data": str(data.catalog.root),
         "images": data.catalog.counts(),
         "leaked_test_images": int(data.catalog.leaked().sum()) if data.catalog.photographs_known else None,
         "classes": list(model.class_names),
@@ -70,16 +82,18 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
 def summarize_evaluation(
     trainer: L.Trainer, model: FishClassifier, data: FishDataModule, cfg: DictConfig, split: str
 ) -> Summary:
-    """Return ``summary.json`` of an evaluation. Call it on every process: their predictions are gathered.
+    """Return ``summary.json`` of an evaluation; called on every process, since predictions are gathered.
+
+    On another data set, images that are copies of training images are tested separately: ``left_out`` contains their
+    accuracy, interval, n and paths (None where copies are unknown). ``missing_training_images`` counts the training
+    images that no longer exist, whose copies could not be found.
 
     Args:
         trainer: after the test.
-        model: what was tested.
-        data: what it was tested on. Of another data set, the images that are copies of training images are tested on
-            their own: ``left_out`` has accuracy, interval, n and paths (None where copies are not known), and
-            ``missing_training_images`` counts those that are gone, so that copies of them may be among the others.
+        model: the tested model.
+        data: the data it was tested on.
         cfg: the whole config.
-        split: name of the training run's.
+        split: name of the training run's split.
     """
     predictions = model.test_predictions()
     unreadable = sorted(set().union(*gathered(model.unreadable)))
@@ -106,5 +120,5 @@ def summarize_evaluation(
 
 
 def _find(trainer: L.Trainer, of: type[C]) -> C | None:
-    """Return the trainer's callback of that class, if it has one."""
+    """Return the trainer's callback of that class; None without one."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, of)), None)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""A ``lightning.Trainer`` from its config, quiet where Lightning advertises and short where a setting is wrong."""
+"""Create a ``lightning.Trainer`` from its config, without Lightning's tips and with short errors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,11 +26,11 @@ def build_trainer(
     Args:
         cfg: the ``trainer`` group.
         callbacks: in the order they are called.
-        loggers: none: nothing is logged.
-        precision: what ``auto`` means, if not the fastest (an evaluation uses the training run's).
+        loggers: of the run.
+        precision: what ``auto`` means, if not the fastest (evaluation uses the training run's).
 
     Raises:
-        UserError: Lightning refuses a setting, such as an accelerator that this machine does not have.
+        UserError: a setting is invalid, such as an accelerator that this machine does not have.
     """
     compat.quiet_lightning()
     chosen = cfg.precision
@@ -48,7 +48,7 @@ def build_trainer(
             raise UserError(f"trainer: {one_line(cause)}") from None
         raise
     if cfg.precision == "auto" and trainer.strategy.root_device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
+        torch.set_float32_matmul_precision("high")  # TF32 for operations that autocast keeps in fp32
     if str(chosen).startswith("bf16") and trainer.strategy.root_device.type == "cpu" and not cpu_has_bf16():
         print(
             "note: this CPU has no bf16 instructions; trainer.precision=32-true is about three times as fast",
@@ -58,22 +58,22 @@ def build_trainer(
 
 
 def _require_resources(trainer: L.Trainer) -> None:
-    """Compare devices and nodes with what there is, and what Slurm gave, before the ranks wait for one another.
+    """Check devices and nodes against this machine and Slurm's allocation, before the ranks wait for one another.
 
     Raises:
-        UserError: they differ.
+        UserError: they do not match.
     """
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > max(2, cores()):
         raise UserError(
-            f"trainer.devices={trainer.num_devices}: this machine has {cores()} cores, one process each at most"
+            f"trainer.devices={trainer.num_devices}: at most one process per core, and this machine has {cores()}"
         )
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if environment is not None:
         asked, tasks = trainer.num_devices * trainer.num_nodes, slurm_tasks()
         if isinstance(environment, SLURMEnvironment) and tasks != asked:
             raise UserError(
-                f"trainer: Slurm runs {tasks} task(s), trainer.devices and trainer.num_nodes ask for {asked}\n"
-                f"ask for one task a process (--ntasks={asked}) and start them with srun"
+                f"trainer: Slurm runs {tasks} task(s), but trainer.devices times trainer.num_nodes is {asked}\n"
+                f"request one task per process (--ntasks={asked}) and start them with srun"
             )
         try:
             environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)

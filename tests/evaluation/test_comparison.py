@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from fish_lightning.errors import UserError
-from fish_lightning.evaluation.comparison import common_images, compare, exact_mcnemar, photographs_to_decide
+from fish_lightning.evaluation.comparison import (
+    common_images,
+    compare,
+    exact_mcnemar,
+    joined_photographs,
+    photographs_to_decide,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +42,7 @@ def test_a_better_model_is_called_better_and_worse_the_other_way_round():
     assert (result["only_a_right"], result["only_b_right"]) == (0, 45)
     assert result["mcnemar_p"] == pytest.approx(2 * 0.5**45)
     assert result["photographs_to_decide"] is None
-    assert result["sentence"].startswith("B is better than A (B - A = +15.0%, 95 % CI +")
+    assert result["sentence"].startswith("B is better than A (B - A = +15.0 percentage points, 95 % CI +")
     mirrored = compare(b, a, np.arange(300).astype(str))
     assert mirrored["verdict"] == "worse"
     low, high = result["difference_ci95_photographs"]
@@ -65,7 +71,7 @@ def test_models_that_never_differ_are_not_certain_to_be_equal():
     assert 36 < result["photographs_to_decide"] < 36 * 400
     many = compare(np.ones(2000, dtype=bool), np.ones(2000, dtype=bool))
     assert many["verdict"] == "equivalent"
-    assert many["sentence"].startswith("A and B are equivalent within 1.0%")
+    assert many["sentence"].startswith("A and B are equivalent within 1 percentage point (")
 
 
 def test_four_photographs_all_for_one_model_decide_nothing():
@@ -123,7 +129,15 @@ def test_runs_are_compared_on_the_images_they_share():
 def test_runs_that_share_no_image_or_repeat_one_are_refused():
     with pytest.raises(UserError, match="A was tested on 2 images and B on 1, and they share none"):
         common_images(["a", "b"], ["c"])
-    with pytest.raises(UserError, match="1 test images occur more than once in B"):
+    with pytest.raises(UserError, match="B tests 1 image more than once"):
         common_images(["a"], ["c", "c"])
     with pytest.raises(UserError, match="no images"):
         compare(np.ones(0, dtype=bool), np.ones(0, dtype=bool))
+
+
+def test_images_that_either_run_takes_for_copies_are_one_photograph():
+    a = np.array(["p", "p", "q", "q", "r", "s"])
+    b = np.array(["1", "2", "2", "3", "4", "5"])
+    assert joined_photographs(a, b).tolist() == [0, 0, 0, 0, 4, 5]
+    chain = np.arange(1000)
+    assert set(joined_photographs(chain // 2, (chain + 1) // 2)) == {0}

@@ -1,62 +1,69 @@
-"""The best checkpoint: the highest accuracy, of equals the lower loss, of equal equals the first."""
+"""``last.ckpt``: when it is saved, and that it is never left half-written."""
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from helpers import SHORT, checkpoint_of, same
 
-from fish_lightning.resume.checkpoints import BestCheckpoint
-
-
-def best_in(folder):
-    return BestCheckpoint(dirpath=folder, filename="best", monitor="val/accuracy", save_weights_only=True)
+from fish_lightning.errors import UserError
+from fish_lightning.resume.checkpoints import LastCheckpoint
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "losses", "best_epoch"),
+    ("settings", "every", "steps"),
     [
-        ([0.5, 0.7, 0.6], [0.9, 0.8, 0.1], 2),  # the higher accuracy, whatever the loss
-        ([0.5, 0.7, 0.7, 0.7, 0.6], [1.0, 0.9, 0.8, 0.85, 0.1], 3),  # of equals the lower loss
-        ([0.7, 0.7, 0.7], [0.5, 0.5, 0.5], 1),  # of equal equals the first
-        ([0.7, 0.7, 0.8, 0.8], [0.5, 0.1, 0.9, 0.95], 3),  # a new best forgets the loss of the old one
-        ([0.9, 0.1, 0.9], [0.5, 0.01, 0.4], 3),  # a worse epoch between two equals changes nothing
-        ([0.0, 0.0], [2.0, 1.0], 2),
+        ({}, None, [4, 8]),  # the end of each epoch
+        ({}, 3, [3, 4, 6, 8]),
+        ({}, 4, [4, 8]),  # once, not twice, where both are due
+        ({"accumulate_grad_batches": 3}, 1, [1, 2, 3, 4]),  # 4 batches an epoch: a step of 3 and one of 1
+        ({"max_steps": 6}, 5, [4, 5, 6]),
+        ({"fast_dev_run": True}, 1, []),
     ],
 )
-def test_the_best_epoch_is_kept(make_scripted, make_trainer, tmp_path, accuracies, losses, best_epoch):
-    best = best_in(tmp_path / "checkpoints")
-    make_trainer(max_epochs=len(losses), callbacks=[best]).fit(make_scripted(accuracies, losses))
-    assert best.best_epoch == best_epoch
-    assert best.best_model_path == str(tmp_path / "checkpoints" / "best.ckpt")
-    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["best.ckpt"]
-    checkpoint = torch.load(best.best_model_path, weights_only=True)
-    assert checkpoint["epoch"] == best_epoch - 1
-    assert "optimizer_states" not in checkpoint
-    assert float(best.best_model_score) == pytest.approx(accuracies[best_epoch - 1])
+def test_it_is_saved_every_n_steps_and_at_the_end_of_each_epoch(
+    make_scripted, make_trainer, tmp_path, settings, every, steps
+):
+    saved = []
+    last = LastCheckpoint(tmp_path / "last.ckpt", every)
+    trainer = make_trainer(**({"max_epochs": 2, "callbacks": [last]} | settings))
+    trainer.save_checkpoint = lambda path, weights_only: saved.append((trainer.global_step, path, weights_only))
+    trainer.fit(make_scripted([0.5] * 2, [0.5] * 2, batches=4))
+    assert saved == [(step, tmp_path / "last.ckpt", False) for step in steps]
 
 
-def test_the_validation_before_the_fit_is_no_epoch(make_scripted, make_trainer, tmp_path):
-    best = best_in(tmp_path / "checkpoints")
-    trainer = make_trainer(max_epochs=2, callbacks=[best])
-    model = make_scripted([0.9, 0.8], [0.1, 0.2])
-    trainer.validate(model, verbose=False)
-    assert best.best_epoch is None and not (tmp_path / "checkpoints" / "best.ckpt").exists()
-    trainer.fit(model)
-    assert best.best_epoch == 1
+def test_a_requested_checkpoint_is_saved_after_the_step(make_scripted, make_trainer, tmp_path):
+    last = LastCheckpoint(tmp_path / "last.ckpt")
+    last.requested = True
+    make_trainer(callbacks=[last], max_steps=2).fit(make_scripted([0.5], [0.5]))
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
-@pytest.mark.parametrize(
-    ("losses", "best_epoch"),
-    [([0.5, 0.4, 0.45, 0.3], 4), ([0.5, 0.2, 0.45, 0.3], 2)],
-)
-def test_a_resumed_run_remembers_what_was_best(make_scripted, make_trainer, tmp_path, losses, best_epoch):
-    def callbacks():
-        last = ModelCheckpoint(dirpath=tmp_path, filename="last", save_on_train_epoch_end=True)
-        return [best_in(tmp_path), last]
+@pytest.mark.parametrize("every", [0, -1])
+def test_a_number_of_steps_below_one_is_an_error(tmp_path, every):
+    with pytest.raises(UserError, match=rf"callbacks\.last\.every_n_steps={every}: expected 1 or more, or null"):
+        LastCheckpoint(tmp_path / "last.ckpt", every)
 
-    accuracies = [0.6, 0.7, 0.7, 0.7]
-    make_trainer(max_epochs=2, callbacks=callbacks()).fit(make_scripted(accuracies, losses))
-    resumed = callbacks()
-    trainer = make_trainer(max_epochs=4, callbacks=resumed)
-    trainer.fit(make_scripted(accuracies, losses), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
-    assert resumed[0].best_epoch == best_epoch
-    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == best_epoch - 1
+
+def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_previous_one(tmp_path, attempts):
+    recipe = ["callbacks.last.every_n_steps=2", "trainer.max_epochs=1", *SHORT]
+    kill = "+callbacks.kill={_target_:faults.KillWhileWriting,step:6}"
+    whole, killed = attempts(tmp_path, ("whole", recipe), ("parts", [*recipe, kill]))
+    assert (whole.code, killed.code) == (0, -9), whole.err + killed.err
+    parts = tmp_path / "parts"
+    assert checkpoint_of(parts)["global_step"] == 4
+    assert len(list((parts / "checkpoints").glob(".*.last.ckpt"))) == 1  # half a file
+    (resumed,) = attempts(tmp_path, ("parts", [*recipe, "ckpt=last"]))
+    assert resumed.code == 0, resumed.err
+    assert sorted(file.name for file in (parts / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert same(checkpoint_of(parts)["state_dict"], checkpoint_of(tmp_path / "whole")["state_dict"])
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint_and_is_a_short_error(tmp_path, attempts):
+    full = "+callbacks.full={_target_:faults.FullDisk,step:3,size:200000}"
+    (done,) = attempts(tmp_path, ("run", ["callbacks.last.every_n_steps=2", *SHORT, full]))
+    assert done.code == 1
+    assert done.err.splitlines() == [
+        "error: no room for the checkpoint run/checkpoints/last.ckpt (File too large); the previous one is intact",
+        "make room and resume from it, or write elsewhere: paths.logs=FOLDER",
+    ]
+    (last,) = (tmp_path / "run" / "checkpoints").iterdir()  # nothing half-written beside it
+    assert torch.load(last, weights_only=True)["global_step"] == 2

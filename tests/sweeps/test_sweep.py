@@ -5,12 +5,12 @@ import json
 
 import pytest
 from conftest import TINY
-from fish_lightning.report.run import finished
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from fish_lightning.cli import fingerprint
 from fish_lightning.errors import UserError
+from fish_lightning.report.run import finished
 from fish_lightning.sweeps.grid_sweeper import launch_all
 from fish_lightning.sweeps.study import alone_in
 

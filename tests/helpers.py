@@ -1,0 +1,87 @@
+"""Constants and functions that test modules share; their fixtures are in ``conftest.py``."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[1]
+#: Environment of a program whose config names callbacks of ``faults.py``.
+HELPERS = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)])}
+COLOURS = [(200, 60, 60), (60, 180, 70), (60, 70, 200), (200, 190, 60), (180, 70, 190), (70, 190, 190)]
+
+#: Overrides of a training run of two seconds.
+TINY = (
+    "data=folder",
+    "split=random",
+    "data.find_copies=false",
+    "model.name=shufflenet_v2_x0_5",
+    "model.weights=null",
+    "transforms.height=32",
+    "transforms.width=32",
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+    "data.batch_size=4",
+    "data.num_workers=0",
+    "optimizer.lr=0.002",
+)
+#: What shortens it further where a test looks at neither.
+SHORT = ("callbacks.tensorboard=null", "validate_first=false", "test=false")
+
+
+def draw(path, colour, seed, size=(24, 32)):
+    """Write one image of noise around a colour; size is (height, width). The same bytes for the same arguments."""
+    noise = np.random.default_rng(seed).normal(0, 25, (*size, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.clip(noise + colour, 0, 255).astype(np.uint8)).save(path)
+    return path
+
+
+def rows_of(file):
+    """Return the rows of a CSV file with a header."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def run_folder(cwd):
+    """Return the folder of the only run that was started in ``cwd``."""
+    (folder,) = (cwd / "logs" / "train" / "runs").iterdir()
+    return folder
+
+
+def summary_of(folder):
+    """Return ``summary.json`` of a run."""
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def checkpoint_of(folder, name="last.ckpt"):
+    """Return a checkpoint of a run."""
+    return torch.load(folder / "checkpoints" / name, weights_only=True)
+
+
+def same(one, other):
+    """Return whether two states are equal to the last bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def is_short_error(done, *words):
+    """Return whether a program ended with exit code 1 and one to five lines that contain these words."""
+    message = done.stderr.strip().splitlines()
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert 1 <= len(message) <= 5, done.stderr
+    for word in words:
+        assert word in done.stderr
+    return True

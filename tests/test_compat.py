@@ -1,0 +1,498 @@
+"""Internals of other libraries that ``fish_lightning/compat.py`` relies on.
+
+A test that fails here names what an upgrade has changed, and the version that has changed it.
+"""
+
+import ast
+import importlib
+import inspect
+import multiprocessing
+import os
+import re
+import signal
+from functools import reduce
+from importlib.metadata import version
+from operator import attrgetter
+
+import lightning as L
+import pytest
+import torch
+import torchvision
+from helpers import REPOSITORY
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fish_lightning import compat
+
+
+def changed(library, what):
+    """Return the message of a failing test."""
+    return f"{library} {version(library)}: {what} has changed, on which fish_lightning/compat.py relies"
+
+
+# Lightning: a fit, looked at from inside
+
+
+class Module(L.LightningModule):
+    """Trains on 4 batches and validates after every second one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def train_dataloader(self):
+        return DataLoader(torch.randn(4, 2))
+
+    val_dataloader = train_dataloader
+
+    def training_step(self, batch, batch_idx):
+        loss = self.layer(batch).sum()
+        self.log("train/loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.layer(batch).sum())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Recorder(Logger):
+    """Notes what is logged among the hooks of ``Hooks``."""
+
+    name = version = ""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def log_metrics(self, metrics, step):
+        self.calls.append("log " + " ".join(sorted(set(metrics) - {"epoch"})))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+class Hooks(L.Callback):
+    """Notes the order of hooks, and the trainer's attributes at the end of the second batch, which is saved."""
+
+    def __init__(self, calls, file=None):
+        self.calls, self.file, self.seen = calls, file, {}
+        self.handlers = None
+
+    def on_train_start(self, trainer, module):
+        self.calls.append("on_train_start")
+        self.handlers = signal.getsignal(signal.SIGTERM)
+
+    def on_train_epoch_start(self, *_):
+        self.calls.append("on_train_epoch_start")
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.calls.append(f"on_train_batch_start {batch_idx}")
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.calls.append(f"on_train_batch_end {batch_idx}")
+        if batch_idx == 1 and self.file:
+            for path in ATTRIBUTES:
+                try:
+                    self.seen[path] = attrgetter(path)(trainer)
+                except AttributeError as error:
+                    self.seen[path] = error
+            self.seen["is_between_steps"] = compat.is_between_steps(trainer, batch_idx)
+            self.seen["next_batch"] = compat.next_batch(trainer)
+            self.seen["metrics_to_be_logged"] = compat.metrics_to_be_logged(trainer)
+            trainer.save_checkpoint(self.file)
+
+    def on_save_checkpoint(self, trainer, module, checkpoint):
+        if self.file:
+            self.seen["unscheduled"] = {**checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]}
+            compat.schedule_pending_validation(trainer, checkpoint)
+
+    def on_validation_start(self, *_):
+        self.calls.append("on_validation_start")
+
+    def on_validation_end(self, *_):
+        self.calls.append("on_validation_end")
+
+    def on_train_epoch_end(self, *_):
+        self.calls.append("on_train_epoch_end")
+
+
+class Last(Checkpoint):
+    """Notes when Lightning calls a ``Checkpoint``."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.calls.append(f"checkpoint {batch_idx}")
+
+    def on_train_epoch_end(self, *_):
+        self.calls.append("checkpoint of epoch")
+
+
+#: Attributes of a trainer, at the end of the second of four batches; functions by their parameters.
+ATTRIBUTES = {
+    "_accelerator_connector.cluster_environment": ClusterEnvironment,
+    "_logger_connector._first_loop_iter": False,
+    "_logger_connector.metrics": dict,
+    "_logger_connector.should_update_logs": True,
+    "_results": object,
+    "_val_check_time_interval": None,
+    "current_epoch": 0,
+    "fit_loop._can_stop_early": True,
+    "fit_loop._data_fetcher": object,
+    "fit_loop.epoch_loop._broadcast_sigterm_tensor": [],
+    "fit_loop.epoch_loop._should_check_val_fx": ["data_fetcher"],
+    "fit_loop.epoch_loop.batch_progress.current.completed": 1,
+    "fit_loop.epoch_loop.batch_progress.current.processed": 2,
+    "fit_loop.epoch_loop.batch_progress.is_last_batch": False,
+    "num_training_batches": 4,
+    "should_stop": False,
+}
+#: Keys of a checkpoint saved there.
+LOOPS = ("loops", "fit_loop")
+KEYS = {
+    ("global_step",): 2,
+    ("callbacks",): dict,
+    ("optimizer_states",): list,
+    (*LOOPS, "epoch_progress", "current", "processed"): 0,
+    (*LOOPS, "epoch_loop.batch_progress", "current", "completed"): 1,
+    (*LOOPS, "epoch_loop.batch_progress", "current", "processed"): 2,
+    (*LOOPS, "epoch_loop.state_dict", "_batches_that_stepped"): int,
+    (*LOOPS, "epoch_loop.val_loop.batch_progress", "total"): {"ready": 1, "started": 1, "processed": 0, "completed": 0},
+    (*LOOPS, "epoch_loop.val_loop.batch_progress", "current"): dict.fromkeys(
+        ("ready", "started", "processed", "completed"), 0
+    ),
+}
+
+
+def fit(calls, file=None, ckpt=None):
+    """Fit, with everything noted in ``calls``; return the callback."""
+    hooks = Hooks(calls, file)
+    settings = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        val_check_interval=2,
+        log_every_n_steps=1,
+        callbacks=[Last(calls), hooks],
+        logger=[Recorder(calls)],
+        **settings,
+    )
+    trainer.fit(Module(), ckpt_path=ckpt, weights_only=True)
+    return hooks
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A fit of an epoch: ``.calls``, ``.seen`` and ``.file``, the checkpoint of its second step."""
+    hooks = fit([], tmp_path_factory.mktemp("compat") / "mid.ckpt")
+    return hooks
+
+
+@pytest.mark.parametrize("path", ATTRIBUTES)
+def test_a_trainer_has_the_attribute(whole, path):
+    value, expected = whole.seen[path], ATTRIBUTES[path]
+    if callable(value):
+        value = list(inspect.signature(value).parameters)
+    right = isinstance(value, expected) if isinstance(expected, type) else value == expected
+    assert right and not isinstance(value, Exception), changed("lightning", f"Trainer.{path}")
+
+
+@pytest.mark.parametrize("path", KEYS, ids=".".join)
+def test_a_checkpoint_has_the_key(whole, path):
+    try:
+        value = reduce(lambda node, key: node[key], path, torch.load(whole.file, weights_only=True))
+    except LookupError:
+        pytest.fail(changed("lightning", f"checkpoint{list(path)}"))
+    expected = KEYS[path]
+    assert value == expected or (isinstance(expected, type) and isinstance(value, expected)), changed(
+        "lightning", f"checkpoint{list(path)}"
+    )
+
+
+def test_the_position_of_a_run_is_read(whole):
+    assert whole.seen["next_batch"] == (0, 2), changed("lightning", "the progress of the epoch loop")
+    assert whole.seen["is_between_steps"] is True
+    assert set(whole.seen["metrics_to_be_logged"]) == {"train/loss_step"}, changed("lightning", "what a step logs")
+    checkpoint = torch.load(whole.file, weights_only=True)
+    assert compat.is_saved_within_epoch(checkpoint)
+    assert compat.epochs_processed(checkpoint) == 0
+
+
+VALIDATION = ["on_validation_start", "log val/loss", "on_validation_end"]
+
+
+def step(i):
+    return [f"on_train_batch_start {i}", f"on_train_batch_end {i}", f"checkpoint {i}", "log train/loss_step"]
+
+
+EPOCH = ["on_train_start", "on_train_epoch_start", *step(0), *step(1), *VALIDATION, *step(2), *step(3), *VALIDATION]
+EPOCH += ["on_train_epoch_end", "checkpoint of epoch", "log train/loss_epoch"]
+
+
+def test_a_step_is_logged_after_its_checkpoint_which_comes_after_other_callbacks(whole):
+    assert whole.calls == EPOCH, changed("lightning", "the order of hooks and logging")
+
+
+def test_a_run_resumed_from_a_step_begins_with_the_validation_that_was_due(whole):
+    resumed = fit([], ckpt=whole.file)
+    # on_train_epoch_start is not called again: History and FishClassifier rely on that.
+    assert resumed.calls == ["on_train_start", *EPOCH[EPOCH.index("on_validation_start") :]], changed(
+        "lightning", "the restart of _TrainingEpochLoop.advance"
+    )
+
+
+def test_the_number_of_steps_is_one_less_in_a_checkpoint_before_a_validation(whole):
+    loop = torch.load(whole.file, weights_only=True)["loops"]["fit_loop"]["epoch_loop.state_dict"]
+    assert loop["_batches_that_stepped"] == whole.seen["unscheduled"]["_batches_that_stepped"] - 1 == 0
+    assert "_batches_that_stepped += 1" in inspect.getsource(_TrainingEpochLoop.reset), changed(
+        "lightning", "_TrainingEpochLoop.reset"
+    )
+
+
+def test_signal_handlers_of_lightning_are_installed_before_training_and_removed_after_it(whole):
+    assert "lightning" in type(whole.handlers).__module__, changed("lightning", "its signal handlers")
+    assert "lightning" not in str(getattr(signal.getsignal(signal.SIGTERM), "__module__", ""))
+
+
+def test_sigterm_is_synchronized_by_a_method_that_can_be_replaced():
+    assert "self._broadcast_sigterm_tensor()" in inspect.getsource(_TrainingEpochLoop.advance), changed(
+        "lightning", "_TrainingEpochLoop._broadcast_sigterm_tensor"
+    )
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    compat.own_sigterm(trainer)
+    assert trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor() is None
+
+
+@pytest.mark.parametrize(
+    "key", ["best_k_models", *(f"{name}_model_path" for name in ("best", "kth_best", "last")), "dirpath"]
+)
+def test_the_state_of_a_model_checkpoint_has_the_key(key):
+    assert key in ModelCheckpoint().state_dict(), changed("lightning", f"ModelCheckpoint.state_dict()[{key!r}]")
+
+
+CLIPPING = ("gradient_clip_val", "gradient_clip_algorithm")
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (ModelCheckpoint.check_monitor_top_k, ["self", "trainer", "current"]),
+        (L.LightningModule.configure_gradient_clipping, ["self", "optimizer", *CLIPPING]),
+        (L.LightningModule.clip_gradients, ["self", "optimizer", *CLIPPING]),
+        (MixedPrecision.clip_gradients, ["self", "optimizer", "clip_val", "gradient_clip_algorithm"]),
+        (L.LightningDataModule.on_before_batch_transfer, ["self", "batch", "dataloader_idx"]),
+        (L.LightningDataModule.on_after_batch_transfer, ["self", "batch", "dataloader_idx"]),
+        (L.Callback.on_save_checkpoint, ["self", "trainer", "pl_module", "checkpoint"]),
+        (L.Callback.on_before_optimizer_step, ["self", "trainer", "pl_module", "optimizer"]),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", ""),
+)
+def test_a_hook_of_lightning_has_the_parameters(function, parameters):
+    assert list(inspect.signature(function).parameters) == parameters, changed("lightning", function.__qualname__)
+
+
+@pytest.mark.parametrize(("requeue", "expected"), [(True, signal.SIGUSR1), (False, None)])
+def test_the_requeue_signal_of_slurm_is_found_for_a_single_device(requeue, expected):
+    settings = {"logger": False, "enable_checkpointing": False}
+    plugin = SLURMEnvironment(auto_requeue=requeue)
+    trainer = L.Trainer(accelerator="cpu", devices=1, plugins=[plugin], **settings)
+    assert compat.requeue_signal(trainer) == expected, changed("lightning", "SLURMEnvironment.requeue_signal")
+    assert compat.requeue_signal(L.Trainer(accelerator="cpu", **settings)) is None
+
+
+def test_gradients_of_a_fused_optimizer_are_clipped_under_bf16_where_lightning_refuses():
+    module = Module()
+    module._trainer = L.Trainer(accelerator="cpu", precision="bf16-mixed", logger=False, enable_checkpointing=False)
+    optimizer = torch.optim.Adam(module.parameters(), fused=True)
+    module.layer.weight.grad = torch.full((2, 2), 5.0)
+    assert module.trainer.precision_plugin.scaler is None, changed("lightning", "MixedPrecision.scaler")
+    with pytest.raises(RuntimeError, match="fused"):
+        module.clip_gradients(optimizer, 0.5, "value")
+    compat.clip_gradients(module, optimizer, 0.5, "value")
+    assert module.layer.weight.grad.max() == 0.5, changed("lightning", "MixedPrecision.clip_gradients")
+
+
+def test_a_refused_setting_raises_the_exception_that_errors_py_knows_by_name():
+    with pytest.raises(Exception) as raised:
+        L.Trainer(accelerator="cpu", fast_dev_run=-1, logger=False)
+    assert type(raised.value).__name__ == "MisconfigurationException", changed("lightning", "MisconfigurationException")
+
+
+#: Where each warning comes from.
+WARNINGS = {
+    "lightning.pytorch.trainer.connectors.data_connector": "does not have many workers",
+    "lightning.pytorch.loops.training_epoch_loop": "is not resumable",
+    "lightning.pytorch.callbacks.model_checkpoint": "exists and is not empty",
+    "lightning.pytorch.loops.fit_loop": "smaller than the logging interval",
+    "torch.optim.lr_scheduler": "lr_scheduler.step",
+    "lightning.pytorch.trainer.call": "Please add the following callbacks",
+    "torch.utils._pytree": "LeafSpec",
+}
+
+
+def texts(module):
+    """Yield the string literals of a module, with ``['Timer']`` for the values of f-strings."""
+    nodes = list(ast.walk(ast.parse(inspect.getsource(importlib.import_module(module)))))
+    for node in nodes:
+        if isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else "['Timer']" for part in node.values)
+            yield "".join(map(str, parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+@pytest.mark.parametrize("pattern", compat.QUIET_WARNINGS)
+def test_a_silenced_warning_has_the_text(pattern):
+    (module,) = [module for module, words in WARNINGS.items() if re.search(words.replace(" ", ".?"), pattern)]
+    found = any(re.match(pattern, text, re.IGNORECASE) for text in texts(module))
+    assert found, changed(module.split(".")[0], f"the warning {pattern!r} of {module}")
+
+
+@pytest.mark.parametrize("name", compat.QUIET_LOGGERS)
+def test_a_silenced_logger_has_the_name(name):
+    module = importlib.import_module(name)
+    logger = getattr(module, "log", None) or module.rank_zero_module.log
+    assert logger.name == name, changed("lightning", f"the logger {name}")
+
+
+# torch: its messages, provoked
+
+
+def message(function, *arguments):
+    """Return what the function raises."""
+    with pytest.raises((RuntimeError, ValueError, AssertionError)) as raised:
+        function(*arguments)
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "size"),
+    [
+        ("Kernel size can't be greater than actual input size", "inception_v3", 32),
+        ("Output size is too small", "squeezenet1_1", 8),
+        ("Wrong image height", "vit_b_16", 32),
+        ("Wrong image width", "vit_b_16", (224, 32)),
+        ("is invalid for input of size", "maxvit_t", 96),
+    ],
+)
+def test_a_network_rejects_an_image_size_in_these_words(words, name, size):
+    settings = {"init_weights": False} if name == "inception_v3" else {}
+    with torch.device("meta"):
+        network = torchvision.models.get_model(name, weights=None, **settings)
+        image = torch.zeros(2, 3, *(size if isinstance(size, tuple) else (size, size)))
+    error = message(network.eval(), image)
+    assert words in str(error), changed("torch", f"the error {words!r} of {name}: {error}")
+    assert words in compat.WRONG_SIZE and compat.is_wrong_image_size(error)
+
+
+def test_batch_normalization_rejects_a_single_value_in_these_words():
+    error = message(nn.BatchNorm2d(3), torch.zeros(1, 3, 1, 1))
+    assert compat.is_too_small_for_batch_norm(error), changed("torch", f"an error of batch normalization: {error}")
+
+
+def lose(rank, folder, said):
+    """Be one of two processes, of which the second dies and the first puts gloo's error into ``said``."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.distributed.all_reduce(torch.zeros(1))
+    if rank == 1:
+        os._exit(9)
+    try:
+        while True:
+            torch.distributed.all_reduce(torch.zeros(1))
+    except RuntimeError as error:
+        said.put(str(error))
+
+
+def test_gloo_reports_a_lost_process_in_these_words(tmp_path):
+    context = multiprocessing.get_context("fork")
+    said = context.Queue()
+    processes = [context.Process(target=lose, args=(rank, tmp_path, said), daemon=True) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    error = said.get(timeout=60)
+    for process in processes:
+        process.join()
+    assert compat.is_lost_peer(RuntimeError(error)), changed("torch", f"gloo's error {error}")
+
+
+def test_tensorboard_forgets_points_from_a_step_on(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    for begin, values in ((0, range(5)), (2, range(20, 23))):
+        writer = SummaryWriter(tmp_path)
+        if begin:
+            compat.forget_later_points(writer, begin)
+        for step, value in enumerate(values, begin):
+            writer.add_scalar("loss", value, step)
+        writer.close()
+    points = [(point.step, point.value) for point in EventAccumulator(str(tmp_path)).Reload().Scalars("loss")]
+    assert points == [(0, 0), (1, 1), (2, 20), (3, 21), (4, 22)], changed("tensorboard", "SessionLog.START")
+
+
+# Hydra
+
+
+def test_hydra_asks_a_static_method_whether_it_may_instantiate_a_plugin(monkeypatch):
+    from hydra.core.plugins import Plugins
+
+    found = inspect.getattr_static(Plugins, "is_in_toplevel_plugins_module", None)
+    assert isinstance(found, staticmethod), changed("hydra-core", "Plugins.is_in_toplevel_plugins_module")
+    source = inspect.getsource(Plugins._instantiate)
+    assert "is_in_toplevel_plugins_module" in source, changed("hydra-core", "Plugins._instantiate")
+    monkeypatch.setattr(Plugins, "is_in_toplevel_plugins_module", found)
+    compat.allow_plugins(lambda target: target == "here")
+    assert Plugins.is_in_toplevel_plugins_module("here") and not Plugins.is_in_toplevel_plugins_module("there")
+
+
+def test_hydras_grid_sweeper_has_a_launcher_and_a_config():
+    from hydra.plugins.sweeper import Sweeper
+
+    sweeper, config = compat.basic_sweeper()
+    assert issubclass(sweeper, Sweeper), changed("hydra-core", "BasicSweeper")
+    assert list(inspect.signature(sweeper).parameters) == ["max_batch_size", "params"]
+    assert sweeper(None, None).launcher is None, changed("hydra-core", "BasicSweeper.launcher")
+    assert config(_target_="x")._target_ == "x", changed("hydra-core", "BasicSweeperConf")
+
+
+def test_hydra_chains_the_error_of_a_target():
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    with pytest.raises(InstantiationException) as raised:
+        instantiate({"_target_": "math.sqrt", "_args_": [-1]})
+    assert isinstance(raised.value.__cause__, ValueError), changed("hydra-core", "InstantiationException.__cause__")
+
+
+# Optuna
+
+
+def test_a_running_trial_of_optuna_is_opened_and_keeps_what_it_has_drawn(tmp_path):
+    optuna = pytest.importorskip("optuna", reason="the optuna extra is not installed")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db")
+    values = optuna.distributions.FloatDistribution(0.0, 1.0)
+    drawn = compat.suggest(study.ask(), "x", values)
+    assert hasattr(study.get_trials()[0], "_trial_id"), changed("optuna", "FrozenTrial._trial_id")
+    trial = compat.running_trial(study, 0)
+    assert trial.number == 0, changed("optuna", "Trial.__init__")
+    assert compat.suggest(trial, "x", values) == drawn, changed("optuna", "Trial._suggest")
+    study.tell(trial, 1.0)
+    assert study.best_value == 1.0
+
+
+# The versions that were verified
+
+
+@pytest.mark.parametrize("library", ["lightning", "hydra-core", "optuna"])
+def test_a_library_with_internals_is_bounded(library):
+    text = (REPOSITORY / "pyproject.toml").read_text()
+    assert re.search(rf'"{library}>=[\d.]+,<[\d.]+"', text), f"{library} has no upper bound in pyproject.toml"
