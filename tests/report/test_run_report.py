@@ -27,8 +27,10 @@ AUDIT = {
     "other_background": None,
     "object_removed": FIGURE | {"value": 0.21},
     "chance": 0.25,
-    "heat_in_object": FIGURE | {"value": 0.77},
+    "follows_object": FIGURE | {"value": 0.83},
+    "heat_on_object": FIGURE | {"value": 0.77},
     "object_share": FIGURE,
+    "skipped": 3,
     "verdict": "the model looks at the object",
 }
 
@@ -127,6 +129,8 @@ def test_figures_of_every_section_are_told(report, analysis):
     assert f"below {analysis.unknowns.threshold:.4g}, which keeps 95 % of the validation photographs" in text
     assert "The model looks at the object." in text
     assert "heat on the object 77.0%" in text
+    assert "not as the background 83.0%" in text
+    assert "3 more have a mask that is empty" in text
     assert "seed: 7" in text
     assert "torch 2.0" in text
     assert "300 of 500 shown" in text
