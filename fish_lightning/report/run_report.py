@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -20,6 +19,7 @@ from fish_lightning.evaluation.calibration import ReliabilityCurve
 from fish_lightning.files import whole_file
 from fish_lightning.hardware import cores
 from fish_lightning.report.charts import Chart
+from fish_lightning.report.pages import page_template
 
 Thumbnail: TypeAlias = Callable[[str], npt.NDArray[np.uint8]]
 Row: TypeAlias = Mapping[str, float | None]
@@ -80,31 +80,36 @@ def write_report(
         + [(suspect.paths[0], MEDIUM, False) for suspect in suspects]
         + [(near.path, SMALL, True) for error in errors for near in error.neighbours],
     )
-    page = (
-        _templates()
-        .get_template("report.html.j2")
-        .render(
-            title=title,
-            a=analysis,
-            kind="photographs" if analysis.photographs is not None else "images",
-            verdict=verdict(analysis, split),
-            split=split,
-            source=source,
-            curves=_curves(history, best_epoch),
-            matrix=_matrix(analysis),
-            gallery=_gallery(analysis, gallery),
-            wrong=int((~analysis.images.correct).sum()),
-            class_rows=_class_rows(analysis),
-            errors=[{"error": error, "heat": _overlay(heat, error)} for error in errors],
-            heat_note=heat_note,
-            photographs=photographs,
-            reliability=_reliability(analysis),
-            risk=_risk(analysis),
-            suspects=suspects,
-            audit=audit,
-            config=config,
-            environment=environment or {},
-        )
+    template = page_template(
+        "report.html.j2",
+        percent="{:.1%}".format,
+        interval=lambda bounds: f"{bounds[0]:.1%} to {bounds[1]:.1%}",
+        sentence=lambda text: text[:1].upper() + text[1:] + ("" if text.endswith(".") else "."),
+        plural=_plural,
+    )
+    page = template.render(
+        title=title,
+        a=analysis,
+        kind="photographs" if analysis.photographs is not None else "images",
+        verdict=verdict(analysis, split),
+        source=source,
+        curves=_curves(history, best_epoch),
+        matrix=_matrix(analysis),
+        gallery=_gallery(analysis, gallery),
+        wrong=int((~analysis.images.correct).sum()),
+        class_rows=_class_rows(analysis),
+        errors=[{"error": error, "heat": _overlay(heat, error)} for error in errors],
+        heat_note=heat_note,
+        photographs=photographs,
+        reliability=_reliability(analysis),
+        risk=_risk(analysis),
+        suspects=suspects,
+        audit=audit,
+        config=config,
+        environment=environment or {},
+        LARGE=LARGE,
+        MEDIUM=MEDIUM,
+        SMALL=SMALL,
     )
     with whole_file(file) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
@@ -419,25 +424,6 @@ def _risk(analysis: Analysis) -> Chart:
     if selective["coverage"] is not None:
         chart.mark(selective["coverage"], "threshold")
     return chart
-
-
-def _templates() -> jinja2.Environment:
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("fish_lightning.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    templates.filters |= {
-        "count": "{:,}".format,
-        "percent": "{:.1%}".format,
-        "interval": lambda bounds: f"{bounds[0]:.1%} to {bounds[1]:.1%}",
-        "sentence": lambda text: text[:1].upper() + text[1:] + ("" if text.endswith((".", ":")) else "."),
-        "plural": _plural,
-    }
-    templates.globals |= {"LARGE": LARGE, "MEDIUM": MEDIUM, "SMALL": SMALL}
-    return templates
 
 
 def _plural(number: int, word: str) -> str:
