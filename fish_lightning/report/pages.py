@@ -1,10 +1,12 @@
 """The HTML reports' templates, in ``templates/``: pages that extend ``page.html.j2`` and load nothing."""
 
+from collections.abc import Callable
+
 import jinja2
 
 
-def page_template(name: str) -> jinja2.Template:
-    """Load a template with autoescape; an undefined variable is an error when it is rendered."""
+def page_template(name: str, **filters: Callable[..., object]) -> jinja2.Template:
+    """Load a template with autoescape and filters of its own; rendering an undefined variable is an error."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("fish_lightning.report"),
         autoescape=True,
@@ -12,5 +14,5 @@ def page_template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    templates.filters["count"] = "{:,}".format
+    templates.filters |= {"count": "{:,}".format} | filters
     return templates.get_template(name)
