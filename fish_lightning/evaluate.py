@@ -60,7 +60,7 @@ def evaluate(cfg: DictConfig) -> float:
     predictions = model.test_predictions()
     summary = summarize_evaluation(trainer, model, data, cfg, recorded["split"])
     if trainer.is_global_zero:
-        write_evaluation(Path(cfg.paths.output), summary, predictions, data, cfg.subset)
+        write_evaluation(Path(cfg.paths.output), summary, predictions, model, data, cfg)
     return float(summary[cfg.subset]["accuracy"])
 
 

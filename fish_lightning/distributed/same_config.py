@@ -9,6 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 #: Settings that do not affect the results of a run.
 _WITHOUT_EFFECT = (
     "ckpt",
+    "report",
+    "evaluate.target_error",
     "trainer.enable_progress_bar",
     "data.num_workers",
     "data.pin_memory",

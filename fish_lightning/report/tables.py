@@ -61,6 +61,8 @@ def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
             "         among the scored images"
         )
     lines += ["", f"data     {summary['data']}", f"folder   {shown(folder)}"]
+    if (folder / "report.html").is_file():
+        lines.append(f"report   {shown(folder / 'report.html')}")
     return "\n".join([scores, "", *lines])
 
 
@@ -79,6 +81,8 @@ def closing_table(folder: Path, summary: Summary) -> str:
         f"best epoch   {summary['best_epoch']} by validation accuracy" if checkpoint else "no checkpoint was kept"
     )
     lines += [f"run folder   {shown(folder)}", f"pictures     {shown(folder / 'plots')}"]
+    if (folder / "report.html").is_file():
+        lines.append(f"report       {shown(folder / 'report.html')}")
     if checkpoint:
         lines.append(f"predict      python -m fish_lightning.predict {override('ckpt', checkpoint)} input=FOLDER")
     return "\n".join([*lines, f"tensorboard  tensorboard --logdir {quote(shown(folder))}"])
