@@ -3,10 +3,14 @@
 Each image is classified again with another background and without its object, as by K. Xiao et al. (Noise or Signal:
 The Role of Image Backgrounds in Object Recognition, ICLR 2021, arXiv:2006.09994).
 
-The verdict compares predictions, not accuracies. Where the background tells the class in training only, the accuracy on
-test images is low with any background; what the predictions follow still shows.
+The verdict compares predictions, not accuracies: backgrounds need not tell the class, but the model must take some for
+different classes. A test set may lack such backgrounds; if they tell the class in training only, audit training images.
+A ResNet-18 trained on the sample data with a board colour for each class follows the object in 27 % of composites of
+training images (100 % if trained without the colours), but in 85 % of those of test images, whose boards are ordinary
+and a third of which it classifies correctly.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,8 +31,8 @@ Indices = npt.NDArray[np.int64]
 LooksAt = Literal["object", "background", "both", "undecided"]
 Predict = Callable[[Pixels], npt.NDArray[np.float32]]
 
-#: The object (or the background) decides if predictions follow it three times as often as the other.
-DECIDES = 0.75
+#: The object (or the background) decides if predictions follow it twice as often as the other.
+DECIDES = 2 / 3
 #: More composites that follow neither, and the changed images confuse the model more than they tell about it.
 CONFUSED = 0.5
 #: A bootstrap of fewer clusters gives intervals that are too narrow.
@@ -74,7 +78,7 @@ class Audit:
         object_share: mean share of the image that the object covers, and of an even heat map.
         skipped: number of images whose mask is empty or covers the whole image, which are in no figure.
         looks_at: the verdict in a word.
-        verdict: the verdict in one to three sentences.
+        verdict: the verdict in one or two sentences.
     """
 
     accuracy: Figure
@@ -153,11 +157,8 @@ def audit(
         follows = _share((preds == original)[sided], photographs[sided]) if sided.any() else None
     chance = float(np.bincount(labels).max() / len(labels))
     looks_at, verdict = _verdict(donors is not None, neither, follows)
-    if looks_at == "object" and removed.ci95[0] > chance:
-        verdict += (
-            f" Without the object, {removed.value:.0%} of the predictions are still right (chance {chance:.0%}): the "
-            "background tells the class too."
-        )
+    if removed.ci95[0] > chance:
+        verdict += f" Without the object, {removed.value:.0%} of the predictions are still right (chance {chance:.0%})."
     return Audit(
         accuracy=_share(original == labels, photographs),
         mean_background=_share(flat == labels, photographs),
@@ -240,7 +241,7 @@ def mean_by_photograph(values: npt.NDArray[np.float64], photographs: npt.NDArray
     mean, k = float(values.mean()), len(sizes)
     if k == 1:
         return Figure(mean, (0.0, 1.0), len(values), 1)
-    half = Z95 * np.sqrt(k / (k - 1) * ((sums - mean * sizes) ** 2).sum()) / len(values)
+    half = Z95 * math.sqrt(k / (k - 1) * ((sums - mean * sizes) ** 2).sum()) / len(values)
     return Figure(mean, (max(0.0, mean - half), min(1.0, mean + half)), len(values), k)
 
 

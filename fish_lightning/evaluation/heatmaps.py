@@ -3,9 +3,20 @@
 A heat map is the sum of a stage's channels, each weighted by the mean gradient of the class's logit over its positions,
 without the negative parts. Source: R. R. Selvaraju et al., Grad-CAM, ICCV 2017, arXiv:1610.02391.
 
-The stage explained is the last one before the final resolution. For an image of 160x240 pixels the final maps of most
-backbones are 5x8, too coarse to tell a fish from what lies beside it; one stage earlier they are 10x15. Stages before
-that are finer still, but their channels stand for edges and textures: one weight a channel no longer explains a class.
+The stage explained is the last one before the final resolution that has enough cells. For 160x240 pixels the final
+maps of most backbones are 5x8, too coarse to tell a fish from what lies beside it; the stage before has 10x15. Once
+cells are small against the object, still earlier stages gain nothing: their channels stand for edges and textures, and
+one weight a channel explains no class. Share of the heat, and of the maxima, on the fish for a ResNet-18 trained on the
+sample data at 64x96 pixels (all 216 test images right; fish cover 14 % of the image):
+
+=======  ======  =====  ========
+stage    cells   heat   maxima
+=======  ======  =====  ========
+layer1   16x24   49 %   79 %
+layer2   8x12    48 %   82 %
+layer3   4x6     31 %   51 %
+layer4   2x3     16 %   18 %
+=======  ======  =====  ========
 """
 
 import math
@@ -20,6 +31,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fish_lightning.errors import UserError
+
+#: Coarser stages are explained only if there is no other.
+MIN_CELLS = 64
 
 
 class Stage(NamedTuple):
@@ -88,11 +102,12 @@ def upsampled(heat: npt.NDArray[np.float32], height: int, width: int) -> npt.NDA
 
 
 def find_stage(network: nn.Module, image: Tensor) -> Stage:
-    """Find the stage that heat maps explain: the last with at least twice as many cells as the smallest maps.
+    """Find the stage to explain: the last with ``MIN_CELLS`` cells and twice as many as the smallest maps.
 
+    If none has ``MIN_CELLS``, the last with twice as many as the smallest maps; if all maps have one size, the last.
     Outputs are compared along the trunk only: the blocks that are called one after another, so that all information
     passes through each. Layers inside a block (shortcuts, squeeze-and-excitation) are not candidates, nor are maps of
-    one cell (pooled, or of a tiny image). If all maps have one size, the last is taken.
+    one cell (pooled, or of a tiny image).
 
     Args:
         network: in eval mode.
@@ -114,8 +129,10 @@ def find_stage(network: nn.Module, image: Tensor) -> Stage:
     if smallest is None:
         raise UserError(f"no heat maps for {name}: no feature maps at {image.shape[2]}x{image.shape[3]} pixels (h x w)")
     # Up to the smallest maps: AlexNet and VGG then resize them to a fixed size, which may be larger.
-    earlier = [stage for stage, n in zip(stages[: cells.index(smallest)], cells, strict=False) if n >= 2 * smallest]
-    return earlier[-1] if earlier else [stage for stage, n in zip(stages, cells, strict=True) if n == smallest][-1]
+    earlier = [i for i in range(cells.index(smallest)) if cells[i] >= 2 * smallest]
+    fine = [i for i in earlier if cells[i] >= MIN_CELLS]
+    last = [i for i, n in enumerate(cells) if n == smallest]
+    return stages[(fine or earlier or last)[-1]]
 
 
 def _trunk(network: nn.Module, image: Tensor) -> dict[str, torch.Size]:

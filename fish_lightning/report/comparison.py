@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -16,6 +15,7 @@ from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.evaluation.arrays import Bools
 from fish_lightning.evaluation.runs import Pair, Run
 from fish_lightning.files import shown, whole_file
+from fish_lightning.report.pages import page_template
 
 SHOWN = 24  # maximum number of images in a gallery
 THUMBNAIL = 160  # pixels, longer side; some 6 KB each
@@ -49,14 +49,7 @@ def write_comparison(folder: Path, a: Run, b: Run, pair: Pair, result: Result, r
     unread = sum(picture["src"] is None for gallery in galleries for picture in gallery["pictures"])
     result = {**result, "folders": {"a": str(a.folder.resolve()), "b": str(b.folder.resolve())}}
     runs = [_about(*of) for of in (("A", a, b), ("B", b, a))]
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("fish_lightning.report"),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    templates.filters["count"] = "{:,}".format
-    page = templates.get_template("compare.html.j2").render(
+    page = page_template("compare.html.j2").render(
         title=TITLES[result["verdict"]],
         result=result,
         runs=runs,

@@ -9,7 +9,6 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -18,6 +17,7 @@ from fish_lightning.data.near_duplicates.search import photograph_numbers
 from fish_lightning.files import whole_file
 from fish_lightning.hardware import cores
 from fish_lightning.plotting.thumbnails import thumbnail
+from fish_lightning.report.pages import page_template
 
 THUMBNAIL = 96  # pixels, longer side; some 3 KB each
 LISTED = 20  # maximum number of file names per finding
@@ -85,14 +85,7 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
     totals = [(len(catalog), "images"), (len(catalog.classes), "classes")]
     if catalog.photographs_known:
         totals.append((len(np.unique(photograph_numbers(catalog))), "photographs"))
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("fish_lightning.report"),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    templates.filters["count"] = "{:,}".format
-    page = templates.get_template("data_report.html.j2").render(
+    page = page_template("data_report.html.j2").render(
         title=f"{catalog.root.resolve().name}: {len(catalog):,} images of {len(catalog.classes)} classes",
         root=catalog.root.resolve(),
         totals=totals,

@@ -181,7 +181,9 @@ def log_hyperparameters(trainer: L.Trainer, cfg: DictConfig, folder: Path) -> No
     """
     writer = _writer(trainer)
     if writer is not None:
-        writer.file_writer.add_summary(hparams_pb(hyperparameters(cfg, folder), trial_id=str(folder)))
+        writer.file_writer.add_summary(
+            hparams_pb(hyperparameters(cfg, folder), trial_id=f"{folder.name} ({folder.absolute().parent.name})")
+        )
         writer.flush()
 
 

@@ -1,11 +1,11 @@
-"""A folder that holds a run is not written to by another one, and a run counts as complete when its last file is there."""
+"""A folder that holds a run is not written to by another; a run counts as complete when its last file is there."""
 
 import json
 import os
 
 import pytest
-from conftest import TINY
 from filelock import FileLock
+from helpers import TINY
 
 from fish_lightning.resume.folders import holds_run
 from fish_lightning.resume.overrides import with_overrides_of_run
