@@ -203,7 +203,7 @@ def stored_calibration(ckpt: str) -> dict[str, Any]:
 
 @contextmanager
 def _csv(file: Path) -> Iterator[Any]:
-    """Write a CSV file whole or not at all; names keep their bytes."""
+    """Write a CSV file atomically; names keep their bytes."""
     with (
         whole_file(file) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors=ENCODE_ERRORS) as stream,
