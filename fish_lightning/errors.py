@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
 from fish_lightning import compat
+from fish_lightning.names import printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -108,8 +109,9 @@ def _user_error(raised: BaseException) -> UserError | None:
 
 
 def _message(error: UserError) -> str:
-    """Return the text of the error without the traceback that a loader worker puts before it."""
-    return str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
+    """Return the text of the error without the traceback that a loader worker puts before it, safe for a terminal."""
+    text = str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _error_file() -> Path:
