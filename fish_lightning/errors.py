@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
 from fish_lightning import compat
+from fish_lightning.names import printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -217,8 +218,9 @@ def _of_target(error: BaseException) -> UserError | None:
 
 
 def _message(error: UserError) -> str:
-    """Return the text of the error without the traceback that a loader worker puts before it."""
-    return str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
+    """Return the text of the error without the traceback that a loader worker puts before it, safe for a terminal."""
+    text = str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _error_file() -> Path:

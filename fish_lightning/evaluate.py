@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig) -> float:
     recorded = checkpoint["FishDataModule"]
     data = instantiate(
         cfg.data,
-        source=evaluation_source(cfg.data, instantiate(cfg.data.source), recorded["catalog"]),
+        source=evaluation_source(cfg.data, instantiate(cfg.data.source), recorded["catalog"], cfg.subset),
         catalog=None,  # read by the source
         split=recorded_split,
         train_transform=transform,

@@ -39,4 +39,4 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
 def fingerprint(cfg: DictConfig) -> str:
     """Return a hash of the :func:`settings`, 16 hexadecimal digits."""
     text = json.dumps(settings(cfg), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
