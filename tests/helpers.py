@@ -35,6 +35,9 @@ TINY = (
 #: What shortens it further where a test looks at neither.
 SHORT = ("callbacks.tensorboard=null", "validate_first=false", "test=false")
 
+#: Two processes.
+DDP = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
+
 
 def draw(path, colour, seed, size=(24, 32)):
     """Write one image of noise around a colour; size is (height, width). The same bytes for the same arguments."""
@@ -59,6 +62,11 @@ def run_folder(cwd):
 def summary_of(folder):
     """Return ``summary.json`` of a run."""
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def ranks_of(folder, count=2):
+    """Return what ``rank_callbacks.Spy`` has written for each rank of a run."""
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(count)]
 
 
 def checkpoint_of(folder, name="last.ckpt"):
