@@ -8,7 +8,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from fish_lightning import compat
 from fish_lightning.distributed.cluster import run_name, tasks_per_node
+from fish_lightning.errors import end_if_known
 from fish_lightning.hardware import default_workers, fused, uses_cuda
 from fish_lightning.resume.folders import config_folder, run_folder
 from fish_lightning.sweeps.plugins import register_plugins
@@ -33,3 +35,4 @@ _RESOLVERS = {
 for _name, _resolver in _RESOLVERS.items():
     OmegaConf.register_new_resolver(_name, _resolver, replace=True)
 register_plugins()
+compat.before_hydra_reports(end_if_known)

@@ -209,6 +209,25 @@ def allow_plugins(is_allowed: Callable[[str], bool]) -> None:
     Plugins.is_in_toplevel_plugins_module = staticmethod(is_allowed)  # type: ignore[method-assign,assignment]
 
 
+def before_hydra_reports(look: Callable[[Exception], None]) -> None:
+    """Call ``look`` with an exception that ends Hydra, before Hydra prints a traceback."""
+    from hydra._internal import utils
+
+    report = utils.run_and_report
+
+    def report_others(run: Callable[[], Any]) -> Any:
+        def looked_at() -> Any:
+            try:
+                return run()
+            except Exception as raised:
+                look(raised)
+                raise
+
+        return report(looked_at)
+
+    utils.run_and_report = report_others  # type: ignore[assignment]
+
+
 # Optuna: trials in other processes
 
 

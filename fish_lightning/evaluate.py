@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig) -> float:
     recorded = checkpoint["FishDataModule"]
     data = instantiate(
         cfg.data,
-        source=evaluation_source(cfg.data, instantiate(cfg.data.source), recorded["catalog"]),
+        source=evaluation_source(cfg.data, instantiate(cfg.data.source), recorded["catalog"], cfg.subset),
         catalog=None,  # read by the source
         split=recorded_split,
         train_transform=transform,
@@ -60,7 +60,7 @@ def evaluate(cfg: DictConfig) -> float:
     predictions = model.test_predictions()
     summary = summarize_evaluation(trainer, model, data, cfg, recorded["split"])
     if trainer.is_global_zero:
-        write_evaluation(Path(cfg.paths.output), summary, predictions, data, cfg.subset)
+        write_evaluation(Path(cfg.paths.output), summary, predictions, model, data, cfg)
     return float(summary[cfg.subset]["accuracy"])
 
 

@@ -30,8 +30,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from fish_lightning import errors
 from fish_lightning.cli import CONF
-from fish_lightning.errors import UserError, end_with, first_line, shown_without_traceback
+from fish_lightning.errors import UserError, first_line, shown_without_traceback
 from fish_lightning.sweeps.table import METRICS
 
 SHOWN = 4  # problems of a command that are told; of others the number
@@ -502,6 +503,8 @@ TRAIN: dict[str, Schema] = {
     "on_nan": choice("stop", "skip"),
     "test": FLAG,
     "optimized_metric": choice(*METRICS),
+    "report": FLAG,
+    "evaluate": {"target_error": number("(0, 1)")},
     "paths": PATHS,
     "transforms": TRANSFORMS,
     "split": COMPONENT,
@@ -518,6 +521,8 @@ EVALUATE = SAMPLE_RECIPE | {
     "ckpt": CHECKPOINT,
     "subset": choice("train", "val", "test", "all"),
     "batch_size": COUNT | NULL,
+    "report": FLAG,
+    "evaluate": {"target_error": number("(0, 1)")},
     "paths": PATHS,
     "trainer": Component(TRAINER, complete=True),
     "data": Component(DATA | _OF_TRAINING | {"batch_size": COUNT | NULL}, complete=True),
@@ -787,6 +792,7 @@ def require_valid_command(program: str, arguments: Sequence[str]) -> None:
     Raises:
         UserError: a setting that is unknown, missing, or does not follow its rule; or Hydra cannot work in this folder.
     """
+    _require_working_folder()
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config-path", "-cp", default=CONF)
     parser.add_argument("--config-name", "-cn", default=program)
@@ -799,7 +805,6 @@ def require_valid_command(program: str, arguments: Sequence[str]) -> None:
     asks = options.cfg is not None or not flags <= {"-m", "--multirun", "-r", "--run"}
     if (asks and not words) or not Path(options.config_path).is_absolute():
         return
-    _require_working_folder()
     folders = [options.config_path, *([str(Path(options.config_dir).absolute())] if options.config_dir else [])]
     search = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
     refused = None
@@ -887,12 +892,10 @@ def entry_point(
 
         @functools.wraps(task)
         def main() -> None:
-            try:
+            with errors.program():
                 sys.argv[1:] = complete(sys.argv[1:])
                 require_valid_command(program, sys.argv[1:])
-            except UserError as error:
-                end_with(error)
-            application()
+                application()
 
         return main
 

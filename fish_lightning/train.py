@@ -72,7 +72,7 @@ def train(cfg: DictConfig) -> float | None:
     log_hyperparameters(trainer, cfg, folder)
     predictions = model.test_predictions() if cfg.test else None
     if trainer.is_global_zero:
-        report.write_run(folder, summary, history_rows(trainer), predictions, outputs, data)
+        report.write_run(folder, summary, history_rows(trainer), predictions, outputs, model, data, cfg)
     return report.metrics(summary).get(cfg.optimized_metric)
 
 

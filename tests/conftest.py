@@ -5,11 +5,12 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported; more threads on busy cores are 20 times slower
 
 import json
+import socket
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from helpers import COLOURS, HELPERS, REPOSITORY, TINY, draw
+from helpers import COLOURS, DDP, HELPERS, REPOSITORY, TINY, draw
 from programs import Programs
 
 
@@ -59,17 +60,27 @@ def shared_fish():
 
 
 @pytest.fixture(scope="session")
-def run():
-    """``run("train", "trainer.max_epochs=1", cwd=tmp_path)`` runs a program in its own process; output is captured."""
+def start():
+    """``start("train", "trainer.max_epochs=1", cwd=tmp_path)`` starts a program in its own process (a ``Program``)."""
     programs = Programs()
 
-    def run_program(module, *overrides, cwd, env=None, timeout=300):
+    def start_program(module, *overrides, cwd, env=None):
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
         name = module if module == "faults" else f"fish_lightning.{module}"
-        return programs.run(name, overrides, cwd, environment, timeout)
+        return programs.start(name, overrides, cwd, environment)
 
-    yield run_program
+    yield start_program
     programs.close()
+
+
+@pytest.fixture(scope="session")
+def run(start):
+    """``run("train", "trainer.max_epochs=1", cwd=tmp_path)`` runs a program and returns its exit code and output."""
+
+    def run_program(module, *overrides, cwd, env=None, timeout=300):
+        return start(module, *overrides, cwd=cwd, env=env).communicate(timeout)
+
+    return run_program
 
 
 @pytest.fixture(scope="session")
@@ -232,6 +243,29 @@ def train_tiny(run, tiny_data):
 
     def train(cwd, *overrides, data=tiny_data, env=None):
         return run("train", *TINY, f"data.root={data}", *overrides, cwd=cwd, env=env)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def train_ranks(start, tiny_data):
+    """``train_ranks(cwd, *overrides, data=DIR)``: a tiny run of two processes, started as by torchrun; both results."""
+
+    def train(cwd, *overrides, data=tiny_data, env=None):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | (env or {})
+        ranks = [
+            start(
+                *("train", *TINY, f"data.root={data}", *DDP, *overrides),
+                cwd=cwd,
+                env=shared | {"RANK": rank, "LOCAL_RANK": rank},
+            )
+            for rank in "01"
+        ]
+        return [rank.communicate() for rank in ranks]
 
     return train
 

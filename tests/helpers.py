@@ -30,9 +30,13 @@ TINY = (
     "data.batch_size=4",
     "data.num_workers=0",
     "optimizer.lr=0.002",
+    "report=false",
 )
 #: What shortens it further where a test looks at neither.
 SHORT = ("callbacks.tensorboard=null", "validate_first=false", "test=false")
+
+#: Two processes.
+DDP = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
 
 
 def draw(path, colour, seed, size=(24, 32)):
@@ -58,6 +62,11 @@ def run_folder(cwd):
 def summary_of(folder):
     """Return ``summary.json`` of a run."""
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def ranks_of(folder, count=2):
+    """Return what ``rank_callbacks.Spy`` has written for each rank of a run."""
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(count)]
 
 
 def checkpoint_of(folder, name="last.ckpt"):

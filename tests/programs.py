@@ -14,15 +14,39 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 IMPORTED = (
     *("fish_lightning", "albumentations.pytorch", "hydra", "lightning.pytorch", "torchvision", "torchmetrics"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg", "torch.utils.tensorboard", "tensorboard.plugins.hparams"),
+    *(("optuna.storages._rdb.storage", "optuna.samplers._tpe.sampler") if find_spec("optuna") else ()),
     # What an entry point imports, except itself; that each starts on its own is tested in test_cli.py.
     *("fish_lightning.cli", "fish_lightning.report.run", "fish_lightning.resume.compatibility"),
     *("fish_lightning.training.summary", "fish_lightning.training.tensorboard", "fish_lightning.training.trainer"),
 )
+
+
+class Program:
+    """A running program; ``pid`` is its process id."""
+
+    def __init__(self, pid, folder, exit_code, command):
+        self.pid, self.folder, self.exit_code, self.command = pid, folder, exit_code, command
+
+    def communicate(self, timeout=300):
+        """Wait for it; return a ``subprocess.CompletedProcess``."""
+        in_time = bool(select.select([self.exit_code], [], [], timeout)[0])
+        if not in_time:
+            os.kill(self.pid, signal.SIGKILL)
+            select.select([self.exit_code], [], [])
+        code = int(os.read(self.exit_code, 10))
+        os.close(self.exit_code)
+        printed = [(Path(self.folder.name) / name).read_text() for name in ("out", "err")]
+        self.folder.cleanup()
+        if not in_time:
+            raise subprocess.TimeoutExpired(self.command, timeout, *printed)
+        return subprocess.CompletedProcess(self.command, code, *printed)
 
 
 class Programs:
@@ -31,26 +55,20 @@ class Programs:
     def __init__(self):
         self.server = None
 
-    def run(self, name, arguments, cwd, env, timeout):
-        """Run a module as a program; return a ``subprocess.CompletedProcess``."""
+    def start(self, name, arguments, cwd, env):
+        """Start a module as a program."""
         if self.server is None:
             command = [sys.executable, __file__]
             self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        with tempfile.TemporaryDirectory() as folder:
-            out, err = Path(folder, "out"), Path(folder, "err")
-            order = {"name": name, "arguments": arguments, "cwd": str(cwd), "env": env, "files": [str(out), str(err)]}
-            self.server.stdin.write(json.dumps(order) + "\n")
-            self.server.stdin.flush()
-            process = int(self.server.stdout.readline())
-            in_time = bool(select.select([self.server.stdout], [], [], timeout)[0])
-            if not in_time:
-                os.kill(process, signal.SIGKILL)
-            code = int(self.server.stdout.readline())
-            printed = [file.read_text() if file.exists() else "" for file in (out, err)]
-        command = [sys.executable, "-m", name, *arguments]
-        if not in_time:
-            raise subprocess.TimeoutExpired(command, timeout, *printed)
-        return subprocess.CompletedProcess(command, code, *printed)
+        folder = tempfile.TemporaryDirectory()
+        for file in ("out", "err"):
+            Path(folder.name, file).touch()
+        os.mkfifo(Path(folder.name, "exit"))
+        exit_code = os.open(Path(folder.name, "exit"), os.O_RDONLY | os.O_NONBLOCK)
+        order = {"name": name, "arguments": arguments, "cwd": str(cwd), "env": env, "folder": folder.name}
+        self.server.stdin.write(json.dumps(order) + "\n")
+        self.server.stdin.flush()
+        return Program(int(self.server.stdout.readline()), folder, exit_code, [sys.executable, "-m", name, *arguments])
 
     def close(self):
         """End the server."""
@@ -64,18 +82,28 @@ def serve():
         importlib.import_module(module)
     gc.freeze()  # forks need not copy the pages of these objects
     while line := sys.stdin.readline():
-        process = os.fork()
-        if process == 0:
-            return json.loads(line)
-        print(process, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+        order = json.loads(line)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # those that have ended
+                pass
+        if os.fork() == 0:
+            process = os.fork()
+            if process == 0:
+                return order
+            print(process, flush=True)
+            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            os.write(os.open(Path(order["folder"], "exit"), os.O_WRONLY | os.O_NONBLOCK), b"%d" % code)
+            os._exit(0)
     return None
 
 
-def become(arguments, cwd, env, files):
+def become(arguments, cwd, env, folder):
     """Set arguments, working directory, environment and output of this process."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    for number, file in enumerate([os.open(os.devnull, os.O_RDONLY), *(os.open(file, flags) for file in files)]):
+    files = [
+        os.open(os.devnull, os.O_RDONLY),
+        *(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_APPEND) for name in ("out", "err")),
+    ]
+    for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
     os.environ.clear()

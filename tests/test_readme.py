@@ -65,16 +65,17 @@ RUN = {
         "sweep folder  logs/search",
     ),
     f"{TRAIN} sweep=grid hydra.sweep.dir=logs/grid ckpt=auto": ((*SAMPLE, *ONE_JOB), "sweep folder  logs/grid"),
-    f"{TRAIN} ckpt=RUN": (("data=folder", "data.root=photos"), "run folder   "),
+    f"{TRAIN} ckpt=RUN": ((), "run folder   "),
+    "python -m fish_lightning.compare a=RUN_A b=RUN_B margin=0.01": ((), "compare.html"),
     f"{TRAIN} sweep=optuna hydra/launcher=joblib hydra.launcher.n_jobs=2 hydra.sweeper.n_jobs=2": (
         (*SAMPLE, "hydra.launcher.n_jobs=1", "hydra.sweeper.n_trials=1"),  # more start workers, as tests/sweeps does
         "sweep.csv",
     ),
-    f"{PREDICT} {BEST} input=DIR": ((), "contact_sheet.png"),
+    f"{PREDICT} ckpt=RUN input=DIR": ((), "contact_sheet.png"),
     f"""{PREDICT} {BEST} input="'photos/*.jpg'\"""": ((), "photos/1.jpg"),
-    f"{EVALUATE} {BEST}": ((), "subset=test"),
-    f"{EVALUATE} {BEST} data=folder data.root=DIR": ((), "subset=test"),
-    f"{EVALUATE} {BEST} data=fish_originals data.root=DIR": ((), "test accuracy"),
+    f"{EVALUATE} ckpt=RUN": ((), "subset=test"),
+    f"{EVALUATE} ckpt=RUN data=folder data.root=DIR": ((), "subset=test"),
+    f"{EVALUATE} ckpt=RUN data=fish_originals data.root=DIR": ((), "test accuracy"),
     f"{TRAIN} experiment=notebook data.root=DIR": ((), "split  random, seed 42"),
 }
 #: What is only composed, and why.
@@ -133,7 +134,7 @@ def world(tmp_path_factory, make_image, make_archive, run):
         if re.search("data=fish|experiment=", text):
             places["DIR"] = str(archive)
         if "RUN" in text:
-            places["RUN"] = str(command.run)
+            places |= dict.fromkeys(("RUN_A", "RUN_B", "RUN"), str(command.run))
         for name, place in places.items():
             overrides = overrides.replace(name, place)
         return run(program, *shlex.split(overrides), *SMALL[program], *extra, cwd=cwd, env=environment)

@@ -36,10 +36,12 @@ Pixels = npt.NDArray[np.uint8]
 Digests = npt.NDArray[np.uint8]
 
 #: Increment it with every change here or in ``decoding.py`` that can change a pixel.
-VERSION = 1
+VERSION = 2
 #: Transforms without randomness, and those after which all images have the same size.
 DETERMINISTIC = (A.Resize, A.CenterCrop, A.LongestMaxSize, A.SmallestMaxSize)
 FIXED_SIZE = (A.Resize, A.CenterCrop)
+#: How often a cache file is written that somebody deletes at once.
+ATTEMPTS = 2
 #: Images submitted to the thread pool at a time: bounds the decoded images that wait to be written.
 BLOCK = 1024
 
@@ -98,12 +100,22 @@ class PixelCache:
         pixels: (N, H, W, 3), memory-mapped or in memory.
         errors: message for each index whose file cannot be read.
         file: the file ``pixels`` is mapped from; None if it is in memory.
+
+    Attributes:
+        errors: as given.
     """
 
     def __init__(self, pixels: Pixels, errors: dict[int, str], file: Path | None = None) -> None:
         self.errors = errors
         self._file = file
         self._pixels: Pixels | None = pixels
+        self._rows: dict[int, int] | None = None
+
+    def of(self, indices: npt.NDArray[np.int64]) -> "PixelCache":
+        """Return this cache of a part of a catalog as one whose indices are the catalog's."""
+        self._rows = {index: row for row, index in enumerate(indices.tolist())}
+        self.errors = {int(indices[row]): error for row, error in self.errors.items()}
+        return self
 
     @property
     def pixels(self) -> Pixels:
@@ -121,7 +133,7 @@ class PixelCache:
         """
         if index in self.errors:
             raise UnreadableImage(self.errors[index])
-        return np.array(self.pixels[index])
+        return np.array(self.pixels[index if self._rows is None else self._rows[index]])
 
     def black(self) -> Pixels:
         """Return the placeholder of an unreadable image."""
@@ -132,7 +144,15 @@ class PixelCache:
         return self.__dict__ | ({"_pixels": None} if self._file is not None else {})
 
 
-def open_cache(catalog: Catalog, pipelines: Pipelines, folder: Path, workers: int, in_ram: bool = False) -> PixelCache:
+def open_cache(
+    catalog: Catalog,
+    pipelines: Pipelines,
+    folder: Path,
+    workers: int,
+    in_ram: bool = False,
+    needed: npt.NDArray[np.int64] | None = None,
+    kind: str = "pixels",
+) -> PixelCache:
     """Return the decoded images of a catalog, from the cache file or decoded now.
 
     If several processes request the same file, one writes it and the others wait.
@@ -143,6 +163,8 @@ def open_cache(catalog: Catalog, pipelines: Pipelines, folder: Path, workers: in
         folder: the cache.
         workers: number of decoding threads.
         in_ram: write no file (an existing one is still read); for small data sets.
+        needed: indices of the only images that are asked for: the others need not exist. None: all.
+        kind: of cache file: ``"pixels"``, or ``"part"`` of a catalog, beside which the cache of all images stays.
 
     Raises:
         UserError: not enough free space, on disk or in memory.
@@ -152,10 +174,12 @@ def open_cache(catalog: Catalog, pipelines: Pipelines, folder: Path, workers: in
         json.dumps([VERSION, PIL.__version__, cv2.__version__, A.__version__, A.to_dict(pipelines.head)], default=str)
     )
     digests = _digests(catalog)
-    family = f"pixels-{root}-{head}"
+    family = f"{kind}-{root}-{head}"
     file = folder / f"{family}-{_hexdigest(digests.tobytes())}.npy"
     shape = (len(catalog), pipelines.height, pipelines.width, 3)
     cache = _open(file, shape)
+    if cache is None and needed is not None:
+        return open_cache(catalog.take(needed), pipelines, folder, workers, in_ram, kind="part").of(needed)
     if in_ram:
         return _in_ram(catalog, pipelines, workers, shape, cache)
     if cache is not None:
@@ -164,16 +188,21 @@ def open_cache(catalog: Catalog, pipelines: Pipelines, folder: Path, workers: in
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f"{family}.lock", "waiting for another run that is decoding the same images"):
             cache = _open(file, shape)
-            if cache is None:
-                _write(catalog, pipelines, file, family, digests, shape, workers)
-                cache = _open(file, shape)
+            for _ in range(ATTEMPTS):
+                if cache is None:
+                    _write(catalog, pipelines, file, family, digests, shape, workers)
+                    cache = _open(file, shape)
     except OSError as error:
         raise UserError(
             f"data.cache: the decoded images cannot be written to {folder} ({error.strerror or error})\n"
             f"they take {_cache_size(shape)}: free some space, choose another folder (data.cache_dir=DIR) or "
             "use data.cache=off"
         ) from None
-    assert cache is not None
+    if cache is None:
+        raise UserError(
+            f"data.cache: {file} was deleted or damaged {ATTEMPTS} times as soon as it was written\n"
+            "find out by what, choose another folder (data.cache_dir=DIR) or use data.cache=off"
+        )
     return cache
 
 
@@ -191,7 +220,8 @@ def _write(
     for left_over in folder.glob(f".*.{family}-*"):  # of a killed process: this one has the lock
         left_over.unlink(missing_ok=True)
     former = [other for other in folder.glob(f"{family}-*.npy") if other != file]
-    known, errors, kept = _reusable(former, shape)
+    whole = folder.glob(f"pixels-{family.partition('-')[2]}-*.npy") if family.startswith("part-") else ()
+    known, errors, kept = _reusable([*former, *whole], shape)
     new = [index for index in range(len(catalog)) if digests[index].tobytes() not in known]
     _require_disk(folder, shape)
     print(
@@ -330,4 +360,5 @@ def _cache_size(shape: tuple[int, ...]) -> str:
 
 
 def _hexdigest(state: str | bytes) -> str:
-    return hashlib.sha256(state if isinstance(state, bytes) else state.encode()).hexdigest()[:12]
+    content = state if isinstance(state, bytes) else state.encode(errors="surrogateescape")
+    return hashlib.sha256(content).hexdigest()[:12]

@@ -7,6 +7,7 @@ copies of one photograph.
 
 import csv
 import re
+import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from fish_lightning.errors import UserError
 from fish_lightning.files import whole_file
+from fish_lightning.names import ENCODE_ERRORS, printable
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "photograph", "split")
@@ -85,6 +87,11 @@ class Catalog:
         leaked: npt.NDArray[np.bool_] = np.logical_and(self.splits == "test", copied)
         return leaked
 
+    def take(self, indices: npt.NDArray[np.int64]) -> "Catalog":
+        """Return the catalog of some of the images."""
+        columns = {name: getattr(self, name)[indices] for name in ("paths", "labels", "photographs", "splits")}
+        return replace(self, **columns)
+
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """Return the indices of one split, or of all images for ``"all"``."""
         return np.arange(len(self)) if split == "all" else np.flatnonzero(self.splits == split)
@@ -94,8 +101,11 @@ class Catalog:
         return {split: int((self.splits == split).sum()) for split in SPLITS}
 
     def write_csv(self, path: Path) -> None:
-        """Write the table as CSV, atomically."""
-        with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        """Write the table as CSV, atomically; it is read again, so paths and names keep their bytes."""
+        with (
+            whole_file(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors=ENCODE_ERRORS) as stream,
+        ):
             rows = csv.writer(stream)
             rows.writerow(COLUMNS)
             for i in range(len(self)):
@@ -157,7 +167,17 @@ def make_catalog(root: Path, rows: list[tuple[str, str, str, str]], classes: lis
         raise EmptyClassError(empty, catalog)
     if len(names) < 2:
         raise UserError(f"only one class, '{names[0]}', in {root}\na classifier requires at least two class folders")
+    for alike in _alike(names):
+        print(f"note: class names that differ in case or spaces only: {', '.join(alike)}", flush=True)
     return catalog
+
+
+def _alike(names: list[str]) -> list[list[str]]:
+    """Return the names, in quotes, of which others differ in case, spaces or Unicode form only."""
+    by_key: dict[str, list[str]] = {}
+    for name in names:
+        by_key.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    return [[f"'{printable(name)}'" for name in same] for same in by_key.values() if len(same) > 1]
 
 
 def named_photographs(catalog: Catalog, pattern: str) -> npt.NDArray[np.str_]:

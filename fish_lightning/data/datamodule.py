@@ -22,6 +22,7 @@ from fish_lightning.data.device_augment import DeviceAugment
 from fish_lightning.data.near_duplicates.search import with_photographs
 from fish_lightning.data.sources import CatalogSource, Source
 from fish_lightning.data.splits import folders_split
+from fish_lightning.data.trained_sources import RecordedSource
 from fish_lightning.errors import UserError
 from fish_lightning.hardware import cores
 
@@ -157,8 +158,14 @@ class FishDataModule(L.LightningDataModule):
             self.device_augment = DeviceAugment(self.pipelines.train.transforms)
         if self.cache == "on" and self.cache_dir is None:
             raise UserError("data.cache=on requires a folder: data.cache_dir=DIR")
+        needed = self.source.subset if isinstance(self.source, RecordedSource) and not self.resident else "all"
         self.pixels = open_cache(
-            self.catalog, self.pipelines, self.cache_dir or Path(), cores(), in_ram=self.cache == "ram"
+            self.catalog,
+            self.pipelines,
+            self.cache_dir or Path(),
+            cores(),
+            in_ram=self.cache == "ram",
+            needed=None if needed == "all" else self.catalog.indices(needed),
         )
         bad = [index for index in sorted(self.pixels.errors) if self.catalog.splits[index] != ""]
         if bad and self.on_error == "raise":

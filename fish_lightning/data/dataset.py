@@ -7,6 +7,7 @@ number of workers.
 """
 
 import math
+import os
 import random
 import signal
 from collections.abc import Iterator
@@ -198,11 +199,13 @@ def start_worker(worker_id: int) -> None:
 
     Ctrl-C and a cluster's SIGTERM reach the workers too, which would inherit the handler that saves the run. The main
     process needs one more batch to stop, and then ends its workers; a worker ends by itself ``GRACE`` seconds after
-    SIGTERM.
+    SIGTERM, and at once on SIGALRM, which the main process sends when an error ends it. It ends with code 0: torch
+    raises in the main process when a worker is killed.
     """
     del worker_id
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.data.decoding import UnreadableImage, decode
+from fish_lightning.data.decoding import UnreadableImage, decode, opened
 from fish_lightning.data.folders import MASK_SUFFIX, images_below
 from fish_lightning.data.near_duplicates.search import label_errors, photograph_numbers
 from fish_lightning.hardware import cores
@@ -115,12 +115,10 @@ def image_facts(file: Path) -> ImageFacts:
     """Decode one file as training does."""
     try:
         decode(file)
-        with Image.open(file) as image:
+        with opened(file) as image:
             width, height = image.size
-            mode, file_format = image.mode, image.format or ""
-        return ImageFacts(
-            height, width, mode, file_format, hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
-        )
+            digest = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+            return ImageFacts(height, width, image.mode, image.format or "", digest)
     except UnreadableImage as error:
         return ImageFacts(error=str(error).removeprefix(f"{file}: "))
 

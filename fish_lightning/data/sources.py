@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 from fish_lightning.data.archives.kaggle import download
 from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
-from fish_lightning.data.folders import images_below, require_folder, subfolders
+from fish_lightning.data.folders import LeftOut, images_below, require_folder, same_file, subfolders
 from fish_lightning.data.sample.classes import ORIGINAL_FOLDERS
 from fish_lightning.errors import UserError
-from fish_lightning.files import read_rows
+from fish_lightning.files import beside, locked, read_rows
 
 NOT_CLASSES = ("Fish_Dataset", "NA_Fish_Dataset")  # folders of the archive: augmented images, originals
 
@@ -40,8 +40,11 @@ class ArchiveSource:
 
     def prepare(self) -> None:
         """Download the archive if its folder does not exist."""
-        if self.kaggle is not None and not self.root.exists():
-            download(self.kaggle, self.root)
+        if self.kaggle is None or self.root.exists():
+            return
+        with locked(beside(self.root), f"waiting for another program that is downloading {self.kaggle}"):
+            if not self.root.exists():
+                download(self.kaggle, self.root)
 
     def read(self) -> Catalog:
         """Read ``<Class>/<Class>/*``, without mask folders (``<Class> GT``) and ``NA_Fish_Dataset``.
@@ -50,8 +53,9 @@ class ArchiveSource:
             UserError: ``root`` is missing or is not in the archive's layout.
         """
         require_folder(self.root)
+        left_out = LeftOut()
         for base in (self.root, self.root / "Fish_Dataset", self.root / "Fish_Dataset" / "Fish_Dataset"):
-            folders = [f for f in subfolders(base) if f.name not in NOT_CLASSES] if base.is_dir() else []
+            folders = [f for f in subfolders(base, left_out) if f.name not in NOT_CLASSES] if base.is_dir() else []
             classes = [f for f in folders if (f / f.name).is_dir()]
             if classes:
                 break
@@ -63,8 +67,9 @@ class ArchiveSource:
         rows = [
             (file.relative_to(self.root).as_posix(), folder.name, "", "")
             for folder in classes
-            for file in images_below(folder / folder.name)
+            for file in images_below(folder / folder.name, left_out)
         ]
+        left_out.say()
         return make_catalog(self.root, rows, [folder.name for folder in folders])
 
 
@@ -87,7 +92,8 @@ class OriginalsSource(Source):
         require_folder(self.root)
         below = [self.root / name / NOT_CLASSES[1] for name in (".", NOT_CLASSES[0])]
         base = next((folder for folder in below if folder.is_dir()), self.root)
-        folders = subfolders(base)
+        left_out = LeftOut()
+        folders = subfolders(base, left_out)
         if not folders or any(folder.name in NOT_CLASSES or (folder / folder.name).is_dir() for folder in folders):
             raise UserError(
                 f"{self.root} does not contain the originals ({NOT_CLASSES[1]}/<Class>/*.jpg)\n"
@@ -98,8 +104,9 @@ class OriginalsSource(Source):
         rows = [
             (file.relative_to(self.root).as_posix(), name, "", "")
             for folder, name in names.items()
-            for file in images_below(folder)
+            for file in images_below(folder, left_out)
         ]
+        left_out.say()
         return make_catalog(self.root, rows, list(names.values()))
 
 
@@ -122,7 +129,8 @@ class FolderSource(Source):
             UserError: ``root`` is missing or empty, or a class folder contains no image.
         """
         require_folder(self.root)
-        top = subfolders(self.root)
+        left_out = LeftOut()
+        top = subfolders(self.root, left_out)
         given = {folder.name for folder in top}
         if given & set(NOT_CLASSES):
             raise UserError(f"{self.root} is the fish archive: for its classes use data=fish")
@@ -136,10 +144,12 @@ class FolderSource(Source):
         rows, names = [], set()
         for part in top if has_split else [self.root]:
             split = ("val" if part.name.startswith("val") else part.name) if has_split else ""
-            for folder in subfolders(part):
-                names.add(folder.name)
-                for file in images_below(folder):
-                    rows.append((file.relative_to(self.root).as_posix(), folder.name, "", split))
+            for folder in subfolders(part, left_out) if has_split else top:
+                files = [file.relative_to(self.root).as_posix() for file in images_below(folder, left_out)]
+                rows += [(file, folder.name, "", split) for file in files]
+                if files or not left_out.runs_below(folder):
+                    names.add(folder.name)
+        left_out.say()
         return make_catalog(self.root, rows, sorted(names))
 
 
@@ -175,14 +185,18 @@ class CatalogSource(Source):
         unknown = sorted({row[3] for row in rows} - {*SPLITS, ""})
         if unknown:
             raise UserError(f"{where} contains the split '{unknown[0]}'; allowed: {', '.join(SPLITS)}")
-        twice = [path for path, count in Counter(os.path.normpath(row[0]) for row in rows).items() if count > 1]
+        # A relative and an absolute path may be those of one file.
+        absolute = any(os.path.isabs(row[0]) for row in rows)  # noqa: PTH117 - for each of a million files
+        places = [same_file(self.root / row[0]) if absolute else os.path.normpath(row[0]) for row in rows]
+        twice = [path for path, count in Counter(places).items() if count > 1]
         if twice:
             raise UserError(f"{where} lists {len(twice)} images more than once, the first is {twice[0]}")
-        absent = [row[0] for row in rows if not (self.root / row[0]).is_file()]
+        absent = [row[0] for row in rows if not os.path.isfile(self.root / row[0])]  # noqa: PTH113 - it never raises
         if absent:
+            legacy = "" if absent[0].isprintable() else "\nis the table saved as UTF-8?"
             raise UserError(
                 f"{where} lists {len(rows)} images, {len(absent)} of them missing, the first is {absent[0]}\n"
-                f"paths are relative to {self.root}; to change it: data.root=DIR"
+                f"paths are relative to {self.root}; to change it: data.root=DIR{legacy}"
             )
         return make_catalog(self.root, rows)
 
@@ -200,9 +214,19 @@ class SampleSource:
         self.arguments = arguments
 
     def prepare(self) -> None:
-        """Generate the data if it does not exist."""
-        from fish_lightning.data.sample.generate import make_sample
+        """Generate the data if it does not exist.
 
+        Raises:
+            UserError: ``root`` was given, and is no sample set.
+        """
+        from fish_lightning.data.sample.generate import RECIPE_FILE, make_sample, standard_name
+
+        # Whoever forgets data=folder must not get a score on drawings, nor drawings among the photographs.
+        if self.root.name != standard_name(**self.arguments) and not (self.root / RECIPE_FILE).is_file():
+            raise UserError(
+                f"data.root: {self.root} is not a sample data set; did you mean data=folder or data=fish?\n"
+                "for the sample data leave data.root out; to generate it elsewhere: paths.cache=DIR"
+            )
         make_sample(self.root, **self.arguments)
 
     def read(self) -> Catalog:

@@ -20,18 +20,21 @@ from fish_lightning.hardware import cores
 MakeSource = Callable[[str | Path | None], Source]
 
 
-def evaluation_source(cfg: DictConfig, other: MakeSource | None, state: dict[str, Any]) -> MakeSource:
+def evaluation_source(
+    cfg: DictConfig, other: MakeSource | None, state: dict[str, Any], subset: str = "all"
+) -> MakeSource:
     """Return a factory that creates the source of an evaluation from ``data.root``.
 
     Args:
         cfg: the ``data`` group.
         other: factory of its source; None for the images of the training run.
         state: :meth:`Catalog.state` of the training run.
+        subset: the images of the training run that are tested; others need not exist.
     """
     if cfg.catalog is not None:
         other = partial(CatalogSource, catalog=cfg.catalog)
     if other is None:
-        return partial(RecordedSource, state=state)
+        return partial(RecordedSource, state=state, subset=subset)
     return partial(
         OtherSource,
         source=other,
@@ -48,23 +51,26 @@ class RecordedSource(Source):
     Args:
         root: where the images are now; None: where they were.
         state: :meth:`Catalog.state` of the training run.
+        subset: the images that are needed; of others only what the catalog knows.
     """
 
-    def __init__(self, root: str | Path | None, state: dict[str, Any]) -> None:
+    def __init__(self, root: str | Path | None, state: dict[str, Any], subset: str = "all") -> None:
+        self.subset = subset
         self.state = state | ({"root": str(root)} if root is not None else {})
 
     def read(self) -> Catalog:
         """Return the catalog as it was trained on.
 
         Raises:
-            UserError: the folder or its first image is missing.
+            UserError: the folder is missing, or the first of the images that are needed.
         """
         catalog = Catalog.from_state(self.state)
         require_folder(catalog.root)
-        if not (catalog.root / str(catalog.paths[0])).is_file():
+        first = next(iter(catalog.paths[catalog.indices(self.subset)].tolist()), None)
+        if first is not None and not (catalog.root / first).is_file():
             raise UserError(
                 f"{catalog.root} does not contain the images this checkpoint was trained on "
-                f"(no {catalog.paths[0]})\ngive the folder they are in now: data.root=DIR"
+                f"(no {first})\ngive the folder they are in now: data.root=DIR"
             )
         return catalog
 

@@ -128,11 +128,14 @@ class FishClassifier(L.LightningModule):
         if any(parameter.grad is not None for parameter in self.parameters()):
             compat.clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return images (N, 3, H, W) uint8 as the network takes them."""
+        images = ((images.float() / 255.0 - self.mean) / self.std).to(self.mean.dtype)  # bf16 for bf16-true
+        return images.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else images
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalize images (N, 3, H, W) uint8 and return their logits (N, C)."""
-        images = ((images.float() / 255.0 - self.mean) / self.std).to(self.mean.dtype)  # bf16 for bf16-true
-        if self.hparams["channels_last"]:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = self.normalize(images)
         try:
             output = self.network(images)
         except (RuntimeError, ValueError, AssertionError) as error:

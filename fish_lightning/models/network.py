@@ -54,7 +54,7 @@ def _head_keys(name: str) -> set[str]:
 
 @functools.cache
 def head_name(name: str) -> str:
-    """Return the path of the network's last layer, the one made for the classes: ``fc`` of a ResNet."""
+    """Return the path of the network's last layer, such as ``fc`` of a ResNet."""
     main = [key for key in _head_keys(name) if not key.startswith(_AUXILIARY)]
     return main[0].rpartition(".")[0]
 

@@ -2,27 +2,36 @@
 
 import csv
 import json
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from omegaconf import DictConfig
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.distributed.same_config import fingerprint
 from fish_lightning.errors import UserError
+from fish_lightning.evaluation.analysis import analyse, calibration_file
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.scores import confusion_matrix
 from fish_lightning.files import shown, whole_file
 from fish_lightning.models.classifier import FishClassifier
-from fish_lightning.names import ENCODE_ERRORS, path_cell, text_cell
+from fish_lightning.names import ENCODE_ERRORS, path_cell, printable, text_cell
 from fish_lightning.plotting import figures
+from fish_lightning.plotting.figures import Row
+from fish_lightning.plotting.thumbnails import thumbnail
+from fish_lightning.report.explanations import audit_report, error_heat_maps, training_outputs
+from fish_lightning.report.run_report import write_report
 from fish_lightning.report.tables import closing_table, evaluation_table
+from fish_lightning.resume.overrides import run_of
 
 PICTURES = 18  # test images in plots/predictions.png
 Summary = dict[str, Any]
@@ -59,7 +68,9 @@ def write_run(
     history: list[dict[str, float | None]],
     predictions: Predictions | None,
     outputs: Outputs | None,
+    model: FishClassifier,
     data: FishDataModule,
+    cfg: DictConfig,
 ) -> None:
     """Write the files of a finished run and print its results.
 
@@ -71,24 +82,87 @@ def write_run(
         history: one row per epoch.
         predictions: of the test; None: not tested.
         outputs: of test and validation images.
+        model: tested.
         data: of the run.
+        cfg: the whole config.
     """
     if history:
         figures.save(figures.loss_figure(history), folder / "plots" / "loss.png")
         figures.save(figures.accuracy_figure(history), folder / "plots" / "accuracy.png")
     if predictions and outputs:
         write_test(folder, predictions, outputs, data.catalog)
+        summary["test"] |= explain(folder, model, data, outputs, cfg, history=history)
     write_summary(folder, summary)
     print("\n" + closing_table(folder, summary), flush=True)
 
 
 def write_evaluation(
-    folder: Path, summary: Summary, predictions: Predictions, data: FishDataModule, subset: str
+    folder: Path,
+    summary: Summary,
+    predictions: Predictions,
+    model: FishClassifier,
+    data: FishDataModule,
+    cfg: DictConfig,
 ) -> None:
     """Write the files of an evaluation and print its results."""
-    write_test(folder, predictions, Outputs.of(predictions, data.catalog), data.catalog)
+    subset, outputs = cfg.subset, Outputs.of(predictions, data.catalog)
+    write_test(folder, predictions, outputs, data.catalog)
+    summary[subset] |= explain(folder, model, data, outputs, cfg, subset, stored=stored_calibration(cfg.ckpt))
     write_summary(folder, summary)
     print(evaluation_table(folder, summary, subset))
+
+
+def explain(
+    folder: Path,
+    model: FishClassifier,
+    data: FishDataModule,
+    outputs: Outputs,
+    cfg: DictConfig,
+    subset: str = "test",
+    history: Sequence[Row] = (),
+    stored: dict[str, Any] | None = None,
+) -> Summary:
+    """Write ``calibration.json`` and ``report.html``.
+
+    Args:
+        folder: of the run or evaluation.
+        model: tested.
+        data: its data.
+        outputs: of the tested images, and of validation images where they are known.
+        cfg: the whole config; ``report`` says whether the report is written.
+        subset: what was tested.
+        history: one row per epoch of a training run.
+        stored: ``calibration.json`` of the training run, for an evaluation without validation images.
+
+    Returns:
+        ``calibration`` and ``selective``, which become part of the scores in ``summary.json``.
+    """
+    model.eval()
+    catalog = data.catalog
+    trained = np.unique(catalog.photographs[catalog.splits == "train"])
+    known = catalog.photographs_known
+    leaked = np.isin(outputs.photographs, trained) & (outputs.photographs != "") if known else None
+    training = training_outputs(model, data) if cfg.report else None
+    analysis = analyse(outputs, training, cfg.evaluate.target_error, subset=subset, leaked=leaked, stored=stored)
+    if stored is None and (outputs.splits == "val").any():
+        with whole_file(folder / "calibration.json") as temporary:
+            temporary.write_text(json.dumps(calibration_file(analysis), indent=2) + "\n", encoding="utf-8")
+    if cfg.report:
+        heat, heat_note = error_heat_maps(model, data, analysis)
+        write_report(
+            folder / "report.html",
+            analysis,
+            title=f"{model.hparams['name']} on {printable(catalog.root.resolve().name)}",
+            thumbnail=lambda path: thumbnail(catalog.root / path, 256),
+            heat=heat,
+            heat_note=heat_note,
+            history=history,
+            split=data.split_name,
+            audit=audit_report(model, data, outputs.subset(subset) if subset != "all" else outputs),
+            config=OmegaConf.to_yaml(cfg, resolve=True),
+            environment={"torch": torch.__version__, "lightning": L.__version__, "python": platform.python_version()},
+        )
+    return {"calibration": analysis.calibration, "selective": analysis.selective}
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
@@ -117,9 +191,19 @@ def write_test(folder: Path, predictions: Predictions, outputs: Outputs, catalog
     figures.save(figures.prediction_figure(predictions, catalog, PICTURES), plots / "predictions.png")
 
 
+def stored_calibration(ckpt: str) -> dict[str, Any]:
+    """Return ``calibration.json`` of the run that a checkpoint belongs to; empty where there is none."""
+    file = run_of(Path(ckpt).expanduser()) / "calibration.json"
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
 @contextmanager
 def _csv(file: Path) -> Iterator[Any]:
-    """Write a CSV file whole or not at all; names keep their bytes."""
+    """Write a CSV file atomically; names keep their bytes."""
     with (
         whole_file(file) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors=ENCODE_ERRORS) as stream,

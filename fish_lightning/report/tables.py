@@ -61,7 +61,16 @@ def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
             "         among the scored images"
         )
     lines += ["", f"data     {summary['data']}", f"folder   {shown(folder)}"]
+    if (folder / "report.html").is_file():
+        lines.append(f"report   {shown(folder / 'report.html')}")
     return "\n".join([scores, "", *lines])
+
+
+def _to_go_on(folder: Path, summary: Summary) -> str:
+    """Return how to train a run further that a limit has stopped."""
+    if summary["stopped_by"] == "max_time":
+        return f"; resume with\n  python -m fish_lightning.train {override('ckpt', folder)} trainer.max_time=null"
+    return "; for more, a new run with a larger trainer.max_steps" if summary["stopped_by"] == "max_steps" else ""
 
 
 def closing_table(folder: Path, summary: Summary) -> str:
@@ -74,11 +83,20 @@ def closing_table(folder: Path, summary: Summary) -> str:
     if summary["seconds"]:
         speed = f", {summary['train_images_per_second']:.0f} training images/s" if summary["seconds"] else ""
         lines.append(f"\n{summary['epochs']} epochs in {summary['seconds']:.0f} s{speed}")
+    if summary["stopped_by"]:
+        lines.append(
+            f"stopped by {summary['stopped_by']} in epoch {summary['epochs']:.0f}" + _to_go_on(folder, summary)
+        )
+    if summary["limits"]:
+        limits = ", ".join(f"{key}={value}" for key, value in summary["limits"].items())
+        lines.append(f"warning: a part of the data only ({limits})")
     checkpoint = summary["checkpoint"]
     lines.append(
         f"best epoch   {summary['best_epoch']} by validation accuracy" if checkpoint else "no checkpoint was kept"
     )
     lines += [f"run folder   {shown(folder)}", f"pictures     {shown(folder / 'plots')}"]
+    if (folder / "report.html").is_file():
+        lines.append(f"report       {shown(folder / 'report.html')}")
     if checkpoint:
         lines.append(f"predict      python -m fish_lightning.predict {override('ckpt', checkpoint)} input=FOLDER")
     return "\n".join([*lines, f"tensorboard  tensorboard --logdir {quote(shown(folder))}"])

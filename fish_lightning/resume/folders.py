@@ -13,7 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from fish_lightning.distributed.cluster import is_first_process, slurm_restarts
-from fish_lightning.errors import UserError, end_with
+from fish_lightning.errors import UserError, end_with, refusal
 from fish_lightning.files import locked, override, shown
 from fish_lightning.resume.overrides import run_of
 
@@ -64,7 +64,10 @@ class GuardRunFolder(Callback):
         folder = Path(config.hydra.run.dir)
         if not is_first_process():
             return
-        self._held.enter_context(run_folder_lock(folder))
+        try:
+            self._held.enter_context(run_folder_lock(folder))
+        except OSError as error:  # Hydra would print a warning and go on
+            end_with(refusal(error))
         ckpt = config.ckpt
         resumed = ckpt in ("auto", "last") or (ckpt is None and slurm_restarts())
         if not resumed and ckpt:

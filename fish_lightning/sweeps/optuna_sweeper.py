@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 
+#: Failed trials in a row that end a study.
+FAILURES = 5
+
+
 class OptunaSweeper(Sweeper):
     """Runs the trials of a study as jobs, each in a folder named after its number.
 
@@ -38,7 +42,7 @@ class OptunaSweeper(Sweeper):
     trial runs again with the same settings, in the same folder, from its last checkpoint (``ckpt=auto``).
 
     Args:
-        n_trials: number of finished trials, including those of earlier starts.
+        n_trials: number of trials with a result, including those of earlier starts; failed ones do not count.
         n_jobs: number of trials at a time, for launchers that run jobs in parallel.
         metric: what a job returns; a loss is minimized, other metrics are maximized.
         storage: of the study: a database URL, or a file for Optuna's journal.
@@ -149,6 +153,7 @@ class OptunaSweeper(Sweeper):
             flush=True,
         )
         lost: list[int] = []
+        failures = 0  # in a row
         while interrupted or lost or _finished(study) < self.n_trials:
             room = min(self.n_jobs, max(self.n_trials - _finished(study), len(interrupted)))
             again, interrupted = interrupted[:room], interrupted[room:]
@@ -164,7 +169,13 @@ class OptunaSweeper(Sweeper):
                 if self._is_lost(trial, job):
                     lost.append(trial.number)
                 else:
-                    self._tell(study, trial, job)
+                    failures = 0 if self._tell(study, trial, job) else failures + 1
+            if failures >= FAILURES:
+                raise UserError(
+                    f"the last {failures} trials have failed: see error.txt in {shown(folders[-1])} and others\n"
+                    "mend their settings in a new sweep; or to go on with this study, the same command and:\n"
+                    + override("hydra.sweep.dir", folder)
+                )
 
     def _draw(self, trial: "Trial", space: "dict[str, BaseDistribution]") -> dict[str, str]:
         try:
@@ -191,8 +202,12 @@ class OptunaSweeper(Sweeper):
         print(f"trial {trial.number} was killed: resuming it from its last checkpoint, once", flush=True)
         return True
 
-    def _tell(self, study: "Study", trial: "Trial", job: Path) -> None:
-        """Record the result in the job's ``summary.json``: launchers report some failures and hide others."""
+    def _tell(self, study: "Study", trial: "Trial", job: Path) -> bool:
+        """Record the result in the job's ``summary.json``: launchers report some failures and hide others.
+
+        Returns:
+            Whether there is one.
+        """
         from optuna.trial import TrialState
 
         summary = job_summary(job)
@@ -202,8 +217,10 @@ class OptunaSweeper(Sweeper):
             study.tell(trial, state=TrialState.PRUNED)
         elif value is None or math.isnan(value):
             study.tell(trial, state=TrialState.FAIL)
+            return False
         else:
             study.tell(trial, value)
+        return True
 
     def _study(self, settings: dict[str, Any], folder: Path) -> "Study":
         """Open the study, or create it if there is none.
@@ -291,4 +308,6 @@ def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _finished(study: "Study") -> int:
-    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    """Return the number of trials that have a result; failed ones have none."""
+    trials = study.get_trials(deepcopy=False)
+    return sum(trial.state.is_finished() and trial.state.name != "FAIL" for trial in trials)

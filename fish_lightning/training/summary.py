@@ -3,8 +3,11 @@
 from typing import Any, TypeVar
 
 import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from omegaconf import DictConfig
 
+from fish_lightning import compat
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.trained_sources import OtherSource
 from fish_lightning.distributed.ranks import gathered
@@ -18,6 +21,28 @@ from fish_lightning.training.nonfinite import NonFiniteLoss
 
 Summary = dict[str, Any]
 C = TypeVar("C", bound=L.Callback)
+
+
+#: Settings that leave out a part of the data.
+LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
+
+
+def stopped_by(trainer: L.Trainer) -> str | None:
+    """Return what ended a run before its last epoch was complete: a setting's or a callback's name; None: nothing."""
+    rows = history_rows(trainer)
+    within_epoch = compat.next_batch(trainer)[1] > 0
+    if trainer.max_epochs in (None, -1) or not rows:
+        return None
+    if (rows[-1]["epoch"] or 0) >= trainer.max_epochs and not within_epoch:
+        return None
+    if any(getattr(callback, "pruned", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        return "pruning"
+    early, timer = _find(trainer, EarlyStopping), _find(trainer, Timer)
+    if early and early.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+        return "early_stopping"
+    if trainer.global_step == trainer.max_steps:
+        return "max_steps"
+    return "max_time" if timer and (timer.time_remaining() or 0) <= 0 else None
 
 
 def history_rows(trainer: L.Trainer) -> list[Row]:
@@ -74,6 +99,8 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "skipped_batches": nonfinite.skipped if nonfinite else 0,
         "unreadable_images": [str(data.catalog.paths[index]) for index in unreadable],
         "checkpoint": (best.best_model_path or None) if best else None,
+        "stopped_by": stopped_by(trainer),
+        "limits": {f"trainer.{name}": cfg.trainer[name] for name in LIMITS if cfg.trainer[name] not in (None, 0, 1.0)},
         "pruned": any(getattr(callback, "pruned", False) for callback in trainer.callbacks),  # type: ignore[attr-defined]
         "config": fingerprint(cfg),
     }

@@ -1,6 +1,7 @@
 """Unpack a data set's zip file safely: only below its folder, only what fits on the disk, resumable."""
 
 import errno
+import os
 import shutil
 import stat
 import zipfile
@@ -18,6 +19,8 @@ RATIO = 100
 HARMLESS = 100_000_000
 #: Resource forks, which macOS adds under the names of the images.
 NOT_UNPACKED = "__MACOSX"
+#: Whether a name such as ``C:fish.png`` begins with a drive.
+DRIVES = os.name == "nt"
 #: Bytes per read.
 CHUNK = 1 << 20
 
@@ -57,6 +60,12 @@ def unpack(archive: Path, root: Path, limit: float) -> int:
             "download it again"
         ) from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            name = Path(str(error.filename)).name
+            raise UserError(
+                f"data.archive: {archive} contains a name too long for the disk of {root}: {name:.60}…\n"
+                "unpack it yourself under a shorter name and pass the folder: data.root=DIR"
+            ) from None
         raise UserError(
             f"data.archive: {archive} cannot be unpacked into {root}: {error.strerror or error}\n"
             "files unpacked so far are kept; repeat the command to unpack the rest"
@@ -71,7 +80,7 @@ def _members(opened: zipfile.ZipFile, archive: Path) -> Members:
         name = info.filename.replace("\\", "/")  # written by some Windows programs
         place = PurePosixPath(name)
         file_type = stat.S_IFMT(info.external_attr >> 16)
-        if not place.parts or place.is_absolute() or ".." in place.parts or PureWindowsPath(name).drive:
+        if not place.parts or place.is_absolute() or ".." in place.parts or (DRIVES and PureWindowsPath(name).drive):
             raise _refused(archive, info, "would be written outside data.root")
         if file_type not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _refused(archive, info, "is a link or a device, not a file")

@@ -21,13 +21,14 @@ from fish_lightning.data.catalog import Catalog, named_photographs
 from fish_lightning.data.near_duplicates.grouping import group_copies
 from fish_lightning.data.near_duplicates.similarity import Features
 from fish_lightning.errors import UserError
-from fish_lightning.files import state_of, whole_file
+from fish_lightning.files import locked, state_of, whole_file
 from fish_lightning.hardware import cores
+from fish_lightning.names import printable
 
 Ints = npt.NDArray[np.int64]
 
 #: Part of the cache key: increment it with every change in this package that can change a result.
-VERSION = 2
+VERSION = 3
 
 
 def with_photographs(catalog: Catalog, pattern: str | None, find_copies: bool, cache: str | Path | None) -> Catalog:
@@ -59,7 +60,7 @@ def with_photographs(catalog: Catalog, pattern: str | None, find_copies: bool, c
             ) from None
         catalog = catalog.with_photographs(photograph_names(catalog.paths.tolist(), groups))
     for indices in label_errors(catalog.labels, photograph_numbers(catalog))[:5]:
-        paths = ", ".join(catalog.paths[indices[:3]].tolist())
+        paths = ", ".join(map(printable, catalog.paths[indices[:3]].tolist()))
         print(f"note: copies of one photograph under more than one label: {paths}", flush=True)
     return catalog
 
@@ -84,15 +85,24 @@ def find_photographs(files: Sequence[Path], cache: Path | None, workers: int) ->
     order = sorted(range(len(files)), key=lambda i: files[i].absolute())
     ordered = [files[i] for i in order]
     key = _cache_key(ordered)
-    found = _read_cache(cache, key) if cache is not None else None
-    if found is None:
-        with _threads(workers) as pool:
-            found = group_copies(_extract_features(ordered, cache, pool), pool)
-        if cache is not None:
-            _write_cache(cache, key, found)
+    found = None if cache is None else _read_cache(cache, key)
+    if cache is None:
+        found = _search(ordered, cache, workers)
+    elif found is None:
+        # Of the processes of a run, and of runs started together, one searches.
+        with locked(cache.with_suffix(".lock"), "waiting for another program that is searching for near-duplicates"):
+            found = _read_cache(cache, key)
+            if found is None:
+                found = _search(ordered, cache, workers)
+                _write_cache(cache, key, found)
     groups = np.empty(len(files), dtype=np.int64)
     groups[order] = found
     return _number_by_appearance(groups)
+
+
+def _search(files: Sequence[Path], cache: Path | None, workers: int) -> Ints:
+    with _threads(workers) as pool:
+        return group_copies(_extract_features(files, cache, pool), pool)
 
 
 def photograph_numbers(catalog: Catalog) -> Ints:
@@ -102,7 +112,8 @@ def photograph_numbers(catalog: Catalog) -> Ints:
 
 def cache_file(cache: str | Path | None, *folders: Path) -> Path | None:
     """Return the file that caches the search among the images of these folders."""
-    name = hashlib.sha256("\0".join(str(folder.resolve()) for folder in folders).encode()).hexdigest()[:16]
+    name = "\0".join(str(folder.resolve()) for folder in folders)
+    name = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
     return None if cache is None else Path(cache) / f"photographs-{name}.npz"
 
 

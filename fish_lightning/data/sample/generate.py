@@ -29,7 +29,7 @@ from tqdm import tqdm
 from fish_lightning.data.sample.classes import CLASSES, ORIGINAL_FOLDERS
 from fish_lightning.data.sample.drawing import Array, draw_board, draw_photograph
 from fish_lightning.errors import UserError
-from fish_lightning.files import is_alive
+from fish_lightning.files import beside, is_alive, locked
 from fish_lightning.hardware import cores
 
 Pixels = npt.NDArray[np.uint8]
@@ -89,24 +89,34 @@ def make_sample(root: Path, seed: int = 0, photographs_per_kind: int = 30, copie
     try:
         if is_finished(root, recipe):
             return
-        root.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(root)
-        place = tempfile.mkdtemp(
-            prefix=f"{temporary_prefix(root)}{socket.gethostname()}@{os.getpid()}@", dir=root.parent
-        )
-        try:
-            # One level down: only its owner may open mkdtemp's folder, while others may use the finished set.
-            draft = Path(place, "set")
-            draw_set(draft, recipe, shown_as=root)
-            publish(draft, root, recipe)
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+        with locked(beside(root), "waiting for another program that is generating the sample data set"):
+            _make_missing(root, recipe)
     except OSError as error:
         raise UserError(
             f"the sample data set cannot be written to {root}: {error.strerror or error}\n"
             "it is generated once and takes about 100 MB: free some space, or choose another folder with\n"
-            "data.root=DIR, or FISH_LIGHTNING_CACHE=DIR in the environment"
+            "paths.cache=DIR, or FISH_LIGHTNING_CACHE=DIR in the environment"
         ) from error
+
+
+def _make_missing(root: Path, recipe: Recipe) -> None:
+    """Generate the set unless another process of this machine has done so meanwhile."""
+    if is_finished(root, recipe):
+        return
+    remove_abandoned(root)
+    place = tempfile.mkdtemp(prefix=f"{temporary_prefix(root)}{socket.gethostname()}@{os.getpid()}@", dir=root.parent)
+    try:
+        # One level down: only its owner may open mkdtemp's folder, while others may use the finished set.
+        draft = Path(place, "set")
+        draw_set(draft, recipe, shown_as=root)
+        publish(draft, root, recipe)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def standard_name(seed: int, photographs_per_kind: int, copies: int) -> str:
+    """Return the name of a set's folder, as in ``conf/data/sample.yaml``."""
+    return f"sample-{seed}-{photographs_per_kind}x{copies}"
 
 
 def is_finished(root: Path, recipe: Recipe) -> bool:
@@ -122,13 +132,13 @@ def is_finished(root: Path, recipe: Recipe) -> bool:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise UserError(
             f"{root} exists but is not a complete sample data set (no readable {RECIPE_FILE})\n"
-            "choose another folder: data.root=DIR"
+            "for your own images: data=folder or data=fish; to generate the sample elsewhere: paths.cache=DIR"
         ) from None
     if found != asdict(recipe):
         raise UserError(
             f"{root} contains a sample data set generated with other arguments\n"
             f"requested: {asdict(recipe)}\nfound: {found}\n"
-            "remove it, or choose another folder: data.root=DIR"
+            "leave data.root out, or generate it elsewhere: paths.cache=DIR"
         )
     return True
 
