@@ -1,5 +1,7 @@
 """One image from file to tensor: decoded from any format, augmented by (seed, epoch, index) alone."""
 
+from itertools import chain
+
 import albumentations as A
 import numpy as np
 import pytest
@@ -299,7 +301,7 @@ def test_step_of_all_ranks_sees_the_images_of_a_single_process_with_that_batch_s
 )
 def test_images_too_few_for_a_step_join_the_step_before(n, size, world, sizes):
     ranks = [KeyedBatches(n, size, 7, True, rank, world) for rank in range(world)]
-    steps = [sorted(sum(step, [])) for step in zip(*ranks, strict=True)]
+    steps = [sorted(chain.from_iterable(step)) for step in zip(*ranks, strict=True)]
     assert [len(step) for step in steps] == sizes and {len(rank) for rank in ranks} == {len(sizes)}
     assert min(len(batch) for rank in ranks for batch in rank) >= min(2, size, n)
     alone = KeyedBatches(n, size * world, 7, True)  # sees the same images in the same steps
