@@ -258,7 +258,7 @@ def _require_same_classes(who: str, name_a: str, a: Outputs, name_b: str, b: Out
         only_a, only_b = (sorted(set(x.classes) - set(y.classes)) for x, y in ((a, b), (b, a)))
         raise UserError(
             f"{who} have different classes\n"
-            f"only in {name_a}: {', '.join(only_a) or 'none'}\nonly in {name_b}: {', '.join(only_b) or 'none'}"
+            f"only in {name_a}: {listed(only_a) or 'none'}\nonly in {name_b}: {listed(only_b) or 'none'}"
         )
 
 
