@@ -158,6 +158,11 @@ def _typed(path: str | Path) -> str:
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
+def run_of(path: Path) -> Path:
+    """Return the run folder that a path is, or that it is a checkpoint of."""
+    return path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
+
+
 def override(key: str, path: str | Path) -> str:
     """Return ``key=path`` ready to be typed: quoted for Hydra's grammar and for the shell where either requires it."""
     text = _typed(path)

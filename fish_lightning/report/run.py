@@ -22,7 +22,7 @@ from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.scores import confusion_matrix
-from fish_lightning.files import shown, whole_file
+from fish_lightning.files import run_of, shown, whole_file
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import ENCODE_ERRORS, path_cell, printable, text_cell
 from fish_lightning.plotting import figures
@@ -31,7 +31,6 @@ from fish_lightning.plotting.thumbnails import thumbnail
 from fish_lightning.report.explanations import audit_report, error_heat_maps, training_outputs
 from fish_lightning.report.run_report import write_report
 from fish_lightning.report.tables import closing_table, evaluation_table
-from fish_lightning.resume.overrides import run_of
 
 PICTURES = 18  # test images in plots/predictions.png
 Summary = dict[str, Any]
