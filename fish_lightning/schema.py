@@ -346,7 +346,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "verbose": FLAG,
         "every_n_epochs": COUNT | NULL,
     },
-    "fish_lightning.resume.checkpoints.LastCheckpoint": {"path": FILE, "every_n_steps": COUNT | NULL},
+    "fish_lightning.resume.checkpoints.LastCheckpoint": {"path": FILE, "every_n_steps": COUNT | NULL, "keep": FLAG},
     "fish_lightning.resume.early_stopping.ResumableEarlyStopping": {
         "monitor": choice(*LOGGED),
         "mode": choice("min", "max"),
@@ -793,7 +793,8 @@ def require_valid_command(program: str, arguments: Sequence[str]) -> None:
     words = [word for word in rest if not word.startswith("-")]
     flags = {word for word in rest if word.startswith("-")}
     asks = options.cfg is not None or not flags <= {"-m", "--multirun", "-r", "--run"}
-    if (asks and not words) or not Path(options.config_path).is_absolute():
+    completes = flags & {"-sc", "--shell-completion"}  # whose words are no settings
+    if (asks and not words) or completes or not Path(options.config_path).is_absolute():
         return
     folders = [options.config_path, *([str(Path(options.config_dir).absolute())] if options.config_dir else [])]
     search = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]

@@ -30,7 +30,7 @@ from fish_lightning.schema import (
 REPOSITORY = Path(__file__).parents[1]
 #: What a choice, or a program, cannot do without.
 REQUIRED = {
-    "compare": ["a=x", "b=y"],
+    "compare": ["a=run", "b=run"],
     "data=folder": ["data.root=DIR"],
     "split=file": ["split.path=split.csv"],
     "evaluate": ["ckpt=best.ckpt"],
@@ -39,7 +39,7 @@ REQUIRED = {
 GROUPS = {
     "train": [
         *("transforms", "split", "model", "optimizer", "scheduler", "trainer", "gradient_clip", "callbacks", "logger"),
-        *("data", "augment", "experiment", "sweep", "paths"),
+        *("data", "augment", "experiment", "debug", "sweep", "paths"),
     ],
     "evaluate": ["trainer", "data", "paths"],
     "predict": ["trainer", "paths"],
@@ -384,7 +384,7 @@ FAULTS = [
     ),
     ("train", "callbacks.best=5", "callbacks.best=5: expected a mapping with _target_ or null"),
     ("train", "data.source=abc", "data.source=abc: expected a mapping with _target_ or null"),
-    ("train", "~logger", "logger: nothing is chosen; expected logger=default"),
+    ("train", "~logger", "logger: nothing is chosen; expected logger=csv, default, none or tensorboard"),
     ("train", "~optimizer", "optimizer: nothing is chosen; expected optimizer=adam, adamw, rmsprop or sgd"),
     ("train", "~data.root", "data.root is required: data.root=DIR"),
     # interpolations
@@ -482,7 +482,7 @@ def test_a_working_folder_named_like_an_interpolation_is_not_looked_up():
         # Here its advice is good.
         ("train", "optimizer.eps=0.1", "optimizer.eps: not in this config; to add it: +optimizer.eps=0.1"),
         # Hydra ends with a traceback.
-        ("train", "logger=null", "logger=null: expected default"),
+        ("train", "logger=null", "logger=null: expected csv, default, none or tensorboard"),
         ("train", "callbacks=null", "callbacks=null: expected default, early_stopping or progressive"),
         ("predict", "trainer=5", "trainer=5: expected cpu, ddp, default, gpu or mps"),
     ],
