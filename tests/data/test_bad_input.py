@@ -56,7 +56,7 @@ def test_class_with_one_photograph_is_trained_on_and_reported(train_data, make_i
     make_image(tmp_path / "photos" / "kind c" / "1.png", (9, 99, 9), 5)
     data = train_data(ROOT)
     said = capsys.readouterr().out
-    assert "note: class 'kind c' has 1 photograph(s): it is trained on, but not validated or tested" in said
+    assert "note: class 'kind c' has only one photograph and is missing from val and test" in said
     assert data.catalog.splits[data.catalog.paths == "kind c/1.png"].tolist() == ["train"]
     assert data.catalog.leaked().sum() == 0
 
@@ -117,11 +117,11 @@ def test_photograph_with_two_labels_is_reported_and_stays_on_one_side(train_data
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("outside", "holds '../evil.png', which would be written outside of data.root"),
-        ("half", "half.zip is not a zip file, or only a part of one ("),
-        ("text", "text.zip is not a zip file, or only a part of one (9 bytes)"),
-        ("empty", "empty.zip holds no file"),
-        ("full", "no room for the data: new needs 24 bytes, and 10 bytes are free"),
+        ("outside", "contains '../evil.png', which would be written outside data.root"),
+        ("half", "half.zip is not a zip file, or is incomplete ("),
+        ("text", "text.zip is not a zip file, or is incomplete (9 bytes)"),
+        ("empty", "empty.zip contains no files"),
+        ("full", "not enough space for the data: new needs 24 bytes, 10 bytes are free"),
     ],
 )
 def test_invalid_zip_file_or_a_full_disk_is_a_short_error(composed, tmp_path, monkeypatch, name, message):
