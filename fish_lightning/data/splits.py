@@ -99,7 +99,7 @@ def _say_if_far(splits: npt.NDArray[np.str_], test: float, val: float) -> None:
         found, aim = ("/".join(f"{100 * part:.0f}" for part in parts) for parts in (shares, targets))
         print(
             f"note: train/val/test have {found} % of the images, not {aim} %, "
-            "since photographs are not divided and some classes have few, or large ones",
+            "since photographs are kept whole and some classes have few or large ones",
             flush=True,
         )
 
