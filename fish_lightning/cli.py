@@ -1,4 +1,4 @@
-"""What all entry points share: the config folder, resolvers and plugins registered with Hydra, checks of integers.
+"""What all entry points share: the config folder, resolvers and plugins registered with Hydra.
 
 Imported at every start, also for ``--help``: nothing heavier than Hydra belongs here.
 """
@@ -6,10 +6,11 @@ Imported at every start, also for ``--help``: nothing heavier than Hydra belongs
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from fish_lightning import compat
 from fish_lightning.distributed.cluster import run_name, tasks_per_node
-from fish_lightning.errors import UserError
+from fish_lightning.errors import end_if_known
 from fish_lightning.hardware import default_workers, fused, uses_cuda
 from fish_lightning.resume.folders import config_folder, run_folder
 from fish_lightning.sweeps.plugins import register_plugins
@@ -31,40 +32,7 @@ _RESOLVERS = {
     "workers": default_workers,
 }
 
-#: Integer settings of all programs and their minimum. Libraries check them late, with errors that name no key.
-_WHOLE_NUMBERS = {
-    "seed": 0,
-    "batch_size": 1,
-    "num_workers": 0,
-    "data.batch_size": 1,
-    "data.num_workers": 0,
-    "data.prefetch_factor": 1,
-    "transforms.height": 1,
-    "transforms.width": 1,
-    "trainer.max_epochs": -1,
-    "trainer.min_epochs": 0,
-    "trainer.max_steps": -1,
-    "trainer.min_steps": 0,
-    "trainer.num_nodes": 1,
-    "trainer.log_every_n_steps": 0,
-    "trainer.check_val_every_n_epoch": 1,
-    "trainer.accumulate_grad_batches": 1,
-    "trainer.num_sanity_val_steps": -1,
-}
-
-
-def require_whole_numbers(cfg: DictConfig) -> None:
-    """Check the integer settings before anything is done.
-
-    Raises:
-        UserError: one is no integer, or below its minimum.
-    """
-    for key, least in _WHOLE_NUMBERS.items():
-        value = OmegaConf.select(cfg, key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise UserError(f"{key}={value}: expected a whole number, {least} or more")
-
-
 for _name, _resolver in _RESOLVERS.items():
     OmegaConf.register_new_resolver(_name, _resolver, replace=True)
 register_plugins()
+compat.before_hydra_reports(end_if_known)

@@ -122,6 +122,7 @@ def clip_gradients(module: "L.LightningModule", optimizer: "Optimizer", value: f
 
 #: Warnings of Lightning and torch that do not apply here, and why.
 QUIET_WARNINGS = (
+    ".*You are using a custom batch sampler.*",  # KeyedBatches returns each image once
     ".*does not have many workers.*",  # the worker count is chosen from the CPU affinity
     ".*your dataloader is not resumable.*",  # KeyedBatches resumes at the right batch
     ".*Checkpoint directory .* exists and is not empty.*",
@@ -206,6 +207,25 @@ def allow_plugins(is_allowed: Callable[[str], bool]) -> None:
     from hydra.core.plugins import Plugins
 
     Plugins.is_in_toplevel_plugins_module = staticmethod(is_allowed)  # type: ignore[method-assign,assignment]
+
+
+def before_hydra_reports(look: Callable[[Exception], None]) -> None:
+    """Call ``look`` with an exception that ends Hydra, before Hydra prints a traceback."""
+    from hydra._internal import utils
+
+    report = utils.run_and_report
+
+    def report_others(run: Callable[[], Any]) -> Any:
+        def looked_at() -> Any:
+            try:
+                return run()
+            except Exception as raised:
+                look(raised)
+                raise
+
+        return report(looked_at)
+
+    utils.run_and_report = report_others  # type: ignore[assignment]
 
 
 # Optuna: trials in other processes

@@ -1,22 +1,48 @@
 """Errors that a user can cause and fix, shown once, without a traceback.
 
-Raise :class:`UserError` where the fact is known; the entry points show it through :func:`shown_without_traceback`.
-Any other exception is a bug of ours and keeps its traceback.
+Raise :class:`UserError` where the fact is known. What the operating system refuses (:data:`REFUSALS`) and what a user's
+own ``_target_`` raises is put into words here. A job shows these through :func:`shown_without_traceback`, and a program
+through :func:`program` what happens before and after its jobs. Any other exception is a bug of ours and keeps its
+traceback; with ``HYDRA_FULL_ERROR=1`` all but a :class:`UserError` do.
 """
 
 import errno
 import functools
+import multiprocessing
 import os
+import re
+import select
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
 from fish_lightning import compat
+from fish_lightning.names import printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ELSEWHERE = "check its permissions, or write elsewhere: paths.logs=FOLDER paths.cache=FOLDER"
+_GONE = "it was removed, renamed or unmounted while the program used it"
+_OTHER_KIND = "a file is where a folder is expected, or a folder where a file is"
+#: What the system refuses, and what to do.
+REFUSALS = {
+    **dict.fromkeys(_NO_ROOM, "make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _ELSEWHERE),
+    **dict.fromkeys((errno.ENOENT, errno.ESTALE), _GONE),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), _OTHER_KIND),
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "the disk or the network has failed",
+    errno.EMFILE: "the limit of open files is too low: ulimit -n 4096",
+    errno.ENOMEM: "memory is full: fewer data.num_workers, or a smaller data.batch_size",
+}
 
 
 class UserError(Exception):
@@ -41,11 +67,15 @@ def shown_without_traceback(task: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             _forget_error()
-            return task(*args, **kwargs)
+            try:
+                return task(*args, **kwargs)
+            except BaseException:
+                _end_workers()
+                raise
         except KeyboardInterrupt:
-            print("stopped", file=sys.stderr, flush=True)
-            sys.exit(130)
+            end_stopped()
         except Exception as raised:
+            _end_without_reader(raised)
             sweep_continues = in_multirun() and _processes() == 1
             error = _user_error(raised) or _lost_process(raised)
             if error is None and not sweep_continues:
@@ -58,6 +88,58 @@ def shown_without_traceback(task: Callable[P, R]) -> Callable[P, R]:
             return None  # type: ignore[return-value]  # Hydra records the job's value as "none"
 
     return wrapper
+
+
+@contextmanager
+def program() -> Iterator[None]:
+    """Show what ends a program outside its jobs, or while Hydra writes their configs, without a traceback."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding cannot show
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # at the exit of Python it would fail with a traceback
+    except KeyboardInterrupt:
+        end_stopped()
+    except Exception as raised:
+        end_if_known(raised)
+        raise
+
+
+def end_if_known(raised: Exception) -> None:
+    """Show an exception and exit, unless it is a bug of ours."""
+    _end_without_reader(raised)
+    error = _user_error(raised)
+    if error is not None:
+        end_with(error)
+
+
+def end_stopped() -> NoReturn:
+    """Exit as after Ctrl-C where nothing can be saved."""
+    print("stopped", file=sys.stderr, flush=True)
+    sys.exit(130)
+
+
+def _end_without_reader(raised: Exception) -> None:
+    """Exit silently, as other programs do, where nothing reads our output any more (``… | head``)."""
+    if isinstance(raised, BrokenPipeError) and hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(1, 0)
+        if poll.poll(0):  # stdout itself is broken
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(128 + signal.SIGPIPE)
+
+
+def _end_workers() -> None:
+    """End loader workers at once; after SIGTERM they go on for a while (``start_worker``)."""
+    if hasattr(signal, "SIGALRM"):
+        for child in multiprocessing.active_children():
+            with suppress(ProcessLookupError):
+                os.kill(child.pid or 0, signal.SIGALRM)
 
 
 def end_with(error: UserError) -> NoReturn:
@@ -80,36 +162,65 @@ def one_line(error: BaseException) -> str:
 def full_disk(error: BaseException | None) -> OSError | None:
     """Return the OSError of a full disk, a quota or a file size limit in the chain of ``error``; None without one."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
             return error
         error = error.__cause__ or error.__context__
     return None
 
 
 def _user_error(raised: BaseException) -> UserError | None:
-    """Return the user's error in the chain of ``raised``: Hydra wraps what a target raises when it is instantiated.
-
-    A setting that Lightning refuses counts as one, and so does a full disk.
-    """
-    error: BaseException | None = raised
-    while error is not None and not isinstance(error, UserError):
+    """Return what ``raised`` is in words, or None: Hydra wraps what a target raises when it is instantiated."""
+    chain: list[BaseException] = []
+    while (error := chain[-1].__cause__ if chain else raised) is not None:
+        chain.append(error)
+    if known := next((error for error in chain if isinstance(error, UserError)), None):
+        return known
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        return None
+    for error in chain:
         if type(error).__name__ == "MisconfigurationException":
             return UserError(f"trainer: {one_line(error)}")
-        error = error.__cause__
-    if error is not None:
-        return error
-    fault = full_disk(raised)
+        if type(error).__name__ == "InstantiationException" and (told := _of_target(error)):
+            return told
+    fault = full_disk(raised) or next((e for e in chain if isinstance(e, OSError) and e.errno in REFUSALS), None)
     if fault is None:
         return None
     # When a full disk ends a run, its loggers fail for the same reason and hide the error that says more.
     while raised.__context__ is not None and not isinstance(raised, UserError):
         raised = raised.__context__
-    return raised if isinstance(raised, UserError) else UserError(f"a file cannot be written: {fault}\nmake room")
+    return raised if isinstance(raised, UserError) else refusal(fault)
+
+
+def refusal(error: OSError) -> UserError:
+    """Return what the operating system has refused, in words."""
+    what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
+    if error.errno in _NO_ROOM:
+        what = f"a file cannot be written: {error}"
+    return UserError(f"{what}\n{REFUSALS.get(error.errno or 0, '')}".strip())
+
+
+def _of_target(error: BaseException) -> UserError | None:
+    """Return the words for what cannot be instantiated: it is not found, or refuses its arguments.
+
+    None for a target of ours, whose failure is a bug.
+    """
+    said, _, key = str(error).partition("\nfull_key: ")
+    target = re.search(r"(?:target|loading|locate) '([\w.]+)'", said)
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, OSError) or (target and target[1].startswith("fish_lightning.") and "call" in said):
+        return None
+    setting = f"{key}._target_={target[1]}" if key and target else key or "_target_"
+    why = one_line(cause) if cause is not error else one_line(Exception(said))
+    kind = "" if cause is error or isinstance(cause, ImportError) else f"{type(cause).__name__}: "
+    return UserError(f"{setting}: {kind}{why}\nHYDRA_FULL_ERROR=1 shows where")
 
 
 def _message(error: UserError) -> str:
-    """Return the text of the error without the traceback that a loader worker puts before it."""
-    return str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
+    """Return the text of the error without the traceback that a loader worker puts before it, safe for a terminal."""
+    text = str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _error_file() -> Path:

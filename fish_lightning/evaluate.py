@@ -1,16 +1,15 @@
-"""``python -m fish_lightning.evaluate ckpt=FILE``: score a trained model, on its own test images or others.
+"""``python -m fish_lightning.evaluate ckpt=FILE``: score a trained model on its own test images or others.
 
-On the training run's own images it gives the numbers that the run gave, to the last digit. Of other images, copies of
-training images are left out of the score and reported separately.
+On the images of the training run it reproduces the scores of the run to the last digit. In other data, copies of
+training images are excluded from the score and reported separately.
 """
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from fish_lightning.cli import CONF, require_whole_numbers
-from fish_lightning.errors import UserError, shown_without_traceback
+from fish_lightning.errors import UserError
+from fish_lightning.schema import entry_point
 
 
 def evaluate(cfg: DictConfig) -> float:
@@ -23,7 +22,7 @@ def evaluate(cfg: DictConfig) -> float:
         Accuracy, 0 to 1.
 
     Raises:
-        UserError: no checkpoint, other classes, or a subset without images.
+        UserError: there is no checkpoint, the data have other classes, or the subset is unknown or empty.
     """
     from hydra.utils import instantiate
 
@@ -34,14 +33,13 @@ def evaluate(cfg: DictConfig) -> float:
     from fish_lightning.training.summary import summarize_evaluation
     from fish_lightning.training.trainer import build_trainer
 
-    require_whole_numbers(cfg)
     checkpoint = load_checkpoint(cfg.ckpt)
     model, transform = restore(checkpoint, cfg.ckpt)
     recorded = checkpoint["FishDataModule"]
     data = instantiate(
         cfg.data,
-        source=evaluation_source(cfg.data, instantiate(cfg.data.source), recorded["catalog"]),
-        catalog=None,  # the source reads it
+        source=evaluation_source(cfg.data, instantiate(cfg.data.source), recorded["catalog"], cfg.subset),
+        catalog=None,  # read by the source
         split=recorded_split,
         train_transform=transform,
         eval_transform=transform,
@@ -51,25 +49,22 @@ def evaluate(cfg: DictConfig) -> float:
     )
     data.prepare_data()
     data.setup()
-    if cfg.subset not in (*data.catalog.counts(), "all"):
-        raise UserError(f"subset={cfg.subset}: expected train, val, test or all")
     if len(data.catalog.indices(cfg.subset)) == 0:
         trained = len(data.catalog.indices("train"))
         raise UserError(
             f"subset={cfg.subset}: none of the {len(data.catalog)} images in {data.catalog.root} is in that split\n"
-            f"of the training run ({trained} were trained on, or are copies of those); to score all of them: subset=all"
+            f"of the training run ({trained} are training images or their copies); to score all of them: subset=all"
         )
     trainer = build_trainer(cfg.trainer, precision=checkpoint["precision"])
     trainer.test(model, datamodule=data, verbose=False)
     predictions = model.test_predictions()
     summary = summarize_evaluation(trainer, model, data, cfg, recorded["split"])
     if trainer.is_global_zero:
-        write_evaluation(Path(cfg.paths.output), summary, predictions, data, cfg.subset)
+        write_evaluation(Path(cfg.paths.output), summary, predictions, model, data, cfg)
     return float(summary[cfg.subset]["accuracy"])
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
-@shown_without_traceback
+@entry_point("evaluate")
 def main(cfg: DictConfig) -> float:
     """Command-line entry point."""
     return evaluate(cfg)

@@ -1,6 +1,7 @@
 """Atomic writes, locks, CSV tables given by the user, and how paths are shown."""
 
 import csv
+import hashlib
 import os
 import re
 import shlex
@@ -11,6 +12,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fish_lightning.errors import UserError, first_line
+from fish_lightning.names import ENCODE_ERRORS, printable
+
+#: Longest name of a file, in bytes, on all common file systems.
+NAME_MAX = 255
 
 
 @contextmanager
@@ -25,6 +30,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: writers choose a format by it.
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    if len(os.fsencode(temporary.name)) > NAME_MAX:
+        short = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+        temporary = path.with_name(f".{os.getpid()}.{short}{path.suffix[:16]}")
     try:
         yield temporary
         _to_disk(temporary)
@@ -53,7 +61,7 @@ def locked(file: Path, waiting: str | None = None, busy: UserError | None = None
         busy: error to raise instead of waiting.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file)
+    lock = FileLock(file, is_singleton=True)  # which a process can take again
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -65,6 +73,11 @@ def locked(file: Path, waiting: str | None = None, busy: UserError | None = None
         yield
     finally:
         lock.release()
+
+
+def beside(folder: Path) -> Path:
+    """Return the lock file of a folder that may not exist yet."""
+    return folder.with_name(f".{folder.name}.lock")
 
 
 def byte_size(count: float) -> str:
@@ -110,7 +123,7 @@ def is_alive(process: int) -> bool:
 
 
 def read_rows(path: Path, key: str, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Read a CSV file with a header.
+    """Read a CSV file with a header; names that are not UTF-8 are read as :mod:`fish_lightning.names` says.
 
     Args:
         path: the file, UTF-8 with or without a byte-order mark.
@@ -123,9 +136,11 @@ def read_rows(path: Path, key: str, columns: Sequence[str]) -> list[dict[str, st
     if not path.is_file():
         raise UserError(f"{key}: no file {path} (seen from {Path.cwd()})")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream, restval=""))
-    except (UnicodeDecodeError, csv.Error) as error:
+        with path.open(newline="", encoding="utf-8-sig", errors=ENCODE_ERRORS) as stream:
+            lines = csv.DictReader(stream, restval="")
+            "".join(lines.fieldnames or ()).encode()  # the header of a binary file is no text
+            rows = list(lines)
+    except (UnicodeError, csv.Error) as error:
         raise UserError(f"{key}: {path} is not a CSV file ({first_line(error)})") from None
     if not rows or not set(columns) <= set(rows[0]):
         names = " and ".join(f"'{name}'" for name in columns)
@@ -134,16 +149,18 @@ def read_rows(path: Path, key: str, columns: Sequence[str]) -> list[dict[str, st
 
 
 def shown(path: str | Path | None) -> str:
-    """Return a path as a user types it: relative to the working directory where it lies below that."""
-    if path is None:
-        return "none"
+    """Return a path for the terminal: relative to the working directory where it lies below that."""
+    return "none" if path is None else printable(_typed(path))
+
+
+def _typed(path: str | Path) -> str:
     absolute = Path(path).absolute()
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
 def override(key: str, path: str | Path) -> str:
     """Return ``key=path`` ready to be typed: quoted for Hydra's grammar and for the shell where either requires it."""
-    text = shown(path)
+    text = _typed(path)
     if not re.fullmatch(r"[\w/.@:+-]+", text, re.ASCII):
         text = "'" + text.replace("'", "\\'") + "'"
     word = f"{key}={text}"

@@ -1,26 +1,25 @@
-"""``python -m fish_lightning.predict ckpt=FILE input=FILE|DIR|'GLOB'``: name the kind on photographs.
+"""``python -m fish_lightning.predict ckpt=FILE input=FILE|DIR|'GLOB'``: predict the classes of images.
 
-The checkpoint brings class names, transforms and normalization; nothing else is needed.
+The checkpoint contains class names, transforms and normalization; nothing else is required.
 """
 
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
-from fish_lightning.cli import CONF, require_whole_numbers
-from fish_lightning.errors import UserError, shown_without_traceback
+from fish_lightning.errors import UserError
+from fish_lightning.schema import entry_point
 
 
 def predict(cfg: DictConfig) -> None:
-    """Predict every input image and write table, JSON and contact sheet.
+    """Predict each input image and write CSV, JSON and a contact sheet.
 
     Args:
         cfg: the composed ``conf/predict.yaml``.
 
     Raises:
-        UserError: no checkpoint or no input; at the end, if a file could not be read.
+        UserError: there is no checkpoint or no input, or, after all others are predicted, a file is unreadable.
     """
     from torch.utils.data import DataLoader
 
@@ -31,7 +30,6 @@ def predict(cfg: DictConfig) -> None:
     from fish_lightning.report import predictions as report
     from fish_lightning.training.trainer import build_trainer
 
-    require_whole_numbers(cfg)
     checkpoint = load_checkpoint(cfg.ckpt)
     model, transform = restore(checkpoint, cfg.ckpt)
     catalog = input_catalog(cfg.input, model.class_names)
@@ -53,11 +51,10 @@ def predict(cfg: DictConfig) -> None:
     print(f"\nfolder  {shown(folder)}  (predictions.csv, predictions.json, contact_sheet.png)")
     unreadable = sum(row.error is not None for row in rows)
     if unreadable:
-        raise UserError(f"{unreadable} of {len(rows)} files could not be read; their rows say why")
+        raise UserError(f"{unreadable} of {len(rows)} files could not be read: see the column error of predictions.csv")
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="predict")
-@shown_without_traceback
+@entry_point("predict")
 def main(cfg: DictConfig) -> None:
     """Command-line entry point."""
     predict(cfg)

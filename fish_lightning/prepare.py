@@ -1,15 +1,14 @@
-"""``python -m fish_lightning.prepare data=fish``: get a data set, look at every image, find copies, report.
+"""``python -m fish_lightning.prepare data=fish``: get a data set, check its images, find near-duplicates, report.
 
-Training needs none of it, and does what is missing itself; this says beforehand what a data set is worth.
+Optional: training itself does what is missing. This tells beforehand whether the data is sound.
 """
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from fish_lightning.cli import CONF
-from fish_lightning.errors import UserError, shown_without_traceback
+from fish_lightning.errors import UserError
+from fish_lightning.schema import entry_point
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -19,7 +18,7 @@ def prepare(cfg: DictConfig) -> None:
         cfg: the composed ``conf/prepare.yaml``.
 
     Raises:
-        UserError: the data cannot be had, or hold no image; after the report: a training would stop at them.
+        UserError: the data cannot be read; or, after the report, training would fail on it.
     """
     from hydra.utils import instantiate
 
@@ -33,11 +32,11 @@ def prepare(cfg: DictConfig) -> None:
 
     chosen = instantiate(cfg.data.source)
     if chosen is None:
-        raise UserError("there is nothing to prepare for this choice of data: take data=fish, folder or sample")
+        raise UserError("there is nothing to prepare for this data: choose data=fish, data=folder or data=sample")
     source = chosen(cfg.data.root) if cfg.data.catalog is None else CatalogSource(cfg.data.root, cfg.data.catalog)
     if cfg.data.archive is not None:
         if isinstance(source, SampleSource):
-            raise UserError("data.archive: say what it holds: data=fish, or data=folder data.root=DIR")
+            raise UserError("data.archive requires data=fish, or data=folder data.root=DIR")
         written = unpack(Path(cfg.data.archive).expanduser(), source.root, cfg.data.archive_limit * 1e9)
         print(f"unpacked {written:,} files into {shown(source.root)}", flush=True)
     source.prepare()
@@ -50,15 +49,14 @@ def prepare(cfg: DictConfig) -> None:
     found = inspect(catalog, empty)
     report = Path(cfg.paths.output) / "data_report.html"
     write_data_report(report, found, cfg.report.photographs, cfg.report.pictures)
-    size = f"{len(catalog):,} images of {len(catalog.classes)} kinds"
+    size = f"{len(catalog):,} images of {len(catalog.classes)} classes"
     print(f"\n{data_table(found)}\n\ndata    {size} in {catalog.root}\nreport  {shown(report)}", flush=True)
     stops = problems(found, skip_unreadable=cfg.data.on_error == "skip")
     if stops:
-        raise UserError(f"a training would stop at {', '.join(stops)}\nthe report names them: {shown(report)}")
+        raise UserError(f"training would fail: {', '.join(stops)}\ndetails in the report: {shown(report)}")
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="prepare")
-@shown_without_traceback
+@entry_point("prepare")
 def main(cfg: DictConfig) -> None:
     """Command-line entry point."""
     prepare(cfg)

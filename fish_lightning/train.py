@@ -5,12 +5,12 @@ Only Hydra is imported at module level, so that ``--help`` and ``--cfg job`` ans
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from fish_lightning.cli import CONF, require_whole_numbers
-from fish_lightning.distributed.jobs import end_with_parent, needs_own_process, run_folder_lock, run_in_own_process
-from fish_lightning.errors import shown_without_traceback
+from fish_lightning.distributed.jobs import end_with_parent, needs_own_process, run_in_own_process
+from fish_lightning.resume.folders import run_folder_lock
+from fish_lightning.resume.overrides import with_overrides_of_run
+from fish_lightning.schema import entry_point
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -33,12 +33,10 @@ def train(cfg: DictConfig) -> float | None:
     from fish_lightning.report import run as report
     from fish_lightning.resume.compatibility import checkpoint_to_resume, require_resumable
     from fish_lightning.training.best_checkpoint import best_checkpoint
-    from fish_lightning.training.summary import history_rows, summarize_run
+    from fish_lightning.training.summary import history_rows, summarize_run, test_and_val_outputs
     from fish_lightning.training.tensorboard import log_config, log_hyperparameters
     from fish_lightning.training.trainer import build_trainer
 
-    require_whole_numbers(cfg)
-    report.require_metric(cfg.optimized_metric, cfg.test)
     folder = Path(cfg.paths.output)
     if cfg.ckpt == "auto" and (done := report.finished(folder, cfg)):
         return report.metrics(done).get(cfg.optimized_metric)
@@ -70,19 +68,21 @@ def train(cfg: DictConfig) -> float | None:
         trainer.test(model, datamodule=data, ckpt_path=best_checkpoint(trainer), verbose=False, weights_only=True)
 
     summary = summarize_run(trainer, model, data, cfg)
-    report.write_run(folder, trainer, model, data, summary, history_rows(trainer))
-    log_hyperparameters(trainer, cfg, report.metrics(summary))
+    outputs = test_and_val_outputs(trainer, model, data) if cfg.test else None
+    log_hyperparameters(trainer, cfg, folder)
+    predictions = model.test_predictions() if cfg.test else None
+    if trainer.is_global_zero:
+        report.write_run(folder, summary, history_rows(trainer), predictions, outputs, model, data, cfg)
     return report.metrics(summary).get(cfg.optimized_metric)
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="train")
-@shown_without_traceback
+@entry_point("train", complete=with_overrides_of_run)
 def main(cfg: DictConfig) -> float | None:
     """Command-line entry point."""
     end_with_parent()
     if needs_own_process(cfg):
         return run_in_own_process(cfg)
-    with run_folder_lock(cfg):
+    with run_folder_lock(Path(cfg.paths.output)):
         return train(cfg)
 
 

@@ -1,24 +1,29 @@
-"""What this machine makes of the project: ratios of two things timed in turns, as a table and as JSON.
+"""Measure this project against what it replaces: ratios of two things timed in turns, as a table and as JSON.
 
-    python scripts/benchmark.py [--quick] [--only loader,train,…] [--data DIR] [--output benchmark.json]
+    python scripts/benchmark.py [--gpu [--tests]] [--quick] [--only loader,train,…] [--data DIR] [--output FILE]
 
-Both sides of a ratio are timed in turns, so that what else the machine does meets both; the median of the rounds
-counts, and the quartiles say how much they scatter. Parts:
+Both sides of a ratio are timed in turns, so that other load on the machine affects both. The ratio is the median of the
+rounds; their quartiles show how much they scatter. Parts:
 
-    reseed   beginning an image's random numbers anew: this project against ``Compose.set_random_seed``
-    loader   images a second of one loader process: the cache against the notebook's loader and against a memory copy
-    train    images a second in a run, its callbacks and loggers included: against a plain fp32 loop with the notebook's
-             loader, and against the same model fed one batch that is there already (how much of a step is not waiting)
+    reseed   restarting the random numbers of an image: this project vs ``Compose.set_random_seed``
+    loader   images/s of one loader process: the cache vs the notebook's loader and vs a memory copy
+    train    images/s of a run, with its callbacks and loggers: vs a plain fp32 loop with the notebook's loader, and vs
+             the same model on one resident batch (what a step does not wait)
     goal     seconds of training to the validation accuracy that ``experiment=notebook`` ends with: ``experiment=fast``;
-             with ``--data DIR`` on those images and as the recipes stand, but from random weights (an hour on a CPU)
-    start    seconds from starting a program: help against ``import hydra``; a run of one step against the imports it
-             needs, and where its seconds go
-    rows     seconds and memory against the number of images in the table, up to 1,000,000 (simulated)
+             with ``--data DIR`` on those images and as the recipes stand, from random weights (an hour on a CPU)
+    start    seconds from starting a program: help vs ``import hydra``; a run of one step vs the imports it needs, and
+             where its seconds go
+    catalog  seconds and memory by the number of images in the catalog, up to 1,000,000 (simulated)
+
+``--gpu`` measures ``train`` on one CUDA GPU, with augment=gpu, model.compile=true and peak memory, and ``goal`` if time
+is left: 8 minutes in all. ``--tests`` first runs the tests that need a GPU.
 """
 
 import argparse
 import contextlib
+import gc
 import json
+import math
 import os
 import platform
 import resource
@@ -27,7 +32,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -41,19 +47,23 @@ import fish_lightning  # noqa: E402, F401 - sets what torch and albumentations r
 # isort: split
 from lightning.pytorch.callbacks import Callback  # noqa: E402
 
-PARTS = ("reseed", "loader", "train", "goal", "start", "rows")
+PARTS = ("reseed", "loader", "train", "goal", "start", "catalog")
+GPU_PARTS = ("train", "goal")
+GPU_SECONDS = 8 * 60
+#: Seconds that ``goal`` takes on a GPU: two runs, their imports, and the sample data where it is not drawn yet.
+GOAL_SECONDS = 150
 
 
 @dataclass
 class Row:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
         name: what is compared.
         ratio: median of the rounds; above 1 the project is better, unless the name says otherwise.
         low: lower quartile of the rounds.
         high: upper quartile.
-        detail: the two figures.
+        detail: both figures.
     """
 
     name: str
@@ -63,21 +73,46 @@ class Row:
     detail: str
 
 
-def in_turns(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> list[tuple[float, float]]:
-    """What both give, one after the other, ``rounds`` times."""
-    return [(ours(), theirs()) for _ in range(rounds)]
+@dataclass(frozen=True)
+class Options:
+    """How to measure.
+
+    Attributes:
+        quick: fewer and smaller.
+        accelerator: ``"cpu"`` or ``"gpu"``.
+        data: class folders for ``goal``.
+        deadline: time by ``time.monotonic`` at which the table must be complete.
+    """
+
+    quick: bool = False
+    accelerator: str = "cpu"
+    data: Path | None = None
+    deadline: float = math.inf
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.monotonic()
 
 
-def row(name: str, pairs: list[tuple[float, float]], unit: str) -> Row:
-    """A line from pairs of figures of which more is better."""
+def in_turns(rounds: int, *sides: Callable[[], float], deadline: float = math.inf) -> list[tuple[float, ...]]:
+    """Return what each side measures, one after the other, ``rounds`` times; three times are enough at the deadline."""
+    measured: list[tuple[float, ...]] = []
+    while len(measured) < rounds and (len(measured) < 3 or time.monotonic() < deadline):
+        measured.append(tuple(side() for side in sides))
+    return measured
+
+
+def row(name: str, pairs: Sequence[tuple[float, ...]], unit: str) -> Row:
+    """Return a row from pairs of figures."""
     ratios = [ours / theirs for ours, theirs in pairs]
     quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else [ratios[0]] * 3
     ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
-    return Row(name, statistics.median(ratios), quartiles[0], quartiles[2], f"{ours:,.3g} against {theirs:,.3g} {unit}")
+    return Row(name, statistics.median(ratios), quartiles[0], quartiles[2], f"{ours:,.3g} vs {theirs:,.3g} {unit}")
 
 
 def rate(work: Callable[[], Any], count: int) -> float:
-    """Things a second, of ``count`` things that ``work`` does."""
+    """Return things per second, of ``count`` things that ``work`` does."""
     start = time.perf_counter()
     work()
     return count / (time.perf_counter() - start)
@@ -86,14 +121,15 @@ def rate(work: Callable[[], Any], count: int) -> float:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def reseed(quick: bool) -> list[Row]:
-    """Keyed randomness, calls a second."""
+def reseed(options: Options) -> list[Row]:
+    """Measure keyed randomness, calls per second."""
     import albumentations as A
 
-    from fish_lightning.data.dataset import KeyedRandomness, keyed_seed
+    from fish_lightning.data.dataset import KeyedRandomness
+    from fish_lightning.data.keys import keyed_seed
 
     transform = A.Compose([A.Rotate((-35, 35), p=1.0), A.HorizontalFlip(), A.VerticalFlip(p=0.1)])
-    keyed, n = KeyedRandomness(), 300 if quick else 2000
+    keyed, n = KeyedRandomness(), 300 if options.quick else 2000
 
     def ours() -> None:
         for index in range(n):
@@ -103,15 +139,15 @@ def reseed(quick: bool) -> list[Row]:
         for index in range(n):
             transform.set_random_seed(index)
 
-    pairs = in_turns(lambda: rate(ours, n), lambda: rate(theirs, n), 9)
+    pairs = in_turns(9, lambda: rate(ours, n), lambda: rate(theirs, n))
     microseconds = 1e6 / statistics.median(ours for ours, _ in pairs)
-    found = row("keyed randomness against set_random_seed", pairs, "images/s")
-    found.detail += f"; {microseconds:.1f} µs an image"
+    found = row("keyed randomness vs set_random_seed", pairs, "images/s")
+    found.detail += f"; {microseconds:.1f} µs per image"
     return [found]
 
 
 class Notebook:
-    """The notebook's data set: Pillow opens the file, albumentations resizes, augments and makes a float tensor."""
+    """The notebook's dataset: Pillow opens the file, albumentations resizes, augments and returns a float tensor."""
 
     def __init__(self, files: list[Path], height: int, width: int) -> None:
         import albumentations as A
@@ -132,11 +168,11 @@ class Notebook:
         )
 
     def __len__(self) -> int:
-        """Number of files."""
+        """Return the number of files."""
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        """One image, float32, and a label."""
+        """Return one image, float32, and a label."""
         import numpy as np
         from PIL import Image
 
@@ -146,26 +182,29 @@ class Notebook:
 
 
 def make_images(folder: Path, count: int) -> list[Path]:
-    """PNG files of the archive's size, 590x445, with detail as photographs have; nine class folders."""
+    """Write PNG files of the archive's size, 590x445, as detailed as photographs, into nine class folders."""
     import cv2
     import numpy as np
 
-    files = []
-    for index in range(count):
+    from fish_lightning.hardware import cores
+
+    def make(index: int) -> Path:
         rng = np.random.default_rng(index)
         coarse = cv2.resize(
             rng.integers(0, 256, (12, 16, 3)).astype(np.uint8), (590, 445), interpolation=cv2.INTER_CUBIC
         )
         grain = rng.normal(0, 6, (445, 590, 3))
-        file = folder / f"kind {index % 9}" / f"{index:05}.png"
+        file = folder / f"class {index % 9}" / f"{index:05}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(file), np.clip(coarse + grain, 0, 255).astype(np.uint8))
-        files.append(file)
-    return files
+        return file
+
+    with ThreadPoolExecutor(cores()) as pool:
+        return list(pool.map(make, range(count)))
 
 
 def compose_run(folder: Path, height: int, width: int, *overrides: str) -> Any:
-    """The config of a training run on class folders that writes beside them."""
+    """Return the config of a training run on class folders that writes beside them."""
     from hydra import compose, initialize_config_dir
 
     from fish_lightning.cli import CONF
@@ -177,7 +216,7 @@ def compose_run(folder: Path, height: int, width: int, *overrides: str) -> Any:
                 "data=folder",
                 f"data.root={folder}",
                 f"paths.cache={folder.parent / 'cache'}",
-                f"paths.output={folder.parent / 'run'}",
+                f"paths.output={tempfile.mkdtemp(prefix='run-', dir=folder.parent)}",
                 "split=random",
                 "data.find_copies=false",
                 f"transforms.height={height}",
@@ -189,21 +228,20 @@ def compose_run(folder: Path, height: int, width: int, *overrides: str) -> Any:
 
 
 def make_data(cfg: Any) -> Any:
-    """The project's data module, as a run makes it."""
+    """Return the data module of a run, set up."""
     from hydra.utils import instantiate
 
-    with contextlib.redirect_stdout(sys.stderr):  # its lines are no part of the table
-        data = instantiate(cfg.data)
-        data.prepare_data()
-        data.setup()
+    data = instantiate(cfg.data)
+    data.prepare_data()
+    data.setup()
     return data
 
 
-def loader(quick: bool) -> list[Row]:
-    """One process, no worker: what a worker does."""
+def loader(options: Options) -> list[Row]:
+    """Measure one process without workers: what a worker does."""
     import numpy as np
 
-    height, width, n = 160, 240, 24 if quick else 64
+    height, width, n = 160, 240, 24 if options.quick else 64
     with tempfile.TemporaryDirectory() as folder:
         files = make_images(Path(folder) / "images", 90)
         data = make_data(compose_run(Path(folder) / "images", height, width, "data.num_workers=0"))
@@ -215,183 +253,365 @@ def loader(quick: bool) -> list[Row]:
             for slot, index in enumerate(order):
                 target[slot] = pixels[index]
 
-        rates = [
-            (
-                rate(lambda: [cached[1, index] for index in order], n),
-                rate(lambda: [plain[index] for index in range(n)], n),
-                rate(copy, n),
-            )
-            for _ in range(5 if quick else 11)
-        ]
+        rates = in_turns(
+            5 if options.quick else 11,
+            lambda: rate(lambda: [cached[1, index] for index in order], n),
+            lambda: rate(lambda: [plain[index] for index in range(n)], n),
+            lambda: rate(copy, n),
+        )
     return [
-        row(
-            "cached loader, a process, against the notebook's",
-            [(ours, theirs) for ours, theirs, _ in rates],
-            "images/s",
-        ),
-        row("  … against a memory copy of its pixels", [(ours, copied) for ours, _, copied in rates], "images/s"),
+        row("cached loader, one process, vs the notebook's", [(ours, plain) for ours, plain, _ in rates], "images/s"),
+        row("  … vs a memory copy of its pixels", [(ours, copied) for ours, _, copied in rates], "images/s"),
     ]
 
 
-def train(quick: bool) -> list[Row]:
-    """Steps of a run, of a plain loop and of a resident batch in turns, inside one ``Trainer.fit``."""
-    import albumentations as A
-    import lightning as L
-    import torch
-    from hydra.utils import instantiate
-    from torch.utils.data import DataLoader
-    from torchvision.models import resnet34
+@dataclass(frozen=True)
+class Load:
+    """What ``train`` computes.
 
-    from fish_lightning.hardware import default_workers
-    from fish_lightning.training.trainer import build_trainer
+    Attributes:
+        accelerator: ``"cpu"`` or ``"gpu"``.
+        batch: images per step.
+        steps: timed in each round.
+        rounds: how often each side is timed.
+        variants: also time augment=gpu and model.compile=true, and compare peak memory.
+        height: of the images, pixels.
+        width: of the images, pixels.
+        model: torchvision's name of the network.
+    """
 
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
-    height, width, batch = (160, 240, 128) if gpu else (80, 120, 16) if quick else (160, 240, 32)
-    steps, rounds = (20, 5) if gpu else (2, 3) if quick else (3, 7)
-    workers = default_workers("auto", cache="off")
+    accelerator: str
+    batch: int
+    steps: int
+    rounds: int
+    variants: bool = False
+    height: int = 160
+    width: int = 240
+    model: str = "resnet34"
 
-    def synchronized() -> float:
-        if gpu:
+    @property
+    def device(self) -> Any:
+        """The device, as torch names it."""
+        import torch
+
+        return torch.device("cuda" if self.accelerator == "gpu" else "cpu")
+
+    @property
+    def workers(self) -> int:
+        """Processes of the notebook's loader."""
+        from fish_lightning.hardware import default_workers
+
+        return default_workers(self.accelerator, cache="off")
+
+    @property
+    def skipped(self) -> int:
+        """Steps at the start of a turn that are not timed: their batches were loaded while others computed."""
+        return 2 * self.workers + 1
+
+    def now(self) -> float:
+        """Return the time in seconds at which the device is done."""
+        import torch
+
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    class InTurns(L.Callback):
-        """Between the fit's own steps, lets the two others take as many."""
+    def rate(self, step: Callable[[], Any]) -> float:
+        """Return images/s of a step, after those that are skipped."""
+        for _ in range(self.skipped):
+            step()
+        start = self.now()
+        for _ in range(self.steps):
+            step()
+        return self.batch * self.steps / (self.now() - start)
 
-        def __init__(self, files: list[Path]) -> None:
-            plain = Notebook(files, height, width)
-            self.loader = iter(
-                DataLoader(
-                    torch.utils.data.ConcatDataset([plain] * 1000),  # type: ignore[list-item]
-                    batch,
-                    num_workers=workers,
-                    pin_memory=gpu,
+
+LOADS = {
+    # (accelerator, quick)
+    ("cpu", False): Load("cpu", batch=32, steps=3, rounds=7),
+    ("cpu", True): Load("cpu", batch=16, steps=2, rounds=3, height=80, width=120),
+    ("gpu", False): Load("gpu", batch=128, steps=40, rounds=7, variants=True),
+    ("gpu", True): Load("gpu", batch=128, steps=20, rounds=3, variants=True),
+}
+
+
+class StepTimer(Callback):
+    """Times the steps of a fit that count."""
+
+    def __init__(self, load: Load) -> None:
+        self.load, self.taken, self.times = load, 0, [load.now()]
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Note when the first step, the last skipped one and the last one are done."""
+        self.taken += 1
+        if self.taken in (1, self.load.skipped, self.load.skipped + self.load.steps):
+            self.times.append(self.load.now())
+
+    @property
+    def rate(self) -> float:
+        """Images/s."""
+        return self.load.batch * self.load.steps / (self.times[-1] - self.times[-2])
+
+
+class Run:
+    """A training run of this project, a few steps at a time.
+
+    Args:
+        images: class folders.
+        load: what is computed.
+        overrides: of its config.
+
+    Attributes:
+        model: the classifier, after the first call.
+        first_step: seconds from the start of the first fit to the end of its first step.
+    """
+
+    def __init__(self, images: Path, load: Load, *overrides: str) -> None:
+        self.images, self.load, self.overrides = images, load, overrides
+        self.model: Any = None
+        self.first_step = math.nan
+        self.precision: Any = None
+
+    def __call__(self) -> float:
+        """Fit for ``skipped + steps`` steps with a new trainer and data module; return images/s."""
+        import albumentations as A
+        from hydra.utils import instantiate
+
+        from fish_lightning.training.trainer import build_trainer
+
+        load = self.load
+        cfg = compose_run(
+            *(self.images, load.height, load.width),
+            *(f"model.name={load.model}", f"data.batch_size={load.batch}", "split.test=0.05", "split.val=0.05"),
+            *(f"trainer.accelerator={load.accelerator}", "trainer.devices=1", "scheduler=none"),
+            *(f"trainer.max_steps={load.skipped + load.steps}", "trainer.max_epochs=-1", "trainer.limit_val_batches=0"),
+            # A checkpoint at the end of each turn is not part of its steps.
+            *("trainer.enable_progress_bar=false", "callbacks.best=null", "callbacks.last=null"),
+            *self.overrides,
+        )
+        with contextlib.redirect_stdout(sys.stderr):  # its output is not part of the table
+            data = make_data(cfg)
+            if self.model is None:
+                self.model = instantiate(
+                    cfg.model,
+                    class_names=data.catalog.classes,
+                    eval_transform=A.to_dict(data.eval_transform),
+                    optimizer=instantiate(cfg.optimizer),
+                    scheduler=None,
                 )
-            )
-            self.network = resnet34(num_classes=9).to(device)
-            self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3)
-            self.rates: list[tuple[float, float, float]] = []
-            self.taken = 0
-            self.start = 0.0
-            self.resident: Any = None
+            callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
+            loggers = [instantiate(logger) for logger in cfg.logger.values()]
+            timer = StepTimer(load)
+            trainer = build_trainer(cfg.trainer, [*callbacks, timer], loggers)
+            trainer.fit(self.model, datamodule=data)
+        if math.isnan(self.first_step):
+            self.first_step = timer.times[1] - timer.times[0]
+        self.precision = trainer.precision_plugin
+        self.model.trainer = None  # which keeps the loader's workers, and images on the device
+        return timer.rate
 
-        # What stands ready in a loader's queue was made while others computed: as many steps are not counted.
-        ahead = 2 * workers + 1
 
-        def on_train_batch_end(
-            self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch_: Any, batch_idx: int
-        ) -> None:
-            self.taken += 1
-            self.resident = batch_
-            if self.taken == self.ahead:
-                self.start = synchronized()
-            if self.taken < self.ahead + steps:
-                return
-            ours = batch * steps / (synchronized() - self.start)
-            self.rates.append((ours, self._plain(), self._resident(trainer, pl_module)))
-            self.taken = 0
+class PlainLoop:
+    """A plain fp32 PyTorch loop with the notebook's loader, and with PyTorch's defaults for cuDNN and TF32."""
 
-        def _plain(self) -> float:
-            for number in range(self.ahead + steps):
-                if number == self.ahead:
-                    start = synchronized()
-                images, labels = next(self.loader)
-                self.optimizer.zero_grad()
-                loss = torch.nn.functional.cross_entropy(self.network(images.to(device)), labels.to(device))
-                loss.backward()
-                torch.nn.utils.clip_grad_value_(self.network.parameters(), 0.1)
-                self.optimizer.step()
-                loss.item()
-            return batch * steps / (synchronized() - start)
+    def __init__(self, files: list[Path], load: Load) -> None:
+        import torch
+        from torch.utils.data import ConcatDataset, DataLoader
 
-        def _resident(self, trainer: L.Trainer, module: Any) -> float:
-            optimizer = module.make_optimizer(module.parameters(), lr=0.0)  # the run's own, which moves nothing
-            for number in range(1 + steps):
-                if number == 1:
-                    start = synchronized()
-                optimizer.zero_grad()
-                with trainer.precision_plugin.forward_context():
-                    loss = module.train_criterion(module(self.resident["image"]), self.resident["label"])
-                loss.backward()
-                torch.nn.utils.clip_grad_value_(module.parameters(), 0.1)
-                optimizer.step()
+        images: Any = ConcatDataset([Notebook(files, load.height, load.width)] * 1000)  # type: ignore[list-item]
+        pin = load.accelerator == "gpu"
+        self.load = load
+        self.loader = iter(DataLoader(images, load.batch, num_workers=load.workers, pin_memory=pin))
+        self.defaults = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+
+    def __call__(self) -> float:
+        """Return images/s."""
+        import torch
+        from torchvision.models import get_model
+
+        device = self.load.device
+        network = get_model(self.load.model, num_classes=9).to(device)
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+
+        def step() -> None:
+            images, labels = next(self.loader)
             optimizer.zero_grad()
-            return batch * steps / (synchronized() - start)
+            loss = torch.nn.functional.cross_entropy(network(images.to(device)), labels.to(device))
+            loss.backward()
+            torch.nn.utils.clip_grad_value_(network.parameters(), 0.1)
+            optimizer.step()
+            loss.item()
 
-    with tempfile.TemporaryDirectory() as folder:
-        files = make_images(Path(folder) / "images", 4 * batch)
-        turns = InTurns(files)
-        # One epoch is long enough for all rounds: what happens at its end is no step.
-        for copy in range(rounds * (turns.ahead + steps) * batch // len(files) + 1):
+        with _numerics(*self.defaults):
+            return self.load.rate(step)
+
+
+@contextlib.contextmanager
+def _numerics(benchmark: bool, precision: str) -> Iterator[None]:
+    """Set how cuDNN picks its algorithms and how fp32 products are computed, and restore it."""
+    import torch
+
+    before = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.benchmark = benchmark
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
+class ResidentBatch:
+    """The model and optimizer of a run on one batch that is on the device: nothing to wait for."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def __call__(self) -> float:
+        """Return images/s."""
+        import torch
+
+        load, model = self.run.load, self.run.model.to(self.run.load.device).train()
+        images = torch.randint(256, (load.batch, 3, load.height, load.width), dtype=torch.uint8, device=load.device)
+        labels = torch.arange(load.batch, device=load.device) % 9
+        optimizer = model.make_optimizer(model.parameters(), lr=0.0)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            with self.run.precision.forward_context():
+                loss = model.train_criterion(model(images), labels)
+            loss.backward()
+            torch.nn.utils.clip_grad_value_(model.parameters(), 0.1)
+            optimizer.step()
+
+        try:
+            return load.rate(step)
+        finally:
+            optimizer.zero_grad()
+            model.cpu()
+
+
+def train(options: Options) -> list[Row]:
+    """Measure training steps."""
+    return compare_training(LOADS[options.accelerator, options.quick], options.deadline - GOAL_SECONDS)
+
+
+def compare_training(load: Load, deadline: float = math.inf) -> list[Row]:
+    """Time the steps of a run, of what it is compared with and of its variants, in turns.
+
+    Args:
+        load: what is computed.
+        deadline: no further round starts after it, by ``time.monotonic``.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        images = Path(folder) / "images"
+        files = make_images(images, max(36, 4 * load.batch))
+        # One epoch is long enough for a turn: what happens at its end is no step.
+        for copy in range(math.ceil((load.skipped + load.steps) * load.batch / 0.9 / len(files))):
             for file in files:
                 os.link(file, file.with_name(f"{copy} {file.name}"))
-        cfg = compose_run(
-            *(Path(folder) / "images", height, width),
-            *(f"data.batch_size={batch}", "split.test=0.05", "split.val=0.05", "model.name=resnet34"),
-            *(f"trainer.max_steps={rounds * (turns.ahead + steps)}", "trainer.max_epochs=-1"),
-            *("trainer.limit_val_batches=0", "trainer.enable_progress_bar=false", "callbacks.best=null"),
-            *("scheduler=none", "trainer.devices=1"),
+        run = Run(images, load)
+        sides: dict[str, Callable[[], float]] = {"run": run, "plain": PlainLoop(files, load), "fed": ResidentBatch(run)}
+        variants = {"augment=gpu": Run(images, load, "augment=gpu"), "compile": Run(images, load, "model.compile=true")}
+        for side in sides.values():
+            side()  # compiles, and lets cuDNN try its algorithms
+        if load.variants:
+            sides |= that_run(variants)
+        peaks: dict[str, list[float]] = {name: [] for name in sides}
+        rounds = in_turns(
+            load.rounds,
+            *(partial(_with_peak, side, load, peaks[name]) for name, side in sides.items()),
+            deadline=deadline,
         )
-        data = make_data(cfg)
-        model = instantiate(
-            cfg.model,
-            class_names=data.catalog.classes,
-            eval_transform=A.to_dict(data.eval_transform),
-            optimizer=instantiate(cfg.optimizer),
-            scheduler=None,
-        )
-        callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
-        loggers = [instantiate(logger) for logger in cfg.logger.values()]
-        trainer = build_trainer(cfg.trainer, [*callbacks, turns], loggers)
-        with contextlib.redirect_stdout(sys.stderr):  # the run's own lines are no part of the table
-            trainer.fit(model, datamodule=data)
-        precision = trainer.precision
-    what = f"ResNet-34, {height}x{width}, batch {batch}, {precision}"
-    return [
-        row(
-            f"training ({what}) against a plain fp32 loop",
-            [(ours, plain) for ours, plain, _ in turns.rates],
-            "images/s",
-        ),
-        row("  … against one resident batch", [(ours, fed) for ours, _, fed in turns.rates], "images/s"),
+        precision = run.precision.precision
+    rates = dict(zip(sides, zip(*rounds, strict=True), strict=True))
+    what = f"{load.model}, {load.height}x{load.width}, batch {load.batch}, {precision}, {load.workers} workers"
+
+    def compare(name: str, ours: str, theirs: str) -> Row:
+        return row(name, list(zip(rates[ours], rates[theirs], strict=True)), "images/s")
+
+    def memory(name: str, ours: str, theirs: str) -> Row:
+        return row(f"  peak memory, {name} (less is better)", list(zip(peaks[ours], peaks[theirs], strict=True)), "GB")
+
+    found = [
+        compare(f"training ({what}) vs a plain fp32 loop", "run", "plain"),
+        compare("  … vs one resident batch (what a step does not wait)", "run", "fed"),
     ]
+    if load.variants:
+        found.append(memory("run vs plain fp32 loop", "run", "plain"))
+    if "augment=gpu" in rates:
+        found.append(compare("augment=gpu vs augment=cpu", "augment=gpu", "run"))
+        found.append(memory("augment=gpu vs augment=cpu", "augment=gpu", "run"))
+    if "compile" in rates:
+        found.append(compare("model.compile=true vs false", "compile", "run"))
+        found[-1].detail += f"; first step after {variants['compile'].first_step:.0f} vs {run.first_step:.0f} s"
+        found.append(memory("model.compile=true vs false", "compile", "run"))
+    return found
 
 
-def goal(quick: bool, data: Path | None = None) -> list[Row]:
-    """Sample data and ResNet-18, so that it takes minutes on a CPU; with ``data`` the recipes as they are."""
-    settings = ["test=false", "model.weights=null"]
-    if data is not None:
-        what, seeds = f"{data.name}, ResNet-34", [42]
-        settings += [f"data.root={data}"]
+def that_run(variants: dict[str, Any]) -> dict[str, Any]:
+    """Call each once and return those that run here; the table does without the others."""
+    from fish_lightning.errors import first_line
+
+    found = {}
+    for name, variant in variants.items():
+        try:
+            variant()
+        except Exception as error:  # a missing compiler, too little memory
+            print(f"skipped {name}: {first_line(error.__cause__ or error)}", file=sys.stderr)
+        else:
+            found[name] = variant
+    return found
+
+
+def _with_peak(side: Callable[[], float], load: Load, peaks: list[float]) -> float:
+    """Return what a side measures, and note the peak memory of its tensors on the GPU (CPU: of the process), GB."""
+    import torch
+
+    gc.collect()
+    if load.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    measured = side()
+    peaks.append(torch.cuda.max_memory_allocated() / 1e9 if load.device.type == "cuda" else peak_memory() / 1e3)
+    return measured
+
+
+def goal(options: Options) -> list[Row]:
+    """Measure on sample data with ResNet-18, in minutes on a CPU; with ``data``, the recipes as they stand."""
+    settings = ["test=false", "model.weights=null", f"trainer.accelerator={options.accelerator}", "trainer.devices=1"]
+    if options.data is not None:
+        what, seeds = f"{options.data.name}, ResNet-34", [42]
+        settings += [f"data.root={options.data}"]
     else:
-        what, seeds = "sample data, ResNet-18", [42] if quick else [42, 43]
+        what, seeds = "sample data, ResNet-18", [42] if options.quick or options.accelerator == "gpu" else [42, 43]
         settings += ["data=sample", "split=random", "model.name=resnet18", "data.batch_size=32"]
-        settings += ["data.source.photographs_per_kind=8"] if quick else []
-        height, width = (64, 96) if quick else (96, 128)
+        settings += ["data.source.photographs_per_kind=8"] if options.quick else []
+        height, width = (64, 96) if options.quick else (96, 128)
         settings += [f"transforms.height={height}", f"transforms.width={width}"]
     pairs, details = [], []
     for seed in seeds:
         with tempfile.TemporaryDirectory() as folder:
             histories = {}
             for recipe in ("notebook", "fast"):
-                program("train", f"experiment={recipe}", *settings, f"seed={seed}", f"hydra.run.dir={folder}/{recipe}")
+                overrides = (*settings, f"seed={seed}", f"hydra.run.dir={folder}/{recipe}")
+                program("train", f"experiment={recipe}", *overrides, timeout=options.seconds_left)
                 histories[recipe] = epochs(Path(folder) / recipe)
         target = histories["notebook"][-1][1]
         reached = next((seconds for seconds, accuracy in histories["fast"] if accuracy >= target), None)
         first = next(seconds for seconds, accuracy in histories["notebook"] if accuracy >= target)
-        # A recipe that does not get there counts as slower without end.
+        # A recipe that does not reach it counts as infinitely slow.
         pairs.append((1 / reached if reached else 0.0, 1 / first))
         best = max(accuracy for _, accuracy in histories["fast"])
         shown = f"{reached:.0f}" if reached else f"never ({best:.1%})"
-        details.append(f"{shown} against {first:.0f} s to {target:.1%}")
+        details.append(f"{shown} vs {first:.0f} s to {target:.1%}")
     found = row("seconds of training to the notebook's accuracy: notebook / fast", pairs, "")
     found.detail = f"{'; '.join(details)} ({what})"
     return [found]
 
 
 def epochs(run: Path) -> list[tuple[float, float]]:
-    """(seconds so far, validation accuracy) of each epoch of a run, from its checkpoint's history."""
+    """Return (seconds so far, validation accuracy) of each epoch of a run, from the history in its checkpoint."""
     import torch
 
     state = torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)
@@ -403,21 +623,26 @@ def epochs(run: Path) -> list[tuple[float, float]]:
     return found
 
 
-def program(name: str, *overrides: str) -> None:
-    """Run an entry point to its end."""
+def program(name: str, *overrides: str, timeout: float = math.inf) -> None:
+    """Run an entry point to its end.
+
+    Raises:
+        subprocess.TimeoutExpired: after ``timeout`` seconds.
+    """
     done = subprocess.run(  # noqa: S603 - this project's own program
         [sys.executable, "-m", f"fish_lightning.{name}", *overrides],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
+        timeout=None if math.isinf(timeout) else max(1.0, timeout),
     )
     if done.returncode:
         sys.exit(f"{name} failed: {done.stderr[-2000:]}")
 
 
-def start(quick: bool) -> list[Row]:
-    """Programs from their start, in turns with what they cannot do without."""
+def start(options: Options) -> list[Row]:
+    """Time programs from their start, in turns with what they cannot do without."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "scripts"), str(ROOT)])}
 
     def seconds(*arguments: str) -> float:
@@ -440,7 +665,7 @@ def start(quick: bool) -> list[Row]:
             *("trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "trainer.max_epochs=1"),
             f"paths.logs={folder}/logs",
         ]
-        seconds(*one_step)  # makes the cache, and Python's compiled files
+        seconds(*one_step)  # writes the cache and Python's compiled files
         stages = []
 
         def first_step() -> float:
@@ -452,67 +677,67 @@ def start(quick: bool) -> list[Row]:
 
         imports = "import hydra, torch, torchvision, lightning, albumentations, torchmetrics, matplotlib.pyplot"
         imports += ", torch.utils.tensorboard"
-        rounds = 2 if quick else 4
+        rounds = 2 if options.quick else 4
         helps = in_turns(
-            lambda: seconds("-m", "fish_lightning.train", "--help"), lambda: seconds("-c", "import hydra"), rounds
+            rounds, lambda: seconds("-m", "fish_lightning.train", "--help"), lambda: seconds("-c", "import hydra")
         )
-        steps = in_turns(first_step, lambda: seconds("-c", imports), rounds)
+        steps = in_turns(rounds, first_step, lambda: seconds("-c", imports))
     keys = ("made", "fit", "step", "all")
     made, fit, step, whole = (statistics.median(stage[key] for stage in stages) for key in keys)
-    run = row("a run of one step, time against its imports (less is better)", steps, "s")
+    run = row("a run of one step, time vs its imports (less is better)", steps, "s")
     run.detail += (
         f": {made:.1f} to data and network, {fit - made:.1f} trainer and loggers, {step - fit:.1f} first step, "
         f"{whole - step:.1f} validation, plots (and their imports), files"
     )
-    return [row("--help, time against import hydra (less is better)", helps, "s"), run]
+    return [row("--help, time vs import hydra (less is better)", helps, "s"), run]
 
 
 class Clock(Callback):
-    """Notes how long after ``began`` (seconds since 1970) a run comes to its callbacks, its fit and its first step."""
+    """Writes the seconds from ``began`` (since 1970) to a run's callbacks, the start of its fit, and its first step."""
 
     def __init__(self, file: str, began: float) -> None:
         self.file, self.began, self.stages = Path(file), began, {"made": time.time() - began}
 
     def on_train_start(self, *_: Any) -> None:
-        """All is made."""
+        """Note the start of the fit."""
         self.stages["fit"] = time.time() - self.began
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """The first step is done."""
+        """Note the end of the first step."""
         self.stages.setdefault("step", time.time() - self.began)
         self.file.write_text(json.dumps(self.stages))
 
 
-def rows(quick: bool) -> list[Row]:
-    """Each size in a process of its own, so that its peak memory is its own."""
+def catalog(options: Options) -> list[Row]:
+    """Measure each size in a process of its own, so that its peak memory is its own."""
     megabytes = {}
 
     def seconds(n: int) -> float:
-        command = [sys.executable, __file__, "--rows", str(n)]
+        command = [sys.executable, __file__, "--catalog", str(n)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
         measured = json.loads(done.stdout)
         megabytes[n] = measured["megabytes"]
         return float(measured["seconds"])
 
     found = []
-    for n in (100_000,) if quick else (100_000, 1_000_000):
-        pairs = in_turns(partial(seconds, n), partial(seconds, 10_000), 3)
-        line = row(f"{n:,} images in the table against 10,000 (less is better)", pairs, "s to the first batch's names")
+    for n in (100_000,) if options.quick else (100_000, 1_000_000):
+        pairs = in_turns(3, partial(seconds, n), partial(seconds, 10_000))
+        line = row(f"{n:,} images in the catalog vs 10,000 (less is better)", pairs, "s to the first batch's paths")
         line.detail += f"; {megabytes[n]:.0f} MB more at most"
         found.append(line)
     return found
 
 
 def peak_memory() -> float:
-    """Most memory that this program has held so far, MB."""
+    """Return the most memory that this process has used so far, MB."""
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would count what the parent held when it forked
+    if status.is_file():  # getrusage would count what the parent used when it forked
         return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
 
 
 def simulate(n: int) -> None:
-    """A table of ``n`` images split and shuffled, as a run does before its first step; prints JSON."""
+    """Split and shuffle a catalog of ``n`` images, as a run does before its first step; print JSON."""
     import numpy as np
 
     from fish_lightning.data.catalog import make_catalog
@@ -520,12 +745,12 @@ def simulate(n: int) -> None:
     from fish_lightning.data.splits import photograph_split
 
     before = peak_memory()
-    lines = [(f"kind {i % 9}/{i:08}.png", f"kind {i % 9}", f"kind {i % 9}/{i // 180}", "") for i in range(n)]
+    lines = [(f"class {i % 9}/{i:08}.png", f"class {i % 9}", f"class {i % 9}/{i // 180}", "") for i in range(n)]
     began = time.perf_counter()
-    catalog = make_catalog(Path("simulated"), lines)
+    images = make_catalog(Path("simulated"), lines)
     del lines
-    catalog = catalog.with_splits(photograph_split(catalog, seed=1))
-    batch = next(iter(KeyedBatches(len(catalog.indices("train")), 128, seed=1, shuffle=True)))
+    images = images.with_splits(photograph_split(images, seed=1))
+    batch = next(iter(KeyedBatches(len(images.indices("train")), 128, seed=1, shuffle=True)))
     assert len(np.unique([index for _, index in batch])) == 128
     seconds = time.perf_counter() - began
     megabytes = peak_memory() - before
@@ -536,7 +761,7 @@ def simulate(n: int) -> None:
 
 
 def machine() -> str:
-    """Processor, cores, GPU and versions."""
+    """Return processor, cores, GPU and versions."""
     import lightning
     import torch
 
@@ -554,35 +779,66 @@ def machine() -> str:
     return f"{name}{bf16}, {cores()} cores{gpu}; torch {torch.__version__}, lightning {lightning.__version__}"
 
 
-def main() -> None:
+def require_gpu() -> None:
+    """End the program where there is no CUDA GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit(f"error: --gpu: torch {torch.__version__} finds no CUDA GPU on this machine")
+
+
+def measure(part: str, options: Options) -> Iterator[Row]:
+    """Yield the rows of a part; on a GPU, none where time is short."""
+    try:
+        if part == "goal" and options.seconds_left < GOAL_SECONDS:
+            raise subprocess.TimeoutExpired("goal", GOAL_SECONDS)
+        yield from globals()[part](options)
+    except subprocess.TimeoutExpired:
+        print(f"skipped {part}: no time left; measure it on its own: --gpu --only {part}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", action="store_true", help="measure on one CUDA GPU, within 8 minutes")
+    parser.add_argument("--tests", action="store_true", help="with --gpu: first run the tests that need one")
     parser.add_argument("--quick", action="store_true", help="smaller and fewer: under two minutes on two cores")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--only", help=f"some of {','.join(PARTS)}; with --gpu of {','.join(GPU_PARTS)}")
     parser.add_argument("--data", type=Path, metavar="DIR", help="class folders for the part goal")
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="the figures, as JSON")
-    parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.rows:
-        simulate(arguments.rows)
+    parser.add_argument("--catalog", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.catalog:
+        simulate(given.catalog)
         return
-    chosen = arguments.only.split(",")
-    unknown = sorted(set(chosen) - set(PARTS))
+    parts = GPU_PARTS if given.gpu else PARTS
+    chosen = given.only.split(",") if given.only else parts
+    unknown = sorted(set(chosen) - set(parts))
     if unknown:
-        parser.error(f"--only: there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+        parser.error(f"--only: unknown part {', '.join(unknown)}; choose from {', '.join(parts)}")
+    tests = [sys.executable, "-m", "pytest", "-m", "gpu"]
+    if given.gpu:
+        require_gpu()
+        if given.tests:
+            subprocess.run(tests, cwd=ROOT, check=False)  # noqa: S603
+        else:
+            print(f"tests that need a GPU: {' '.join(['python', *tests[1:]])}, or --tests\n")
+    options = Options(
+        given.quick,
+        "gpu" if given.gpu else "cpu",
+        given.data and given.data.resolve(),
+        time.monotonic() + GPU_SECONDS if given.gpu else math.inf,
+    )
     where, table = machine(), []
-    print(f"{where}\n\n{'what':<82} {'ratio':>8} {'quartiles':>16}  figures", flush=True)
+    print(f"{where}\n\n{'what':<88} {'ratio':>8} {'quartiles':>16}  figures", flush=True)
     for part in chosen:
-        extra = {"data": arguments.data.resolve()} if part == "goal" and arguments.data else {}
-        for line in globals()[part](arguments.quick, **extra):
+        for line in measure(part, options):
             table.append(line)
             spread = f"{line.low:.3g} to {line.high:.3g}"
-            print(f"{line.name:<82} {line.ratio:8.3g} {spread:>16}  {line.detail}", flush=True)
-    arguments.output.write_text(
-        json.dumps({"machine": where, "quick": arguments.quick, "rows": [asdict(line) for line in table]}, indent=2)
-        + "\n"
-    )
-    print(f"\nwritten to {arguments.output}")
+            print(f"{line.name:<88} {line.ratio:8.3g} {spread:>16}  {line.detail}", flush=True)
+    figures = {"machine": where, "quick": given.quick, "rows": [asdict(line) for line in table]}
+    given.output.write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"\nwritten to {given.output}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ TINY = (
     "data.batch_size=4",
     "data.num_workers=0",
     "optimizer.lr=0.002",
+    "report=false",
 )
 #: What shortens it further where a test looks at neither.
 SHORT = ("callbacks.tensorboard=null", "validate_first=false", "test=false")

@@ -1,1 +1,1 @@
-"""Where images come from and how they reach the model: source, catalog, split, dataset, data module."""
+"""From image files to batches: source, catalog, split, dataset, data module."""

@@ -1,11 +1,11 @@
-"""Decoded images kept ready: one uint8 file a data set and size, made once and mapped into memory by all processes.
+"""The cache of decoded images: one uint8 file per data set and size, memory-mapped by all processes.
 
-What every image goes through first, whatever the epoch, is done once: decoding and the deterministic head of the
-albumentations pipelines (:func:`split_pipelines`). The file's name says what it holds: the folder, the head, and the
-names, sizes and times of change of all files. So a file is never changed; where an image is new or another, a new file
-takes the rows of the old one that still hold.
+It stores the result of decoding and of the deterministic head of the albumentations pipelines
+(:func:`split_pipelines`). Its file name is a hash of the folder, the head, and the name, size and modification time of
+every image, so a cache file never changes: if images do, a new file is written, which copies unchanged images from the
+previous one.
 
-Threads decode, since Pillow and OpenCV release the interpreter's lock: nothing has to survive a fork or a spawn.
+Images are decoded in threads: Pillow and OpenCV release the GIL, and nothing has to survive a fork or a spawn.
 """
 
 import hashlib
@@ -35,25 +35,27 @@ from fish_lightning.files import byte_size, locked, shown, state_of, whole_file
 Pixels = npt.NDArray[np.uint8]
 Digests = npt.NDArray[np.uint8]
 
-#: Raise it with every change here or in ``decoding.py`` that can change a pixel.
-VERSION = 1
-#: Transforms that always do the same to the same image, and those of them after which all images have one size.
+#: Increment it with every change here or in ``decoding.py`` that can change a pixel.
+VERSION = 2
+#: Transforms without randomness, and those after which all images have the same size.
 DETERMINISTIC = (A.Resize, A.CenterCrop, A.LongestMaxSize, A.SmallestMaxSize)
 FIXED_SIZE = (A.Resize, A.CenterCrop)
-#: Images decoded between two looks at what is done.
+#: How often a cache file is written that somebody deletes at once.
+ATTEMPTS = 2
+#: Images submitted to the thread pool at a time: bounds the decoded images that wait to be written.
 BLOCK = 1024
 
 
 @dataclass(frozen=True)
 class Pipelines:
-    """Two pipelines, split where the cache stands.
+    """Two pipelines, split after their cached head.
 
     Attributes:
-        head: what both begin with; its result is what is cached.
+        head: the beginning of both, whose result is cached.
         train: the rest of the training pipeline.
         evaluate: the rest of the evaluation pipeline.
-        height: of a cached image, pixels.
-        width: of a cached image, pixels.
+        height: of a cached image, in pixels.
+        width: of a cached image, in pixels.
     """
 
     head: A.Compose
@@ -64,10 +66,10 @@ class Pipelines:
 
 
 def split_pipelines(train: A.Compose, evaluate: A.Compose) -> Pipelines | None:
-    """Split two pipelines after the longest deterministic beginning they share that gives all images one size.
+    """Split two pipelines after their longest common deterministic head with a fixed output size.
 
     Returns:
-        The parts, or None where there is no such beginning.
+        The parts, or None if there is no such head.
     """
     shared = 0
     for number, (ours, theirs) in enumerate(zip(train.transforms, evaluate.transforms, strict=False), 1):
@@ -89,95 +91,122 @@ def split_pipelines(train: A.Compose, evaluate: A.Compose) -> Pipelines | None:
 
 
 class PixelCache:
-    """The decoded images of a catalog, by row.
+    """The decoded images of a catalog, by index.
 
-    Where they are in a file, its pages are shared by all processes and nothing is copied to workers: forked ones have
-    the mapping, so that the file may even be deleted under them; spawned ones map it by its name.
+    All processes share the pages of a memory-mapped file. Forked workers inherit the mapping, and so survive the
+    deletion of the file; spawned ones open it by name.
 
     Args:
-        pixels: (N, H, W, 3), mapped or in memory.
-        errors: of the rows whose file could not be read: what was wrong.
-        file: that ``pixels`` is mapped from; None: they are in memory.
+        pixels: (N, H, W, 3), memory-mapped or in memory.
+        errors: message for each index whose file cannot be read.
+        file: the file ``pixels`` is mapped from; None if it is in memory.
+
+    Attributes:
+        errors: as given.
     """
 
     def __init__(self, pixels: Pixels, errors: dict[int, str], file: Path | None = None) -> None:
         self.errors = errors
         self._file = file
         self._pixels: Pixels | None = pixels
+        self._rows: dict[int, int] | None = None
+
+    def of(self, indices: npt.NDArray[np.int64]) -> "PixelCache":
+        """Return this cache of a part of a catalog as one whose indices are the catalog's."""
+        self._rows = {index: row for row, index in enumerate(indices.tolist())}
+        self.errors = {int(indices[row]): error for row, error in self.errors.items()}
+        return self
 
     @property
     def pixels(self) -> Pixels:
-        """(N, H, W, 3), RGB; read-only where it is a file. Rows that could not be read are black."""
+        """(N, H, W, 3) RGB, read-only if mapped; unreadable images are black."""
         if self._pixels is None:
             assert self._file is not None
             self._pixels = np.load(self._file, mmap_mode="r")
         return self._pixels
 
-    def __getitem__(self, row: int) -> Pixels:
-        """One image, (H, W, 3), as a copy that may be written to.
+    def __getitem__(self, index: int) -> Pixels:
+        """Return a writable copy of one image, (H, W, 3).
 
         Raises:
             UnreadableImage: its file could not be read.
         """
-        if row in self.errors:
-            raise UnreadableImage(self.errors[row])
-        return np.array(self.pixels[row])
+        if index in self.errors:
+            raise UnreadableImage(self.errors[index])
+        return np.array(self.pixels[index if self._rows is None else self._rows[index]])
 
     def black(self) -> Pixels:
-        """An image in place of one that could not be read."""
+        """Return the placeholder of an unreadable image."""
         return np.zeros(self.pixels.shape[1:], np.uint8)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the mapped file: pickling would copy all of it."""
+        """Leave out the mapped pixels, which pickling would copy."""
         return self.__dict__ | ({"_pixels": None} if self._file is not None else {})
 
 
-def open_cache(catalog: Catalog, pipelines: Pipelines, folder: Path, workers: int, in_ram: bool = False) -> PixelCache:
-    """The decoded images of a catalog, made where they are not there yet.
+def open_cache(
+    catalog: Catalog,
+    pipelines: Pipelines,
+    folder: Path,
+    workers: int,
+    in_ram: bool = False,
+    needed: npt.NDArray[np.int64] | None = None,
+    kind: str = "pixels",
+) -> PixelCache:
+    """Return the decoded images of a catalog, from the cache file or decoded now.
 
-    Of several processes that want the same file at once, one makes it and the others wait.
+    If several processes request the same file, one writes it and the others wait.
 
     Args:
         catalog: N images.
-        pipelines: the head is applied to each.
+        pipelines: their head is applied to each image.
         folder: the cache.
-        workers: threads that decode.
-        in_ram: keep nothing on disk (but use what is there); for small sets.
+        workers: number of decoding threads.
+        in_ram: write no file (an existing one is still read); for small data sets.
+        needed: indices of the only images that are asked for: the others need not exist. None: all.
+        kind: of cache file: ``"pixels"``, or ``"part"`` of a catalog, beside which the cache of all images stays.
 
     Raises:
-        UserError: too little room, on disk or in memory.
+        UserError: not enough free space, on disk or in memory.
     """
     root = _hexdigest(str(catalog.root.resolve()))
     head = _hexdigest(
         json.dumps([VERSION, PIL.__version__, cv2.__version__, A.__version__, A.to_dict(pipelines.head)], default=str)
     )
-    digests = _state_of_files(catalog)
-    family = f"pixels-{root}-{head}"
+    digests = _digests(catalog)
+    family = f"{kind}-{root}-{head}"
     file = folder / f"{family}-{_hexdigest(digests.tobytes())}.npy"
     shape = (len(catalog), pipelines.height, pipelines.width, 3)
-    made = _open(file, shape)
+    cache = _open(file, shape)
+    if cache is None and needed is not None:
+        return open_cache(catalog.take(needed), pipelines, folder, workers, in_ram, kind="part").of(needed)
     if in_ram:
-        return _in_ram(catalog, pipelines, workers, shape, made)
-    if made is not None:
-        return made
+        return _in_ram(catalog, pipelines, workers, shape, cache)
+    if cache is not None:
+        return cache
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / f"{family}.lock", "waiting for another run that decodes the same images"):
-            made = _open(file, shape)
-            if made is None:
-                _make(catalog, pipelines, file, family, digests, shape, workers)
-                made = _open(file, shape)
+        with locked(folder / f"{family}.lock", "waiting for another run that is decoding the same images"):
+            cache = _open(file, shape)
+            for _ in range(ATTEMPTS):
+                if cache is None:
+                    _write(catalog, pipelines, file, family, digests, shape, workers)
+                    cache = _open(file, shape)
     except OSError as error:
         raise UserError(
-            f"data.cache: the decoded images cannot be kept in {folder} ({error.strerror or error})\n"
-            f"they take {_cache_size(shape)}; make room, name another folder (data.cache_dir=DIR), or go without: "
-            "data.cache=off"
+            f"data.cache: the decoded images cannot be written to {folder} ({error.strerror or error})\n"
+            f"they take {_cache_size(shape)}: free some space, choose another folder (data.cache_dir=DIR) or "
+            "use data.cache=off"
         ) from None
-    assert made is not None
-    return made
+    if cache is None:
+        raise UserError(
+            f"data.cache: {file} was deleted or damaged {ATTEMPTS} times as soon as it was written\n"
+            "find out by what, choose another folder (data.cache_dir=DIR) or use data.cache=off"
+        )
+    return cache
 
 
-def _make(
+def _write(
     catalog: Catalog,
     pipelines: Pipelines,
     file: Path,
@@ -186,13 +215,14 @@ def _make(
     shape: tuple[int, ...],
     workers: int,
 ) -> None:
-    """Write the file, whole or not at all; rows whose file is unchanged are taken from the family's former file."""
+    """Write the file atomically; unchanged images are copied from the previous file of the family."""
     folder = file.parent
-    for left_over in folder.glob(f".*.{family}-*"):  # of a process that was killed: no other makes this family now
+    for left_over in folder.glob(f".*.{family}-*"):  # of a killed process: this one has the lock
         left_over.unlink(missing_ok=True)
     former = [other for other in folder.glob(f"{family}-*.npy") if other != file]
-    known, errors, kept = _reusable(former, shape)
-    new = [row for row in range(len(catalog)) if digests[row].tobytes() not in known]
+    whole = folder.glob(f"pixels-{family.partition('-')[2]}-*.npy") if family.startswith("part-") else ()
+    known, errors, kept = _reusable([*former, *whole], shape)
+    new = [index for index in range(len(catalog)) if digests[index].tobytes() not in known]
     _require_disk(folder, shape)
     print(
         f"decoding {len(new):,} images to {shape[1]}x{shape[2]}, once: {_cache_size(shape)} in {shown(folder)}",
@@ -203,111 +233,111 @@ def _make(
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
         decoded = _decoded(catalog, pipelines, new, workers)
-        for row in range(len(catalog)):
-            old = known.get(digests[row].tobytes())
+        for index in range(len(catalog)):
+            old = known.get(digests[index].tobytes())
             if old is None:
                 pixels, error = next(decoded)
             else:
                 assert kept is not None
                 pixels, error = kept[old], errors.get(old)
             if error is not None:
-                bad[row] = error
+                bad[index] = error
             stream.write(pixels.tobytes())
-        # The index first: a file with pixels always has one.
-        with whole_file(file.with_suffix(".npz")) as index, index.open("wb") as written:
+        # Before the pixels get their name: a file of pixels always has one.
+        with whole_file(file.with_suffix(".npz")) as info, info.open("wb") as written:
             np.savez(written, digests=digests, errors=np.array(json.dumps(bad)))
     former.sort(key=lambda other: other.stat().st_mtime_ns)
-    for other in former[:-1]:  # the newest stays: two tables of one folder may take turns
+    for other in former[:-1]:  # keep the newest: runs with two tables of one folder may alternate
         other.unlink(missing_ok=True)
         other.with_suffix(".npz").unlink(missing_ok=True)
 
 
 def _decoded(
-    catalog: Catalog, pipelines: Pipelines, rows: list[int], workers: int
+    catalog: Catalog, pipelines: Pipelines, indices: list[int], workers: int
 ) -> Iterator[tuple[Pixels, str | None]]:
-    """Decoded images in the order of ``rows``, black with what was wrong where one cannot be read."""
-    own = threading.local()  # a pipeline keeps what it is doing in itself
+    """Yield decoded images in the order of ``indices``; an unreadable one is black, with its error."""
+    own = threading.local()  # a pipeline is stateful
     recipe = A.to_dict(pipelines.head)
     shape = (pipelines.height, pipelines.width, 3)
 
-    def look(row: int) -> tuple[Pixels, str | None]:
+    def decoded(index: int) -> tuple[Pixels, str | None]:
         if not hasattr(own, "head"):
             own.head = A.from_dict(recipe)
         try:
-            pixels: Pixels = own.head(image=decode(catalog.root / str(catalog.paths[row])))["image"]
+            pixels: Pixels = own.head(image=decode(catalog.root / str(catalog.paths[index])))["image"]
         except UnreadableImage as error:
             return np.zeros(shape, np.uint8), str(error)
         return pixels, None
 
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # its own would fight ours for the cores
+    cv2.setNumThreads(1)  # its threads would compete with ours for the cores
     pool = ThreadPoolExecutor(workers)
     try:
-        with tqdm(total=len(rows), desc="decoding", unit="image", disable=None) as bar:
-            for start in range(0, len(rows), BLOCK):
-                for found in pool.map(look, rows[start : start + BLOCK]):
+        with tqdm(total=len(indices), desc="decoding", unit="image", disable=None) as bar:
+            for start in range(0, len(indices), BLOCK):
+                for image in pool.map(decoded, indices[start : start + BLOCK]):
                     bar.update()
-                    yield found
+                    yield image
     finally:
         pool.shutdown(cancel_futures=True)
         cv2.setNumThreads(threads)
 
 
 def _in_ram(
-    catalog: Catalog, pipelines: Pipelines, workers: int, shape: tuple[int, ...], made: PixelCache | None
+    catalog: Catalog, pipelines: Pipelines, workers: int, shape: tuple[int, ...], cache: PixelCache | None
 ) -> PixelCache:
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
     if available is not None and int(np.prod(shape)) > available // 2:
         raise UserError(
             f"data.cache=ram: the decoded images take {_cache_size(shape)}, more than half of this machine's memory\n"
-            "use data.cache=on (a file), or smaller images (transforms.height, transforms.width)"
+            "use data.cache=on (a file) or smaller images (transforms.height, transforms.width)"
         )
-    if made is not None:
-        return PixelCache(np.array(made.pixels), made.errors)
+    if cache is not None:
+        return PixelCache(np.array(cache.pixels), cache.errors)
     print(f"decoding {shape[0]:,} images to {shape[1]}x{shape[2]} in memory: {_cache_size(shape)}", flush=True)
     pixels, errors = np.empty(shape, np.uint8), {}
-    for row, (image, error) in enumerate(_decoded(catalog, pipelines, list(range(len(catalog))), workers)):
-        pixels[row] = image
+    for index, (image, error) in enumerate(_decoded(catalog, pipelines, list(range(len(catalog))), workers)):
+        pixels[index] = image
         if error is not None:
-            errors[row] = error
+            errors[index] = error
     return PixelCache(pixels, errors)
 
 
 def _open(file: Path, shape: tuple[int, ...]) -> PixelCache | None:
-    """The cache that a file holds; None where it is not there, or damaged."""
-    index = _index(file)
-    if index is None:
+    """Return the cache stored in a file; None if it is missing or corrupt."""
+    info = _info(file)
+    if info is None:
         return None
     try:
         pixels = np.load(file, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
-    return PixelCache(pixels, index[1], file) if pixels.shape == shape and pixels.dtype == np.uint8 else None
+    return PixelCache(pixels, info[1], file) if pixels.shape == shape and pixels.dtype == np.uint8 else None
 
 
-def _index(file: Path) -> tuple[Digests, dict[int, str]] | None:
-    """Digests of the rows, and the rows that could not be read."""
+def _info(file: Path) -> tuple[Digests, dict[int, str]] | None:
+    """Return the digest of each image and the errors of unreadable ones; None if they are missing or corrupt."""
     try:
-        with np.load(file.with_suffix(".npz")) as index:
-            errors = json.loads(str(index["errors"]))
-            return np.asarray(index["digests"]), {int(row): text for row, text in errors.items()}
+        with np.load(file.with_suffix(".npz")) as info:
+            errors = json.loads(str(info["errors"]))
+            return np.asarray(info["digests"]), {int(index): error for index, error in errors.items()}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _reusable(former: list[Path], shape: tuple[int, ...]) -> tuple[dict[bytes, int], dict[int, str], Pixels | None]:
-    """Row of each digest in the newest former file that is whole, its errors, and its pixels."""
+    """Return the index of each digest in the newest intact former file, its errors and its pixels."""
     for file in sorted(former, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        index = _index(file)
-        if index is not None:
-            made = _open(file, (len(index[0]), *shape[1:]))
-            if made is not None:
-                return {digest.tobytes(): row for row, digest in enumerate(index[0])}, index[1], made.pixels
+        info = _info(file)
+        if info is not None:
+            cache = _open(file, (len(info[0]), *shape[1:]))
+            if cache is not None:
+                return {digest.tobytes(): index for index, digest in enumerate(info[0])}, info[1], cache.pixels
     return {}, {}, None
 
 
-def _state_of_files(catalog: Catalog) -> Digests:
-    """(N, 16) a hash of each file's name, size and time of change."""
+def _digests(catalog: Catalog) -> Digests:
+    """Return (N, 16) hashes of each file's name, size and modification time."""
     digests = np.empty((len(catalog), 16), np.uint8)
     root = str(catalog.root)
     for index, path in enumerate(catalog.paths.tolist()):
@@ -321,7 +351,7 @@ def _require_disk(folder: Path, shape: tuple[int, ...]) -> None:
     if free < int(np.prod(shape)) * 1.01:
         raise UserError(
             f"data.cache: the decoded images take {_cache_size(shape)}, and {folder} has {byte_size(free)} free\n"
-            "make room, name another folder (data.cache_dir=DIR), or go without: data.cache=off"
+            "free some space, choose another folder (data.cache_dir=DIR) or use data.cache=off"
         )
 
 
@@ -330,4 +360,5 @@ def _cache_size(shape: tuple[int, ...]) -> str:
 
 
 def _hexdigest(state: str | bytes) -> str:
-    return hashlib.sha256(state if isinstance(state, bytes) else state.encode()).hexdigest()[:12]
+    content = state if isinstance(state, bytes) else state.encode(errors="surrogateescape")
+    return hashlib.sha256(content).hexdigest()[:12]

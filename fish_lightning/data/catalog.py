@@ -1,11 +1,13 @@
-"""The one table of a data set: path, label, photograph and split of every image.
+"""The catalog of a data set: path, label, photograph and split of every image.
 
-A source fills it, a split assigns its last column, ``split.csv`` in the run folder shows it, and the checkpoint carries
-it, so that an evaluation months later scores the same images.
+A source creates it, a split assigns its last column, ``split.csv`` in the run folder shows it, and the checkpoint
+contains it, so that a later evaluation scores the same images. A *photograph* is the group of all images that are
+copies of one photograph.
 """
 
 import csv
 import re
+import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import numpy.typing as npt
 
 from fish_lightning.errors import UserError
 from fish_lightning.files import whole_file
+from fish_lightning.names import ENCODE_ERRORS, printable
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "photograph", "split")
@@ -25,27 +28,27 @@ class EmptyClassError(UserError):
 
     Attributes:
         names: of the empty classes.
-        catalog: the table of the others.
+        catalog: of the other classes.
     """
 
     def __init__(self, names: list[str], catalog: "Catalog") -> None:
         super().__init__(
             f"class folder without an image: {', '.join(names)} (in {catalog.root})\n"
-            "add images to it, or remove the folder."
+            "add images to it, or remove the folder"
         )
         self.names, self.catalog = names, catalog
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """A table of N images. Columns are arrays: lists would be copied page by page into each loader worker.
+    """A table of N images. Its columns are arrays: lists would be copied page by page into each loader worker.
 
     Attributes:
         root: folder that ``paths`` are relative to.
         paths: (N,) text, POSIX style, sorted.
         labels: (N,) int64, indices into ``classes``.
-        photographs: (N,) text, name of the photograph an image is a copy of; ``""`` where unknown.
-        splits: (N,) text, each of ``SPLITS``, or ``""`` before a split is assigned (or for an image left out of all).
+        photographs: (N,) text, name of the photograph that an image is a copy of; ``""`` if unknown.
+        splits: (N,) text, one of ``SPLITS``, or ``""`` (not yet assigned, or excluded).
         classes: class names, sorted.
     """
 
@@ -60,11 +63,11 @@ class Catalog:
         return len(self.paths)
 
     def with_splits(self, splits: npt.NDArray[np.str_]) -> "Catalog":
-        """The same table with another split column."""
+        """Return the catalog with another split column."""
         return replace(self, splits=splits)
 
     def with_photographs(self, photographs: npt.NDArray[np.str_]) -> "Catalog":
-        """The same table with another photograph column."""
+        """Return the catalog with another photograph column."""
         return replace(self, photographs=photographs)
 
     @property
@@ -74,34 +77,42 @@ class Catalog:
 
     @property
     def photographs_or_paths(self) -> npt.NDArray[np.str_]:
-        """(N,) photograph of each image; where that is not known, the image is one of its own."""
+        """(N,) photograph of each image; an image of unknown photograph is one of its own, named by its path."""
         return np.where(self.photographs == "", self.paths, self.photographs)
 
     def leaked(self) -> npt.NDArray[np.bool_]:
-        """(N,) whether an image is tested although a copy of it is trained on."""
+        """Return (N,) whether an image is in the test split while a copy of it is in the training split."""
         trained = np.unique(self.photographs[self.splits == "train"])
         copied = np.isin(self.photographs, trained) & np.not_equal(self.photographs, "")
         leaked: npt.NDArray[np.bool_] = np.logical_and(self.splits == "test", copied)
         return leaked
 
+    def take(self, indices: npt.NDArray[np.int64]) -> "Catalog":
+        """Return the catalog of some of the images."""
+        columns = {name: getattr(self, name)[indices] for name in ("paths", "labels", "photographs", "splits")}
+        return replace(self, **columns)
+
     def indices(self, split: str) -> npt.NDArray[np.int64]:
-        """Row numbers of one split, or of the whole table for ``"all"``."""
+        """Return the indices of one split, or of all images for ``"all"``."""
         return np.arange(len(self)) if split == "all" else np.flatnonzero(self.splits == split)
 
     def counts(self) -> dict[str, int]:
-        """Number of images in each of train, val and test."""
+        """Count the images of train, val and test."""
         return {split: int((self.splits == split).sum()) for split in SPLITS}
 
     def write_csv(self, path: Path) -> None:
-        """Write the table whole or not at all."""
-        with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        """Write the table as CSV, atomically; it is read again, so paths and names keep their bytes."""
+        with (
+            whole_file(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors=ENCODE_ERRORS) as stream,
+        ):
             rows = csv.writer(stream)
             rows.writerow(COLUMNS)
             for i in range(len(self)):
                 rows.writerow((self.paths[i], self.classes[self.labels[i]], self.photographs[i], self.splits[i]))
 
     def state(self) -> dict[str, Any]:
-        """Plain containers for a checkpoint; :meth:`from_state` reads them back."""
+        """Return plain containers for a checkpoint; :meth:`from_state` restores them."""
         return {
             "root": str(self.root.resolve()),
             "paths": self.paths.tolist(),
@@ -113,7 +124,7 @@ class Catalog:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Catalog":
-        """The table that :meth:`state` wrote."""
+        """Restore the catalog from :meth:`state`."""
         return cls(
             root=Path(state["root"]),
             paths=np.array(state["paths"], dtype=np.str_),
@@ -125,19 +136,21 @@ class Catalog:
 
 
 def make_catalog(root: Path, rows: list[tuple[str, str, str, str]], classes: list[str] | None = None) -> Catalog:
-    """A catalog from rows (path, class name, photograph, split), sorted by path.
+    """Create a catalog, sorted by path, from rows (path, class name, photograph, split).
 
     Args:
-        root: folder the paths are relative to.
-        rows: one tuple an image.
-        classes: all class names; those of the rows by default. A name without an image is an error.
+        root: folder that the paths are relative to.
+        rows: one tuple per image.
+        classes: all class names; by default those of the rows.
 
     Raises:
-        UserError: no image at all, or fewer than two classes.
-        EmptyClassError: a class without an image.
+        UserError: there are no images, or fewer than two classes.
+        EmptyClassError: one of ``classes`` has no image.
     """
     if not rows:
-        raise UserError(f"no images in {root}\nexpected {root}/<class>/<image>, or the archive's Fish_Dataset layout.")
+        raise UserError(
+            f"no images in {root}\nexpected {root}/<class>/<image>, or the layout of the fish archive (data=fish)"
+        )
     names = sorted({label for _, label, _, _ in rows})
     number = {name: i for i, name in enumerate(names)}
     rows = sorted(rows)
@@ -153,23 +166,33 @@ def make_catalog(root: Path, rows: list[tuple[str, str, str, str]], classes: lis
     if empty:
         raise EmptyClassError(empty, catalog)
     if len(names) < 2:
-        raise UserError(f"only one class, '{names[0]}', in {root}\na classifier needs two class folders or more.")
+        raise UserError(f"only one class, '{names[0]}', in {root}\na classifier requires at least two class folders")
+    for alike in _alike(names):
+        print(f"note: class names that differ in case or spaces only: {', '.join(alike)}", flush=True)
     return catalog
 
 
+def _alike(names: list[str]) -> list[list[str]]:
+    """Return the names, in quotes, of which others differ in case, spaces or Unicode form only."""
+    by_key: dict[str, list[str]] = {}
+    for name in names:
+        by_key.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    return [[f"'{printable(name)}'" for name in same] for same in by_key.values() if len(same) > 1]
+
+
 def named_photographs(catalog: Catalog, pattern: str) -> npt.NDArray[np.str_]:
-    """The photographs that the files' names say.
+    """Derive the photograph of each image from its path.
 
     Args:
         catalog: N images.
-        pattern: regular expression searched in each path; the photograph is its first group, or all that it matches,
-            within the image's class. An image that it does not match is a photograph of its own.
+        pattern: regular expression searched in each path; images of one class share a photograph if its first group
+            (the whole match, if it has none) is the same. An image without a match is a photograph of its own.
 
     Returns:
         (N,) text.
 
     Raises:
-        UserError: no regular expression, or one that matches no path.
+        UserError: the pattern is not a regular expression, or matches no path.
     """
     try:
         found = [re.search(pattern, path) for path in catalog.paths.tolist()]

@@ -1,4 +1,4 @@
-"""``FishDataModule``: a source, a split and transforms made into the loaders that Lightning asks for."""
+"""``FishDataModule``: the data loaders of a source, a split and transforms."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,44 +22,45 @@ from fish_lightning.data.device_augment import DeviceAugment
 from fish_lightning.data.near_duplicates.search import with_photographs
 from fish_lightning.data.sources import CatalogSource, Source
 from fish_lightning.data.splits import folders_split
+from fish_lightning.data.trained_sources import RecordedSource
 from fish_lightning.errors import UserError
 from fish_lightning.hardware import cores
 
 
 class Split(Protocol):
-    """Assigns a split to every image of a catalog."""
+    """A function that assigns a split to each image of a catalog."""
 
     def __call__(self, catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
-        """(N,) names of splits."""
+        """Return (N,) split names."""
 
 
 class FishDataModule(L.LightningDataModule):
-    """Loaders for training, validation and test.
+    """Data loaders for training, validation and test.
 
     Args:
-        root: folder of the images; None where the source can do without.
-        source: makes of ``root`` what finds images and labels in it: a class of :mod:`fish_lightning.data.sources`.
-        split: assigns train, val and test. A source whose folders say the split already keeps it.
+        root: folder of the images; None if the source does not require one.
+        source: creates the source from ``root``: a class of :mod:`fish_lightning.data.sources`.
+        split: assigns train, val and test, unless ``keep_split`` applies.
         train_transform: albumentations pipeline for training images.
         eval_transform: the same for validation, test and prediction.
         seed: of split, order and augmentation.
-        batch_size: images a process takes a step.
+        batch_size: images per process and step.
         num_workers: loader processes, 0 or more.
         pin_memory: page-locked batches, for a GPU.
         persistent_workers: keep the workers between epochs.
-        prefetch_factor: batches each worker keeps ready.
-        catalog: CSV file that names the images, in place of ``source``.
-        keep_split: keep the split that folders or a table say, where ``split`` is random or by photograph.
-        photograph: regular expression that names an image's photograph: its first group, or all that it matches.
-        find_copies: look which images are copies of one photograph, where nothing else says it.
-        cache: where decoded images are kept: ``"on"`` (a file in ``cache_dir``), ``"ram"``, or ``"off"`` (nowhere).
-        cache_dir: folder of the cache, also of what was found out about copies; None: keep nothing.
-        resident: keep all decoded images on the device, which then augments them; batches travel as row numbers.
-        on_error: ``"raise"`` or ``"skip"``: what an unreadable image does.
-        test_subset: what is tested: ``"test"``, ``"val"``, ``"train"`` or ``"all"``.
+        prefetch_factor: batches prefetched by each worker.
+        catalog: CSV table of the images, instead of ``source``.
+        keep_split: keep a split defined by folders or a table, if ``split`` is random or by photograph.
+        photograph: regular expression whose first group, or whole match, names the photograph of a path.
+        find_copies: search for near-duplicates, unless the photographs are known.
+        cache: ``"on"`` (decoded images in a file in ``cache_dir``), ``"ram"`` or ``"off"``.
+        cache_dir: folder of the cache, also for the result of the near-duplicate search; None: it is not cached.
+        resident: keep all decoded images on the device, which augments them; loaders send their indices.
+        on_error: ``"raise"`` or ``"skip"`` unreadable images.
+        test_subset: the images to test: ``"test"``, ``"val"``, ``"train"`` or ``"all"``.
 
     Attributes:
-        catalog: the table, after :meth:`setup`.
+        catalog: all images, after :meth:`setup`.
     """
 
     catalog: Catalog
@@ -89,20 +90,20 @@ class FishDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if on_error not in ("raise", "skip"):
-            raise UserError(f"data.on_error={on_error}: it is raise or skip")
+            raise UserError(f"data.on_error={on_error}: expected raise or skip")
         if catalog is not None:
             self.source: Source = CatalogSource(root, catalog)
         elif source is not None:
             self.source = source(root)
         else:
-            raise UserError("data=checkpoint is for evaluate; to train choose data=sample, data=fish or data=folder")
+            raise UserError("data=checkpoint is for evaluate; to train, choose data=sample, data=fish or data=folder")
         self.split, self.seed = split, seed
         self.train_transform, self.eval_transform = train_transform, eval_transform
         self.start = {"epoch": 0, "batches": 0}
         self.photograph, self.find_copies, self.keep_split = photograph, find_copies, keep_split
-        self.cache = ("on" if cache else "off") if isinstance(cache, bool) else cache  # what YAML makes of on and off
+        self.cache = ("on" if cache else "off") if isinstance(cache, bool) else cache  # YAML's on and off
         if self.cache not in ("on", "off", "ram"):
-            raise UserError(f"data.cache={cache}: it is on, off or ram")
+            raise UserError(f"data.cache={cache}: expected on, off or ram")
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         self.resident = resident
         self.device_augment: DeviceAugment | None = None
@@ -122,11 +123,11 @@ class FishDataModule(L.LightningDataModule):
             cv2.setNumThreads(0)
 
     def prepare_data(self) -> None:
-        """Create or download what is missing."""
+        """Download or generate missing files."""
         self.source.prepare()
 
     def read_catalog(self) -> Catalog:
-        """Read the catalog and split it, once. A split that the folders give is kept, unless ``split`` is a file."""
+        """Read and split the catalog once; a split that the data set defines is kept if ``keep_split`` applies."""
         if not hasattr(self, "catalog"):
             catalog = with_photographs(self.source.read(), self.photograph, self.find_copies, self.cache_dir)
             if self.keep_split and (catalog.splits != "").any() and self.split_name in ("random", "photograph"):
@@ -135,78 +136,89 @@ class FishDataModule(L.LightningDataModule):
         return self.catalog
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the catalog, and decode its images where they are cached; once."""
+        """Read the catalog and open the cache of its decoded images, once."""
         self.read_catalog()
         if self.pixels is None and (self.cache != "off" or self.resident):
-            self._decode_once()
+            self._open_cache()
 
-    def _decode_once(self) -> None:
-        """Open the cache of decoded images; it is made where it is missing."""
+    def _open_cache(self) -> None:
         self.pipelines = split_pipelines(self.train_transform, self.eval_transform)
         if self.pipelines is None:
             raise UserError(
-                "data.cache: transforms.train and transforms.eval do not begin with the same resize, so that there is\n"
-                "nothing to keep; begin both with one A.Resize, or decode each time: data.cache=off"
+                "data.cache: transforms.train and transforms.eval do not begin with the same resize\n"
+                "begin both with the same Resize, or use data.cache=off"
             )
         if self.resident:
             if self.cache == "off":
-                raise UserError("augment=gpu keeps decoded images: it wants data.cache=on or data.cache=ram")
+                raise UserError("augment=gpu requires data.cache=on or data.cache=ram")
             if len(self.pipelines.evaluate.transforms) > 1:
-                raise UserError("augment=gpu: transforms.eval may only resize; for what it does: augment=cpu")
+                raise UserError(
+                    "augment=gpu requires transforms.eval to only resize; for other transforms use augment=cpu"
+                )
             self.device_augment = DeviceAugment(self.pipelines.train.transforms)
         if self.cache == "on" and self.cache_dir is None:
-            raise UserError("data.cache=on wants a folder, data.cache_dir")
+            raise UserError("data.cache=on requires a folder: data.cache_dir=DIR")
+        needed = self.source.subset if isinstance(self.source, RecordedSource) and not self.resident else "all"
         self.pixels = open_cache(
-            self.catalog, self.pipelines, self.cache_dir or Path(), cores(), in_ram=self.cache == "ram"
+            self.catalog,
+            self.pipelines,
+            self.cache_dir or Path(),
+            cores(),
+            in_ram=self.cache == "ram",
+            needed=None if needed == "all" else self.catalog.indices(needed),
         )
-        bad = [row for row in sorted(self.pixels.errors) if self.catalog.splits[row] != ""]
+        bad = [index for index in sorted(self.pixels.errors) if self.catalog.splits[index] != ""]
         if bad and self.on_error == "raise":
-            named = [self.pixels.errors[row] for row in bad[:3]]
+            named = [self.pixels.errors[index] for index in bad[:3]]
             more = [f"and {len(bad) - 3} more"] if len(bad) > 3 else []
             raise UnreadableImage("\n".join([*named, *more, REMEDY]))
 
     @property
     def split_name(self) -> str:
-        """The choice of ``conf/split``: ``random`` for :func:`fish_lightning.data.splits.random_split`, and so on."""
-        function: Any = getattr(self.split, "func", self.split)  # what Hydra's partial holds
+        """Name of the choice in ``conf/split``: ``random`` for :func:`fish_lightning.data.splits.random_split`."""
+        function: Any = getattr(self.split, "func", self.split)  # of Hydra's partial
         return str(function.__name__).removesuffix("_split")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint stores of the data: catalog, batch size and position, in plain containers."""
+        """Return catalog, settings and position for a checkpoint, as plain containers."""
         epoch, batches = compat.next_batch(self.trainer) if self.trainer else (0, 0)
         return {
             "catalog": self.catalog.state(),
             "split": self.split_name,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "processes": self.trainer.world_size if self.trainer else 1,
             "next": {"epoch": epoch, "batches": batches},
-        }
+        } | self._batch_settings()
+
+    def _batch_settings(self) -> dict[str, int]:
+        """Return the settings that decide which images a batch consists of."""
+        processes = self.trainer.world_size if self.trainer else 1
+        return {"seed": self.seed, "batch_size": self.batch_size, "processes": processes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue after the last batch done.
+        """Continue after the last trained batch.
 
-        Lightning calls this before it asks for the optimizers, and so before any loader starts its workers.
+        Lightning calls this before it configures the optimizers, and so before any loader starts its workers.
 
         Raises:
-            UserError: the run began with other images or another split.
+            UserError: the run began with other images, another split or other batches.
         """
-        if differences := self.differences(state_dict):
+        settings = self._batch_settings().items()
+        differing = [f"{key}={state_dict[key]}, not {now}" for key, now in settings if state_dict[key] != now]
+        if differences := [*differing, *self.differences(state_dict)]:
             raise UserError(f"ckpt: the run began with {'; '.join(differences)}")
         self.start = state_dict["next"]
 
     def differences(self, state_dict: dict[str, Any]) -> list[str]:
-        """Return how the images and their split differ from those a run began with, in a few words each."""
+        """Describe in a few words each how the images or their split differ from those a run began with."""
         began, now = Catalog.from_state(state_dict["catalog"]), self.read_catalog()
         if began.classes == now.classes and all(
             np.array_equal(getattr(began, column), getattr(now, column)) for column in ("paths", "labels")
         ):
             changed = int((began.splits != now.splits).sum())
-            return [f"another split ({changed} images were in another part; split.csv in its folder)"] * bool(changed)
+            return [f"another split ({changed} images differ; see split.csv in its folder)"] * bool(changed)
         return [f"other images ({len(began)} in {len(began.classes)} classes, now {len(now)} in {len(now.classes)})"]
 
     def dataset(self, split: str, train: bool = False) -> FishDataset:
-        """The images of one split ("all" for every image), augmented if they are to train on."""
+        """Return the images of one split (``"all"`` for every image), augmented for training."""
         if self.pipelines is None:
             transform = self.train_transform if train else self.eval_transform
         else:
@@ -216,14 +228,14 @@ class FishDataModule(L.LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Note what would otherwise be read from the device, and draw its augmentation from (seed, epoch, index)."""
+        """Draw the augmentation, and check for unreadable images before that requires waiting for the device."""
         batch["complete"] = bool((batch["label"] != UNREADABLE).all())
         if self.device_augment is not None and self.trainer and self.trainer.training:
             batch["affine"] = self.device_augment.draw(self.seed, batch["epoch"], batch["index"])
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Take the images from those that the device holds, and augment them there."""
+        """Look up and augment images on the device, if they are resident."""
         if self.resident:
             batch["image"] = self._resident_pixels(batch["index"].device)[batch["index"]].permute(0, 3, 1, 2)
         if "affine" in batch:
@@ -232,34 +244,37 @@ class FishDataModule(L.LightningDataModule):
         return batch
 
     def _resident_pixels(self, device: torch.device) -> Tensor:
-        """(N, H, W, 3) uint8 on the device, copied to it once."""
+        """Return (N, H, W, 3) uint8 on the device, copied to it once."""
         if self._on_device is None or self._on_device.device != device:
             assert self.pixels is not None
             pixels = self.pixels.pixels
             try:
                 self._on_device = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
-                for start in range(0, len(pixels), 1024):  # all at once would take as much memory of the host
+                for start in range(0, len(pixels), 1024):  # in parts, to save host memory
                     part = np.array(pixels[start : start + 1024])
                     self._on_device[start : start + 1024] = torch.from_numpy(part)
             except torch.OutOfMemoryError:
                 size = f"{pixels.nbytes / 1e9:.1f} GB"
                 raise UserError(
-                    f"augment=gpu: the decoded images, {size}, do not fit on {device}\n"
-                    "leave them to the loader: augment=cpu"
+                    f"augment=gpu: the decoded images ({size}) do not fit on {device}\nuse augment=cpu"
                 ) from None
         return self._on_device
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled by (seed, epoch); after a resume it starts at the batch that comes next."""
+        """Return the training loader, shuffled by (seed, epoch); a resumed run starts at the next batch."""
         return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """In catalog order, each image once."""
+        """Return the validation loader, in catalog order."""
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """In catalog order, each image once."""
+        """Return the loader of ``test_subset``, in catalog order."""
         return self._loader(self.test_subset)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return a loader of the validation images, in catalog order: thresholds are chosen on their predictions."""
+        return self._loader("val")
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
         dataset = self.dataset(split, train=shuffle)

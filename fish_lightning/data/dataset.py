@@ -1,12 +1,13 @@
-"""One image from file to tensor, and the order in which images come.
+"""One image from file to tensor, and the order of images in an epoch.
 
-``FishDataset[(epoch, position)]`` takes the decoded image (from the cache, or with Pillow), seeds the albumentations
-pipeline with (seed, epoch, index) and applies it. Without the seeding, a ``Compose`` made in the parent gives the same
-augmentations in every worker and epoch (albumentations issue 2473); with it, what happens to an image does not depend
-on the number of workers.
+``FishDataset[(epoch, position)]`` reads the decoded image (from the cache or its file), seeds the albumentations
+pipeline with (seed, epoch, index) and applies it. Without the seeding, a ``Compose`` created in the parent repeats the
+same augmentations in every worker and epoch (albumentations issue 2473); with it, augmentation does not depend on the
+number of workers.
 """
 
 import math
+import os
 import random
 import signal
 from collections.abc import Iterator
@@ -25,11 +26,10 @@ from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.data.keys import GOLDEN, keyed_seed
 from fish_lightning.errors import UserError
 
-#: Label of an image that could not be read; the classifier leaves it out of loss and metrics.
+#: Label of an unreadable image; the classifier excludes it from loss and metrics.
 UNREADABLE = -1
-#: What to do about one.
-REMEDY = "repair or remove it, or leave it out with data.on_error=skip"
-#: Seconds that a loader worker lives on after SIGTERM.
+REMEDY = "repair or remove it, or skip unreadable images with data.on_error=skip"
+#: Seconds until a loader worker ends after SIGTERM.
 GRACE = 20
 
 
@@ -37,13 +37,13 @@ class FishDataset(Dataset[dict[str, Any]]):
     """Images at some indices of a catalog.
 
     Args:
-        catalog: the whole table.
+        catalog: all images.
         indices: (N,) indices of this split in the catalog.
         transform: albumentations pipeline ending in ``ToTensorV2``.
         seed: first part of the augmentation key.
-        on_error: ``"raise"`` names an unreadable image and stops; ``"skip"`` labels it ``UNREADABLE``.
-        cache: the decoded images, where ``transform`` is what follows; None: files are decoded.
-        resident: the device holds all pixels: items have ``epoch`` instead of ``image``.
+        on_error: ``"raise"`` reports an unreadable image and stops; ``"skip"`` labels it ``UNREADABLE``.
+        cache: the decoded images, ``transform`` being the rest of the pipeline; None: decode the files.
+        resident: all pixels are on the device: items have ``epoch`` instead of ``image``.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class FishDataset(Dataset[dict[str, Any]]):
         return len(self.indices)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """Return an image as it looks in an epoch.
+        """Return an image as augmented in an epoch.
 
         Args:
-            key: (epoch, position), position within this split from 0 to N - 1.
+            key: (epoch, position), the position in this split from 0 to N - 1.
 
         Returns:
             ``image`` (3, H, W) uint8, ``label`` int, ``index`` int (in the catalog).
@@ -102,16 +102,16 @@ class FishDataset(Dataset[dict[str, Any]]):
 
 
 class KeyedRandomness:
-    """The random numbers of a pipeline, restarted for each image.
+    """The random generators of a pipeline, reseeded for each image.
 
-    ``Compose.set_random_seed`` gives every transform the same seed, so that what they draw is the same too: of two
-    flips with probability 0.5 both happen or neither. Here all transforms draw from one pair of generators, and
-    restarting those costs a tenth (``scripts/benchmark.py`` measures both).
+    ``Compose.set_random_seed`` gives every transform the same seed and so the same draws: of two flips with probability
+    0.5, both happen or neither. Here all transforms share one pair of generators, and reseeding those takes a tenth of
+    the time (``scripts/benchmark.py`` measures both).
     """
 
     def __init__(self) -> None:
         self.numpy = np.random.Generator(np.random.PCG64(0))
-        self.python = random.Random(0)  # noqa: S311 - the class that albumentations draws from
+        self.python = random.Random(0)  # noqa: S311 - the type that albumentations requires
 
     def key(self, transform: A.Compose, seed: int) -> None:
         """Make the next call of ``transform`` depend on ``seed`` alone.
@@ -131,27 +131,27 @@ class KeyedRandomness:
 
 
 class KeyedBatches(Sampler[list[tuple[int, int]]]):
-    """Yields batches of (epoch, position); the order of an epoch is a permutation drawn from (seed, epoch) alone.
+    """Yields batches of (epoch, position), each epoch in a permutation drawn from (seed, epoch).
 
-    Its whole state is where it starts, so that a resumed run continues at the batch after the last one done, whatever
-    the workers had fetched ahead (Lightning issues 19764 and 20550). Lightning calls :meth:`set_epoch`.
+    It has no state but its start, so a resumed run continues after the last trained batch, however many the workers had
+    prefetched (Lightning issues 19764 and 20550). Lightning calls :meth:`set_epoch`.
 
-    Several processes share each step's ``batch_size * world_size`` images: each takes every ``world_size``-th, so that
-    a step sees the images that one process with a batch as large would. An epoch's last step shares what is left, of
-    which a process may have one less; where fewer images are left than processes, they join the step before.
+    Of the ``batch_size * world_size`` images of a step, each process takes every ``world_size``-th, so a step sees the
+    images that a single process with that batch size would. The last step of an epoch shares the remaining images; if
+    there are fewer of them than processes, they join the previous step.
 
     Args:
         n: number of images.
-        batch_size: images a process and step.
+        batch_size: images per process and step.
         seed: first part of the key.
-        shuffle: a fixed order 0 … n - 1 if False; a process may then have a batch less than another.
+        shuffle: False: order 0 … n - 1; a process may then have one batch less than another.
         rank: of this process, 0 to ``world_size - 1``.
         world_size: number of processes.
-        start_epoch: the first epoch to come, 0-based.
-        start_batch: how many of this rank's batches that epoch has had already.
+        start_epoch: the first epoch, 0-based.
+        start_batch: number of batches of that epoch to leave out, on this rank.
 
     Raises:
-        UserError: fewer images to train on than processes.
+        UserError: there are fewer training images than processes.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
         start_batch: int = 0,
     ) -> None:
         if shuffle and n < world_size:
-            raise UserError(f"{n} images to train on for {world_size} processes; set trainer.devices to {n} at most")
+            raise UserError(f"{n} training images for {world_size} processes: set trainer.devices to {n} or fewer")
         self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
         self.epoch = self.start_epoch = start_epoch
@@ -174,7 +174,7 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
         self.sampler = self  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (0-based) of the next iteration."""
+        """Set the epoch (0-based) of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -194,15 +194,17 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
 
 
 def start_worker(worker_id: int) -> None:
-    """Limit OpenCV and torch to one thread, since workers share the cores; leave signals to the parent.
+    """Limit OpenCV and torch to one thread, since workers share the cores, and leave signals to the parent.
 
-    A terminal sends Ctrl-C to the workers too, a cluster SIGTERM; they would inherit the handler that saves the run.
-    The main process needs one more batch to stop in good order, and ends its workers then; after ``GRACE`` seconds a
-    worker that was told to end does so by itself.
+    Ctrl-C and a cluster's SIGTERM reach the workers too, which would inherit the handler that saves the run. The main
+    process needs one more batch to stop, and then ends its workers; a worker ends by itself ``GRACE`` seconds after
+    SIGTERM, and at once on SIGALRM, which the main process sends when an error ends it. It ends with code 0: torch
+    raises in the main process when a worker is killed.
     """
     del worker_id
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

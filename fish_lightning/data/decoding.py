@@ -1,9 +1,14 @@
-"""The one decoder: training, evaluation, prediction and the search for copies see the same pixels.
+"""The one place that opens images: training, evaluation, prediction, reports and the near-duplicate search agree.
 
-It stands apart from ``dataset.py`` so that what only looks at pictures does not import torch.
+It does not import torch, so that plots and reports need not either.
 """
 
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,30 +16,85 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fish_lightning.errors import UserError
 
+#: All that is ever parsed. Pillow would try every format it knows, and start Ghostscript for PostScript.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF")
+#: Pixels of the largest image, 600 MB when decoded: as many as the largest sensors have.
+MAX_PIXELS = 200_000_000
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # beyond twice that, Pillow itself refuses
+
 
 class UnreadableImage(UserError):
-    """A file that is no image, or a damaged one."""
+    """A file that is not an image, or is corrupt."""
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image file whose header is valid and whose size is bounded; nothing is decoded yet.
+
+    Whatever fails while the image is in use is reported as an :class:`UnreadableImage` that names the file.
+
+    Raises:
+        UnreadableImage: the file is missing, empty, corrupt, too large, no regular file, or not one of ``FORMATS``.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 - follows links; a pipe or a device would block open()
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableImage(f"{path}: not a regular file")
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                _require_sane_size(path, *image.size)
+                yield image
+        except UnidentifiedImageError:
+            fault = "not a PNG, JPEG, WebP, BMP or TIFF image" if status.st_size else "an empty file"
+            raise UnreadableImage(f"{path}: {fault}") from None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise UnreadableImage(f"{path}: {_TOO_LARGE}") from None
+    except UnreadableImage:
+        raise
+    except Exception as error:  # corrupt bytes make Pillow's parsers raise anything
+        raise UnreadableImage(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+_TOO_LARGE = f"more than {MAX_PIXELS // 10**6} million pixels: scale it down"
+
+
+def _require_sane_size(path: str | Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"{path}: {width} x {height} pixels are {_TOO_LARGE}")
 
 
 def decode(path: str | Path) -> npt.NDArray[np.uint8]:
-    """Decode an image file to RGB, upright by its EXIF orientation: the one decoder of training and prediction.
+    """Decode an image file to RGB, rotated upright by its EXIF orientation.
+
+    Grey of up to 16 bits is scaled to 8, black and white of its type becoming 0 and 255; palettes, CMYK and YCbCr
+    are converted; transparency is dropped. Floating-point, signed and 32-bit pixels are refused, since the file does
+    not say which of their values is white.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        UnreadableImage: missing, empty, truncated, or not an image.
+        UnreadableImage: see :func:`opened`; or its pixels have no defined white.
     """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16") or upright.mode == "I":
-                # Pillow clips 16-bit grey to 255 on conversion; scale it instead.
-                wide = np.asarray(upright, dtype=np.float64)
-                upright = Image.fromarray((wide / 257.0).clip(0, 255).astype(np.uint8))
-            return np.array(upright.convert("RGB"))  # a copy: torch wants it writable
-    except UnidentifiedImageError:
-        size = Path(path).stat().st_size
-        raise UnreadableImage(f"{path}: {'an empty file' if size == 0 else 'not an image'}") from None
-    except Exception as error:  # damaged bytes, of EXIF too, make Pillow raise whatever its parsers meet
-        raise UnreadableImage(f"{path}: cannot be read ({error})") from None
+    with opened(path) as image:
+        upright: Any = ImageOps.exif_transpose(image)
+        if upright.mode[0] in "IF":
+            wide = np.asarray(upright, dtype=np.float64)
+            # Pillow would clip grey of more than 8 bits to 255.
+            upright = Image.fromarray((wide / (_white(path, image) / 255.0)).clip(0, 255).astype(np.uint8))
+        return np.array(upright.convert("RGB"))  # a copy: torch requires it writable
+
+
+def _white(path: str | Path, image: Image.Image) -> int:
+    """Return the white of a grey image of more than 8 bits.
+
+    Raises:
+        UnreadableImage: it has none.
+    """
+    tags: Any = getattr(image, "tag_v2", {})  # of a TIFF; PNG has 16 bits
+    bits, kind = tags.get(258, (16,))[0], tags.get(339, (1,))[0]  # BitsPerSample; SampleFormat: 1 is unsigned
+    if image.mode == "F" or bits > 16 or kind != 1:
+        of = "floating-point" if image.mode == "F" else f"{bits}-bit" if bits > 16 else "signed"
+        raise UnreadableImage(f"{path}: {of} pixels, whose white is not defined: convert it to 8 or 16 bits")
+    return int(2**bits) - 1

@@ -1,5 +1,10 @@
-"""Folders of images: what is in them, and what in them is no image."""
+"""The one place that walks folders: images are told from masks, hidden files and this program's own output.
 
+A link to a folder is read like the folder, at whatever depth. Within one listing each folder is read once, so links may
+form loops.
+"""
+
+import fnmatch
 import glob
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -9,63 +14,258 @@ import numpy as np
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.errors import UserError
+from fish_lightning.names import printable
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 MASK_SUFFIX = " GT"
+#: What marks a folder that a run, or a sweep of runs, was written to.
+RUN_FILES = (".hydra", "multirun.yaml")
+#: Folders below ``logs``.
+PROGRAMS = ("train", "evaluate", "predict", "prepare", "compare", "ensemble", "export", "serve")
+
+Identity = tuple[int, int]
+
+
+class LeftOut:
+    """What a listing left out on purpose, to be said in one line.
+
+    Attributes:
+        reasons: by folder or file.
+    """
+
+    def __init__(self) -> None:
+        self.reasons: dict[Path, str] = {}
+
+    def runs_below(self, folder: Path) -> bool:
+        """Return whether runs of this program were left out of ``folder``."""
+        return any(why == RUN and path.is_relative_to(folder) for path, why in self.reasons.items())
+
+    def say(self) -> None:
+        """Print what was left out."""
+        for why in dict.fromkeys(self.reasons.values()):
+            paths = [printable(str(path)) for path, reason in self.reasons.items() if reason == why]
+            more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
+            print(f"note: left out, {why}: {', '.join(paths[:3])}{more}", flush=True)
+
+
+RUN = "since it is output of this program"
+LOOP = "since the link leads to a folder that is read anyway"
+SPECIAL = "since it is not a regular file"
 
 
 def require_folder(root: Path) -> None:
-    """Raise a :class:`UserError` unless ``root`` is a folder."""
-    if not root.is_dir():
-        kind = "is a file, not a folder" if root.exists() else "does not exist"
-        raise UserError(f"data.root: {root} {kind} (seen from {Path.cwd()})\ngive the folder with data.root=DIR")
+    """Raise a :class:`UserError` unless ``root`` is a folder that can be read."""
+    try:
+        is_folder, exists = root.is_dir(), root.exists()
+    except OSError as error:  # a folder above it is closed to us, or its name is too long
+        raise _unreadable(root, error) from None
+    if not is_folder:
+        fault = "is a file, not a folder" if exists else "does not exist"
+        raise UserError(f"data.root: {root} {fault} (working directory: {_here()})\ngive a folder: data.root=DIR")
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """Visible sub-folders, sorted, without folders of masks."""
-    names = {f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")}
-    return [folder / name for name in sorted(names) if not _holds_masks(name, names)]
+def _here() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 - as text for messages
+    except OSError:
+        return "deleted"
+
+
+def _unreadable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{folder} cannot be read ({error.strerror or error}), so its images would be missing\n"
+        "permit reading it, or move it elsewhere"
+    )
+
+
+def _entries(folder: Path) -> list["os.DirEntry[str]"]:
+    """Return what a folder contains, sorted by name; nothing if it does not exist.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+
+
+def _is(entry: "os.DirEntry[str]", folder: bool) -> bool:
+    """Return whether an entry, or what it links to, is a folder (or a regular file)."""
+    try:
+        return entry.is_dir() if folder else entry.is_file()
+    except OSError:  # a link to itself, or to a place that is closed to us
+        return False
+
+
+def _identity(folder: Path) -> Identity:
+    try:
+        status = folder.stat()
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    return status.st_dev, status.st_ino
+
+
+def _with_parents(folder: Path) -> set[Identity]:
+    """Return the identities of a folder and of all above it, also above a link to it: a link to them is a loop."""
+    try:
+        real, above = folder.resolve(), folder.absolute().parent.resolve()
+    except OSError as error:  # of a deleted working directory
+        raise _unreadable(folder, error) from None
+    return {_identity(place) for place in (real, *real.parents, above, *above.parents)}
+
+
+def _is_run(folder: Path) -> bool:
+    """Return whether a run, or a sweep of runs, was written to this folder."""
+    return any(os.path.exists(folder / name) for name in RUN_FILES)  # noqa: PTH110 - False for what cannot be looked at
+
+
+def _is_output(folder: Path) -> bool:
+    """Return whether a folder is that of a run, or like ``logs``, which has ``train/runs/<run>`` below it."""
+    if _is_run(folder):
+        return True
+    programs = (folder / program / runs for program in PROGRAMS for runs in ("runs", "multiruns"))
+    return any(_is_run(Path(run.path)) for runs in programs for run in _entries(runs))
+
+
+def subfolders(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
+    """Return the sub-folders, sorted, without hidden ones, folders of masks, and output of this program.
+
+    Args:
+        folder: to list; links in it are followed, except to itself and to folders above it.
+        left_out: takes what is left out, apart from hidden folders and masks.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    entries = [entry for entry in _entries(folder) if not entry.name.startswith(".") and _is(entry, folder=True)]
+    names = {entry.name for entry in entries}
+    above = _with_parents(folder) if any(entry.is_symlink() for entry in entries) else set()
+    found = []
+    for entry in entries:
+        place, why = folder / entry.name, None
+        if entry.is_symlink() and _identity(place) in above:
+            why = LOOP
+        elif _is_output(place):
+            why = RUN
+        if why is not None and left_out is not None:
+            left_out.reasons[place] = why
+        if why is None and not _holds_masks(entry.name, names):
+            found.append(place)
+    return found
 
 
 def _holds_masks(name: str, beside: Collection[str]) -> bool:
-    """Whether ``<name> GT`` stands beside the folder of images ``<name>``, as in the fish archive."""
+    """Return whether ``<name> GT`` is beside the folder of images ``<name>``, as in the fish archive."""
     return name.endswith(MASK_SUFFIX) and name.removesuffix(MASK_SUFFIX) in beside
 
 
-def images_below(folder: Path) -> Iterator[Path]:
-    """All image files below ``folder`` by suffix, in either case; hidden files and mask folders are left out."""
-    for base, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and not _holds_masks(f, folders))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(base, name)
+def images_below(folder: Path, left_out: LeftOut | None = None) -> Iterator[Path]:
+    """Yield the image files below ``folder``, by suffix in either case, without hidden files and masks.
+
+    Args:
+        folder: to search; see :func:`files_below`.
+        left_out: takes what is left out, apart from hidden files, masks, and files with another suffix.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    return files_below(folder, left_out, IMAGE_SUFFIXES)
+
+
+def files_below(
+    folder: Path, left_out: LeftOut | None = None, suffixes: Collection[str] | None = None
+) -> Iterator[Path]:
+    """Yield the files below ``folder``, those in linked folders last: a folder is read under its own name."""
+    if not folder.is_dir():
+        return
+    reasons = (left_out or LeftOut()).reasons
+    seen = _with_parents(folder) - {_identity(folder)}
+    links = [folder]
+    for link in links:
+        stack = [link]
+        while stack:
+            place = stack.pop()
+            entries = _entries(place)
+            if place != folder and any(entry.name in RUN_FILES for entry in entries):
+                reasons[place] = RUN
+                continue
+            if (identity := _identity(place)) in seen:
+                reasons[place] = LOOP
+                continue
+            seen.add(identity)
+            entries = [entry for entry in entries if not entry.name.startswith(".")]
+            names = {entry.name for entry in entries if _is(entry, folder=True)}
+            for entry in entries:
+                if entry.name in names or (suffixes and Path(entry.name).suffix.lower() not in suffixes):
+                    continue
+                if _is(entry, folder=False) or not os.path.exists(entry.path):  # noqa: PTH110 - DirEntry.path is text
+                    yield Path(entry.path)  # also a link to nothing, which the decoder reports
+                else:
+                    reasons[Path(entry.path)] = SPECIAL
+            below = [entry for entry in entries if entry.name in names and not _holds_masks(entry.name, names)]
+            links += [Path(entry.path) for entry in below if entry.is_symlink()]
+            stack += [Path(entry.path) for entry in reversed(below) if not entry.is_symlink()]
 
 
 def input_catalog(pattern: str, classes: Sequence[str]) -> Catalog:
-    """The files to predict, as a table without labels.
+    """Return the files to predict as a catalog without labels.
 
     Args:
         pattern: an image file, a folder (searched with its sub-folders), or a pattern with ``*``, ``?`` or ``**``.
         classes: the model's class names.
 
     Returns:
-        A catalog whose paths are as the user would write them, seen from the working folder.
+        A catalog whose paths are relative to the working directory, or absolute, as ``pattern`` is.
 
     Raises:
-        UserError: nothing there, or no image among it.
+        UserError: it matches no image.
     """
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        files = [str(file) for file in images_below(path)]
-    elif path.is_file():
-        files = [str(path)]
+    path, left_out = os.path.expanduser(pattern), LeftOut()  # noqa: PTH111 - like the next lines, it never raises
+    if os.path.isdir(path):  # noqa: PTH112
+        files = [str(file) for file in images_below(Path(path), left_out)]
+    elif os.path.isfile(path):  # noqa: PTH113
+        files = [str(Path(path))]
     else:
-        files = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        # Through links, several patterns lead to one file: the shortest path stays.
+        found = sorted(_matching(path, left_out), key=lambda file: (file.count(os.sep), file), reverse=True)
+        files = sorted({same_file(Path(file)): file for file in found}.values())
+    left_out.say()
     if not files:
-        where = "holds no image" if path.exists() else "matches no file"
+        fault = "contains no image" if os.path.exists(path) else "matches no file"  # noqa: PTH110
         raise UserError(
-            f"input: {pattern} {where} (seen from {Path.cwd()})\ngive an image, a folder, or 'a quoted pattern*'"
+            f"input: {pattern} {fault} (working directory: {_here()})\ngive an image, a folder or 'quoted pattern*'"
         )
     n = len(files)
     blank = np.full(n, "", dtype=np.str_)
     return Catalog(Path(), np.array(files, dtype=np.str_), np.zeros(n, np.int64), blank, blank, tuple(classes))
+
+
+def same_file(file: Path) -> str:
+    """Return one path for all paths of a file through linked folders; two links to the file itself stay two files."""
+    return os.path.join(os.path.realpath(file.parent), file.name)  # noqa: PTH118 - for each of a million files
+
+
+def _matching(pattern: str, left_out: LeftOut) -> Iterator[str]:
+    """Yield the files that match a pattern; ``**`` is any folder that :func:`files_below` reads."""
+    parts = Path(pattern).parts
+    at = parts.index("**") if "**" in parts else len(parts)
+    for name in glob.glob(str(Path(*parts[:at]))):
+        if at == len(parts):
+            if os.path.isfile(name):  # noqa: PTH113
+                yield name
+            continue
+        for file in files_below(Path(name), left_out):
+            if _fits(file.relative_to(name).parts, parts[at:]):
+                yield str(file)
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_fits(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])

@@ -1,4 +1,4 @@
-"""Look at every image of a data set before it is trained on: what ``prepare`` finds, and its report shows."""
+"""Check every image of a data set before training: what ``prepare`` finds and its report shows."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,83 +12,91 @@ from PIL import Image
 from tqdm import tqdm
 
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.data.decoding import UnreadableImage, decode
+from fish_lightning.data.decoding import UnreadableImage, decode, opened
 from fish_lightning.data.folders import MASK_SUFFIX, images_below
 from fish_lightning.data.near_duplicates.search import label_errors, photograph_numbers
 from fish_lightning.hardware import cores
 
-Rows = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one file is.
+    """Properties of an image file; empty if it is unreadable.
 
     Attributes:
-        height: pixels; 0 where it cannot be read.
+        height: pixels.
         width: pixels.
-        mode: Pillow's word for its channels (RGB, L, P …).
-        kind: file format (PNG, JPEG …).
+        mode: channels in Pillow's terms (RGB, L, P …).
+        format: file format in Pillow's terms (PNG, JPEG …).
         digest: of the file's bytes.
-        error: why it cannot be read; None if it can.
+        error: why the file is unreadable; None if it is not.
     """
 
     height: int = 0
     width: int = 0
     mode: str = ""
-    kind: str = ""
+    format: str = ""
     digest: str = ""
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found out about a data set of N images.
+    """What is known about a data set of N images after checking it.
 
     Attributes:
-        catalog: its table, with the photographs where they are known.
+        catalog: with photographs where they are known.
         facts: N.
         empty_classes: names of class folders without an image.
-        misplaced: rows of images that lie in a folder named as another class.
-        same_bytes: rows of each set of equal files.
-        label_errors: rows of each photograph whose copies carry more than one label.
-        masks_without_image: files, where masks stand beside the images as in the fish archive.
-        images_without_mask: files, in classes that have masks.
+        misplaced: indices of images in a folder named after another class.
+        same_bytes: indices of each set of identical files.
+        label_errors: indices of each photograph whose copies have more than one label.
+        masks_without_image: files, where masks are laid out as in the fish archive.
+        images_without_mask: files, in folders that have masks.
     """
 
     catalog: Catalog
     facts: Sequence[ImageFacts]
     empty_classes: Sequence[str]
-    misplaced: Rows
-    same_bytes: Sequence[Rows]
-    label_errors: Sequence[Rows]
+    misplaced: Indices
+    same_bytes: Sequence[Indices]
+    label_errors: Sequence[Indices]
     masks_without_image: Sequence[str]
     images_without_mask: Sequence[str]
 
     @property
-    def unreadable(self) -> Rows:
-        """Row numbers of the files that cannot be read."""
+    def unreadable(self) -> Indices:
+        """Indices of the unreadable files."""
         return np.flatnonzero([fact.error is not None for fact in self.facts])
 
     @property
-    def photographs(self) -> list[Rows]:
-        """Rows of each photograph with more than one image, in the order of their first paths; [] if not known."""
+    def wrong_suffixes(self) -> Indices:
+        """Indices of the files whose type contradicts their suffix; training reads them all the same."""
+        formats = Image.registered_extensions() | {".mpo": "JPEG"}
+        expected = [formats.get(PurePosixPath(path).suffix.lower()) for path in self.catalog.paths.tolist()]
+        found = [fact.format.replace("MPO", "JPEG") for fact in self.facts]  # phones save MPO, a kind of JPEG, as .jpg
+        return np.flatnonzero([bool(a and b and a != b) for a, b in zip(expected, found, strict=True)])
+
+    @property
+    def photographs(self) -> list[Indices]:
+        """Indices of each photograph with more than one image, in the order of their first paths; [] if unknown."""
         if not self.catalog.photographs_known:
             return []
-        return _rows_in_common(photograph_numbers(self.catalog).tolist())
+        return _indices_of_equal(photograph_numbers(self.catalog).tolist())
 
 
 def inspect(catalog: Catalog, empty_classes: Sequence[str] = ()) -> Inspection:
-    """Read every image of a catalog whole, and see what is wrong with the set.
+    """Decode every image of a catalog and find what is wrong with the data set.
 
     Args:
-        catalog: N images, with their photographs if they are known.
-        empty_classes: what the source found without an image.
+        catalog: N images, with photographs if they are known.
+        empty_classes: names of class folders without an image.
     """
     files = [catalog.root / path for path in catalog.paths.tolist()]
-    with ThreadPoolExecutor(cores()) as pool:  # threads: Pillow releases the interpreter's lock while it decodes
-        facts = list(tqdm(pool.map(look_at, files), total=len(files), desc="checking", unit="image", disable=None))
-    readable = [fact.digest if fact.error is None else str(row) for row, fact in enumerate(facts)]
+    with ThreadPoolExecutor(cores()) as pool:  # threads suffice: Pillow releases the GIL
+        facts = list(tqdm(pool.map(image_facts, files), total=len(files), desc="checking", unit="image", disable=None))
+    readable = [fact.digest if fact.error is None else str(i) for i, fact in enumerate(facts)]
     known = catalog.photographs_known
     masks, unmasked = _unmatched_masks(catalog)
     return Inspection(
@@ -96,35 +104,35 @@ def inspect(catalog: Catalog, empty_classes: Sequence[str] = ()) -> Inspection:
         facts=facts,
         empty_classes=empty_classes,
         misplaced=_misplaced(catalog),
-        same_bytes=_rows_in_common(readable),
+        same_bytes=_indices_of_equal(readable),
         label_errors=label_errors(catalog.labels, photograph_numbers(catalog)) if known else [],
         masks_without_image=masks,
         images_without_mask=unmasked,
     )
 
 
-def look_at(file: Path) -> ImageFacts:
-    """Decode one file as a training would."""
+def image_facts(file: Path) -> ImageFacts:
+    """Decode one file as training does."""
     try:
         decode(file)
-        with Image.open(file) as image:
+        with opened(file) as image:
             width, height = image.size
-            mode, kind = image.mode, image.format or ""
-        return ImageFacts(height, width, mode, kind, hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest())
+            digest = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+            return ImageFacts(height, width, image.mode, image.format or "", digest)
     except UnreadableImage as error:
         return ImageFacts(error=str(error).removeprefix(f"{file}: "))
 
 
-def _rows_in_common(values: Sequence[object]) -> list[Rows]:
-    """Row numbers of each value that occurs more than once, in the order of first rows."""
-    rows: dict[object, list[int]] = {}
-    for row, value in enumerate(values):
-        rows.setdefault(value, []).append(row)
-    return [np.array(same) for same in rows.values() if len(same) > 1]
+def _indices_of_equal(values: Sequence[object]) -> list[Indices]:
+    """Return the indices of each value that occurs more than once, in the order of first occurrence."""
+    indices: dict[object, list[int]] = {}
+    for i, value in enumerate(values):
+        indices.setdefault(value, []).append(i)
+    return [np.array(same) for same in indices.values() if len(same) > 1]
 
 
-def _misplaced(catalog: Catalog) -> Rows:
-    """Images below a folder that another class is named after: ``bass/trout/1.png``, or ``trout/1.png`` in a table."""
+def _misplaced(catalog: Catalog) -> Indices:
+    """Find images in a folder named after another class, such as ``bass/trout/1.png``."""
     names = set(catalog.classes)
     return np.flatnonzero(
         [
@@ -135,7 +143,7 @@ def _misplaced(catalog: Catalog) -> Rows:
 
 
 def _unmatched_masks(catalog: Catalog) -> tuple[list[str], list[str]]:
-    """Masks without an image of their name, and images without a mask, in folders that have masks beside them."""
+    """Return masks without an image of the same name, and images without a mask in folders that have masks."""
     masks, unmasked = [], []
     images: dict[PurePosixPath, dict[str, str]] = {}
     for path in map(PurePosixPath, catalog.paths.tolist()):

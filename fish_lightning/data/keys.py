@@ -1,20 +1,20 @@
-"""Random numbers from a key such as (seed, epoch, index) alone, whatever was drawn before.
+"""Random numbers that depend on a key such as (seed, epoch, index) alone.
 
-Source: the mixing function splitmix64 (Steele, Lea and Flood, OOPSLA 2014); numpy's ``SeedSequence`` costs ten times as
-much an image.
+Source: the mixing function splitmix64 (Steele, Lea and Flood, OOPSLA 2014); numpy's ``SeedSequence`` takes ten times
+as long per image.
 """
 
 import numpy as np
 import numpy.typing as npt
 
-#: 2**64 divided by the golden ratio, odd: what splitmix64 adds at each step.
+#: 2**64 divided by the golden ratio: the increment of splitmix64.
 GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 _STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 def keyed_seed(*key: int) -> int:
-    """Return a 64-bit seed from a key of whole numbers, mixed so that neighbouring keys share nothing."""
+    """Return a 64-bit seed for a key of integers; the seeds of neighbouring keys are uncorrelated."""
     x = 0
     for part in key:
         x = (x + part + GOLDEN) & _MASK
@@ -27,7 +27,7 @@ def keyed_seed(*key: int) -> int:
 def keyed_uniform(
     seed: int, epochs: npt.NDArray[np.int64], indices: npt.NDArray[np.int64], count: int
 ) -> npt.NDArray[np.float64]:
-    """Return (count, B) numbers from 0 to 1 for B keys (seed, epoch, index): :func:`keyed_seed` of all at once."""
+    """Return (count, B) uniform numbers from 0 to 1: a splitmix64 stream for each of B keys (seed, epoch, index)."""
     x = np.zeros(len(indices), np.uint64)
     with np.errstate(over="ignore"):
         for part in (np.full(len(indices), seed), epochs, indices):

@@ -1,4 +1,4 @@
-"""Sources find files and labels on disk and hand back a catalog: the archive, class folders, a CSV, the sample set."""
+"""Sources read a data set into a catalog: the fish archive, class folders, a CSV table, the generated sample data."""
 
 import csv
 import os
@@ -8,49 +8,54 @@ from typing import Any, Protocol
 
 from fish_lightning.data.archives.kaggle import download
 from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
-from fish_lightning.data.folders import images_below, require_folder, subfolders
+from fish_lightning.data.folders import LeftOut, images_below, require_folder, same_file, subfolders
 from fish_lightning.data.sample.classes import ORIGINAL_FOLDERS
 from fish_lightning.errors import UserError
-from fish_lightning.files import read_rows
+from fish_lightning.files import beside, locked, read_rows
 
-NOT_CLASSES = ("Fish_Dataset", "NA_Fish_Dataset")  # the archive's own folders: all images, and the originals
+NOT_CLASSES = ("Fish_Dataset", "NA_Fish_Dataset")  # folders of the archive: augmented images, originals
 
 
 class Source(Protocol):
-    """Where a data set comes from."""
+    """A data set."""
 
     def prepare(self) -> None:
-        """Make or fetch what is missing; called by one process a node."""
+        """Download or generate missing files, if any; called by one process per node."""
+        return
 
     def read(self) -> Catalog:
-        """The table of all images; its split column is filled only where the source itself says so."""
+        """Return the catalog of all images; its splits are empty unless the data set defines them."""
 
 
 class ArchiveSource:
     """The archive of "A Large-Scale Fish Dataset" (Ulucan et al., ASYU 2020), as Kaggle ships it.
 
     Args:
-        root: the download folder, ``Fish_Dataset`` or ``Fish_Dataset/Fish_Dataset``: whichever the user points at.
-        kaggle: ``owner/name`` of the data set to download where ``root`` does not exist; None: nothing is downloaded.
+        root: the download folder, ``Fish_Dataset`` or ``Fish_Dataset/Fish_Dataset``.
+        kaggle: ``owner/name`` of the Kaggle data set to download if ``root`` does not exist; None to never download.
     """
 
     def __init__(self, root: str | Path, kaggle: str | None = None) -> None:
         self.root, self.kaggle = Path(root).expanduser(), kaggle
 
     def prepare(self) -> None:
-        """Download the archive if its folder is not there."""
-        if self.kaggle is not None and not self.root.exists():
-            download(self.kaggle, self.root)
+        """Download the archive if its folder does not exist."""
+        if self.kaggle is None or self.root.exists():
+            return
+        with locked(beside(self.root), f"waiting for another program that is downloading {self.kaggle}"):
+            if not self.root.exists():
+                download(self.kaggle, self.root)
 
     def read(self) -> Catalog:
-        """Read ``<Class>/<Class>/*``; mask folders (``<Class> GT``) and ``NA_Fish_Dataset`` are left out.
+        """Read ``<Class>/<Class>/*``, without mask folders (``<Class> GT``) and ``NA_Fish_Dataset``.
 
         Raises:
-            UserError: ``root`` is missing or holds no class folder in the archive's layout.
+            UserError: ``root`` is missing or is not in the archive's layout.
         """
         require_folder(self.root)
+        left_out = LeftOut()
         for base in (self.root, self.root / "Fish_Dataset", self.root / "Fish_Dataset" / "Fish_Dataset"):
-            folders = [f for f in subfolders(base) if f.name not in NOT_CLASSES] if base.is_dir() else []
+            folders = [f for f in subfolders(base, left_out) if f.name not in NOT_CLASSES] if base.is_dir() else []
             classes = [f for f in folders if (f / f.name).is_dir()]
             if classes:
                 break
@@ -62,13 +67,14 @@ class ArchiveSource:
         rows = [
             (file.relative_to(self.root).as_posix(), folder.name, "", "")
             for folder in classes
-            for file in images_below(folder / folder.name)
+            for file in images_below(folder / folder.name, left_out)
         ]
+        left_out.say()
         return make_catalog(self.root, rows, [folder.name for folder in folders])
 
 
-class OriginalsSource:
-    """The archive's photographs before augmentation, ``NA_Fish_Dataset/<Class>/*``, by the names of its other folders.
+class OriginalsSource(Source):
+    """The archive's photographs before augmentation, ``NA_Fish_Dataset/<Class>/*``.
 
     Args:
         root: the download folder, or ``NA_Fish_Dataset``.
@@ -77,39 +83,38 @@ class OriginalsSource:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
 
-    def prepare(self) -> None:
-        """Nothing to make."""
-
     def read(self) -> Catalog:
-        """Read all photographs, whatever their file type; two of the classes are spelled differently there.
+        """Read all photographs; the two class names spelled differently there are mapped to the archive's.
 
         Raises:
-            UserError: ``root`` is missing or does not hold the originals.
+            UserError: ``root`` is missing or does not contain the originals.
         """
         require_folder(self.root)
         below = [self.root / name / NOT_CLASSES[1] for name in (".", NOT_CLASSES[0])]
         base = next((folder for folder in below if folder.is_dir()), self.root)
-        folders = subfolders(base)
+        left_out = LeftOut()
+        folders = subfolders(base, left_out)
         if not folders or any(folder.name in NOT_CLASSES or (folder / folder.name).is_dir() for folder in folders):
             raise UserError(
-                f"{self.root} does not hold the originals ({NOT_CLASSES[1]}/<Class>/*.jpg)\n"
-                f"give the folder that {NOT_CLASSES[1]} is in: data.root=DIR"
+                f"{self.root} does not contain the originals ({NOT_CLASSES[1]}/<Class>/*.jpg)\n"
+                f"give the folder that contains {NOT_CLASSES[1]}: data.root=DIR"
             )
         spelled = {original: name for name, original in ORIGINAL_FOLDERS.items()}
         names = {folder: spelled.get(folder.name, folder.name) for folder in folders}
         rows = [
             (file.relative_to(self.root).as_posix(), name, "", "")
             for folder, name in names.items()
-            for file in images_below(folder)
+            for file in images_below(folder, left_out)
         ]
+        left_out.say()
         return make_catalog(self.root, rows, list(names.values()))
 
 
-class FolderSource:
-    """Any folder of class folders: ``root/<class>/**``, or ``root/{train,val,test}/<class>/**`` with its split kept.
+class FolderSource(Source):
+    """Class folders: ``root/<class>/**``, or ``root/{train,val,test}/<class>/**``, which define the split.
 
     Args:
-        root: the folder that holds the class (or split) folders; None is an error that says how to give it.
+        root: the folder of class (or split) folders; None is an error.
     """
 
     def __init__(self, root: str | Path | None) -> None:
@@ -117,61 +122,58 @@ class FolderSource:
             raise UserError("data.root: no folder of images is given\ngive it with data.root=DIR")
         self.root = Path(root).expanduser()
 
-    def prepare(self) -> None:
-        """Nothing to make."""
-
     def read(self) -> Catalog:
-        """Read all images; the split column is filled where the folders are named train, val and test.
+        """Read all images; split folders fill the split column.
 
         Raises:
-            UserError: ``root`` is missing, empty, or one of its class folders holds no image.
+            UserError: ``root`` is missing or empty, or a class folder contains no image.
         """
         require_folder(self.root)
-        top = subfolders(self.root)
+        left_out = LeftOut()
+        top = subfolders(self.root, left_out)
         given = {folder.name for folder in top}
         if given & set(NOT_CLASSES):
-            raise UserError(f"{self.root} is the fish archive's download: for its classes use data=fish")
+            raise UserError(f"{self.root} is the fish archive: for its classes use data=fish")
         parts = given & {*SPLITS, "valid", "validation"}
         has_split = "train" in parts and (len(parts) > 1 or given == parts)
         if has_split and given != parts:
             raise UserError(
-                f"{self.root} has folders named as splits ({', '.join(sorted(parts))}) and others beside them: "
-                f"{', '.join(sorted(given - parts)[:5])}\nmove the others away, or point data.root at class folders."
+                f"{self.root} mixes split folders ({', '.join(sorted(parts))}) with others: "
+                f"{', '.join(sorted(given - parts)[:5])}\nmove the others, or give a folder of class folders"
             )
         rows, names = [], set()
         for part in top if has_split else [self.root]:
             split = ("val" if part.name.startswith("val") else part.name) if has_split else ""
-            for folder in subfolders(part):
-                names.add(folder.name)
-                for file in images_below(folder):
-                    rows.append((file.relative_to(self.root).as_posix(), folder.name, "", split))
+            for folder in subfolders(part, left_out) if has_split else top:
+                files = [file.relative_to(self.root).as_posix() for file in images_below(folder, left_out)]
+                rows += [(file, folder.name, "", split) for file in files]
+                if files or not left_out.runs_below(folder):
+                    names.add(folder.name)
+        left_out.say()
         return make_catalog(self.root, rows, sorted(names))
 
 
-class CatalogSource:
-    """A table that names the images, ``data.catalog=FILE.csv``, whatever their folders say.
+class CatalogSource(Source):
+    """A CSV table of images, ``data.catalog=FILE.csv``, such as a run's ``split.csv``.
 
-    A run's ``split.csv`` is one. Columns ``path`` and ``label``; optional ``photograph`` (one name: copies of one)
-    and ``split`` (train, val or test, kept as a split of folders is). Other columns are not read.
+    It requires the columns ``path`` and ``label``; ``photograph`` (equal for copies of one photograph) and ``split``
+    (train, val or test) are optional, others are ignored.
 
     Args:
-        root: folder that the paths are relative to; None: the folder of the table.
-        catalog: the file, UTF-8 with a line of column names.
+        root: folder the paths are relative to; None: the folder of the table.
+        catalog: the file, UTF-8 with a header.
     """
 
     def __init__(self, root: str | Path | None, catalog: str | Path) -> None:
         self.file = Path(catalog).expanduser()
         self.root = self.file.parent if root is None else Path(root).expanduser()
 
-    def prepare(self) -> None:
-        """Nothing to make."""
-
     def read(self) -> Catalog:
-        """The table as the file has it.
+        """Return the catalog.
 
         Raises:
-            UserError: no such file or folder, a column or a label is missing, an image is there twice or not at all, or
-                a split has another name.
+            UserError: the file, the folder, a column, a label or an image is missing, an image is listed twice, or a
+                split is unknown.
         """
         where = f"data.catalog: {self.file}"
         lines = read_rows(self.file, "data.catalog", ("path", "label"))
@@ -182,24 +184,28 @@ class CatalogSource:
             raise UserError(f"{where} has {len(blank)} rows without a path or a label, the first is row {blank[0]}")
         unknown = sorted({row[3] for row in rows} - {*SPLITS, ""})
         if unknown:
-            raise UserError(f"{where} names the split '{unknown[0]}'; allowed are {', '.join(SPLITS)}")
-        twice = [path for path, count in Counter(os.path.normpath(row[0]) for row in rows).items() if count > 1]
+            raise UserError(f"{where} contains the split '{unknown[0]}'; allowed: {', '.join(SPLITS)}")
+        # A relative and an absolute path may be those of one file.
+        absolute = any(os.path.isabs(row[0]) for row in rows)  # noqa: PTH117 - for each of a million files
+        places = [same_file(self.root / row[0]) if absolute else os.path.normpath(row[0]) for row in rows]
+        twice = [path for path, count in Counter(places).items() if count > 1]
         if twice:
-            raise UserError(f"{where} names {len(twice)} images more than once, the first {twice[0]}")
-        absent = [row[0] for row in rows if not (self.root / row[0]).is_file()]
+            raise UserError(f"{where} lists {len(twice)} images more than once, the first is {twice[0]}")
+        absent = [row[0] for row in rows if not os.path.isfile(self.root / row[0])]  # noqa: PTH113 - it never raises
         if absent:
+            legacy = "" if absent[0].isprintable() else "\nis the table saved as UTF-8?"
             raise UserError(
-                f"{where} names {len(absent)} of {len(rows)} images that are not there, the first {absent[0]}\n"
-                f"paths are relative to {self.root}; for another folder: data.root=DIR"
+                f"{where} lists {len(rows)} images, {len(absent)} of them missing, the first is {absent[0]}\n"
+                f"paths are relative to {self.root}; to change it: data.root=DIR{legacy}"
             )
         return make_catalog(self.root, rows)
 
 
 class SampleSource:
-    """The generated sample data, made on first use; the truth of which copy came from which photograph is known.
+    """The sample data, generated on first use; which images are copies of one photograph is known.
 
     Args:
-        root: cache folder the set is made in.
+        root: folder to generate it in.
         **arguments: passed to :func:`fish_lightning.data.sample.generate.make_sample`.
     """
 
@@ -208,13 +214,23 @@ class SampleSource:
         self.arguments = arguments
 
     def prepare(self) -> None:
-        """Draw the set if it is not there yet."""
-        from fish_lightning.data.sample.generate import make_sample
+        """Generate the data if it does not exist.
 
+        Raises:
+            UserError: ``root`` was given, and is no sample set.
+        """
+        from fish_lightning.data.sample.generate import RECIPE_FILE, make_sample, standard_name
+
+        # Whoever forgets data=folder must not get a score on drawings, nor drawings among the photographs.
+        if self.root.name != standard_name(**self.arguments) and not (self.root / RECIPE_FILE).is_file():
+            raise UserError(
+                f"data.root: {self.root} is not a sample data set; did you mean data=folder or data=fish?\n"
+                "for the sample data leave data.root out; to generate it elsewhere: paths.cache=DIR"
+            )
         make_sample(self.root, **self.arguments)
 
     def read(self) -> Catalog:
-        """Read the archive's layout, and the photographs from ``photographs.csv``."""
+        """Read the archive's layout, with the photographs of ``photographs.csv``."""
         catalog = ArchiveSource(self.root).read()
         with (self.root / "photographs.csv").open(newline="", encoding="utf-8") as stream:
             truth = {row["path"]: row["photograph"] for row in csv.DictReader(stream)}

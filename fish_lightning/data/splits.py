@@ -1,4 +1,4 @@
-"""Splits assign train, val and test to the rows of a catalog. Each is a function of (catalog, its own arguments)."""
+"""Splits assign each image of a catalog to train, val or test; ``conf/split`` has one file per function."""
 
 import math
 from pathlib import Path
@@ -12,10 +12,10 @@ from fish_lightning.files import read_rows
 
 
 def random_split(catalog: Catalog, seed: int, test: float = 0.15, val: float = 0.10) -> npt.NDArray[np.str_]:
-    """The notebook's split: ``test`` of all images first, then ``val`` of the rest, shuffled and stratified.
+    """Split at random, stratified by class, as the notebook does: first ``test``, then ``val`` from the rest.
 
-    Totals round up as scikit-learn's ``train_test_split`` does: 9,000 gives 6,885/765/1,350. Copies of one photograph
-    fall on both sides; ``split=photograph`` keeps them together.
+    Totals are rounded up as in scikit-learn's ``train_test_split``: 9,000 images give 6,885/765/1,350. Copies of one
+    photograph end up on both sides; :func:`photograph_split` keeps them together.
 
     Args:
         catalog: N images.
@@ -27,7 +27,7 @@ def random_split(catalog: Catalog, seed: int, test: float = 0.15, val: float = 0
         (N,) names of splits.
 
     Raises:
-        UserError: too few images for one of each class in training.
+        UserError: there are too few images.
     """
     _require_shares(test=test, val=val)
     rng = np.random.default_rng([seed, 0])
@@ -41,11 +41,11 @@ def random_split(catalog: Catalog, seed: int, test: float = 0.15, val: float = 0
 
 
 def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float = 0.10) -> npt.NDArray[np.str_]:
-    """Whole photographs only: no copy of a training photograph is validated or tested on.
+    """Split by photograph, stratified by class: all copies of a photograph are in the same split.
 
-    In each class, photographs are taken in a shuffled order until test, then val, is as near its target as whole
-    photographs allow: within one photograph of it. An image without a known photograph counts as a photograph of its
-    own. A class with a single photograph is trained on and not tested, one with two is not validated; it is said.
+    In each class, shuffled photographs fill test, then val, until it is as close to its target as whole photographs
+    allow: within one photograph. An image of unknown photograph is a photograph of its own. A class with a single
+    photograph is in train only, one with two is not in val; both are printed.
 
     Args:
         catalog: N images with their photographs.
@@ -57,7 +57,7 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
         (N,) names of splits.
 
     Raises:
-        UserError: no photograph is known.
+        UserError: no photograph is known, or there are too few images.
     """
     _require_shares(test=test, val=val)
     names = _photographs(catalog, "photograph")
@@ -67,11 +67,12 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
         rows = np.flatnonzero(labels == label)
         groups, sizes = np.unique(names[rows], return_counts=True)
         if len(groups) < 3:
-            missing = "validated or tested" if len(groups) < 2 else "validated"
-            print(f"note: class '{class_name}' has {len(groups)} photograph(s): it is trained on, but not {missing}")
+            few, missing = ("one photograph", "val and test") if len(groups) < 2 else ("two photographs", "val")
+            print(f"note: class '{class_name}' has only {few} and is missing from {missing}", flush=True)
         order = np.random.default_rng([seed, 1, label]).permutation(len(groups))
         n_test = test * len(rows)
-        order = order[np.argsort(sizes[order] > n_test, kind="stable")]  # what is larger than the target is trained on
+        # Photographs larger than the target come last, so that they go to train.
+        order = order[np.argsort(sizes[order] > n_test, kind="stable")]
         targets = {"test": n_test, "val": val * (len(rows) - n_test)}
         start = 0
         for later, (split, target) in zip((1, 0), targets.items(), strict=True):
@@ -83,12 +84,12 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
 
 
 def _photographs_for(target: float, sizes: npt.NDArray[np.int64], later: int) -> int:
-    """How many photographs, in this order, come nearest to ``target`` images; 1 at least where that can be.
+    """Return how many photographs, in this order, come closest to ``target`` images; at least 1 where possible.
 
     Args:
         target: number of images.
         sizes: images of each photograph.
-        later: splits that want a photograph of the rest, besides the one that is left to train on.
+        later: further splits that need a photograph of the rest, besides train.
     """
     left = len(sizes)
     spare = left - max(1, min(1 + later, left - 1))
@@ -96,7 +97,7 @@ def _photographs_for(target: float, sizes: npt.NDArray[np.int64], later: int) ->
 
 
 def _labels_of_photographs(catalog: Catalog, names: npt.NDArray[np.str_]) -> npt.NDArray[np.int64]:
-    """(N,) the label that most copies of each image's photograph have: copies under two labels stay together too."""
+    """Return (N,) the most common label of each image's photograph, so that copies with two labels stay together."""
     _, groups = np.unique(names, return_inverse=True)
     counts = np.zeros((groups.max() + 1, len(catalog.classes)), dtype=np.int64)
     np.add.at(counts, (groups, catalog.labels), 1)
@@ -105,25 +106,25 @@ def _labels_of_photographs(catalog: Catalog, names: npt.NDArray[np.str_]) -> npt
 
 
 def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val: float = 0.10) -> npt.NDArray[np.str_]:
-    """One of k folds of whole photographs is tested; over all folds each image is tested once.
+    """Split into k folds by photograph and test on one of them; over all folds each image is tested once.
 
-    In each class, photographs go in a shuffled order to the fold that has the fewest images so far.
+    In each class, shuffled photographs are assigned to the fold with the fewest images so far.
 
     Args:
         catalog: N images with their photographs.
         seed: of the shuffle; the same for all folds.
         folds: k, 2 or more.
-        fold: the one to test, 0 to k - 1.
+        fold: the fold to test on, 0 to k - 1.
         val: share of what is not test, 0 to 1.
 
     Returns:
         (N,) names of splits.
 
     Raises:
-        UserError: a fold that is none of them, or no photograph is known.
+        UserError: ``fold`` is out of range, no photograph is known, or there are too few images.
     """
     if folds < 2 or not 0 <= fold < folds:
-        raise UserError(f"split=kfold: split.fold={fold} of split.folds={folds}; folds are numbered from 0, 2 at least")
+        raise UserError(f"split.fold={fold} is not one of split.folds={folds}: at least 2 folds, numbered from 0")
     _require_shares(val=val)
     names = _photographs(catalog, "kfold")
     splits = np.full(len(catalog), "train", dtype="<U5")
@@ -132,7 +133,7 @@ def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val:
         rows = np.flatnonzero(labels == label)
         groups, sizes = np.unique(names[rows], return_counts=True)
         if len(groups) < 2:
-            print(f"note: class '{class_name}' has 1 photograph: it is trained on in all folds, and not tested")
+            print(f"note: class '{class_name}' has only one photograph, which is in train in all folds", flush=True)
             continue
         rng = np.random.default_rng([seed, 4, label])
         filled = np.zeros(folds, dtype=np.int64)
@@ -151,32 +152,32 @@ def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val:
 def _require_shares(**shares: float) -> None:
     for name, share in shares.items():
         if not isinstance(share, int | float) or not 0 < share < 1:
-            raise UserError(f"split.{name}={share}: it is a share of the images, above 0 and below 1")
+            raise UserError(f"split.{name}={share}: must be a fraction between 0 and 1")
 
 
 def _photographs(catalog: Catalog, split: str) -> npt.NDArray[np.str_]:
-    """(N,) photograph of each image, an image of its own where that is unknown."""
+    """Return (N,) the photograph of each image; raise if none is known."""
     if not catalog.photographs_known:
         raise UserError(
-            f"split={split}: it is not known which images of {catalog.root} are copies of one photograph\n"
-            "let them be found (data.find_copies=true), say it by data.photograph=REGEX, or use split=random"
+            f"split={split}: it is unknown which images of {catalog.root} are copies of one photograph\n"
+            "search for near-duplicates (data.find_copies=true), use data.photograph=REGEX, or split=random"
         )
     return catalog.photographs_or_paths
 
 
 def folders_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
-    """Keep the split that the folders ``train``, ``val`` and ``test`` say.
+    """Keep the split given by the folders ``train``, ``val`` and ``test``, or by a table.
 
-    Where there is no ``val`` (or no ``test``) folder, it is drawn from ``train``: 10 % (15 %), stratified, by whole
-    photographs where these are known.
+    A missing ``test`` (or ``val``) is drawn from ``train``: 15 % (10 %), stratified by class, and by photograph where
+    photographs are known.
 
     Raises:
-        UserError: the data set is not laid out in split folders.
+        UserError: the data set has no split of its own, or there are too few images.
     """
     splits: npt.NDArray[np.str_] = catalog.splits.astype("<U5")
     if not (splits == "train").any():
         raise UserError(
-            f"split=folders: {catalog.root} has no folders train, val and test\nuse split=photograph, or add them."
+            f"split=folders: {catalog.root} has no folders train, val and test\nadd them, or use split=photograph"
         )
     for number, (name, share) in enumerate((("test", 0.15), ("val", 0.10))):
         if not (splits == name).any():
@@ -190,15 +191,15 @@ def folders_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
 
 
 def file_split(catalog: Catalog, seed: int, path: str) -> npt.NDArray[np.str_]:
-    """Replay the ``split.csv`` of another run: rows are matched by path; images it does not name are left out.
+    """Use the ``split.csv`` of another run, matched by path; images missing from it are excluded.
 
     Args:
         catalog: N images.
-        seed: not used: the file says it all.
-        path: the file, with columns ``path`` and ``split``.
+        seed: unused.
+        path: CSV file with columns ``path`` and ``split``.
 
     Raises:
-        UserError: the file is missing or malformed, names an unknown split, or an image that is not there.
+        UserError: the file is missing or malformed, or contains an unknown split or image.
     """
     del seed
     file = Path(path)
@@ -206,19 +207,19 @@ def file_split(catalog: Catalog, seed: int, path: str) -> npt.NDArray[np.str_]:
     given = {row["path"]: row["split"] for row in rows}
     unknown = sorted(set(given.values()) - {*SPLITS, ""})
     if unknown:
-        raise UserError(f"split.path: {file} names the split '{unknown[0]}'; allowed are {', '.join(SPLITS)}.")
+        raise UserError(f"split.path: {file} contains the split '{unknown[0]}'; allowed: {', '.join(SPLITS)}")
     absent = sorted(set(given) - set(catalog.paths.tolist()))
     if absent:
         raise UserError(
-            f"split.path: {file} names {len(absent)} images that are not in {catalog.root}, the first {absent[0]}\n"
-            "paths are relative to data.root: give the data.root that the split was made with."
+            f"split.path: {file} lists {len(absent)} images that are not in {catalog.root}, the first is {absent[0]}\n"
+            "paths are relative to data.root: use the data.root that the split was created with"
         )
     splits = np.array([given.get(str(p), "") for p in catalog.paths], dtype="<U5")
     return _require_enough(catalog, splits)
 
 
 def recorded_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
-    """The split that the catalog has already: that of the run which a checkpoint comes from."""
+    """Keep the split in the catalog: that of the run that wrote the checkpoint."""
     del seed
     splits: npt.NDArray[np.str_] = catalog.splits
     return splits
@@ -227,11 +228,11 @@ def recorded_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
 def _stratified_draw(
     rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], count: int, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """``count`` of ``rows``, each class in proportion; what rounding leaves over goes to the largest remainders."""
+    """Draw ``count`` of ``rows``, stratified by class (largest remainder method)."""
     classes, sizes = np.unique(labels, return_counts=True)
     exact = sizes * count / len(rows)
     quota = np.floor(exact).astype(int)
-    # Ties are broken by chance, not by the alphabet: with equal classes the remainders are all equal.
+    # Break ties at random, not alphabetically: with classes of equal size all remainders are equal.
     order = np.lexsort((rng.random(len(classes)), -(exact - quota)))
     quota[order[: count - quota.sum()]] += 1
     drawn = [rng.permutation(rows[labels == c])[:q] for c, q in zip(classes, quota, strict=True)]
@@ -241,7 +242,7 @@ def _stratified_draw(
 def _draw_photographs(
     catalog: Catalog, rows: npt.NDArray[np.int64], share: float, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """About ``share`` of ``rows`` in whole photographs, each class in proportion; one of each is left over."""
+    """Draw about ``share`` of ``rows`` by photograph, stratified by class; at least one photograph of each remains."""
     names = _photographs(catalog, "folders")
     labels = _labels_of_photographs(catalog, names)[rows]
     drawn = []
@@ -261,13 +262,13 @@ def _columns(n: int, val: npt.NDArray[np.int64], test: npt.NDArray[np.int64]) ->
 
 
 def _require_enough(catalog: Catalog, splits: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
-    """``splits``, if each class has an image to train on, and validation and test have one."""
+    """Return ``splits`` if train has an image of each class, and val and test have an image each."""
     untrained = sorted(set(catalog.classes) - {catalog.classes[label] for label in catalog.labels[splits == "train"]})
     empty = [name for name in ("val", "test") if not (splits == name).any()]
     if untrained or empty:
-        lacks = [f"none of '{name}' to train on" for name in untrained[:3]] + [f"none in {name}" for name in empty]
+        lacks = [f"none of class '{name}' in train" for name in untrained[:3]] + [f"none in {name}" for name in empty]
         raise UserError(
             f"too few images for this split: {len(catalog)} images of {len(catalog.classes)} classes in {catalog.root}"
-            f" leave {', '.join(lacks)}\nadd images, or choose another split."
+            f" leave {', '.join(lacks)}\nadd images, or choose another split"
         )
     return splits

@@ -1,4 +1,4 @@
-"""Sources for evaluating a trained model: the images it was trained with, or others beside those."""
+"""Sources for evaluating a trained model: the images of its training run, or another data set."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,18 +20,21 @@ from fish_lightning.hardware import cores
 MakeSource = Callable[[str | Path | None], Source]
 
 
-def evaluation_source(cfg: DictConfig, other: MakeSource | None, state: dict[str, Any]) -> MakeSource:
-    """Return what makes the source of an evaluation from ``data.root``.
+def evaluation_source(
+    cfg: DictConfig, other: MakeSource | None, state: dict[str, Any], subset: str = "all"
+) -> MakeSource:
+    """Return a factory that creates the source of an evaluation from ``data.root``.
 
     Args:
         cfg: the ``data`` group.
-        other: its source; None for the images of the training run.
+        other: factory of its source; None for the images of the training run.
         state: :meth:`Catalog.state` of the training run.
+        subset: the images of the training run that are tested; others need not exist.
     """
     if cfg.catalog is not None:
         other = partial(CatalogSource, catalog=cfg.catalog)
     if other is None:
-        return partial(RecordedSource, state=state)
+        return partial(RecordedSource, state=state, subset=subset)
     return partial(
         OtherSource,
         source=other,
@@ -42,59 +45,59 @@ def evaluation_source(cfg: DictConfig, other: MakeSource | None, state: dict[str
     )
 
 
-class RecordedSource:
-    """The table that a checkpoint carries, so that an evaluation needs nothing but the images.
+class RecordedSource(Source):
+    """The catalog stored in a checkpoint.
 
     Args:
         root: where the images are now; None: where they were.
         state: :meth:`Catalog.state` of the training run.
+        subset: the images that are needed; of others only what the catalog knows.
     """
 
-    def __init__(self, root: str | Path | None, state: dict[str, Any]) -> None:
+    def __init__(self, root: str | Path | None, state: dict[str, Any], subset: str = "all") -> None:
+        self.subset = subset
         self.state = state | ({"root": str(root)} if root is not None else {})
 
-    def prepare(self) -> None:
-        """Nothing to make."""
-
     def read(self) -> Catalog:
-        """The table as it was trained on.
+        """Return the catalog as it was trained on.
 
         Raises:
-            UserError: the folder is gone or the first image is no longer in it.
+            UserError: the folder is missing, or the first of the images that are needed.
         """
         catalog = Catalog.from_state(self.state)
         require_folder(catalog.root)
-        if not (catalog.root / str(catalog.paths[0])).is_file():
+        first = next(iter(catalog.paths[catalog.indices(self.subset)].tolist()), None)
+        if first is not None and not (catalog.root / first).is_file():
             raise UserError(
-                f"{catalog.root} does not hold the images this checkpoint was trained on "
-                f"(no {catalog.paths[0]})\nsay where they are now: data.root=DIR"
+                f"{catalog.root} does not contain the images this checkpoint was trained on "
+                f"(no {first})\ngive the folder they are in now: data.root=DIR"
             )
         return catalog
 
 
 class OtherSource:
-    """Another data set for a trained model: labels by the model's class names, splits by what it was trained on.
+    """Another data set, with the model's labels and without leaks from its training data.
 
-    ``train`` is what the model was trained on, or copies of that: by path where they are images of the training run,
-    else by their look. Of the rest the data set's own split stands; where it has none, all is ``test``.
+    Training images and their copies are ``train``; they are matched by path if they are images of the training run,
+    else by near-duplicate search. The others keep the split of the data set; without one they are ``test``.
 
     Args:
-        root: folder of the other data.
-        source: reads it.
+        root: folder of the data set.
+        source: creates its source.
         state: :meth:`Catalog.state` of the training run.
         find_copies: search for near-duplicates of training images; False: compare paths only.
-        keep_split: keep the split of the other data; False: test all that was not trained on.
-        cache: folder to keep what was found in; None: keep nothing.
+        keep_split: keep the split of the data set; False: test every image that was not trained on.
+        cache: folder for the result of the search; None: it is not cached.
 
     Attributes:
-        trained: (N,) after :meth:`read`: which images are copies of training images; None where that is not known.
-        missing: how many training images are gone, and could not be compared.
+        trained: (N,) after :meth:`read`: which images are copies of training images; None if unknown.
+        missing: number of training images that no longer exist and could not be compared.
     """
 
     def __init__(
         self,
         root: str | Path | None,
-        source: Callable[[str | Path | None], Source],
+        source: MakeSource,
         state: dict[str, Any],
         find_copies: bool = False,
         keep_split: bool = True,
@@ -107,14 +110,14 @@ class OtherSource:
         self.missing = 0
 
     def prepare(self) -> None:
-        """Make or fetch what is missing."""
+        """Download or generate missing files."""
         self.source.prepare()
 
     def read(self) -> Catalog:
-        """The table with the model's classes.
+        """Return the catalog with the model's classes.
 
         Raises:
-            UserError: a class that the model does not know.
+            UserError: it has a class that the model does not know.
         """
         catalog = self.source.read()
         unknown = sorted(set(catalog.classes) - set(self.known.classes))
@@ -130,24 +133,24 @@ class OtherSource:
         return self._compared(catalog) if self.find_copies and not same else self._looked_up(catalog)
 
     def _looked_up(self, catalog: Catalog) -> Catalog:
-        """Split and photograph by path, as the training run had them; others keep their own."""
-        row = {path: i for i, path in enumerate(self.known.paths.tolist())}
-        rows = np.array([row.get(path, -1) for path in catalog.paths.tolist()])
+        """Take split and photograph from the training run for images of equal path."""
+        known = {path: index for index, path in enumerate(self.known.paths.tolist())}
+        indices = np.array([known.get(path, -1) for path in catalog.paths.tolist()])
         return replace(
             catalog,
-            splits=np.where(rows >= 0, self.known.splits[rows], self._own_splits(catalog)),
-            photographs=np.where(rows >= 0, self.known.photographs[rows], catalog.photographs),
+            splits=np.where(indices >= 0, self.known.splits[indices], self._own_splits(catalog)),
+            photographs=np.where(indices >= 0, self.known.photographs[indices], catalog.photographs),
         )
 
     def _compared(self, catalog: Catalog) -> Catalog:
-        """Split and photograph by the look of the images, beside those that the model was trained on."""
+        """Take split and photograph from a near-duplicate search among these and the training images."""
         paths = self.known.paths[self.known.splits == "train"].tolist()
         there = [path for path in paths if (self.known.root / path).is_file()]
         self.missing = len(paths) - len(there)
         files = [catalog.root / path for path in catalog.paths.tolist()]
         cache = cache_file(self.cache, catalog.root, self.known.root)
         groups = find_photographs([*files, *(self.known.root / path for path in there)], cache, cores())
-        moved = np.isin(catalog.paths, sorted(set(paths) - set(there)))  # gone from there, here under their old names
+        moved = np.isin(catalog.paths, sorted(set(paths) - set(there)))  # missing there, here under the same name
         self.missing -= int(moved.sum())
         if there or moved.any():
             self.trained = moved | np.isin(groups[: len(files)], groups[len(files) :])
@@ -160,7 +163,7 @@ class OtherSource:
         )
 
     def _own_splits(self, catalog: Catalog) -> npt.NDArray[np.str_]:
-        """Return the split that the data set itself gives, without its training images; all ``test`` if it has none."""
+        """Return the data set's own split, its training images excluded; all ``test`` if it has none."""
         if not self.keep_split or not (catalog.splits != "").any():
             return np.full(len(catalog), "test", dtype="<U5")
         return np.where(catalog.splits == "train", "", catalog.splits).astype("<U5")

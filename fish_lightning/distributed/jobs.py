@@ -23,9 +23,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_original_cwd
 from omegaconf import DictConfig, OmegaConf
 
-from fish_lightning.distributed.cluster import PARENT, is_first_process
+from fish_lightning.distributed.cluster import PARENT
 from fish_lightning.errors import UserError, in_multirun
-from fish_lightning.files import locked, shown, whole_file
+from fish_lightning.files import whole_file
 
 #: Seconds that a process has to save its run after the process that started it is gone.
 GRACE = 10
@@ -52,21 +52,6 @@ def _watch(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)  # finishes and saves the step, unless it waits for another rank
     time.sleep(GRACE)
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-@contextmanager
-def run_folder_lock(cfg: DictConfig) -> Iterator[None]:
-    """Make other programs wait that would train in the same run folder.
-
-    A killed sweep can leave a job running (on a cluster, under submitit); started again, it must not train in the same
-    folder at the same time. Only the first process of a run holds the lock.
-    """
-    if not is_first_process():
-        yield
-        return
-    folder = Path(cfg.paths.output)
-    with locked(folder / ".hydra" / "lock", f"waiting for another program that is training in {shown(folder)}"):
-        yield
 
 
 def needs_own_process(cfg: DictConfig) -> bool:

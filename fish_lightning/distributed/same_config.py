@@ -9,6 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 #: Settings that do not affect the results of a run.
 _WITHOUT_EFFECT = (
     "ckpt",
+    "report",
+    "evaluate.target_error",
     "trainer.enable_progress_bar",
     "data.num_workers",
     "data.pin_memory",
@@ -37,4 +39,4 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
 def fingerprint(cfg: DictConfig) -> str:
     """Return a hash of the :func:`settings`, 16 hexadecimal digits."""
     text = json.dumps(settings(cfg), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]

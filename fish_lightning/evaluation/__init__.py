@@ -1,1 +1,1 @@
-"""What a model's answers are worth, computed from arrays: scores and their intervals."""
+"""Statistics of a model's answers, computed from arrays alone and counted by photograph."""

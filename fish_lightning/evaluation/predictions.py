@@ -1,29 +1,39 @@
-"""What a model predicts for labelled images, as arrays."""
+"""What a model computes for labelled images, as arrays."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from fish_lightning.evaluation.arrays import softmax
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions for N labelled images.
+    """Logits and features of N labelled images.
 
     Attributes:
         indices: (N,) int64, positions in the catalog.
         labels: (N,) int64, true classes.
-        probabilities: (N, C) float32, 0 to 1.
+        logits: (N, C) float32.
+        features: (N, D) float16, input of the network's last layer.
     """
 
     indices: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
-    probabilities: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float16]
+
+    @cached_property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """(N, C) softmax of the logits."""
+        return softmax(self.logits)
 
     @property
     def preds(self) -> npt.NDArray[np.int64]:
         """(N,) most probable class."""
-        preds: npt.NDArray[np.int64] = self.probabilities.argmax(1)
+        preds: npt.NDArray[np.int64] = self.logits.argmax(1)
         return preds
 
     @property

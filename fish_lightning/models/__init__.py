@@ -1,1 +1,1 @@
-"""The network (a torchvision backbone with a new head, and its weights) and the LightningModule around it."""
+"""The network and its weights, the LightningModule, metrics, schedules, and reading checkpoints."""

@@ -1,4 +1,4 @@
-"""Read a checkpoint as data, and restore the classifier and its evaluation transform from it."""
+"""Read a checkpoint and restore the classifier and its evaluation transform."""
 
 import re
 from collections.abc import Iterator
@@ -14,19 +14,23 @@ from fish_lightning.models.classifier import FishClassifier
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a training checkpoint with ``weights_only=True``: nothing in it is executed.
+    """Read a training checkpoint with ``weights_only=True``: no code in it is executed.
 
     Raises:
-        UserError: no such file, or not a checkpoint of this project.
+        UserError: the file does not exist or is not a checkpoint of this project.
     """
-    file = Path(path)
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file /= "checkpoints/best.ckpt"
     if not file.is_file():
-        raise UserError(f"ckpt: no file {file} (seen from {Path.cwd()})\ngive one with ckpt=…/checkpoints/best.ckpt")
+        raise UserError(
+            f"ckpt: no file {file} (working directory: {Path.cwd()})\ngive one: ckpt=…/checkpoints/best.ckpt"
+        )
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # arbitrary bytes make torch's unpickler raise whatever it meets
+    except Exception as error:  # arbitrary bytes make torch's unpickler raise anything
         named = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it would run {named[1]}, and checkpoints are loaded as data only" if named else first_line(error)
+        why = f"it would run {named[1]}; only data are loaded" if named else first_line(error)
         raise UserError(f"ckpt: {file} is not a checkpoint ({why})") from None
     needed = {"state_dict", "hyper_parameters", "FishDataModule", "precision"}
     if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
@@ -38,10 +42,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def well_formed(file: str | Path) -> Iterator[None]:
-    """Report a corrupt or incomplete checkpoint in one line, whatever reading it raises.
+    """Report an error while reading a checkpoint in one line.
 
     Raises:
-        UserError: in place of what the reader met.
+        UserError: the checkpoint is corrupt or incomplete.
     """
     try:
         yield
@@ -54,14 +58,14 @@ def well_formed(file: str | Path) -> Iterator[None]:
 def restore(checkpoint: dict[str, Any], file: str | Path) -> tuple[FishClassifier, A.Compose]:
     """Restore the trained classifier and its evaluation transform.
 
-    ``albumentations.from_dict`` instantiates only transforms of :mod:`fish_lightning.models.whitelist`.
+    ``albumentations.from_dict`` runs after ``FishClassifier`` has checked :mod:`fish_lightning.models.whitelist`.
 
     Args:
-        checkpoint: what :func:`load_checkpoint` returned.
-        file: where it was read from, for the error.
+        checkpoint: from :func:`load_checkpoint`.
+        file: its path, for the error message.
 
     Returns:
-        The classifier in evaluation mode, and its transform.
+        The classifier in evaluation mode and its transform.
 
     Raises:
         UserError: the checkpoint is corrupt or incomplete.

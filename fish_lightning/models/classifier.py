@@ -1,6 +1,6 @@
-"""``FishClassifier``: a network with its loss, metrics and optimization, as a LightningModule.
+"""``FishClassifier``: a network with its losses, metrics and optimizer, as a LightningModule.
 
-Class names and the evaluation transform are stored in the checkpoint: evaluation and prediction need nothing else.
+Its checkpoints contain class names and evaluation transform: evaluation and prediction require nothing else.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,28 +20,29 @@ from fish_lightning.data.dataset import UNREADABLE
 from fish_lightning.distributed.ranks import gathered
 from fish_lightning.errors import UserError, first_line, one_line
 from fish_lightning.evaluation.predictions import Predictions
-from fish_lightning.models.metrics import TrainingLoss
-from fish_lightning.models.network import build_network
+from fish_lightning.models.metrics import TrainingMean
+from fish_lightning.models.network import build_network, head_name
 from fish_lightning.models.whitelist import require_allowed
 
 Batch = dict[str, Any]
+Arrays = tuple[npt.NDArray[Any], ...]
 T = TypeVar("T")
 
 
 class FishClassifier(L.LightningModule):
-    """An image classifier with a torchvision backbone.
+    """An image classifier with a torchvision network.
 
     Args:
         class_names: in label order.
         name: torchvision model name.
         weights: ``"imagenet"``, a file, or None (see :func:`fish_lightning.models.network.build_network`).
-        label_smoothing: 0 to 1, of the training loss; validation and test report plain cross-entropy.
-        channels_last: memory layout of the convolutions; faster on CPUs and recent GPUs, equal up to rounding.
-        compile: compile the network with ``torch.compile`` when it is first used.
-        mean: (3,) subtracted from pixels scaled to 0 to 1.
-        std: (3,) by which they are then divided.
+        label_smoothing: 0 to 1, for training; validation and test report plain cross-entropy.
+        channels_last: memory format of the network; faster on CPUs and recent GPUs, equal up to rounding.
+        compile: use ``torch.compile``.
+        mean: (3,) mean of normalization, for pixels scaled to 0 to 1.
+        std: (3,) standard deviation of normalization.
         eval_transform: ``albumentations.to_dict`` of the evaluation pipeline.
-        optimizer: creates an optimizer from parameters; not needed to evaluate.
+        optimizer: creates an optimizer from parameters; required for training only.
         scheduler: creates a schedule from (optimizer, total number of steps), stepped each batch; None: constant.
     """
 
@@ -68,17 +69,17 @@ class FishClassifier(L.LightningModule):
         self.class_names = tuple(class_names)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         if optimizer is not None:
-            _create("optimizer", optimizer, [nn.Parameter(torch.zeros(1))])  # fail here, before minutes are spent
+            _create("optimizer", optimizer, [nn.Parameter(torch.zeros(1))])  # fail early
         self.network = build_network(name, len(self.class_names), weights)
         if channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
         if compile:
-            self.network.compile()  # in place: the names of weights stay
+            self.network.compile()  # in place: the names of the weights do not change
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.unreadable: set[int] = set()  # indices in the catalog
-        self._resumed_loss: list[tuple[float, float]] | None = None  # sum and images of each process
-        self._tested: list[tuple[npt.NDArray[Any], ...]] = []
+        self._resumed: dict[str, Any] = {}  # sums of the training means, by process
+        self._tested: list[Arrays] = []
         self.configure_losses()
         self.configure_metrics()
 
@@ -88,24 +89,25 @@ class FishClassifier(L.LightningModule):
         self.criterion = nn.CrossEntropyLoss(reduction="none")
 
     def configure_metrics(self) -> None:
-        """Create one collection a stage; all sums are exact however the images are batched."""
-        # Validating labels and logits would make a GPU wait at each batch.
+        """Create one metric collection per stage."""
+        # Validating labels and logits would synchronize a GPU at each batch.
         task: dict[str, Any] = {"task": "multiclass", "num_classes": len(self.class_names), "validate_args": False}
-        self.train_loss, self.val_loss, self.test_loss = TrainingLoss(), MeanMetric(), MeanMetric()
+        self.train_loss, self.val_loss, self.test_loss = TrainingMean(), MeanMetric(), MeanMetric()
+        self.train_accuracy = TrainingMean()
         scores = MetricCollection(
             {"accuracy": Accuracy(average="micro", **task), "macro_f1": F1Score(average="macro", **task)}
         )
         self.val_metrics, self.test_metrics = scores.clone(prefix="val/"), scores.clone(prefix="test/")
 
     def configure_optimizers(self) -> Any:
-        """Create optimizer and per-step schedule; the number of steps comes from the trainer.
+        """Create the optimizer and a schedule over the number of steps that the trainer estimates.
 
         Raises:
-            UserError: the module was created without an optimizer, or a setting is refused (Lightning checks
+            UserError: the module was created without an optimizer, or a setting is invalid (Lightning checks
                 ``val_check_interval`` here).
         """
         if self.make_optimizer is None:
-            raise UserError("FishClassifier was created without an optimizer: pass one to train it.")
+            raise UserError("FishClassifier was created without an optimizer: pass one to train it")
         optimizer = _create("optimizer", self.make_optimizer, self.parameters())
         if self.make_scheduler is None:
             return optimizer
@@ -122,68 +124,72 @@ class FishClassifier(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip gradients as the trainer is configured; a skipped batch has none, which torch refuses to clip."""
+        """Clip gradients as configured; a skipped batch has none, which torch refuses to clip."""
         if any(parameter.grad is not None for parameter in self.parameters()):
             compat.clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return images (N, 3, H, W) uint8 as the network takes them."""
+        images = ((images.float() / 255.0 - self.mean) / self.std).to(self.mean.dtype)  # bf16 for bf16-true
+        return images.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else images
+
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, C) for images (N, 3, H, W) uint8, which are normalized here, on the model's device."""
-        images = ((images.float() / 255.0 - self.mean) / self.std).to(self.mean.dtype)  # the weights' (bf16-true)
-        if self.hparams["channels_last"]:
-            images = images.contiguous(memory_format=torch.channels_last)
+        """Normalize images (N, 3, H, W) uint8 and return their logits (N, C)."""
+        images = self.normalize(images)
         try:
             output = self.network(images)
         except (RuntimeError, ValueError, AssertionError) as error:
             self._explain_size(error, len(images), *images.shape[2:])
             raise
-        # inception_v3 and googlenet return a tuple of main and auxiliary logits in training mode.
+        # In training mode, inception_v3 and googlenet return a tuple of main and auxiliary logits.
         return output if isinstance(output, Tensor) else output[0]
 
     def _explain_size(self, error: Exception, n: int, height: int, width: int) -> None:
-        """Say which image sizes the network refuses.
+        """Explain an error of the network about the size of images.
 
         Raises:
-            UserError: ``error`` is about their size.
+            UserError: ``error`` is about the size.
         """
         name = self.hparams["name"]
         if compat.is_too_small_for_batch_norm(error):
             raise UserError(
-                f"model.name={name}: {n} image of {height}x{width} (h x w) is too little for a training batch\n"
-                "choose another data.batch_size, so that no batch of one image is left over, or larger images"
+                f"model.name={name}: a training batch of {n} image of {height}x{width} (h x w) is too small\n"
+                "choose another data.batch_size, so that no batch of one image remains, or larger images"
             ) from None
         if compat.is_wrong_image_size(error):
             raise UserError(
                 f"model.name={name}: images of {height}x{width} (h x w) do not fit this network\n"
-                "choose other transforms.height and transforms.width (all accept 224 except inception_v3: 299), or "
-                "another network"
+                "choose other transforms.height and transforms.width (inception_v3 accepts 299, all others 224)"
             ) from None
 
     def on_fit_start(self) -> None:
-        """Reset the metrics: the states of a validation before the fit are inference tensors, which are read-only."""
+        """Reset the metrics: a validation before the fit leaves inference tensors, which are read-only."""
         self.val_loss.reset()
         self.val_metrics.reset()
 
     def on_train_start(self) -> None:
-        """Restore the mean loss of the epoch that this process is in the middle of."""
-        if self._resumed_loss is not None:
-            total, images = self._resumed_loss[self.trainer.global_rank]
-            self.train_loss.total.fill_(total)
-            self.train_loss.images.fill_(images)
-            self._resumed_loss = None
+        """Restore the training means of an epoch that is continued."""
+        for name, sums in self._resumed.items():
+            getattr(self, name).restore(sums[self.trainer.global_rank])
+        self._resumed = {}
 
     def on_train_epoch_start(self) -> None:
-        """Reset the mean loss; Lightning does not call this where a run resumes in the middle of an epoch."""
+        """Reset the mean loss; Lightning does not call this when a run is resumed within an epoch."""
         self.train_loss.reset()
+        self.train_accuracy.reset()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss of one batch; a batch without a readable image is skipped."""
         images, labels, _ = self._readable(batch)
         if len(labels) == 0:
-            # The other processes wait for this one's gradients: zeros, of the black images in their place.
+            # Other processes wait for the gradients of this one: return zeros.
             return self(batch["image"]).sum() * 0 if self.trainer.world_size > 1 else None
-        loss: Tensor = self.train_criterion(self(images), labels)
+        logits = self(images)
+        loss: Tensor = self.train_criterion(logits, labels)
         self.train_loss.update(loss.detach(), len(labels))
-        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.train_accuracy.update((logits.detach().argmax(1) == labels).float().mean(), len(labels))
+        for name, mean in (("loss", self.train_loss), ("accuracy", self.train_accuracy)):
+            self.log(f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=len(labels))
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=len(labels))
         return loss
 
@@ -199,58 +205,63 @@ class FishClassifier(L.LightningModule):
         self.log_dict(self.val_metrics, on_epoch=True, batch_size=len(labels))
 
     def on_test_epoch_start(self) -> None:
-        """Drop the predictions of an earlier test."""
+        """Clear the predictions of a previous test."""
         self._tested.clear()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the test metrics and keep the probabilities for :meth:`test_predictions`."""
+        """Update the test metrics and keep what :meth:`test_predictions` returns."""
         images, labels, indices = self._readable(batch)
         if len(labels) == 0:
             return
-        logits = self(images).float()
+        logits, features = self.logits_and_features(images)
         self.test_loss.update(self.criterion(logits, labels))
         self.test_metrics.update(logits, labels)
         self.log("test/loss", self.test_loss, on_epoch=True, batch_size=len(labels))
         self.log_dict(self.test_metrics, on_epoch=True, batch_size=len(labels))
-        self._tested.append(tuple(part.cpu().numpy() for part in (indices, labels, logits.softmax(1))))
+        self._tested.append(_as_arrays(indices, labels, logits, features))
 
     def test_predictions(self) -> Predictions:
-        """Return the predictions of the last test, of all processes together, in catalog order.
+        """Return the predictions of the last test, gathered from all processes, in catalog order.
 
         Raises:
-            UserError: no image was tested.
+            UserError: no image could be read.
         """
-        parts = [part for parts in gathered(self._tested) for part in parts]
-        if not parts:
-            raise UserError("no image was tested: none of the test split could be read.")
-        indices, labels, probabilities = (np.concatenate(column) for column in zip(*parts, strict=True))
-        order = np.argsort(indices, kind="stable")
-        return Predictions(indices[order], labels[order], probabilities[order])
+        return collect(self._tested)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return probabilities (N, C) of a batch of images; NaN for an image that could not be read."""
-        probabilities: Tensor = self(batch["image"]).float().softmax(1)
-        return torch.where((batch["label"] == UNREADABLE).unsqueeze(1), torch.nan, probabilities)
+    def predict_step(self, batch: Batch, batch_idx: int) -> Arrays:
+        """Return indices, labels, logits and features of a batch; an unreadable image has the label ``UNREADABLE``."""
+        return _as_arrays(batch["index"], batch["label"], *self.logits_and_features(batch["image"]))
+
+    def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (N, C) of images, and features (N, D): what the network's last layer computes them from."""
+        seen: list[Tensor] = []
+        head = self.network.get_submodule(head_name(self.hparams["name"]))
+        hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+        try:
+            # A compiled network may ignore hooks added later, and runs uncompiled here.
+            with torch.compiler.set_stance("force_eager"):
+                logits: Tensor = self(images).float()
+        finally:
+            hook.remove()
+        features = seen[0].float()
+        return logits, features.mean((2, 3)) if features.dim() == 4 else features  # squeezenet's head is a convolution
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what an evaluation or a resumed run cannot know.
-
-        The precision, so that an evaluation computes what the training run did; the sums behind the mean training loss
-        of each process; the unreadable images.
-        """
+        """Store the precision for evaluations, and training-loss sums and unreadable images for resumed runs."""
         checkpoint["precision"] = str(self.trainer.precision)
-        checkpoint["train_loss"] = gathered((float(self.train_loss.total), float(self.train_loss.images)))
+        for name in ("train_loss", "train_accuracy"):
+            checkpoint[name] = gathered(getattr(self, name).sums())
         checkpoint["unreadable"] = sorted(set().union(*gathered(self.unreadable)))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the unreadable images and the mean training loss."""
+        """Restore the unreadable images and the sums of the training loss."""
         self.unreadable |= set(checkpoint.get("unreadable", ()))
-        self._resumed_loss = checkpoint.get("train_loss")
+        self._resumed = {name: checkpoint[name] for name in ("train_loss", "train_accuracy") if name in checkpoint}
 
     def _readable(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return images, labels and indices of the images that could be read, and note the others."""
+        """Return images, labels and indices of the readable images, and record the others."""
         images, labels, indices = batch["image"], batch["label"], batch["index"]
-        if batch.get("complete"):  # known before the batch was moved to the device, which need not be waited for
+        if batch.get("complete"):  # known without synchronizing the device
             return images, labels, indices
         readable = labels != UNREADABLE
         if bool(readable.all()):
@@ -259,14 +270,33 @@ class FishClassifier(L.LightningModule):
         return images[readable], labels[readable], indices[readable]
 
 
-def _create(group: str, create: Callable[..., T], *arguments: Any) -> T:
-    """Call ``create`` with the arguments.
+def collect(batches: Sequence[Arrays]) -> Predictions:
+    """Gather the readable images of ``test_step`` or ``predict_step`` from all processes, in catalog order.
 
     Raises:
-        UserError: it refuses a setting of the config group of that name.
+        UserError: there are none.
+    """
+    parts = [part for parts in gathered(list(batches)) for part in parts]
+    if not parts:
+        raise UserError("none of the images could be read")
+    indices, labels, logits, features = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(indices, kind="stable")
+    order = order[labels[order] != UNREADABLE]
+    return Predictions(indices[order], labels[order], logits[order], features[order])
+
+
+def _as_arrays(indices: Tensor, labels: Tensor, logits: Tensor, features: Tensor) -> Arrays:
+    return tuple(part.cpu().numpy() for part in (indices, labels, logits, features.half()))
+
+
+def _create(group: str, create: Callable[..., T], *arguments: Any) -> T:
+    """Return ``create(*arguments)``.
+
+    Raises:
+        UserError: a setting of the config group is invalid.
     """
     try:
         return create(*arguments)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         settings = ", ".join(f"{group}.{name}={value}" for name, value in getattr(create, "keywords", {}).items())
-        raise UserError(f"{group}: one of its settings is refused ({first_line(error)})\n{settings}") from None
+        raise UserError(f"{group}: invalid setting ({first_line(error)})\n{settings}") from None

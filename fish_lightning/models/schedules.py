@@ -1,4 +1,4 @@
-"""Learning-rate schedules over a run's total number of optimizer steps, which only the run knows."""
+"""Learning-rate schedules over the total number of optimizer steps of a run."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, O
 
 
 def onecycle(optimizer: Optimizer, total_steps: int, **arguments: Any) -> LRScheduler:
-    """One cycle up to ``max_lr`` and down (Smith and Topin 2018, arXiv:1708.07120), stepped each batch."""
+    """Return a cycle up to ``max_lr`` and down (Smith and Topin 2018, arXiv:1708.07120)."""
     return OneCycleLR(optimizer, total_steps=total_steps, **arguments)
 
 
 def cosine(optimizer: Optimizer, total_steps: int, **arguments: Any) -> LRScheduler:
-    """Half a cosine from the optimizer's rate to ``eta_min`` (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+    """Return half a cosine from the optimizer's rate to ``eta_min`` (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
     return CosineAnnealingLR(optimizer, T_max=total_steps, **arguments)
 
 
 def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
-    """The optimizer's own rate throughout."""
+    """Return a constant schedule."""
     del total_steps
     return LambdaLR(optimizer, lambda _: 1.0)

@@ -1,11 +1,11 @@
-"""Transforms that a checkpoint may name: reading one instantiates them by their names, so none may do harm."""
+"""Transforms allowed in a checkpoint: restoring one instantiates them by name, so none may be harmful."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from fish_lightning.errors import UserError
 
-#: albumentations transforms for evaluation; none reads a file or stores a function.
+#: albumentations transforms for evaluation; none reads a file or contains a function.
 ALLOWED_TRANSFORMS = {
     *("Compose", "Sequential", "NoOp", "Resize", "LongestMaxSize", "SmallestMaxSize", "CenterCrop", "Crop"),
     *("CropAndPad", "Pad", "PadIfNeeded", "Transpose", "HorizontalFlip", "VerticalFlip", "ToGray", "ToRGB", "ToFloat"),
@@ -14,10 +14,10 @@ ALLOWED_TRANSFORMS = {
 
 
 def require_allowed(transform: dict[str, Any]) -> None:
-    """Refuse an evaluation pipeline with a transform that a checkpoint may not name.
+    """Refuse an evaluation pipeline with a transform that is not allowed in a checkpoint.
 
     Args:
-        transform: ``albumentations.to_dict`` of the pipeline; empty for none.
+        transform: ``albumentations.to_dict`` of the pipeline, or empty.
 
     Raises:
         UserError: it contains a transform that is not in ``ALLOWED_TRANSFORMS``.

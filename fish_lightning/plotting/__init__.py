@@ -1,1 +1,1 @@
-"""Figures drawn with matplotlib from plain arrays and rows, for files and for TensorBoard."""
+"""Matplotlib figures of arrays and names, for files and TensorBoard."""

@@ -1,4 +1,4 @@
-"""Pictures of a run, as matplotlib figures: the same ones go to ``plots/*.png`` and to TensorBoard."""
+"""Matplotlib figures of a run, for ``plots/*.png`` and TensorBoard."""
 
 import math
 from collections.abc import Sequence
@@ -8,36 +8,37 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.files import whole_file
+from fish_lightning.names import figure_text
+from fish_lightning.plotting.thumbnails import thumbnail
 
 Pixels = npt.NDArray[np.uint8]
-Row = dict[str, float | None]  # of a run's history
+Row = dict[str, float | None]  # an epoch of the history
 
-GOOD, BAD, PLAIN = "#1a7f37", "#c5221f", "#222222"  # titles: right, wrong, no verdict
+GOOD, BAD, PLAIN = "#1a7f37", "#c5221f", "#222222"  # titles: correct, wrong, unlabelled
 TRAIN, VAL = "#1f77b4", "#d95f02"
-LOG_FROM = 10.0  # a loss above this puts the axis on a log scale: one early spike would flatten all the rest
-THUMBNAIL = 200  # pixels, longest side
+LOG_FROM = 10.0  # losses above this use a log scale: an early spike would flatten the rest of the curve
+CLASSES = 30  # of a confusion matrix: more are not legible, and cost memory with their square
+LONGEST = 24  # characters of a name
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, atomically."""
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
 def loss_figure(rows: Sequence[Row]) -> Figure:
-    """Training and validation loss against epochs; epoch 0 is the validation before the first step."""
+    """Plot training and validation loss per epoch; epoch 0 is the validation before training."""
     return _curves(rows, "loss", {"train": ("train_loss", TRAIN), "val": ("val_loss", VAL)})
 
 
 def accuracy_figure(rows: Sequence[Row]) -> Figure:
-    """Validation accuracy against epochs; epoch 0 is the validation before the first step."""
-    return _curves(rows, "accuracy", {"val": ("val_accuracy", VAL)})
+    """Plot training accuracy (of augmented images) and validation accuracy per epoch; epoch 0 is before training."""
+    return _curves(rows, "accuracy", {"train": ("train_accuracy", TRAIN), "val": ("val_accuracy", VAL)})
 
 
 def _curves(rows: Sequence[Row], title: str, columns: dict[str, tuple[str, str]]) -> Figure:
@@ -58,81 +59,101 @@ def _curves(rows: Sequence[Row], title: str, columns: dict[str, tuple[str, str]]
     return figure
 
 
-def confusion_figure(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) -> Figure:
-    """Confusion matrix as a table of counts, coloured by the share of the true class.
+def confusion_figure(matrix: npt.ArrayLike, class_names: Sequence[str]) -> Figure:
+    """Plot a confusion matrix of counts, coloured by the share of the true class.
+
+    Its size is limited: of more than ``CLASSES`` classes those with most confusions are shown.
 
     Args:
-        matrix: (C, C) counts; rows are true classes, columns predicted ones.
+        matrix: (C, C) counts; rows are true classes, columns predicted classes.
         class_names: in label order.
     """
     counts = np.asarray(matrix)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    size = max(5.0, 0.55 * len(class_names) + 2.5)
-    figure = Figure(figsize=(size + 0.6, size), layout="constrained")
+    title = ""
+    if len(counts) > CLASSES:
+        wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+        most = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:CLASSES])
+        title = f"the {CLASSES} of {len(counts)} classes with most confusions; all: confusion_matrix.csv"
+        counts, class_names = counts[np.ix_(most, most)], [class_names[i] for i in most]
+        shares = counts / np.maximum(np.asarray(matrix).sum(1)[most][:, None], 1)
+    else:
+        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    names = [shortened(figure_text(name)) for name in class_names]
+    size = 3.0 + 0.34 * len(names)
+    figure = Figure(figsize=(size + 0.4, size), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks = np.arange(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(ticks, class_names)
+    ticks = np.arange(len(names))
+    axes.set_xticks(ticks, names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, names)
     axes.set(xlabel="predicted", ylabel="true")
-    if len(class_names) <= 30:
-        for true, predicted in zip(*np.nonzero(counts), strict=True):
-            color = "white" if shares[true, predicted] > 0.5 else "black"
-            axes.text(predicted, true, counts[true, predicted], ha="center", va="center", color=color)
+    axes.set_title(title, fontsize=9)
+    for true, predicted in zip(*np.nonzero(counts), strict=True):
+        color = "white" if shares[true, predicted] > 0.5 else "black"
+        axes.text(predicted, true, counts[true, predicted], ha="center", va="center", color=color)
     return figure
 
 
 def prediction_figure(predictions: Predictions, catalog: Catalog, count: int, seed: int = 0) -> Figure:
-    """Test pictures with true and predicted names: half of them wrong ones, where there are so many.
+    """Plot test images with predicted and true classes, up to half of them wrong predictions.
 
     Args:
         predictions: of all test images.
-        catalog: their table.
-        count: pictures shown at most.
-        seed: which of them.
+        catalog: contains the images.
+        count: maximum number of images.
+        seed: of their choice.
     """
     order = np.random.default_rng([seed, 3]).permutation(len(predictions.indices))
     wrong, right = order[~predictions.correct[order]], order[predictions.correct[order]]
     shown_wrong = wrong[: max(count // 2, count - len(right))]
-    shown = np.concatenate([shown_wrong, right[: count - len(shown_wrong)]])
+    return prediction_page(predictions, catalog, np.concatenate([shown_wrong, right[: count - len(shown_wrong)]]), 6)
+
+
+def prediction_page(
+    predictions: Predictions, catalog: Catalog, chosen: npt.NDArray[np.int64], columns: int = 3
+) -> Figure:
+    """Plot some test images with predicted and true classes.
+
+    Args:
+        predictions: of all test images.
+        catalog: contains the images.
+        chosen: (K,) which of the predictions.
+        columns: images in a row.
+    """
     pictures, titles, colors = [], [], []
-    for i in shown:
+    for i in chosen:
         true, pred = (catalog.classes[label] for label in (predictions.labels[i], predictions.preds[i]))
         probability = predictions.probabilities[i].max()
         pictures.append(thumbnail(catalog.root / str(catalog.paths[predictions.indices[i]])))
-        titles.append(f"{pred} {probability:.0%}" + ("" if true == pred else f"\nis {true}"))
+        titles.append(f"{shortened(pred)} {probability:.0%}" + ("" if true == pred else f"\nis {shortened(true)}"))
         colors.append(GOOD if true == pred else BAD)
-    return picture_figure(pictures, titles, colors)
+    return picture_figure(pictures, titles, colors, columns)
 
 
-def picture_figure(pictures: Sequence[Pixels], titles: Sequence[str], colors: Sequence[str] | None = None) -> Figure:
-    """Pictures in a grid, each with its title.
+def picture_figure(
+    pictures: Sequence[Pixels], titles: Sequence[str], colors: Sequence[str] | None = None, columns: int = 6
+) -> Figure:
+    """Plot images in a grid, each with a title.
 
     Args:
-        pictures: (H, W, 3) each, of any sizes.
+        pictures: (H, W, 3) each, of any size.
         titles: one or two short lines each.
-        colors: of the titles; all dark by default.
+        colors: of the titles; dark by default.
+        columns: images in a row.
     """
-    columns = min(6, max(1, len(pictures)))
+    columns = min(columns, max(1, len(pictures)))
     lines = math.ceil(len(pictures) / columns)
     figure = Figure(figsize=(2.3 * columns, 2.15 * lines + 0.1), layout="constrained")
     for i, picture in enumerate(pictures):
         axes = figure.add_subplot(lines, columns, i + 1)
         axes.imshow(picture)
-        axes.set_title(titles[i], fontsize=8, color=colors[i] if colors else PLAIN)
+        axes.set_title(
+            figure_text(titles[i], lines=True), fontsize=8 if columns > 3 else 11, color=colors[i] if colors else PLAIN
+        )
         axes.axis("off")
     return figure
 
 
-def thumbnail(path: Path, size: int = THUMBNAIL) -> Pixels:
-    """An image file made small; a grey square if it cannot be read.
-
-    Returns:
-        (H, W, 3) uint8, the longer side ``size`` pixels at most.
-    """
-    try:
-        image = Image.fromarray(decode(path))
-    except UnreadableImage:
-        return np.full((size * 3 // 4, size, 3), 200, np.uint8)
-    image.thumbnail((size, size))
-    return np.asarray(image)
+def shortened(name: str) -> str:
+    """Return a name of at most ``LONGEST`` characters."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"

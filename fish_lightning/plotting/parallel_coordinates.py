@@ -1,6 +1,6 @@
-"""``sweep.png``: the jobs of a sweep as lines through what was set, up to what came out (parallel coordinates).
+"""``sweep.png``: a parallel-coordinates plot of the jobs of a sweep.
 
-As Optuna's plot of that name, for any sweep, and without torch: it is drawn when the jobs may have run elsewhere.
+Like Optuna's plot of that name, for any sweep; it does not import torch, as the jobs may have run elsewhere.
 """
 
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-LOG_FROM = 20.0  # numbers whose largest is this many times the smallest are laid out by their logarithm
+LOG_FROM = 20.0  # ratio of the largest to the smallest number from which an axis is logarithmic
 TICKS = 5
 
 
 def sweep_figure(
     settings: dict[str, Sequence[str]], values: Sequence[float], metric: str, pruned: Sequence[bool]
 ) -> Figure:
-    """One axis a setting, the metric last; a line a job, coloured by the metric, the best one thick.
+    """Plot an axis per setting, the metric last, and a line per job, coloured by the metric, the best one thick.
 
     Args:
-        settings: for each setting that differs the (N,) values of the jobs, best first, as typed.
+        settings: the (N,) values of each setting that differs between jobs, best job first, as typed.
         values: (N,) metrics, best first.
-        metric: their name.
-        pruned: (N,) whether the job was given up before its end; such a line is dashed.
+        metric: its name.
+        pruned: (N,) whether the job was pruned; its line is dotted.
     """
     figure = Figure(figsize=(2.2 + 2.0 * len(settings), 4.6), layout="constrained")
     axes = figure.subplots()
@@ -53,7 +53,7 @@ def sweep_figure(
 
 
 def _heights(column: Sequence[str]) -> tuple[npt.NDArray[np.float64], list[tuple[float, str]]]:
-    """Where on its axis, 0 to 1, each value stands, and the ticks: numbers to scale, words evenly in their order."""
+    """Return the position of each value on its axis, 0 to 1, and the ticks: numbers to scale, words evenly spaced."""
     try:
         numbers = np.array([float(value) for value in column])
     except ValueError:

@@ -1,1 +1,1 @@
-"""What a run says of itself when it is over: scores with their intervals, summary, plots and tables."""
+"""The files and tables that a run, an evaluation, a prediction or ``prepare`` writes."""

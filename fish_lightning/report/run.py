@@ -1,28 +1,44 @@
-"""The files of a run folder, and what is printed before it starts and when it is over."""
+"""The files of a run folder, and the text printed at the start and the end of a run."""
 
 import csv
 import json
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from omegaconf import DictConfig
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
 
+from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.distributed.same_config import fingerprint
 from fish_lightning.errors import UserError
+from fish_lightning.evaluation.analysis import analyse, calibration_file
+from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
+from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.scores import confusion_matrix
 from fish_lightning.files import shown, whole_file
 from fish_lightning.models.classifier import FishClassifier
+from fish_lightning.names import ENCODE_ERRORS, path_cell, printable, text_cell
 from fish_lightning.plotting import figures
+from fish_lightning.plotting.figures import Row
+from fish_lightning.plotting.thumbnails import thumbnail
+from fish_lightning.report.explanations import audit_report, error_heat_maps, training_outputs
+from fish_lightning.report.run_report import write_report
 from fish_lightning.report.tables import closing_table, evaluation_table
+from fish_lightning.resume.overrides import run_of
 
-PICTURES = 18  # test pictures on plots/predictions.png
+PICTURES = 18  # test images in plots/predictions.png
 Summary = dict[str, Any]
 
 
 def write_start(folder: Path, trainer: L.Trainer, model: FishClassifier, data: FishDataModule) -> None:
-    """Write ``split.csv`` and print in four lines what is about to run; on the first process only."""
+    """Write ``split.csv`` and print model, data, split and folder, on the first process only."""
     if not trainer.is_global_zero:
         return
     data.catalog.write_csv(folder / "split.csv")
@@ -48,83 +64,158 @@ def write_start(folder: Path, trainer: L.Trainer, model: FishClassifier, data: F
 
 def write_run(
     folder: Path,
-    trainer: L.Trainer,
-    model: FishClassifier,
-    data: FishDataModule,
     summary: Summary,
     history: list[dict[str, float | None]],
+    predictions: Predictions | None,
+    outputs: Outputs | None,
+    model: FishClassifier,
+    data: FishDataModule,
+    cfg: DictConfig,
 ) -> None:
-    """Write ``summary.json`` and the plots, and print what came out and what to do next; on the first process only.
+    """Write the files of a finished run and print its results.
 
-    Call it on every process: their predictions are gathered.
+    ``summary.json`` comes last: it marks the run as complete.
 
     Args:
         folder: of the run.
-        trainer: after the test.
-        model: what was trained.
-        data: what it was trained on.
         summary: see :func:`fish_lightning.training.summary.summarize_run`.
-        history: one row an epoch.
+        history: one row per epoch.
+        predictions: of the test; None: not tested.
+        outputs: of test and validation images.
+        model: tested.
+        data: of the run.
+        cfg: the whole config.
     """
-    predictions = model.test_predictions() if summary["test"] else None
-    if not trainer.is_global_zero:
-        return
-    write_summary(folder, summary)
     if history:
         figures.save(figures.loss_figure(history), folder / "plots" / "loss.png")
         figures.save(figures.accuracy_figure(history), folder / "plots" / "accuracy.png")
-    if predictions:
-        write_test(folder, predictions, data, summary["test"])
+    if predictions and outputs:
+        write_test(folder, predictions, outputs, data.catalog)
+        summary["test"] |= explain(folder, model, data, outputs, cfg, history=history)
+    write_summary(folder, summary)
     print("\n" + closing_table(folder, summary), flush=True)
 
 
 def write_evaluation(
-    folder: Path, summary: Summary, predictions: Predictions, data: FishDataModule, subset: str
+    folder: Path,
+    summary: Summary,
+    predictions: Predictions,
+    model: FishClassifier,
+    data: FishDataModule,
+    cfg: DictConfig,
 ) -> None:
-    """Write the files of an evaluation, and print what it found."""
+    """Write the files of an evaluation and print its results."""
+    subset, outputs = cfg.subset, Outputs.of(predictions, data.catalog)
+    write_test(folder, predictions, outputs, data.catalog)
+    summary[subset] |= explain(folder, model, data, outputs, cfg, subset, stored=stored_calibration(cfg.ckpt))
     write_summary(folder, summary)
-    write_test(folder, predictions, data, summary[subset])
     print(evaluation_table(folder, summary, subset))
+
+
+def explain(
+    folder: Path,
+    model: FishClassifier,
+    data: FishDataModule,
+    outputs: Outputs,
+    cfg: DictConfig,
+    subset: str = "test",
+    history: Sequence[Row] = (),
+    stored: dict[str, Any] | None = None,
+) -> Summary:
+    """Write ``calibration.json`` and ``report.html``.
+
+    Args:
+        folder: of the run or evaluation.
+        model: tested.
+        data: its data.
+        outputs: of the tested images, and of validation images where they are known.
+        cfg: the whole config; ``report`` says whether the report is written.
+        subset: what was tested.
+        history: one row per epoch of a training run.
+        stored: ``calibration.json`` of the training run, for an evaluation without validation images.
+
+    Returns:
+        ``calibration`` and ``selective``, which become part of the scores in ``summary.json``.
+    """
+    model.eval()
+    catalog = data.catalog
+    trained = np.unique(catalog.photographs[catalog.splits == "train"])
+    known = catalog.photographs_known
+    leaked = np.isin(outputs.photographs, trained) & (outputs.photographs != "") if known else None
+    training = training_outputs(model, data) if cfg.report else None
+    analysis = analyse(outputs, training, cfg.evaluate.target_error, subset=subset, leaked=leaked, stored=stored)
+    if stored is None and (outputs.splits == "val").any():
+        with whole_file(folder / "calibration.json") as temporary:
+            temporary.write_text(json.dumps(calibration_file(analysis), indent=2) + "\n", encoding="utf-8")
+    if cfg.report:
+        heat, heat_note = error_heat_maps(model, data, analysis)
+        write_report(
+            folder / "report.html",
+            analysis,
+            title=f"{model.hparams['name']} on {printable(catalog.root.resolve().name)}",
+            thumbnail=lambda path: thumbnail(catalog.root / path, 256),
+            heat=heat,
+            heat_note=heat_note,
+            history=history,
+            split=data.split_name,
+            audit=audit_report(model, data, outputs.subset(subset) if subset != "all" else outputs),
+            config=OmegaConf.to_yaml(cfg, resolve=True),
+            environment={"torch": torch.__version__, "lightning": L.__version__, "python": platform.python_version()},
+        )
+    return {"calibration": analysis.calibration, "selective": analysis.selective}
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
     """Write ``summary.json``."""
     with whole_file(folder / "summary.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_test(folder: Path, predictions: Predictions, data: FishDataModule, test: Summary) -> None:
-    """Write ``test_predictions.csv``, ``plots/confusion_matrix.png`` and ``plots/predictions.png``."""
-    catalog = data.catalog
-    with (
-        whole_file(folder / "test_predictions.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        lines = csv.writer(stream)
+def write_test(folder: Path, predictions: Predictions, outputs: Outputs, catalog: Catalog) -> None:
+    """Write ``logits.npz``, ``test_predictions.csv``, ``confusion_matrix.csv`` and its plot, and example images."""
+    outputs.save(folder / OUTPUTS_FILE)
+    with _csv(folder / "test_predictions.csv") as lines:
         lines.writerow(("path", "label", "prediction", "probability", "photograph", "correct"))
         for index, label, pred, probabilities in zip(
             predictions.indices, predictions.labels, predictions.preds, predictions.probabilities, strict=True
         ):
-            lines.writerow(
-                (
-                    catalog.paths[index],
-                    catalog.classes[label],
-                    catalog.classes[pred],
-                    f"{probabilities[pred]:.6f}",
-                    catalog.photographs[index],
-                    int(pred == label),
-                )
-            )
+            named = (text_cell(catalog.classes[of]) for of in (label, pred))
+            probability, photograph = f"{probabilities[pred]:.6f}", path_cell(str(catalog.photographs[index]))
+            lines.writerow((path_cell(str(catalog.paths[index])), *named, probability, photograph, int(pred == label)))
+    matrix = confusion_matrix(predictions, len(catalog.classes))
+    with _csv(folder / "confusion_matrix.csv") as lines:
+        lines.writerow(("true", *map(text_cell, catalog.classes)))
+        lines.writerows((text_cell(name), *row) for name, row in zip(catalog.classes, matrix.tolist(), strict=True))
     plots = folder / "plots"
-    figures.save(figures.confusion_figure(test["confusion_matrix"], catalog.classes), plots / "confusion_matrix.png")
+    figures.save(figures.confusion_figure(matrix, catalog.classes), plots / "confusion_matrix.png")
     figures.save(figures.prediction_figure(predictions, catalog, PICTURES), plots / "predictions.png")
 
 
+def stored_calibration(ckpt: str) -> dict[str, Any]:
+    """Return ``calibration.json`` of the run that a checkpoint belongs to; empty where there is none."""
+    file = run_of(Path(ckpt).expanduser()) / "calibration.json"
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+@contextmanager
+def _csv(file: Path) -> Iterator[Any]:
+    """Write a CSV file atomically; names keep their bytes."""
+    with (
+        whole_file(file) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors=ENCODE_ERRORS) as stream,
+    ):
+        yield csv.writer(stream)
+
+
 def finished(folder: Path, cfg: DictConfig) -> Summary | None:
-    """Return the ``summary.json`` of a run that has ended in this folder; None where there is none.
+    """Return the ``summary.json`` of a finished run in this folder, or None.
 
     Raises:
-        UserError: it was another run.
+        UserError: the run has other settings.
     """
     file = folder / "summary.json"
     if not file.is_file():
@@ -137,21 +228,10 @@ def finished(folder: Path, cfg: DictConfig) -> Summary | None:
 
 
 def metrics(summary: Summary) -> dict[str, float]:
-    """Return the numbers of a summary by their metric names (``val/accuracy``, ``test/macro_f1``)."""
+    """Return the scores of a summary by metric name (``val/accuracy``, ``test/macro_f1``)."""
     return {
         f"{stage}/{key}": value
         for stage in ("val", "test")
         for key, value in summary[stage].items()
         if isinstance(value, float)
     }
-
-
-def require_metric(name: str, tested: bool) -> None:
-    """Refuse an ``optimized_metric`` that a run will not measure, before it starts.
-
-    Raises:
-        UserError: with the names that there are.
-    """
-    known = [f"{stage}/{key}" for stage in ("val", "test")[: 1 + tested] for key in ("accuracy", "loss", "macro_f1")]
-    if name not in known:
-        raise UserError(f"optimized_metric={name}: this run measures {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""What came out of a run or an evaluation, as text for the terminal."""
+"""The results of a run or an evaluation as text for the terminal."""
 
 from pathlib import Path
 from shlex import quote
@@ -30,9 +30,9 @@ def score_table(test: Summary, split: str) -> str:
 
 
 def _photograph_lines(test: Summary) -> list[str]:
-    """Return the interval that accounts for copies, and a warning where they are on both sides."""
+    """Return the interval clustered by photograph, and a warning if copies are on both sides of the split."""
     if test["photographs"] is None:
-        return ["               photographs are not known: no CI clustered by photograph (data.find_copies=true)"]
+        return ["               photographs are unknown: no CI clustered by photograph (data.find_copies=true)"]
     low, high = test["accuracy_ci95_photographs"]
     lines = [f"               {low:.1%} to {high:.1%}: 95 % CI clustered by photograph (n={test['photographs']})"]
     if test["leaked_test_images"]:
@@ -41,7 +41,7 @@ def _photograph_lines(test: Summary) -> list[str]:
 
 
 def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
-    """Return what an evaluation found and where it is."""
+    """Return the results of an evaluation and its folder."""
     scores = score_table(summary[subset], f"{summary['split']}, subset={subset}")
     lines = []
     if summary["unreadable_images"]:
@@ -57,15 +57,24 @@ def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
         lines.append("none of the images is a copy of a training image")
     if summary.get("missing_training_images"):
         lines.append(
-            f"warning: {summary['missing_training_images']:,} training images are gone: whether copies of them are\n"
-            "         among the images scored cannot be checked"
+            f"warning: {summary['missing_training_images']:,} training images no longer exist: copies of them may be\n"
+            "         among the scored images"
         )
     lines += ["", f"data     {summary['data']}", f"folder   {shown(folder)}"]
+    if (folder / "report.html").is_file():
+        lines.append(f"report   {shown(folder / 'report.html')}")
     return "\n".join([scores, "", *lines])
 
 
+def _to_go_on(folder: Path, summary: Summary) -> str:
+    """Return how to train a run further that a limit has stopped."""
+    if summary["stopped_by"] == "max_time":
+        return f"; resume with\n  python -m fish_lightning.train {override('ckpt', folder)} trainer.max_time=null"
+    return "; for more, a new run with a larger trainer.max_steps" if summary["stopped_by"] == "max_steps" else ""
+
+
 def closing_table(folder: Path, summary: Summary) -> str:
-    """Return what came out of a training run, where it is, and the commands that come next."""
+    """Return the results of a training run, its folder and the next commands."""
     lines = [score_table(summary["test"], summary["split"])] if summary["test"] else ["not tested (test=false)"]
     if summary["unreadable_images"]:
         lines.append(f"\nleft out: {len(summary['unreadable_images'])} unreadable images, listed in summary.json")
@@ -74,11 +83,20 @@ def closing_table(folder: Path, summary: Summary) -> str:
     if summary["seconds"]:
         speed = f", {summary['train_images_per_second']:.0f} training images/s" if summary["seconds"] else ""
         lines.append(f"\n{summary['epochs']} epochs in {summary['seconds']:.0f} s{speed}")
+    if summary["stopped_by"]:
+        lines.append(
+            f"stopped by {summary['stopped_by']} in epoch {summary['epochs']:.0f}" + _to_go_on(folder, summary)
+        )
+    if summary["limits"]:
+        limits = ", ".join(f"{key}={value}" for key, value in summary["limits"].items())
+        lines.append(f"warning: a part of the data only ({limits})")
     checkpoint = summary["checkpoint"]
     lines.append(
         f"best epoch   {summary['best_epoch']} by validation accuracy" if checkpoint else "no checkpoint was kept"
     )
     lines += [f"run folder   {shown(folder)}", f"pictures     {shown(folder / 'plots')}"]
+    if (folder / "report.html").is_file():
+        lines.append(f"report       {shown(folder / 'report.html')}")
     if checkpoint:
         lines.append(f"predict      python -m fish_lightning.predict {override('ckpt', checkpoint)} input=FOLDER")
     return "\n".join([*lines, f"tensorboard  tensorboard --logdir {quote(shown(folder))}"])

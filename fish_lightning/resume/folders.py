@@ -1,7 +1,23 @@
-"""The folder that a run writes to, decided while its config is composed: a resumed run stays in its own folder."""
+"""The folder that a run writes to: which one it is, who may write to it, and what marks the run in it as complete.
+
+A resumed run stays in its own folder. A folder that holds a run is not written to by another one. ``summary.json`` is
+written last: it marks a run as complete.
+"""
 
 import zipfile
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from fish_lightning.distributed.cluster import is_first_process, slurm_restarts
+from fish_lightning.errors import UserError, end_with, refusal
+from fish_lightning.files import locked, override, shown
+from fish_lightning.resume.overrides import run_of
+
+COMPLETE = "summary.json"
 
 
 def run_folder(ckpt: str | None, new: str) -> str:
@@ -19,3 +35,51 @@ def run_folder(ckpt: str | None, new: str) -> str:
 def config_folder(ckpt: str | None, time: str) -> str:
     """Return the folder of the composed config: a resumed run keeps its original one."""
     return ".hydra" if ckpt in (None, "auto") else f".hydra/resumed-{time}"
+
+
+def holds_run(folder: Path) -> bool:
+    """Return whether a run in ``folder`` is complete or has left a checkpoint."""
+    return (folder / COMPLETE).is_file() or any(folder.glob("checkpoints/*.ckpt"))
+
+
+def run_folder_lock(folder: Path) -> AbstractContextManager[None]:
+    """Make other programs wait that would write to the same run folder; only the first process of a run holds it.
+
+    A killed sweep can leave a job running (on a cluster, under submitit); started again, it must not train in the same
+    folder at the same time. Within a process the lock can be taken again.
+    """
+    if not is_first_process():
+        return nullcontext()
+    return locked(folder / ".hydra" / "lock", f"waiting for another program that is training in {shown(folder)}")
+
+
+class GuardRunFolder(Callback):
+    """Locks a run's folder before Hydra writes to it, and refuses one that holds another run."""
+
+    def __init__(self) -> None:
+        self._held = ExitStack()
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the folder of a single run (Hydra calls this)."""
+        folder = Path(config.hydra.run.dir)
+        if not is_first_process():
+            return
+        try:
+            self._held.enter_context(run_folder_lock(folder))
+        except OSError as error:  # Hydra would print a warning and go on
+            end_with(refusal(error))
+        ckpt = config.ckpt
+        resumed = ckpt in ("auto", "last") or (ckpt is None and slurm_restarts())
+        if not resumed and ckpt:
+            resumed = run_of(Path(str(ckpt)).expanduser()).resolve() == folder.resolve()
+        if holds_run(folder) and not resumed:
+            end_with(
+                UserError(
+                    f"hydra.run.dir: {shown(folder)} holds a run already\n"
+                    f"resume it: {override('ckpt', folder)}; or choose another folder"
+                )
+            )
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Release the lock (Hydra calls this)."""
+        self._held.close()

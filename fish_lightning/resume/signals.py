@@ -69,6 +69,10 @@ class StopOnSignal(Callback):
         """Take over the signals."""
         self._take_signals(trainer)
 
+    def on_predict_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Take over the signals."""
+        self._take_signals(trainer)
+
     def on_test_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Take over the signals."""
         self._take_signals(trainer)

@@ -22,13 +22,17 @@ from fish_lightning import compat
 from fish_lightning.errors import UserError, end_with, first_line
 from fish_lightning.files import override, shown, whole_file
 from fish_lightning.sweeps.grid_sweeper import launch_all
-from fish_lightning.sweeps.study import minimized, open_storage, sweep_lock
+from fish_lightning.sweeps.study import job_folder, minimized, open_storage, sweep_lock
 from fish_lightning.sweeps.table import METRICS, job_summary
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.study import Study
     from optuna.trial import Trial
+
+
+#: Failed trials in a row that end a study.
+FAILURES = 5
 
 
 class OptunaSweeper(Sweeper):
@@ -38,7 +42,7 @@ class OptunaSweeper(Sweeper):
     trial runs again with the same settings, in the same folder, from its last checkpoint (``ckpt=auto``).
 
     Args:
-        n_trials: number of finished trials, including those of earlier starts.
+        n_trials: number of trials with a result, including those of earlier starts; failed ones do not count.
         n_jobs: number of trials at a time, for launchers that run jobs in parallel.
         metric: what a job returns; a loss is minimized, other metrics are maximized.
         storage: of the study: a database URL, or a file for Optuna's journal.
@@ -149,6 +153,7 @@ class OptunaSweeper(Sweeper):
             flush=True,
         )
         lost: list[int] = []
+        failures = 0  # in a row
         while interrupted or lost or _finished(study) < self.n_trials:
             room = min(self.n_jobs, max(self.n_trials - _finished(study), len(interrupted)))
             again, interrupted = interrupted[:room], interrupted[room:]
@@ -156,24 +161,34 @@ class OptunaSweeper(Sweeper):
                 room, again, lost = 1, lost[:1], lost[1:]
             trials = [compat.running_trial(study, number) for number in again]
             trials += [study.ask() for _ in range(room - len(trials))]
-            jobs = [self._job(trial, space, fixed) for trial in trials]
-            folders = [folder / str(trial.number) for trial in trials]
+            drawn = [self._draw(trial, space) for trial in trials]
+            folders = [folder / job_folder(trial.number, of) for trial, of in zip(trials, drawn, strict=True)]
+            jobs = [self._job(*of, fixed) for of in zip(trials, drawn, folders, strict=True)]
             launch_all(self.launcher.launch, folder, jobs, trials[0].number)
             for trial, job in zip(trials, folders, strict=True):
                 if self._is_lost(trial, job):
                     lost.append(trial.number)
                 else:
-                    self._tell(study, trial, job)
+                    failures = 0 if self._tell(study, trial, job) else failures + 1
+            if failures >= FAILURES:
+                raise UserError(
+                    f"the last {failures} trials have failed: see error.txt in {shown(folders[-1])} and others\n"
+                    "mend their settings in a new sweep; or to go on with this study, the same command and:\n"
+                    + override("hydra.sweep.dir", folder)
+                )
 
-    def _job(self, trial: "Trial", space: "dict[str, BaseDistribution]", fixed: list[str]) -> list[str]:
+    def _draw(self, trial: "Trial", space: "dict[str, BaseDistribution]") -> dict[str, str]:
         try:
-            drawn = [f"{key}={compat.suggest(trial, key, values)}" for key, values in space.items()]
+            return {key: str(compat.suggest(trial, key, values)) for key, values in space.items()}
         except (TypeError, ValueError) as error:
             raise UserError(f"hydra.sweeper.sampler cannot draw: {first_line(error)}") from None
+
+    def _job(self, trial: "Trial", drawn: dict[str, str], folder: Path, fixed: list[str]) -> list[str]:
         prunes = OmegaConf.select(self.config, "callbacks.pruning") is not None
         reports = [f"callbacks.pruning.trial={trial.number}"] if prunes else []
+        settings = [f"{key}={value}" for key, value in drawn.items()]
         # The folder is named after the trial, since the numbers of resumed trials have gaps.
-        return [*fixed, *drawn, *reports, "ckpt=auto", f"hydra.sweep.subdir={trial.number}"]
+        return [*fixed, *settings, *reports, "ckpt=auto", f"hydra.sweep.subdir='{folder.name}'"]
 
     def _is_lost(self, trial: "Trial", job: Path) -> bool:
         """Return whether the job has left no result for the first time: killed, out of memory, preempted.
@@ -187,8 +202,12 @@ class OptunaSweeper(Sweeper):
         print(f"trial {trial.number} was killed: resuming it from its last checkpoint, once", flush=True)
         return True
 
-    def _tell(self, study: "Study", trial: "Trial", job: Path) -> None:
-        """Record the result in the job's ``summary.json``: launchers report some failures and hide others."""
+    def _tell(self, study: "Study", trial: "Trial", job: Path) -> bool:
+        """Record the result in the job's ``summary.json``: launchers report some failures and hide others.
+
+        Returns:
+            Whether there is one.
+        """
         from optuna.trial import TrialState
 
         summary = job_summary(job)
@@ -198,8 +217,10 @@ class OptunaSweeper(Sweeper):
             study.tell(trial, state=TrialState.PRUNED)
         elif value is None or math.isnan(value):
             study.tell(trial, state=TrialState.FAIL)
+            return False
         else:
             study.tell(trial, value)
+        return True
 
     def _study(self, settings: dict[str, Any], folder: Path) -> "Study":
         """Open the study, or create it if there is none.
@@ -287,4 +308,6 @@ def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _finished(study: "Study") -> int:
-    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    """Return the number of trials that have a result; failed ones have none."""
+    trials = study.get_trials(deepcopy=False)
+    return sum(trial.state.is_finished() and trial.state.name != "FAIL" for trial in trials)

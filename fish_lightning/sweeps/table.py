@@ -31,9 +31,7 @@ class SweepTable(Callback):
     """Writes ``sweep.csv`` and ``sweep.png`` to the multirun's folder after its last job."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the metric, and that torchrun or srun has not started several copies of the sweep."""
-        if config.optimized_metric not in METRICS:
-            end_with(UserError(f"optimized_metric={config.optimized_metric}: runs measure {', '.join(METRICS)}"))
+        """Refuse a sweep of which torchrun or srun has started several copies."""
         if is_started_as_tasks():
             end_with(
                 UserError(
@@ -83,7 +81,7 @@ def sweep_rows(folder: Path, metric: str) -> list[Row]:
     for overrides in sorted(folder.glob("*/.hydra/overrides.yaml")):
         job = overrides.parent.parent
         summary = job_summary(job)
-        row: Row = {"job": job.name, "overrides": list(map(str, OmegaConf.load(overrides)))}
+        row: Row = {"job": job.name.partition("_")[0], "overrides": list(map(str, OmegaConf.load(overrides)))}
         for name in METRICS:
             stage, key = name.split("/")
             row[name] = summary.get(stage, {}).get(key)

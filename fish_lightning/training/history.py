@@ -17,7 +17,8 @@ class History(Callback):
     """Records and prints one row per epoch; row 0 is the validation before the first step.
 
     Attributes:
-        rows: ``epoch``, ``lr``, ``train_loss``, ``val_loss``, ``val_accuracy``, ``val_macro_f1``, ``seconds``.
+        rows: ``epoch``, ``lr``, ``train_loss``, ``train_accuracy``, ``val_loss``, ``val_accuracy``, ``val_macro_f1``,
+            ``seconds``.
         seconds: time spent in epochs, including validation and all parts of an interrupted run.
         train_seconds: time spent in training steps.
         train_images: images trained on in that time.
@@ -43,7 +44,7 @@ class History(Callback):
         measured = {f"val_{key}": trainer.callback_metrics.get(f"val/{key}") for key in VALIDATED}
         self.validated = {key: None if value is None else float(value) for key, value in measured.items()}
         if trainer.state.fn == "validate":
-            self._add(trainer, {"epoch": 0, "lr": None, "train_loss": None, "seconds": None})
+            self._add(trainer, {"epoch": 0, "lr": None, "train_loss": None, "train_accuracy": None, "seconds": None})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock, also where a run is resumed within an epoch."""
@@ -70,9 +71,10 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the epoch's row; its validation is done by now."""
-        loss = trainer.callback_metrics.get("train/loss")
+        loss, accuracy = (trainer.callback_metrics.get(f"train/{name}") for name in ("loss", "accuracy"))
         if loss is None and isinstance(pl_module, FishClassifier):  # resumed after the last step
             loss = pl_module.train_loss.compute()
+            accuracy = pl_module.train_accuracy.compute()
         self._tick()
         self._add(
             trainer,
@@ -80,6 +82,7 @@ class History(Callback):
                 "epoch": trainer.current_epoch + 1,
                 "lr": trainer.optimizers[0].param_groups[0]["lr"],
                 "train_loss": None if loss is None else float(loss),
+                "train_accuracy": None if accuracy is None else float(accuracy),
                 "seconds": self.seconds - self.seconds_before_epoch,
             },
         )

@@ -3,14 +3,18 @@
 from typing import Any, TypeVar
 
 import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from omegaconf import DictConfig
 
+from fish_lightning import compat
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.trained_sources import OtherSource
 from fish_lightning.distributed.ranks import gathered
 from fish_lightning.distributed.same_config import fingerprint
+from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.scores import accuracy_of, score_test
-from fish_lightning.models.classifier import FishClassifier
+from fish_lightning.models.classifier import FishClassifier, collect
 from fish_lightning.training.best_checkpoint import BestCheckpoint
 from fish_lightning.training.history import History, Row
 from fish_lightning.training.nonfinite import NonFiniteLoss
@@ -19,10 +23,42 @@ Summary = dict[str, Any]
 C = TypeVar("C", bound=L.Callback)
 
 
+#: Settings that leave out a part of the data.
+LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
+
+
+def stopped_by(trainer: L.Trainer) -> str | None:
+    """Return what ended a run before its last epoch was complete: a setting's or a callback's name; None: nothing."""
+    rows = history_rows(trainer)
+    within_epoch = compat.next_batch(trainer)[1] > 0
+    if trainer.max_epochs in (None, -1) or not rows:
+        return None
+    if (rows[-1]["epoch"] or 0) >= trainer.max_epochs and not within_epoch:
+        return None
+    if any(getattr(callback, "pruned", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        return "pruning"
+    early, timer = _find(trainer, EarlyStopping), _find(trainer, Timer)
+    if early and early.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+        return "early_stopping"
+    if trainer.global_step == trainer.max_steps:
+        return "max_steps"
+    return "max_time" if timer and (timer.time_remaining() or 0) <= 0 else None
+
+
 def history_rows(trainer: L.Trainer) -> list[Row]:
     """Return one row per epoch; none where the run keeps no history."""
     history = _find(trainer, History)
     return history.rows if history else []
+
+
+def test_and_val_outputs(trainer: L.Trainer, model: FishClassifier, data: FishDataModule) -> Outputs:
+    """Return what the tested model computes for test and validation images. Call it on every process, after the test.
+
+    The validation images are for what must not be chosen on the test: temperature and thresholds.
+    """
+    tested = Outputs.of(model.test_predictions(), data.catalog)
+    validated: Any = trainer.predict(model, datamodule=data)
+    return tested.joined(Outputs.of(collect(validated), data.catalog))
 
 
 def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModule, cfg: DictConfig) -> Summary:
@@ -51,6 +87,7 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "train_images_per_second": history.images_per_second if history else None,
         "seed": data.seed,
         "split": data.split_name,
+        "data": str(data.catalog.root),
         "images": data.catalog.counts(),
         "leaked_test_images": int(data.catalog.leaked().sum()) if data.catalog.photographs_known else None,
         "classes": list(model.class_names),
@@ -62,6 +99,8 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "skipped_batches": nonfinite.skipped if nonfinite else 0,
         "unreadable_images": [str(data.catalog.paths[index]) for index in unreadable],
         "checkpoint": (best.best_model_path or None) if best else None,
+        "stopped_by": stopped_by(trainer),
+        "limits": {f"trainer.{name}": cfg.trainer[name] for name in LIMITS if cfg.trainer[name] not in (None, 0, 1.0)},
         "pruned": any(getattr(callback, "pruned", False) for callback in trainer.callbacks),  # type: ignore[attr-defined]
         "config": fingerprint(cfg),
     }

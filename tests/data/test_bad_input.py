@@ -1,4 +1,4 @@
-"""What users get wrong about photographs, tables and zip files, through the configs that they use."""
+"""Invalid photographs, tables and zip files, through the configs of the programs."""
 
 import shutil
 import zipfile
@@ -15,7 +15,7 @@ from fish_lightning.prepare import prepare
 
 @pytest.fixture
 def composed(tmp_path, make_folder, monkeypatch):
-    """``composed(program, *overrides)``: a config for photos/kind {a,b}/0{00..11}.png, seen from the folder above."""
+    """``composed(program, *overrides)``: a config for photos/kind {a,b}/0{00..11}.png, in the working directory."""
     make_folder(tmp_path / "photos", 2, 12)
     monkeypatch.chdir(tmp_path)
 
@@ -29,7 +29,7 @@ def composed(tmp_path, make_folder, monkeypatch):
 
 @pytest.fixture
 def train_data(composed):
-    """``train_data(*overrides)``: the data of a training run with these overrides, read and split."""
+    """``train_data(*overrides)``: the data module of a training run with these overrides, set up."""
 
     def make(*overrides):
         data = hydra.utils.instantiate(composed("train", *overrides).data)
@@ -52,11 +52,11 @@ def message_of(task, *arguments):
 ROOT = "data.root=photos"
 
 
-def test_a_class_with_one_photograph_is_trained_on_and_it_is_said(train_data, make_image, tmp_path, capsys):
+def test_class_with_one_photograph_is_trained_on_and_reported(train_data, make_image, tmp_path, capsys):
     make_image(tmp_path / "photos" / "kind c" / "1.png", (9, 99, 9), 5)
     data = train_data(ROOT)
     said = capsys.readouterr().out
-    assert "note: class 'kind c' has 1 photograph(s): it is trained on, but not validated or tested" in said
+    assert "note: class 'kind c' has only one photograph and is missing from val and test" in said
     assert data.catalog.splits[data.catalog.paths == "kind c/1.png"].tolist() == ["train"]
     assert data.catalog.leaked().sum() == 0
 
@@ -80,15 +80,15 @@ def test_photographs_larger_than_a_target_stay_whole_and_each_split_has_one(trai
         ([ROOT, "data.photograph='IMG_[0-9]+'"], "data.photograph: 'IMG_[0-9]+' matches none of the paths, such as"),
         ([ROOT, "data.photograph='('"], "data.photograph: '(' is not a regular expression"),
         ([], "data.root: no folder of images is given\ngive it with data.root=DIR"),
-        (["data.catalog=photos/absent.csv"], "data.catalog: no file photos/absent.csv (seen from"),
-        (["data.catalog=gone.csv"], "2 of 3 images that are not there, the first photos/kind a/77.png"),
-        (["data.catalog=twice.csv"], "names 1 images more than once, the first photos/kind a/001.png"),
+        (["data.catalog=photos/absent.csv"], "data.catalog: no file photos/absent.csv ("),
+        (["data.catalog=gone.csv"], "lists 3 images, 2 of them missing, the first is photos/kind a/77.png"),
+        (["data.catalog=twice.csv"], "lists 1 images more than once, the first is photos/kind a/001.png"),
         (["data.catalog=unlabelled.csv"], "has 1 rows without a path or a label, the first is row 2"),
-        (["data.catalog=unknown.csv"], "names the split 'holdout'; allowed are train, val, test"),
+        (["data.catalog=unknown.csv"], "contains the split 'holdout'; allowed: train, val, test"),
         (["data.catalog=columns.csv"], "columns.csv has no rows with the columns 'path' and 'label'."),
     ],
 )
-def test_a_wrong_pattern_or_table_is_a_short_error(train_data, tmp_path, overrides, message):
+def test_invalid_pattern_or_table_is_a_short_error(train_data, tmp_path, overrides, message):
     first = "photos/kind a/001.png"
     tables = {
         "gone": f"path,label\n{first},a\nphotos/kind a/77.png,a\nphotos/x.png,b",
@@ -102,13 +102,13 @@ def test_a_wrong_pattern_or_table_is_a_short_error(train_data, tmp_path, overrid
     assert message in message_of(train_data, *overrides)
 
 
-def test_a_photograph_under_two_labels_in_a_table_is_said_and_stays_on_one_side(train_data, tmp_path, capsys):
+def test_photograph_with_two_labels_is_reported_and_stays_on_one_side(train_data, tmp_path, capsys):
     rows = [f"photos/kind {c}/{i:03}.png,{c},{i // 2}" for c in "ab" for i in range(12)]
     (tmp_path / "table.csv").write_text(
         "\n".join(["path,label,photograph", *rows[:12], *(f"{r}b" for r in rows[12:22])])
     )
     with (tmp_path / "table.csv").open("a") as stream:
-        stream.write(f"\n{rows[23].rsplit(',', 1)[0]},0\n")  # a picture of b is a copy of photograph 0 of a
+        stream.write(f"\n{rows[23].rsplit(',', 1)[0]},0\n")  # an image of b is a copy of photograph 0 of a
     data = train_data("data.catalog=table.csv")
     assert "note: copies of one photograph under more than one label: photos/kind a/000.png" in capsys.readouterr().out
     assert len(set(data.catalog.splits[data.catalog.photographs == "0"])) == 1
@@ -117,14 +117,14 @@ def test_a_photograph_under_two_labels_in_a_table_is_said_and_stays_on_one_side(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("outside", "holds '../evil.png', which would be written outside of data.root"),
-        ("half", "half.zip is not a zip file, or only a part of one ("),
-        ("text", "text.zip is not a zip file, or only a part of one (9 bytes)"),
-        ("empty", "empty.zip holds no file"),
-        ("full", "no room for the data: new needs 24 bytes, and 10 bytes are free"),
+        ("outside", "contains '../evil.png', which would be written outside data.root"),
+        ("half", "half.zip is not a zip file, or is incomplete ("),
+        ("text", "text.zip is not a zip file, or is incomplete (9 bytes)"),
+        ("empty", "empty.zip contains no files"),
+        ("full", "not enough space for the data: new needs 24 bytes, 10 bytes are free"),
     ],
 )
-def test_a_wrong_zip_file_or_a_full_disk_is_a_short_error(composed, tmp_path, monkeypatch, name, message):
+def test_invalid_zip_file_or_a_full_disk_is_a_short_error(composed, tmp_path, monkeypatch, name, message):
     contents = {"outside": {"../evil.png": b"x"}, "half": {"a/1.png": bytes(9999)}, "empty": {}}
     for zipped, members in (contents | {"full": {"a/1.png": b"1" * 12, "b/1.png": b"2" * 12}}).items():
         with zipfile.ZipFile(tmp_path / f"{zipped}.zip", "w") as opened:

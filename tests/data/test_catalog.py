@@ -1,4 +1,4 @@
-"""The one table: sorted, complete, and the same after a trip through a file or a checkpoint."""
+"""The catalog: sorted, complete, and unchanged by a round trip through a file or a checkpoint."""
 
 import csv
 from pathlib import Path
@@ -32,26 +32,26 @@ def test_rows_are_sorted_by_path_and_classes_by_name(catalog):
     assert len(catalog) == 4
 
 
-def test_columns_are_arrays_of_fixed_width_and_not_lists_of_objects(catalog):
+def test_columns_are_arrays_of_fixed_width(catalog):
     for name in ("paths", "labels", "photographs", "splits"):
         column = getattr(catalog, name)
         assert isinstance(column, np.ndarray) and column.dtype != object
 
 
-def test_indices_and_counts_leave_out_images_without_a_split(catalog):
+def test_indices_and_counts_exclude_images_without_a_split(catalog):
     assert catalog.indices("train").tolist() == [0]
     assert catalog.indices("test").tolist() == [2]
     assert catalog.indices("all").tolist() == [0, 1, 2, 3]
     assert catalog.counts() == {"train": 1, "val": 1, "test": 1}
 
 
-def test_another_split_column_leaves_the_table_as_it_was(catalog):
+def test_another_split_column_does_not_change_the_catalog(catalog):
     other = catalog.with_splits(np.array(["val"] * 4))
     assert other.counts() == {"train": 0, "val": 4, "test": 0}
     assert catalog.counts() == {"train": 1, "val": 1, "test": 1}
 
 
-def test_the_csv_has_the_contracts_columns_and_class_names_as_labels(catalog, tmp_path):
+def test_the_csv_file_has_class_names_as_labels(catalog, tmp_path):
     catalog.write_csv(tmp_path / "new" / "split.csv")
     with (tmp_path / "new" / "split.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.reader(stream))
@@ -59,7 +59,7 @@ def test_the_csv_has_the_contracts_columns_and_class_names_as_labels(catalog, tm
     assert rows[1:] == [list(row) for row in sorted(ROWS)]
 
 
-def test_a_trip_through_a_weights_only_checkpoint_changes_nothing(catalog, tmp_path):
+def test_a_round_trip_through_a_weights_only_checkpoint_changes_nothing(catalog, tmp_path):
     torch.save(catalog.state(), tmp_path / "state.pt")
     again = Catalog.from_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert again.root == catalog.root.resolve() and again.classes == catalog.classes
@@ -76,7 +76,7 @@ def test_a_trip_through_a_weights_only_checkpoint_changes_nothing(catalog, tmp_p
         (ROWS, ["bass", "trout", "eel", "cod"], "class folder without an image: cod, eel (in photos)"),
     ],
 )
-def test_a_table_that_cannot_be_trained_on_is_an_error(rows, classes, message):
+def test_a_catalog_that_cannot_be_trained_on_is_refused(rows, classes, message):
     with pytest.raises(UserError) as error:
         make_catalog(Path("photos"), rows, classes)
     assert str(error.value).startswith(message)

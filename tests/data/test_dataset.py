@@ -1,4 +1,4 @@
-"""One image from file to tensor: decoded alike whatever its format, augmented by (seed, epoch, row) alone."""
+"""One image from file to tensor: decoded from any format, augmented by (seed, epoch, index) alone."""
 
 import albumentations as A
 import numpy as np
@@ -8,16 +8,9 @@ from albumentations.pytorch import ToTensorV2
 from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 
-from fish_lightning.data.dataset import (
-    UNREADABLE,
-    FishDataset,
-    KeyedBatches,
-    KeyedRandomness,
-    UnreadableImage,
-    decode,
-    keyed_seed,
-    start_worker,
-)
+from fish_lightning.data.dataset import UNREADABLE, FishDataset, KeyedBatches, KeyedRandomness, start_worker
+from fish_lightning.data.decoding import UnreadableImage, decode
+from fish_lightning.data.keys import keyed_seed
 from fish_lightning.data.sources import FolderSource
 from fish_lightning.errors import UserError
 
@@ -33,7 +26,7 @@ def augmented(catalog, seed=42, on_error="raise"):
 
 
 def epoch_of(dataset, epoch, workers):
-    """Images (N, 3, H, W) of one epoch in catalog order, through a loader."""
+    """Load the images (N, 3, H, W) of one epoch in catalog order."""
     batches = KeyedBatches(len(dataset), 4)
     batches.set_epoch(epoch)
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, worker_init_fn=start_worker)
@@ -41,7 +34,7 @@ def epoch_of(dataset, epoch, workers):
 
 
 def gradient(height=40, width=60):
-    """Smooth RGB pixels whose corners all differ."""
+    """Return smooth RGB pixels with different corners."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([255 * x / (width - 1), 255 * y / (height - 1), np.full_like(x, 90)], axis=2).astype(np.uint8)
 
@@ -50,12 +43,12 @@ def grey(pixels):
     return np.asarray(Image.fromarray(pixels).convert("L"))
 
 
-def test_rgb_pixels_come_back_as_they_were_saved(tmp_path):
+def test_rgb_pixels_are_decoded_as_saved(tmp_path):
     Image.fromarray(gradient()).save(tmp_path / "a.png")
     pixels = decode(tmp_path / "a.png")
     assert pixels.shape == (40, 60, 3) and pixels.dtype == np.uint8
     assert np.array_equal(pixels, gradient())
-    assert pixels.flags.writeable  # else torch warns of tensors that share them, where a pipeline changes nothing
+    assert pixels.flags.writeable  # else torch warns about tensors that share read-only memory
 
 
 def test_grey_is_repeated_in_three_channels(tmp_path):
@@ -63,7 +56,7 @@ def test_grey_is_repeated_in_three_channels(tmp_path):
     assert np.array_equal(decode(tmp_path / "a.png"), np.repeat(grey(gradient())[..., None], 3, axis=2))
 
 
-def test_a_palette_is_looked_up(tmp_path):
+def test_palette_is_applied(tmp_path):
     image = Image.fromarray(gradient()).quantize(200)
     image.save(tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").mode == "P"
@@ -71,7 +64,7 @@ def test_a_palette_is_looked_up(tmp_path):
     assert np.abs(decode(tmp_path / "a.png").astype(int) - gradient()).mean() < 10
 
 
-def test_transparency_is_dropped_and_colours_stay(tmp_path):
+def test_alpha_channel_is_dropped_and_colours_are_kept(tmp_path):
     rgba = np.dstack([gradient(), np.full((40, 60), 7, np.uint8)])
     Image.fromarray(rgba).save(tmp_path / "a.png")
     assert np.array_equal(decode(tmp_path / "a.png"), gradient())
@@ -85,7 +78,7 @@ def test_cmyk_is_converted_and_not_inverted(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path, suffix):
+def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, suffix):
     wide = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
     Image.fromarray(wide).save(tmp_path / f"a.{suffix}")
     pixels = decode(tmp_path / f"a.{suffix}")
@@ -94,7 +87,7 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_turns_the_picture_upright(tmp_path, orientation):
+def test_exif_orientation_is_applied(tmp_path, orientation):
     upright = Image.fromarray(gradient())
     stored = {
         1: None,
@@ -112,9 +105,9 @@ def test_exif_orientation_turns_the_picture_upright(tmp_path, orientation):
     assert np.array_equal(decode(tmp_path / "a.png"), gradient())
 
 
-def test_an_empty_file_a_text_and_a_missing_file_are_named(tmp_path):
+def test_empty_text_and_missing_files_are_unreadable_and_named(tmp_path):
     (tmp_path / "empty.png").touch()
-    (tmp_path / "text.jpg").write_text("this is no image")
+    (tmp_path / "text.jpg").write_text("not an image")
     with pytest.raises(UnreadableImage) as error:
         decode(tmp_path / "empty.png")
     assert str(error.value) == f"{tmp_path / 'empty.png'}: an empty file"
@@ -126,7 +119,7 @@ def test_an_empty_file_a_text_and_a_missing_file_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif"])
-def test_a_file_cut_off_anywhere_is_an_unreadable_image_that_is_named(tmp_path, suffix):
+def test_truncated_file_is_unreadable_and_named(tmp_path, suffix):
     Image.fromarray(gradient()).filter(ImageFilter.GaussianBlur(1)).save(tmp_path / f"whole.{suffix}")
     data = (tmp_path / f"whole.{suffix}").read_bytes()
     for percent in (5, 20, 50, 80):
@@ -137,9 +130,9 @@ def test_a_file_cut_off_anywhere_is_an_unreadable_image_that_is_named(tmp_path, 
         assert str(error.value).startswith(f"{cut}: ") and len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of odd TIFF tags
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about corrupt TIFF tags
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif"])
-def test_a_file_with_damaged_bytes_is_read_or_named_and_never_a_crash(tmp_path, suffix):
+def test_corrupt_file_is_decoded_or_unreadable_and_never_a_crash(tmp_path, suffix):
     Image.fromarray(gradient()).save(tmp_path / f"whole.{suffix}")
     data = np.frombuffer((tmp_path / f"whole.{suffix}").read_bytes(), np.uint8)
     rng = np.random.default_rng(5)
@@ -155,14 +148,14 @@ def test_a_file_with_damaged_bytes_is_read_or_named_and_never_a_crash(tmp_path, 
     assert named > 0
 
 
-def test_a_picture_too_large_to_be_honest_is_refused(tmp_path, monkeypatch):
+def test_decompression_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     Image.fromarray(gradient()).save(tmp_path / "a.png")
     with pytest.raises(UnreadableImage, match=r"a\.png: cannot be read"):
         decode(tmp_path / "a.png")
 
 
-def test_an_item_is_a_uint8_tensor_with_label_and_row(catalog):
+def test_item_is_a_uint8_tensor_with_label_and_index(catalog):
     dataset = FishDataset(catalog, np.array([7, 2]), A.Compose([A.Resize(24, 32), ToTensorV2()]), 0)
     assert len(dataset) == 2
     item = dataset[0, 0]
@@ -173,7 +166,7 @@ def test_an_item_is_a_uint8_tensor_with_label_and_row(catalog):
     assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), pixels)
 
 
-def test_raise_names_the_file_and_the_way_out(make_folder, tmp_path):
+def test_raise_names_the_file_and_a_remedy(make_folder, tmp_path):
     damaged = FolderSource(make_folder(tmp_path, 2, 2)).read()
     (tmp_path / "kind b" / "001.png").write_bytes(b"")
     dataset = augmented(damaged)
@@ -185,7 +178,7 @@ def test_raise_names_the_file_and_the_way_out(make_folder, tmp_path):
     assert "data.on_error=skip" in second
 
 
-def test_skip_marks_the_row_and_keeps_the_batch_whole(make_folder, tmp_path):
+def test_skip_labels_the_image_unreadable_and_keeps_the_batch_size(make_folder, tmp_path):
     damaged = FolderSource(make_folder(tmp_path, 2, 2)).read()
     (tmp_path / "kind b" / "001.png").write_bytes(b"")
     (batch,) = DataLoader(augmented(damaged, on_error="skip"), batch_sampler=KeyedBatches(4, 4))
@@ -194,49 +187,48 @@ def test_skip_marks_the_row_and_keeps_the_batch_whole(make_folder, tmp_path):
 
 
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_augmentations_do_not_depend_on_the_number_of_workers(catalog, epoch):
+def test_augmentation_does_not_depend_on_the_number_of_workers(catalog, epoch):
     dataset = augmented(catalog)
     alone = epoch_of(dataset, epoch, workers=0)
     assert torch.equal(alone, epoch_of(dataset, epoch, workers=2))
     assert torch.equal(alone, epoch_of(augmented(catalog), epoch, workers=0))
 
 
-def test_augmentations_differ_between_epochs_seeds_and_images_in_every_worker(make_image, tmp_path):
-    for number in range(8):  # eight copies of one picture: what differs is the augmentation
+def test_augmentation_differs_between_epochs_seeds_and_images_in_every_worker(make_image, tmp_path):
+    for number in range(8):  # eight equal images: only their augmentation differs
         make_image(tmp_path / "ab"[number % 2] / f"{number}.png", (90, 140, 60), seed=1)
     same = FolderSource(tmp_path).read()
     first, second = (epoch_of(augmented(same), epoch, workers=2) for epoch in (0, 1))
     other_seed = epoch_of(augmented(same, seed=43), 0, workers=2)
-    pictures = {image.numpy().tobytes() for part in (first, second, other_seed) for image in part}
-    assert len(pictures) == 24
+    assert len({image.numpy().tobytes() for part in (first, second, other_seed) for image in part}) == 24
 
 
-def test_the_key_is_the_row_of_the_catalog_and_not_the_place_in_the_split(catalog):
+def test_augmentation_is_keyed_by_the_index_in_the_catalog_and_not_in_the_split(catalog):
     pipeline = augmented(catalog).transform
     few = FishDataset(catalog, np.array([9]), pipeline, 42)
     assert torch.equal(few[2, 0]["image"], augmented(catalog)[2, 9]["image"])
 
 
-def test_what_was_loaded_before_does_not_matter(catalog):
+def test_augmentation_does_not_depend_on_images_loaded_before(catalog):
     fresh, used = augmented(catalog), augmented(catalog)
     for index in (3, 1, 4):
         used[0, index]
     assert torch.equal(fresh[5, 7]["image"], used[5, 7]["image"])
 
 
-def test_flips_of_equal_probability_are_independent_of_one_another():
-    """With ``set_random_seed`` all transforms draw the same numbers: both flips or neither."""
+def test_flips_of_equal_probability_are_independent():
+    """With ``Compose.set_random_seed`` all transforms draw the same numbers: both flips or neither."""
     flips = A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)])
     marked, keyed = np.zeros((2, 2, 3), np.uint8), KeyedRandomness()
     marked[0, 0] = 255
     counts = np.zeros(4)
-    for row in range(2000):
-        keyed.key(flips, keyed_seed(1, 2, row))
+    for index in range(2000):
+        keyed.key(flips, keyed_seed(1, 2, index))
         counts[int(flips(image=marked)["image"][..., 0].argmax())] += 1
     np.testing.assert_allclose(counts / 2000, 0.25, atol=0.04)  # four standard deviations
 
 
-def test_numpys_numbers_are_keyed_too(catalog):
+def test_draws_from_numpy_are_keyed_too(catalog):
     noisy = A.Compose([A.Resize(24, 32), A.GaussNoise(p=1.0), ToTensorV2()])
     dataset = FishDataset(catalog, np.arange(len(catalog)), noisy, 42)
     first = dataset[0, 3]["image"]
@@ -249,7 +241,7 @@ def indices(batches):
     return [index for batch in batches for _, index in batch]
 
 
-def test_an_epochs_order_is_a_permutation_drawn_from_seed_and_epoch():
+def test_order_of_an_epoch_is_a_permutation_drawn_from_seed_and_epoch():
     orders = {}
     for seed in (0, 1):
         for epoch in (0, 1, 2):
@@ -264,14 +256,14 @@ def test_an_epochs_order_is_a_permutation_drawn_from_seed_and_epoch():
     assert len(set(orders.values())) == 6
 
 
-def test_without_shuffling_the_order_is_the_catalogs():
+def test_order_without_shuffling_is_that_of_the_catalog():
     assert list(KeyedBatches(4, 3)) == [[(0, 0), (0, 1), (0, 2)], [(0, 3)]]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("n", [12, 13, 14, 16, 17, 24, 25])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_the_shares_of_the_ranks_are_disjoint_and_together_all_images(n, world, shuffle):
+def test_shares_of_the_ranks_are_disjoint_and_contain_all_images(n, world, shuffle):
     shares = [KeyedBatches(n, 4, 7, shuffle, rank, world) for rank in range(world)]
     assert sorted(index for share in shares for index in indices(share)) == list(range(n))
     if shuffle:  # all ranks take as many steps, and none is empty
@@ -282,23 +274,25 @@ def test_the_shares_of_the_ranks_are_disjoint_and_together_all_images(n, world, 
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_a_step_of_all_ranks_sees_the_images_of_one_process_with_as_large_a_batch(world):
+def test_step_of_all_ranks_sees_the_images_of_a_single_process_with_that_batch_size(world):
     alone = list(KeyedBatches(24, 8, 7, shuffle=True))
     ranks = [list(KeyedBatches(24, 8 // world, 7, True, rank, world)) for rank in range(world)]
     for step, batch in enumerate(alone):
         assert sorted(batch) == sorted(key for rank in ranks for key in rank[step])
 
 
-def test_fewer_images_than_processes_is_an_error_before_the_ranks_wait_for_one_another():
-    with pytest.raises(UserError, match=r"2 images to train on for 3 processes"):
+def test_fewer_images_than_processes_is_an_error():
+    with pytest.raises(UserError, match=r"2 training images for 3 processes: set trainer.devices to 2 or fewer"):
         KeyedBatches(2, 4, shuffle=True, rank=0, world_size=3)
 
 
-def test_it_starts_where_the_epoch_was_left():
+def test_batches_start_within_an_epoch():
     whole = list(KeyedBatches(10, 2, 3, shuffle=True))
     assert list(KeyedBatches(10, 2, 3, shuffle=True, start_batch=2)) == whole[2:]
     batches = KeyedBatches(10, 2, 3, shuffle=True, start_epoch=2, start_batch=2)
-    assert [epoch for batch in batches for epoch, _ in batch] == [2] * 6  # only the epoch that was left has had some
+    assert [epoch for batch in batches for epoch, _ in batch] == [
+        2
+    ] * 6  # two batches of this epoch only were trained before
     batches.set_epoch(3)
     assert len(list(batches)) == 5
     share = list(KeyedBatches(10, 2, 3, shuffle=True, rank=1, world_size=2))

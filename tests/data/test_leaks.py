@@ -1,4 +1,4 @@
-"""Copies of one photograph stay on one side of a split; where they do not, it is counted."""
+"""Copies of one photograph stay on one side of a split; where they do not, they are counted."""
 
 from pathlib import Path
 
@@ -7,13 +7,12 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from fish_lightning.data.catalog import SPLITS, make_catalog, named_photographs
-from fish_lightning.data.sources import ArchiveSource
 from fish_lightning.data.splits import folders_split, kfold_split, photograph_split, random_split
 from fish_lightning.errors import UserError
 
 
 def catalog_of(photographs_per_class, copies=4):
-    """A table of classes a, b, … with that many photographs each, ``copies`` images a photograph."""
+    """Return a catalog of classes a, b, … with these numbers of photographs of ``copies`` images each."""
     rows = [
         (f"{name}/{photograph:02d}-{copy}.png", name, f"{name}/{photograph:02d}", "")
         for name, count in zip("abcdefghi", photographs_per_class, strict=False)
@@ -24,7 +23,7 @@ def catalog_of(photographs_per_class, copies=4):
 
 
 def sides(catalog, splits):
-    """The splits that each photograph's images are in."""
+    """Return the splits of each photograph's images."""
     return {name: set(splits[catalog.photographs == name]) for name in np.unique(catalog.photographs)}
 
 
@@ -42,7 +41,7 @@ def test_copies_of_a_photograph_stay_on_one_side(seed):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_each_class_is_within_one_photograph_of_its_targets_however_uneven_the_photographs(seed):
+def test_each_class_is_within_one_photograph_of_its_targets(seed):
     rng = np.random.default_rng(seed)
     sizes = {name: rng.integers(1, rng.integers(2, 40), rng.integers(3, 60)) for name in "abcd"}
     rows = [
@@ -64,9 +63,9 @@ def test_each_class_is_within_one_photograph_of_its_targets_however_uneven_the_p
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("split", [photograph_split, kfold_split])
-def test_a_photograph_under_two_labels_stays_on_one_side_too(seed, split):
+def test_a_photograph_with_two_labels_stays_on_one_side(seed, split):
     rows = [(f"{c}/{i:02}.png", c, f"{c}/{i // 2}", "") for c in "ab" for i in range(40)]
-    rows += [(f"b/wrong{i:02}.png", "b", f"a/{i}", "") for i in range(20)]  # every photograph of a is under b too
+    rows += [(f"b/wrong{i:02}.png", "b", f"a/{i}", "") for i in range(20)]  # every photograph of a has copies in b
     catalog = make_catalog(Path("root"), rows)
     splits = split(catalog, seed=seed)
     assert all(len(where) == 1 for where in sides(catalog, splits).values())
@@ -74,7 +73,7 @@ def test_a_photograph_under_two_labels_stays_on_one_side_too(seed, split):
 
 @pytest.mark.parametrize("missing", [["val"], ["test"], ["val", "test"]])
 @pytest.mark.parametrize("seed", range(3))
-def test_what_no_folder_says_is_drawn_from_train_in_whole_photographs(missing, seed):
+def test_a_missing_split_folder_is_drawn_from_train_by_photograph(missing, seed):
     rows = [
         (f"{part}/{c}/{i:03}.png", c, f"{part}/{c}/{i // 5}", part)
         for part, count in (("train", 100), ("val", 20), ("test", 20))
@@ -96,7 +95,7 @@ def test_what_no_folder_says_is_drawn_from_train_in_whole_photographs(missing, s
     assert np.array_equal(splits[kept], catalog.splits[kept])
 
 
-def test_random_split_leaks_and_the_catalog_counts_it():
+def test_a_random_split_leaks_and_the_catalog_counts_it():
     catalog = catalog_of([30, 30, 30])
     mixed = catalog.with_splits(random_split(catalog, seed=0))
     trained = set(mixed.photographs[mixed.splits == "train"])
@@ -106,17 +105,17 @@ def test_random_split_leaks_and_the_catalog_counts_it():
     assert mixed.leaked().sum() == by_hand > 40
 
 
-def test_a_class_with_one_photograph_is_trained_on_and_it_is_said(capsys):
+def test_a_class_with_few_photographs_is_in_train_and_is_reported(capsys):
     catalog = catalog_of([10, 1, 2])
     splits = photograph_split(catalog, seed=0)
     assert set(splits[catalog.labels == 1]) == {"train"}
     assert set(splits[catalog.labels == 2]) == {"train", "test"}
-    said = capsys.readouterr().out
-    assert "note: class 'b' has 1 photograph(s): it is trained on, but not validated or tested" in said
-    assert "note: class 'c' has 2 photograph(s): it is trained on, but not validated" in said
+    printed = capsys.readouterr().out
+    assert "note: class 'b' has only one photograph and is missing from val and test" in printed
+    assert "note: class 'c' has only two photographs and is missing from val" in printed
 
 
-def test_folds_test_each_image_once_and_never_divide_a_photograph():
+def test_folds_test_each_image_once_and_keep_photographs_together():
     catalog = catalog_of([11, 7, 20])
     folds = [kfold_split(catalog, seed=3, folds=5, fold=fold) for fold in range(5)]
     assert np.array_equal(sum((splits == "test").astype(int) for splits in folds), np.ones(len(catalog)))
@@ -128,13 +127,15 @@ def test_folds_test_each_image_once_and_never_divide_a_photograph():
 
 
 @pytest.mark.parametrize(("folds", "fold"), [(5, 5), (5, -1), (1, 0)])
-def test_a_fold_that_is_none_is_an_error(folds, fold):
-    with pytest.raises(UserError, match=rf"split.fold={fold} of split.folds={folds}; folds are numbered from 0"):
+def test_a_fold_out_of_range_is_refused(folds, fold):
+    with pytest.raises(
+        UserError, match=rf"split.fold={fold} is not one of split.folds={folds}: at least 2 folds, numbered from 0"
+    ):
         kfold_split(catalog_of([5, 5]), seed=0, folds=folds, fold=fold)
 
 
 @pytest.mark.parametrize(("split", "name"), [(photograph_split, "photograph"), (kfold_split, "kfold")])
-def test_unknown_photographs_are_an_error_that_names_three_ways_out(split, name):
+def test_unknown_photographs_are_an_error_with_three_remedies(split, name):
     catalog = catalog_of([5, 5])
     blank = catalog.with_photographs(np.full(len(catalog), ""))
     with pytest.raises(UserError) as raised:
@@ -143,7 +144,7 @@ def test_unknown_photographs_are_an_error_that_names_three_ways_out(split, name)
         assert word in str(raised.value)
 
 
-def test_a_pattern_names_photographs_by_its_group_within_the_class():
+def test_a_pattern_identifies_photographs_by_its_first_group_within_a_class():
     catalog = catalog_of([2, 2])
     names = named_photographs(catalog, r"/(\d+)-")
     assert names.tolist() == catalog.photographs.tolist()
@@ -153,14 +154,14 @@ def test_a_pattern_names_photographs_by_its_group_within_the_class():
     ("pattern", "message"),
     [("IMG_[0-9]+", "'IMG_[0-9]+' matches none of the paths, such as a/00-0.png"), ("(", "'(' is not a regular expr")],
 )
-def test_a_pattern_that_matches_nothing_or_is_none_is_an_error(pattern, message):
+def test_a_pattern_that_is_invalid_or_matches_nothing_is_refused(pattern, message):
     with pytest.raises(UserError) as raised:
         named_photographs(catalog_of([2, 2]), pattern)
     assert message in str(raised.value)
 
 
 def scene(seed):
-    """(120, 160, 3) clouds with a striped body: a photograph like no other, drawn by NumPy and Pillow alone."""
+    """Return a unique photograph (120, 160, 3), clouds with a striped body, drawn with NumPy and Pillow only."""
     rng = np.random.default_rng(seed)
     layers = [rng.normal(0, 30, (n, n, 3)) for n in (4, 12, 40)]
     clouds = sum(np.stack([zoomed(layer[..., c]) for c in range(3)], axis=-1) for layer in layers)
@@ -188,64 +189,24 @@ COPIES_BY_PILLOW = [
 ]
 
 
-def test_no_tested_image_of_a_folder_has_a_copy_in_training_by_the_truth_of_how_it_was_made(tmp_path, make_data):
+def test_no_test_image_has_a_copy_in_training_by_construction(tmp_path, make_data):
     rng, truth = np.random.default_rng(7), {}
-    names = iter(rng.permutation(1000))
-    for label, kind in enumerate(("brill", "dab", "turbot")):
-        (tmp_path / kind).mkdir()
-        for photograph in range(7):
+    numbers = iter(rng.permutation(1000))
+    for label, name in enumerate(("brill", "dab", "turbot")):
+        (tmp_path / name).mkdir()
+        for photograph in range(5):
             image = scene(100 * label + photograph)
             for suffix, copy in COPIES_BY_PILLOW:
-                file = tmp_path / kind / f"{next(names):03}.{suffix}"  # the name says nothing
+                file = tmp_path / name / f"{next(numbers):03}.{suffix}"  # the name says nothing
                 copy(image).save(file)
-                truth[file.relative_to(tmp_path).as_posix()] = (kind, photograph)
+                truth[file.relative_to(tmp_path).as_posix()] = (name, photograph)
 
     def leaked(data):
         of = {split: {truth[path] for path in data.catalog.paths[data.catalog.splits == split]} for split in SPLITS}
         assert all(of.values())
         return sum(truth[path] in of["train"] for path in data.catalog.paths[data.catalog.splits == "test"])
 
-    assert leaked(make_data(tmp_path, split=random_split)) > 20
+    assert leaked(make_data(tmp_path, split=random_split)) > 12
     data = make_data(tmp_path, split=photograph_split, find_copies=True)
     assert leaked(data) == 0
     assert data.catalog.leaked().sum() == 0
-
-
-@pytest.mark.slow
-def test_no_tested_real_fish_has_a_copy_in_training_by_turning_it_and_looking(tmp_path, make_data, shared_fish):
-    """Each tested picture is turned by every fourth degree, plain and mirrored, and compared with each trained one.
-
-    Measured on three kinds: the nearest copy correlates by 0.996 or more, the most alike other photograph by 0.89.
-    """
-    for kind in ("Shrimp", "Sea Bass"):
-        (tmp_path / kind).symlink_to(shared_fish / "Fish_Dataset" / "Fish_Dataset" / kind)
-    arguments = {"source": ArchiveSource, "find_copies": True, "cache_dir": tmp_path / "cache"}
-    data = make_data(tmp_path, split=photograph_split, **arguments)
-    assert most_alike_trained(data.catalog).max() < 0.95
-    mixed = data.catalog.with_splits(random_split(data.catalog, seed=0))
-    assert (most_alike_trained(mixed) > 0.95).mean() > 0.95  # what a leak looks like
-
-
-def most_alike_trained(catalog):
-    """For each tested image the highest correlation with a training image of its class, over turns and mirrorings."""
-    best = []
-    for label in range(len(catalog.classes)):
-        mine = catalog.labels == label
-        trained = np.array(
-            [discs(catalog.root / path, [0])[0] for path in catalog.paths[mine & (catalog.splits == "train")]]
-        )
-        for path in catalog.paths[mine & (catalog.splits == "test")]:
-            best.append((discs(catalog.root / path, range(0, 360, 4)) @ trained.T).max())
-    return np.array(best)
-
-
-def discs(file, degrees, size=48):
-    """(2 or 1 for each turn, pixels) the middle of a squashed export at its true aspect, standardized."""
-    with Image.open(file) as opened:
-        image = opened.convert("L").resize((round(size * 590 / 445), size), Image.Resampling.LANCZOS)
-    y, x = np.mgrid[:size, : image.width]
-    disc = np.hypot(x - (image.width - 1) / 2, y - (size - 1) / 2) < 0.44 * size
-    views = [image] if list(degrees) == [0] else [image, ImageOps.mirror(image)]
-    rows = [np.asarray(v.rotate(d, Image.Resampling.BICUBIC), np.float32)[disc] for v in views for d in degrees]
-    centred = [row - row.mean() for row in rows]
-    return np.array([row / np.linalg.norm(row) for row in centred])

@@ -1,18 +1,11 @@
-"""Where images are found: the archive from any of its folders, class folders, split folders, recorded tables."""
+"""Sources: the archive from each of its folders, class folders, split folders, tables, and inputs of predict."""
 
 import re
 
 import pytest
 
-from fish_lightning.data.sources import (
-    ArchiveSource,
-    CatalogSource,
-    FolderSource,
-    OriginalsSource,
-    OtherSource,
-    RecordedSource,
-    input_catalog,
-)
+from fish_lightning.data.folders import input_catalog
+from fish_lightning.data.sources import ArchiveSource, CatalogSource, FolderSource, OriginalsSource
 from fish_lightning.errors import UserError
 
 NINE = (
@@ -37,7 +30,7 @@ def message_of(read):
 
 
 @pytest.mark.parametrize("below", ["", "Fish_Dataset", "Fish_Dataset/Fish_Dataset"])
-def test_the_archive_is_read_from_each_of_its_three_folders(make_archive, tmp_path, below):
+def test_archive_is_read_from_each_of_its_three_folders(make_archive, tmp_path, below):
     root = make_archive(tmp_path) / below
     catalog = ArchiveSource(root).read()
     assert catalog.classes == ("Sea Bass", "Trout")
@@ -46,7 +39,7 @@ def test_the_archive_is_read_from_each_of_its_three_folders(make_archive, tmp_pa
     assert set(catalog.splits) == {""}
 
 
-def test_masks_and_originals_are_no_training_images(make_archive, tmp_path):
+def test_masks_and_originals_are_not_training_images(make_archive, tmp_path):
     root = make_archive(tmp_path)
     assert len(list(root.rglob("*.png"))) == 12 and len(list(root.rglob("*.JPG"))) == 2
     paths = ArchiveSource(root).read().paths.tolist()
@@ -54,13 +47,13 @@ def test_masks_and_originals_are_no_training_images(make_archive, tmp_path):
     assert not any(" GT/" in path or "NA_Fish_Dataset" in path for path in paths)
 
 
-def test_the_real_photographs_are_the_nine_kinds(shared_fish):
+def test_real_photographs_have_nine_classes(shared_fish):
     catalog = ArchiveSource(shared_fish).read()
     assert catalog.classes == NINE
     assert len(catalog) == 3976
 
 
-def test_class_folders_are_searched_with_their_sub_folders_and_for_suffixes_in_either_case(make_image, tmp_path):
+def test_class_folders_are_searched_recursively_and_suffixes_may_be_upper_case(make_image, tmp_path):
     suffixes = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "PNG", "JPG", "Jpeg", "TIFF"]
     for number, suffix in enumerate(suffixes):
         make_image(tmp_path / "bass" / "2024" / "may" / f"{number:02}.{suffix}", (90, 90, 90), number)
@@ -76,7 +69,7 @@ def test_class_folders_are_searched_with_their_sub_folders_and_for_suffixes_in_e
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation"])
-def test_folders_named_train_val_and_test_keep_their_split(make_folder, tmp_path, val):
+def test_folders_named_train_val_and_test_define_the_split(make_folder, tmp_path, val):
     for part, count in (("train", 3), (val, 2), ("test", 1)):
         make_folder(tmp_path / part, 2, count)
     catalog = FolderSource(tmp_path).read()
@@ -86,26 +79,26 @@ def test_folders_named_train_val_and_test_keep_their_split(make_folder, tmp_path
         assert path.startswith("val" if split == "val" else split)
 
 
-def test_a_class_may_be_called_test_where_there_is_no_train_folder(make_folder, tmp_path):
+def test_class_may_be_called_test_without_a_train_folder(make_folder, tmp_path):
     make_folder(tmp_path, ["test", "trout"], 2)
     catalog = FolderSource(tmp_path).read()
     assert catalog.classes == ("test", "trout") and set(catalog.splits) == {""}
 
 
 @pytest.mark.parametrize("source", [ArchiveSource, FolderSource])
-def test_a_missing_root_is_named_with_where_it_was_looked_for(source, tmp_path, monkeypatch):
+def test_missing_root_is_reported_with_the_working_directory(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = message_of(source("photos").read)
-    assert text == f"data.root: photos does not exist (seen from {tmp_path})\ngive the folder with data.root=DIR"
+    assert text == f"data.root: photos does not exist (working directory: {tmp_path})\ngive a folder: data.root=DIR"
 
 
 @pytest.mark.parametrize("source", [ArchiveSource, FolderSource])
-def test_a_file_in_place_of_the_root_is_said_to_be_one(source, tmp_path):
+def test_root_that_is_a_file_is_an_error(source, tmp_path):
     (tmp_path / "photos").write_text("")
     assert f"data.root: {tmp_path / 'photos'} is a file, not a folder" in message_of(source(tmp_path / "photos").read)
 
 
-def test_an_empty_root_is_an_error_that_says_what_is_expected(tmp_path):
+def test_empty_root_is_an_error_with_the_expected_layout(tmp_path):
     assert f"no images in {tmp_path}\nexpected {tmp_path}/<class>/<image>" in message_of(FolderSource(tmp_path).read)
     text = message_of(ArchiveSource(tmp_path).read)
     assert f"{tmp_path} is not in the fish archive's layout" in text and "data=folder" in text
@@ -116,11 +109,11 @@ def test_images_without_class_folders_are_an_error(make_image, tmp_path):
     assert f"no images in {tmp_path}" in message_of(FolderSource(tmp_path).read)
 
 
-def test_plain_class_folders_given_as_the_archive_are_pointed_to_the_folder_source(make_folder, tmp_path):
+def test_class_folders_read_as_the_archive_are_an_error_that_suggests_data_folder(make_folder, tmp_path):
     assert "for plain class folders use data=folder" in message_of(ArchiveSource(make_folder(tmp_path, 2)).read)
 
 
-def test_a_class_folder_without_an_image_is_named(make_folder, make_archive, tmp_path):
+def test_class_folder_without_an_image_is_an_error(make_folder, make_archive, tmp_path):
     make_folder(tmp_path / "plain", 2)
     (tmp_path / "plain" / "eel").mkdir()
     (tmp_path / "plain" / "eel" / "readme.txt").write_text("")
@@ -131,34 +124,13 @@ def test_a_class_folder_without_an_image_is_named(make_folder, make_archive, tmp
     assert "class folder without an image: Shrimp" in message_of(ArchiveSource(tmp_path / "kaggle").read)
 
 
-def test_one_class_alone_is_an_error_that_names_it(make_folder, tmp_path):
+def test_single_class_is_an_error(make_folder, tmp_path):
     text = message_of(FolderSource(make_folder(tmp_path, ["trout"])).read)
     assert text.startswith(f"only one class, 'trout', in {tmp_path}")
 
 
-def test_a_recorded_table_finds_its_images_where_they_are_now(make_folder, tmp_path):
-    state = FolderSource(make_folder(tmp_path / "before", 2)).read().state()
-    (tmp_path / "before").rename(tmp_path / "now")
-    assert "data.root" in message_of(RecordedSource(None, state).read)
-    (tmp_path / "before").mkdir()
-    text = message_of(RecordedSource(None, state).read)
-    assert "does not hold the images this checkpoint was trained on (no kind a/000.png)" in text
-    moved = RecordedSource(tmp_path / "now", state).read()
-    assert moved.root == tmp_path / "now" and moved.paths.tolist() == state["paths"]
-
-
-def test_other_data_get_the_models_labels_and_the_splits_it_knew(make_folder, tmp_path):
-    known = FolderSource(make_folder(tmp_path / "known", ["bass", "eel", "trout"], 2)).read()
-    state = known.state() | {"splits": ["train", "test"] * 3}
-    make_folder(tmp_path / "other", ["eel", "trout"], 3)
-    catalog = OtherSource(tmp_path / "other", FolderSource, state).read()
-    assert catalog.classes == ("bass", "eel", "trout")
-    assert catalog.labels.tolist() == [1, 1, 1, 2, 2, 2]
-    assert catalog.splits.tolist() == ["train", "test", ""] * 2
-
-
 @pytest.mark.parametrize("below", ["", "NA_Fish_Dataset"])
-def test_the_originals_get_the_spellings_of_the_other_folders_whatever_their_file_type(make_image, tmp_path, below):
+def test_originals_get_the_archives_class_names_whatever_their_file_type(make_image, tmp_path, below):
     files = ("Gilt Head Bream/1.JPG", "Gilt Head Bream/2.jpg", "Horse Mackerel/00001.png", "Trout/3.JPG")
     for number, file in enumerate(files):
         make_image(tmp_path / "NA_Fish_Dataset" / file, (90, 90, 90), number)
@@ -173,26 +145,9 @@ def test_the_originals_get_the_spellings_of_the_other_folders_whatever_their_fil
 @pytest.mark.parametrize(
     "below", ["Fish_Dataset", "Fish_Dataset/Fish_Dataset", "Fish_Dataset/Fish_Dataset/Trout/Trout"]
 )
-def test_where_the_originals_are_not_it_says_where_to_point(make_archive, tmp_path, below):
+def test_folder_without_originals_is_an_error_with_a_remedy(make_archive, tmp_path, below):
     text = message_of(OriginalsSource(make_archive(tmp_path) / below).read)
-    assert "does not hold the originals (NA_Fish_Dataset/<Class>/*.jpg)" in text and "data.root=DIR" in text
-
-
-def test_other_data_keep_their_own_splits_but_what_they_trained_on_is_not_what_the_model_was(make_folder, tmp_path):
-    state = FolderSource(make_folder(tmp_path / "known", 2, 2)).read().state()
-    for part in ("train", "val", "test"):
-        make_folder(tmp_path / "other" / part, 2, 1)
-    catalog = OtherSource(tmp_path / "other", FolderSource, state).read()
-    assert dict(zip(catalog.paths, catalog.splits, strict=True)) == {
-        f"{part}/kind {c}/000.png": "" if part == "train" else part for part in ("train", "val", "test") for c in "ab"
-    }
-
-
-def test_a_class_the_model_does_not_know_is_named(make_folder, tmp_path):
-    state = FolderSource(make_folder(tmp_path / "known", ["bass", "trout"], 2)).read().state()
-    make_folder(tmp_path / "other", ["bass", "pike"], 1)
-    text = message_of(OtherSource(tmp_path / "other", FolderSource, state).read)
-    assert "classes that the checkpoint does not know: pike" in text and "it knows: bass, trout" in text
+    assert "does not contain the originals (NA_Fish_Dataset/<Class>/*.jpg)" in text and "data.root=DIR" in text
 
 
 @pytest.fixture
@@ -209,7 +164,7 @@ def write_table(make_folder, tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_a_table_says_label_photograph_and_split_whatever_the_folders_say(write_table, tmp_path, encoding):
+def test_table_overrides_label_photograph_and_split_of_folders(write_table, tmp_path, encoding):
     lines = ["note,split,label,path,photograph", "x,train,Bréam,kind a/000.png,1", ",test,Trout,kind a/001.png,2"]
     catalog = CatalogSource(None, write_table([*lines, ",,Trout,kind b/000.png,"], encoding)).read()
     assert catalog.root == tmp_path / "photos" and catalog.classes == ("Bréam", "Trout")
@@ -218,12 +173,12 @@ def test_a_table_says_label_photograph_and_split_whatever_the_folders_say(write_
     assert catalog.photographs.tolist() == ["1", "2", ""] and catalog.splits.tolist() == ["train", "test", ""]
 
 
-def test_two_columns_are_enough_and_the_root_may_be_another(write_table, tmp_path):
+def test_table_with_two_columns_is_enough_and_may_be_outside_its_root(write_table, tmp_path):
     table = write_table(["path,label", "kind a/000.png,x", "kind b/000.png,y"])
     moved = table.rename(tmp_path / "elsewhere.csv")
     catalog = CatalogSource(tmp_path / "photos", moved).read()
     assert not catalog.photographs_known and set(catalog.splits) == {""}
-    assert f"paths are relative to {tmp_path}; for another folder: data.root=DIR" in message_of(
+    assert f"paths are relative to {tmp_path}; to change it: data.root=DIR" in message_of(
         CatalogSource(None, moved).read
     )
 
@@ -235,26 +190,32 @@ def test_two_columns_are_enough_and_the_root_may_be_another(write_table, tmp_pat
         (["path,label"], "table.csv has no rows with the columns 'path' and 'label'"),
         (
             ["path,label", "kind a/000.png,x", "kind a/7.png,x", "z.png,y"],
-            "2 of 3 images that are not there, the first",
+            "lists 3 images, 2 of them missing, the first is kind a/7.png",
         ),
-        (["path,label", "kind a/000.png,x", "kind a/000.png,y"], "1 images more than once, the first kind a/000.png"),
-        (["path,label", "kind a/000.png,x", "./kind a/000.png,y"], "1 images more than once, the first kind a/000.png"),
-        (["path,label,split", "kind a/000.png,x,training"], "the split 'training'; allowed are train, val, test"),
+        (
+            ["path,label", "kind a/000.png,x", "kind a/000.png,y"],
+            "1 images more than once, the first is kind a/000.png",
+        ),
+        (
+            ["path,label", "kind a/000.png,x", "./kind a/000.png,y"],
+            "images more than once, the first is kind a/000.png",
+        ),
+        (["path,label,split", "kind a/000.png,x,training"], "the split 'training'; allowed: train, val, test"),
         (["path,label", "kind a/000.png,x", "kind a/001.png,"], "1 rows without a path or a label, the first is row 3"),
         (["path,label", "kind a/000.png"], "1 rows without a path or a label, the first is row 2"),
         (["path,label", "kind a/000.png,x"], "only one class, 'x'"),
     ],
 )
-def test_a_table_that_does_not_fit_says_why(write_table, lines, message):
+def test_invalid_table_is_an_error(write_table, lines, message):
     assert message in message_of(CatalogSource(None, write_table(lines)).read)
 
 
-def test_a_table_that_is_missing_or_no_text_is_an_error(make_image, tmp_path):
+def test_missing_or_binary_table_is_an_error(make_image, tmp_path):
     assert "data.catalog: no file" in message_of(CatalogSource(None, tmp_path / "no.csv").read)
     assert "is not a CSV file" in message_of(CatalogSource(None, make_image(tmp_path / "photo.png", (9, 9, 9), 1)).read)
 
 
-def test_a_run_s_own_split_is_a_table(write_table, tmp_path):
+def test_split_csv_of_a_run_is_a_table(write_table, tmp_path):
     table = write_table(["path,label,photograph,split", "kind a/000.png,x,1,train", "kind b/000.png,y,2,test"])
     catalog = CatalogSource(None, table).read()
     catalog.write_csv(tmp_path / "split.csv")
@@ -262,32 +223,33 @@ def test_a_run_s_own_split_is_a_table(write_table, tmp_path):
     assert again.state() == catalog.state()
 
 
-def test_no_folder_at_all_is_an_error_that_says_how_to_give_one():
+def test_no_root_is_an_error():
     assert message_of(lambda: FolderSource(None)) == (
         "data.root: no folder of images is given\ngive it with data.root=DIR"
     )
 
 
-def test_input_is_a_file_a_folder_or_a_pattern_as_the_user_writes_it(make_folder, tmp_path, monkeypatch):
+def test_input_is_a_file_a_folder_or_a_pattern(make_folder, tmp_path, monkeypatch):
     make_folder(tmp_path / "photos", 2, 2)
     monkeypatch.chdir(tmp_path)
     assert input_catalog("photos/kind a/001.png", ["x"]).paths.tolist() == ["photos/kind a/001.png"]
-    everything = [f"photos/kind {kind}/00{number}.png" for kind in "ab" for number in (0, 1)]
+    everything = [f"photos/kind {name}/00{number}.png" for name in "ab" for number in (0, 1)]
     assert input_catalog("photos", ["x"]).paths.tolist() == everything
     assert input_catalog("photos/*/000.png", ["x"]).paths.tolist() == everything[::2]
     assert input_catalog(f"{tmp_path}/**/*1.png", ["x"]).paths.tolist() == [f"{tmp_path}/{p}" for p in everything[1::2]]
 
 
 @pytest.mark.parametrize(
-    ("pattern", "message"), [("nothing/*.jpg", "matches no file"), ("empty", "holds no image"), ("no.png", "matches")]
+    ("pattern", "message"),
+    [("nothing/*.jpg", "matches no file"), ("empty", "contains no image"), ("no.png", "matches")],
 )
-def test_input_that_is_not_there_is_an_error(tmp_path, monkeypatch, pattern, message):
+def test_input_without_images_is_an_error(tmp_path, monkeypatch, pattern, message):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     text = message_of(lambda: input_catalog(pattern, ["x"]))
     assert re.match(rf"input: {re.escape(pattern)} {message}", text) and str(tmp_path) in text
 
 
-def test_the_archives_download_folder_is_not_taken_for_class_folders(make_archive, tmp_path):
-    with pytest.raises(UserError, match="is the fish archive's download: for its classes use data=fish"):
+def test_archive_is_not_read_as_class_folders(make_archive, tmp_path):
+    with pytest.raises(UserError, match="is the fish archive: for its classes use data=fish"):
         FolderSource(make_archive(tmp_path)).read()

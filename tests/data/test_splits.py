@@ -1,6 +1,7 @@
-"""Splits: exact totals, every class in proportion, the same for the same seed, copies together, files replayed."""
+"""Splits: exact totals, stratified, reproducible, copies together, split files reproduced."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from fish_lightning.data.splits import (
 from fish_lightning.errors import UserError
 
 
-def table(sizes, copies=None):
-    """A catalog of classes c0, c1 … with so many images; ``copies`` images in a row are of one photograph."""
+def catalog_of(sizes, copies=None):
+    """Return a catalog of classes c0, c1, … with these sizes; ``copies`` consecutive images share a photograph."""
     rows = [
         (f"c{label}/{i:05}.png", f"c{label}", f"c{label}/{i // copies}" if copies else "", "")
         for label, size in enumerate(sizes)
@@ -48,29 +49,29 @@ def message_of(split, *arguments, **options):
         ([10, 10], {"train": 15, "val": 2, "test": 3}),
     ],
 )
-def test_random_totals_round_up_as_scikit_learns_do(sizes, totals):
-    catalog = table(sizes)
+def test_random_totals_round_up_as_in_scikit_learn(sizes, totals):
+    catalog = catalog_of(sizes)
     assert catalog.with_splits(random_split(catalog, seed=42)).counts() == totals
 
 
-def test_the_real_photographs_are_split_as_the_issue_says(shared_fish):
+def test_the_totals_of_the_real_photographs(shared_fish):
     catalog = ArchiveSource(shared_fish).read()
     assert catalog.with_splits(random_split(catalog, seed=42)).counts() == {"train": 3041, "val": 338, "test": 597}
 
 
-def test_random_is_stratified_to_within_one_image_a_class():
-    catalog = table([1000] * 9)
+def test_random_is_stratified_to_within_one_image_per_class():
+    catalog = catalog_of([1000] * 9)
     splits = random_split(catalog, seed=42)
     assert per_class(catalog, splits, "test") == [150] * 9
     assert per_class(catalog, splits, "val") == [85] * 9
-    uneven = table([400, 90, 37])
+    uneven = catalog_of([400, 90, 37])
     splits = random_split(uneven, seed=1)
     for count, size in zip(per_class(uneven, splits, "test"), (400, 90, 37), strict=True):
         assert abs(count - 80 * size / 527) < 1  # 80 = ceil(0.15 * 527)
 
 
-def test_random_depends_on_the_seed_alone_and_is_shuffled():
-    catalog = table([100, 100])
+def test_random_depends_on_the_seed_only_and_is_shuffled():
+    catalog = catalog_of([100, 100])
     first = random_split(catalog, seed=42)
     assert np.array_equal(first, random_split(catalog, seed=42))
     assert not np.array_equal(first, random_split(catalog, seed=43))
@@ -78,26 +79,28 @@ def test_random_depends_on_the_seed_alone_and_is_shuffled():
     assert not np.array_equal(tested, np.arange(15)) and not np.array_equal(tested, np.arange(85, 100))
 
 
-def test_every_image_is_in_one_split_and_the_shares_are_settings():
-    catalog = table([50, 50])
+def test_every_image_is_in_one_split_and_the_fractions_are_settings():
+    catalog = catalog_of([50, 50])
     splits = random_split(catalog, seed=0, test=0.3, val=0.5)
     assert catalog.with_splits(splits).counts() == {"train": 35, "val": 35, "test": 30}
     assert set(splits) == {"train", "val", "test"} and len(splits) == 100
 
 
 @pytest.mark.parametrize("sizes", [[1, 1], [2, 1], [1, 1, 1, 1]])
-def test_too_few_images_for_a_split_are_an_error_that_counts_them(sizes):
-    text = message_of(random_split, table(sizes), seed=42)
+def test_too_few_images_are_an_error_with_their_number(sizes):
+    text = message_of(random_split, catalog_of(sizes), seed=42)
     assert f"too few images for this split: {sum(sizes)} images of {len(sizes)} classes in photos" in text
 
 
-def test_a_class_that_chance_leaves_without_a_training_image_is_an_error():
-    catalog = table([40, *[1] * 10])  # 8 images are tested: 6 or 7 of the first class, the rest of classes of one image
-    assert "c" in message_of(random_split, catalog, seed=42)
+def test_a_class_that_happens_to_have_no_training_image_is_an_error():
+    catalog = catalog_of(
+        [40, *[1] * 10]
+    )  # 8 images are tested: 6 or 7 of the first class, the rest of classes of one image
+    assert re.search(r"none of class 'c\d+' in train", message_of(random_split, catalog, seed=42))
 
 
-def test_photographs_share_out_as_near_the_targets_as_they_can():
-    catalog = table([1000] * 9, copies=20)
+def test_whole_photographs_come_as_close_to_the_targets_as_possible():
+    catalog = catalog_of([1000] * 9, copies=20)
     splits = photograph_split(catalog, seed=42)
     assert {*per_class(catalog, splits, "test")} <= {140, 160}  # 150 lies between 7 and 8 photographs
     assert {*per_class(catalog, splits, "val")} <= {80}  # 84 to 86 is nearest to 4 of 20
@@ -105,7 +108,7 @@ def test_photographs_share_out_as_near_the_targets_as_they_can():
     assert not np.array_equal(splits, photograph_split(catalog, seed=43))
 
 
-def test_an_image_without_a_known_photograph_counts_as_its_own():
+def test_an_image_of_unknown_photograph_is_a_photograph_of_its_own():
     rows = [(f"{c}/{i:02}.png", c, f"{c}/{i // 2}" if i < 4 else "", "") for c in "ab" for i in range(20)]
     splits = photograph_split(make_catalog(Path("photos"), rows), seed=3)
     assert splits[0] == splits[1] and splits[2] == splits[3]
@@ -113,7 +116,7 @@ def test_an_image_without_a_known_photograph_counts_as_its_own():
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_three_photographs_are_one_for_each_side_however_uneven_they_are(seed):
+def test_three_photographs_of_any_size_give_one_to_each_split(seed):
     rows = [(f"a/{i:02}.png", "a", f"a/{min(i, 2)}", "") for i in range(12)]  # photographs of 1, 1 and 10 images
     rows += [(f"b/{i:02}.png", "b", f"b/{i // 3}", "") for i in range(12)]
     catalog = make_catalog(Path("photos"), rows)
@@ -123,16 +126,16 @@ def test_three_photographs_are_one_for_each_side_however_uneven_they_are(seed):
     assert min(per_class(catalog, splits, "test")) > 0
 
 
-def test_a_split_file_is_replayed_to_the_row(tmp_path):
-    catalog = table([40, 40])
+def test_a_split_file_reproduces_the_split(tmp_path):
+    catalog = catalog_of([40, 40])
     splits = random_split(catalog, seed=7)
     catalog.with_splits(splits).write_csv(tmp_path / "split.csv")
     assert np.array_equal(file_split(catalog, seed=99, path=str(tmp_path / "split.csv")), splits)
 
 
-def test_images_that_a_split_file_does_not_name_are_left_out(tmp_path):
+def test_images_missing_from_a_split_file_are_excluded(tmp_path):
     write_split(tmp_path, [(f"c{c}/0000{i}.png", s) for c in (0, 1) for i, s in enumerate(("train", "val", "test"))])
-    catalog = table([5, 5])
+    catalog = catalog_of([5, 5])
     splits = file_split(catalog, seed=0, path=str(tmp_path / "split.csv"))
     assert splits.tolist() == ["train", "val", "test", "", ""] * 2
 
@@ -140,45 +143,45 @@ def test_images_that_a_split_file_does_not_name_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([("c0/00000.png", "training")], "names the split 'training'; allowed are train, val, test"),
-        ([("c0/99999.png", "train")], "names 1 images that are not in photos, the first c0/99999.png"),
+        ([("c0/00000.png", "training")], "contains the split 'training'; allowed: train, val, test"),
+        ([("c0/99999.png", "train")], "lists 1 images that are not in photos, the first is c0/99999.png"),
         (
             [("c0/00000.png", "train"), ("c1/00000.png", "train")],
             "2 classes in photos leave none in val, none in test",
         ),
     ],
 )
-def test_a_split_file_that_does_not_fit_says_why(tmp_path, rows, message):
+def test_a_split_file_of_other_data_is_refused_with_the_reason(tmp_path, rows, message):
     write_split(tmp_path, rows)
-    assert message in message_of(file_split, table([5, 5]), seed=0, path=str(tmp_path / "split.csv"))
+    assert message in message_of(file_split, catalog_of([5, 5]), seed=0, path=str(tmp_path / "split.csv"))
 
 
 def test_a_split_file_that_leaves_a_class_without_training_images_is_an_error(tmp_path):
     rows = [("c0/00000.png", "train"), ("c0/00001.png", "train"), ("c1/00000.png", "val"), ("c1/00001.png", "test")]
     write_split(tmp_path, rows)
-    message_of(file_split, table([5, 5]), seed=0, path=str(tmp_path / "split.csv"))
+    message_of(file_split, catalog_of([5, 5]), seed=0, path=str(tmp_path / "split.csv"))
 
 
-def test_a_split_file_that_is_missing_or_another_table_is_an_error(tmp_path):
-    assert "split.path: no file" in message_of(file_split, table([5, 5]), seed=0, path=str(tmp_path / "no.csv"))
+def test_a_missing_or_malformed_split_file_is_refused(tmp_path):
+    assert "split.path: no file" in message_of(file_split, catalog_of([5, 5]), seed=0, path=str(tmp_path / "no.csv"))
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    text = message_of(file_split, table([5, 5]), seed=0, path=str(tmp_path / "other.csv"))
+    text = message_of(file_split, catalog_of([5, 5]), seed=0, path=str(tmp_path / "other.csv"))
     assert "has no rows with the columns 'path' and 'split'" in text
 
 
-def test_a_split_file_that_is_no_text_is_an_error(make_image, tmp_path):
+def test_a_binary_split_file_is_refused(make_image, tmp_path):
     make_image(tmp_path / "photo.png", (9, 9, 9), 1)
-    assert "photo.png" in message_of(file_split, table([5, 5]), seed=0, path=str(tmp_path / "photo.png"))
+    assert "photo.png" in message_of(file_split, catalog_of([5, 5]), seed=0, path=str(tmp_path / "photo.png"))
 
 
-def test_folders_keep_the_split_they_say(make_folder, tmp_path):
+def test_folders_keep_their_split(make_folder, tmp_path):
     for part, count in (("train", 4), ("val", 2), ("test", 1)):
         make_folder(tmp_path / part, 2, count)
     catalog = FolderSource(tmp_path).read()
     assert np.array_equal(folders_split(catalog, seed=1), catalog.splits)
 
 
-def test_a_val_or_test_folder_that_is_missing_is_drawn_from_train(make_folder, tmp_path):
+def test_a_missing_val_or_test_folder_is_drawn_from_train(make_folder, tmp_path):
     make_folder(tmp_path / "train", 2, 20)
     make_folder(tmp_path / "test", 2, 3)
     catalog = FolderSource(tmp_path).read()
@@ -189,13 +192,13 @@ def test_a_val_or_test_folder_that_is_missing_is_drawn_from_train(make_folder, t
     assert np.array_equal(splits, folders_split(catalog, seed=1))
 
 
-def test_folders_that_say_no_split_are_an_error(make_folder, tmp_path):
+def test_folders_without_a_split_are_refused(make_folder, tmp_path):
     text = message_of(folders_split, FolderSource(make_folder(tmp_path, 2)).read(), seed=1)
     assert "has no folders train, val and test" in text
 
 
-def test_a_recorded_split_is_the_one_that_was_recorded():
-    catalog = table([10, 10])
+def test_a_recorded_split_is_kept():
+    catalog = catalog_of([10, 10])
     splits = random_split(catalog, seed=3)
     assert np.array_equal(recorded_split(catalog.with_splits(splits), seed=99), splits)
 
@@ -205,8 +208,8 @@ def write_split(folder, rows):
         csv.writer(stream).writerows([("path", "split"), *rows])
 
 
-def table_of(photographs):
-    """A catalog of images ``class/photograph-number``: ``{class: {photograph: images}}``."""
+def catalog_by_photograph(photographs):
+    """Return a catalog of images ``class/photograph-number`` from ``{class: {photograph: number of images}}``."""
     rows = [
         (f"{name}/{photograph}-{number}.png", name, f"{name}/{photograph}", "")
         for name, sizes in photographs.items()
@@ -217,25 +220,25 @@ def table_of(photographs):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_photograph_larger_than_the_target_is_trained_on(seed):
-    catalog = table_of({"a": {"large": 60, "b": 3, "c": 3}, "z": {str(i): 4 for i in range(10)}})
+def test_a_photograph_larger_than_the_target_goes_to_train(seed):
+    catalog = catalog_by_photograph({"a": {"large": 60, "b": 3, "c": 3}, "z": {str(i): 4 for i in range(10)}})
     splits = photograph_split(catalog, seed)
     assert set(splits[catalog.photographs == "a/large"]) == {"train"}
 
 
 @pytest.mark.parametrize("fold", range(3))
-def test_a_class_with_one_photograph_is_trained_on_in_every_fold(fold, capsys):
-    catalog = table_of({"one": {"a": 4}, "z": {str(i): 4 for i in range(9)}})
+def test_a_class_with_one_photograph_is_in_train_in_every_fold(fold, capsys):
+    catalog = catalog_by_photograph({"one": {"a": 4}, "z": {str(i): 4 for i in range(9)}})
     splits = kfold_split(catalog, 0, folds=3, fold=fold)
     assert set(splits[catalog.photographs == "one/a"]) == {"train"}
-    assert "class 'one' has 1 photograph: it is trained on in all folds, and not tested" in capsys.readouterr().out
+    assert "class 'one' has only one photograph, which is in train in all folds" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("share", [0, 1, 1.5, -0.1, "much"])
 @pytest.mark.parametrize("split", [random_split, photograph_split])
-def test_a_share_that_is_none_is_an_error_that_names_it(split, share):
-    catalog = table_of({"a": {str(i): 2 for i in range(9)}, "z": {str(i): 2 for i in range(9)}})
-    with pytest.raises(UserError, match=rf"split\.test={share}: it is a share of the images"):
+def test_a_fraction_out_of_range_is_refused(split, share):
+    catalog = catalog_by_photograph({"a": {str(i): 2 for i in range(9)}, "z": {str(i): 2 for i in range(9)}})
+    with pytest.raises(UserError, match=rf"split\.test={share}: must be a fraction between 0 and 1"):
         split(catalog, 0, test=share)
-    with pytest.raises(UserError, match=rf"split\.val={share}: it is a share of the images"):
+    with pytest.raises(UserError, match=rf"split\.val={share}: must be a fraction between 0 and 1"):
         split(catalog, 0, val=share)

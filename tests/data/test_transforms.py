@@ -1,4 +1,4 @@
-"""Turning transforms: albumentations', to the last bit."""
+"""Warping transforms: bit-identical to those of albumentations."""
 
 import albumentations as A
 import numpy as np
@@ -27,19 +27,19 @@ SETTINGS = {
 @pytest.mark.parametrize("fill", [0, 7.5, (10, 20, 30)])
 @pytest.mark.parametrize("border_mode", [0, 1, 4])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_they_are_albumentations_to_the_last_bit(name, border_mode, fill):
+def test_results_are_bit_identical_to_albumentations(name, border_mode, fill):
     options = SETTINGS[name] | {"border_mode": border_mode, "fill": fill}
     ours, theirs = (A.Compose([getattr(of, name)(**options)], seed=3) for of in (transforms, A))
-    turned = 0
+    warped = 0
     for image in images():
         expected = theirs(image=image)["image"]
         np.testing.assert_array_equal(ours(image=image)["image"], expected)
-        turned += not np.array_equal(expected, image)
-    assert turned > 10
+        warped += not np.array_equal(expected, image)
+    assert warped > 10
 
 
 @pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (4, np.uint8), (3, np.float32)])
-def test_other_images_are_albumentations_business(channels, dtype):
+def test_other_channels_and_types_are_left_to_albumentations(channels, dtype):
     ours, theirs = (A.Compose([of.Rotate((-35, 35), p=1.0)], seed=3) for of in (transforms, A))
     for image in images(channels, dtype):
         np.testing.assert_array_equal(ours(image=image)["image"], theirs(image=image)["image"])

@@ -1,4 +1,4 @@
-"""Scores against published intervals and figures worked out by hand."""
+"""Scores, compared with published intervals and results computed by hand."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fish_lightning.data.catalog import make_catalog
+from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.scores import score_test, wilson_interval
-from fish_lightning.models.classifier import Predictions
 
 
 @pytest.mark.parametrize(
@@ -20,16 +20,16 @@ from fish_lightning.models.classifier import Predictions
         (15, 148, 0.0624, 0.1605),
         (0, 20, 0.0000, 0.1611),
         (1, 29, 0.0061, 0.1718),
-        # z^2 / (n + z^2) is the bound at the ends.
+        # z^2 / (n + z^2) at both ends.
         (0, 10, 0.0000, 0.2775),
         (10, 10, 0.7225, 1.0000),
     ],
 )
-def test_wilson_intervals_are_the_published_ones(correct, n, low, high):
+def test_wilson_intervals_equal_published_ones(correct, n, low, high):
     assert wilson_interval(correct, n) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_wilson_intervals_mirror_and_stay_between_0_and_1():
+def test_wilson_intervals_are_symmetric_and_between_0_and_1():
     for correct in range(31):
         low, high = wilson_interval(correct, 30)
         assert 0.0 <= low <= correct / 30 <= high <= 1.0
@@ -45,18 +45,18 @@ def test_wilson_intervals_narrow_with_n_and_widen_with_confidence():
 
 @pytest.fixture
 def scores():
-    """Six images of three classes: labels 0 0 0 1 1 2, predicted 0 0 1 1 0 1; the catalog's rows are 1 to 6."""
+    """Six images of three classes: labels 0 0 0 1 1 2, predicted 0 0 1 1 0 1; indices 1 to 6 of the catalog."""
     labels, preds = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 1])
-    probabilities = np.full((6, 3), 0.1, np.float32)
-    probabilities[np.arange(6), preds] = 0.8
+    logits = np.zeros((6, 3), np.float32)
+    logits[np.arange(6), preds] = 2
     names = ["bass", "bass", "bass", "bass", "eel", "eel", "trout", "trout"]
     catalog = make_catalog(Path("photos"), [(f"{i}.png", name, "", "") for i, name in enumerate(names)])
     logged = {"test/macro_f1": torch.tensor(0.35), "test/loss": torch.tensor(0.9)}
-    predictions = Predictions(np.arange(1, 7), labels, probabilities)
+    predictions = Predictions(np.arange(1, 7), labels, logits, np.zeros((6, 2), np.float16))
     return score_test(predictions, catalog, ["bass", "eel", "trout"], logged)
 
 
-def test_per_class_figures_are_those_worked_out_by_hand(scores):
+def test_scores_per_class_equal_those_computed_by_hand(scores):
     assert scores["per_class"] == {
         "bass": {"precision": pytest.approx(2 / 3), "recall": pytest.approx(2 / 3), "n": 3},
         "eel": {"precision": pytest.approx(1 / 3), "recall": pytest.approx(1 / 2), "n": 2},
@@ -64,29 +64,30 @@ def test_per_class_figures_are_those_worked_out_by_hand(scores):
     }
 
 
-def test_the_confusion_matrix_has_truth_in_rows_and_predictions_in_columns(scores):
+def test_confusion_matrix_has_true_classes_in_rows_and_predicted_ones_in_columns(scores):
     assert scores["confusion_matrix"] == [[2, 1, 0], [1, 1, 0], [0, 1, 0]]
 
 
-def test_accuracy_has_its_interval_and_number(scores):
+def test_accuracy_has_an_interval_and_n(scores):
     assert (scores["accuracy"], scores["n"]) == (0.5, 6)
     assert scores["accuracy_ci95"] == pytest.approx(wilson_interval(3, 6))
     assert scores["macro_f1"] == pytest.approx(0.35) and scores["loss"] == pytest.approx(0.9)
 
 
-def test_what_is_not_known_of_photographs_is_null_and_not_nought(scores):
+def test_scores_by_photograph_are_none_if_photographs_are_unknown(scores):
     assert scores["photographs"] is scores["accuracy_ci95_photographs"] is scores["leaked_test_images"] is None
 
 
-def test_scores_are_plain_numbers_that_json_takes(scores):
+def test_scores_can_be_written_as_json(scores):
     assert json.loads(json.dumps(scores)) == scores
 
 
-def test_images_whose_photograph_is_not_known_count_as_one_each():
+def test_images_of_unknown_photograph_are_photographs_of_their_own():
     rows = [(f"{i}.png", "ab"[i % 2], "shot" if i < 2 else "", "") for i in range(6)]
-    predictions = Predictions(np.arange(6), np.arange(6) % 2, np.eye(2, dtype=np.float32)[[0, 1, 0, 0, 1, 1]])
+    logits = np.eye(2, dtype=np.float32)[[0, 1, 0, 0, 1, 1]]
+    predictions = Predictions(np.arange(6), np.arange(6) % 2, logits, np.zeros((6, 2), np.float16))
     logged = {"test/macro_f1": torch.tensor(0.5), "test/loss": torch.tensor(0.5)}
     scores = score_test(predictions, make_catalog(Path("photos"), rows), ["a", "b"], logged)
-    assert scores["photographs"] == 5  # two copies of one, and four
+    assert scores["photographs"] == 5  # two copies of one, and four others
     low, high = scores["accuracy_ci95_photographs"]
     assert low < 0.5 < high

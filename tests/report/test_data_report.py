@@ -1,4 +1,4 @@
-"""``data_report.html``: what is wrong with a data set can be seen in it, and it needs no other file."""
+"""``data_report.html``: it shows what is wrong with a data set and needs no other file."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from fish_lightning.report.data_report import data_table, findings, problems, wr
 
 
 class Page(HTMLParser):
-    """Text and attributes of a page, and whether its tags close."""
+    """Text, tags and images of a page."""
 
     def __init__(self, text):
         super().__init__()
@@ -37,7 +37,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def messy(make_folder, tmp_path):
-    """Two kinds, of six images in three photographs each, and one of everything that can be wrong."""
+    """Two classes of six images in three photographs each, and one of every problem."""
     root = make_folder(tmp_path / "a&b", ["<i>b&ss", "trout"], 6)
     (root / "eel").mkdir()
     (root / "trout" / "9 broken.png").write_bytes(b"no image")
@@ -45,6 +45,7 @@ def messy(make_folder, tmp_path):
     shutil.copy(root / "trout" / "000.png", root / "<i>b&ss" / "trout" / 'o\'clock "1".png')
     shutil.copytree(root / "trout", root / "trout GT")
     (root / "trout GT" / "001.png").rename(root / "trout GT" / "lonely.png")
+    (root / "trout" / "005.png").rename(root / "trout" / "005.jpg")
     return root
 
 
@@ -61,19 +62,21 @@ def inspected(root, photographs=True):
     return inspect(catalog, error.value.names)
 
 
-def test_everything_that_is_wrong_is_found(messy):
+def test_every_problem_is_found(messy):
     found = inspected(messy)
     assert dict(reversed(pair) for pair in findings(found)) == {
-        "image that cannot be read": 1,
+        "unreadable image": 1,
         "class folder without an image": 1,
-        "photograph with copies under more than one label": 1,
-        "image in a folder named as another class": 1,
-        "file that is equal to another": 1,
+        "photograph with more than one label": 1,
+        "image in a folder of another class": 1,
+        "file whose type contradicts its suffix": 1,
+        "file identical to another": 1,
         "mask without an image": 1,
-        "image without a mask beside masks": 1,
+        "image without a mask": 1,
     }
     paths = found.catalog.paths
     assert paths[found.unreadable].tolist() == ["trout/9 broken.png"]
+    assert paths[found.wrong_suffixes].tolist() == ["trout/005.jpg"]
     assert found.masks_without_image == ["trout GT/lonely.png"]
     assert found.images_without_mask == ["trout/001.png"]
     assert paths[found.misplaced].tolist() == ['<i>b&ss/trout/o\'clock "1".png']
@@ -81,16 +84,16 @@ def test_everything_that_is_wrong_is_found(messy):
     assert problems(found, skip_unreadable=True) == ["class folders without an image (eel)"]
 
 
-def test_the_table_has_a_line_for_each_kind_and_each_finding(messy):
+def test_the_table_has_a_line_for_each_class_and_each_finding(messy):
     table = data_table(inspected(messy)).splitlines()
-    assert table[0].split() == ["kind", "images", "photographs", "unreadable"]
+    assert table[0].split() == ["class", "images", "photographs", "unreadable"]
     rows = {line.split()[0]: line.split()[1:] for line in table[1:4]}
     assert rows == {"<i>b&ss": ["7", "4", "0"], "eel": ["0", "-", "0"], "trout": ["7", "4", "1"]}
     assert "sizes   32 x 24 (13)" in table and "files   PNG RGB (13)" in table
-    assert "     1  image that cannot be read" in table
+    assert "     1  unreadable image" in table
 
 
-def test_the_page_shows_it_all_and_loads_nothing(messy, tmp_path):
+def test_the_page_shows_every_problem_and_loads_nothing(messy, tmp_path):
     file = tmp_path / "new" / "report.html"
     write_data_report(file, inspected(messy), photographs=4, pictures=2)
     text = file.read_text(encoding="utf-8")
@@ -98,17 +101,20 @@ def test_the_page_shows_it_all_and_loads_nothing(messy, tmp_path):
     assert not page.tags & {"script", "link", "iframe", "object"}
     assert not any(word in text for word in ("href", "url(", "http", "@import"))
     for words in (
-        "a&b: 14 images of 2 kinds",
-        "Images that cannot be read (1)",
+        "a&b: 14 images of 2 classes",
+        "Unreadable images (1)",
         "trout/9 broken.png: not an image",
         "Class folders without an image (1)",
         "eel",
-        "Images in a folder named as another class (1)",
+        "Images in folders of other classes (1)",
         '<i>b&ss/trout/o\'clock "1".png (labelled <i>b&ss)',
         "Masks without an image (1)",
         "Images without a mask (1)",
-        "Equal files (1)",
+        "Files whose type contradicts their suffix (1)",
+        "trout/005.jpg: PNG",
+        "Identical files (1)",
         "Suspected label errors (1)",
+        "<i>b&ss, trout",
     ):
         assert words in page.text, words
     titles = {image["title"] for image in page.images}
@@ -119,30 +125,49 @@ def test_the_page_shows_it_all_and_loads_nothing(messy, tmp_path):
     assert "prefers-color-scheme: dark" in text
 
 
-def test_rows_and_pictures_are_limited_spread_over_the_kinds_and_what_is_left_out_is_said(make_folder, tmp_path):
+def test_rows_and_pictures_are_limited_and_taken_evenly_from_all_classes(make_folder, tmp_path):
     root = make_folder(tmp_path / "data", 3, 20)
     catalog = FolderSource(root).read()
     catalog = catalog.with_photographs(np.array([f"{p.split('/')[0]}{int(p[-7:-4]) // 5}" for p in catalog.paths]))
     write_data_report(tmp_path / "report.html", inspect(catalog), photographs=6, pictures=3)
     page = Page((tmp_path / "report.html").read_text())
     assert len(page.images) == 18
-    for kind in "abc":
-        assert sum(image["title"].startswith(f"kind {kind}/") for image in page.images) == 6
+    for name in catalog.classes:
+        assert sum(image["title"].startswith(f"{name}/") for image in page.images) == 6
     assert page.text.count("+ 2") == 6 and "6 more are not shown." in page.text
     assert "12 photographs, 12 of them with more than one image" in page.text
-    assert "nothing to mend was found" in page.text
+    assert "no problems found" in page.text
 
 
-def test_where_copies_were_not_looked_for_it_says_so(make_folder, tmp_path):
+def test_unknown_photographs_are_reported_as_unknown(make_folder, tmp_path):
     found = inspect(FolderSource(make_folder(tmp_path / "data", 2, 3)).read())
     write_data_report(tmp_path / "report.html", found, photographs=6, pictures=3)
-    assert "was not looked for (data.find_copies=true)" in Page((tmp_path / "report.html").read_text()).text
+    page = Page((tmp_path / "report.html").read_text())
+    assert "It is unknown which images are copies of one photograph: data.find_copies=true" in page.text
     assert data_table(found).splitlines()[1].split()[-2:] == ["-", "0"]
 
 
-def test_the_archive_s_masks_belong_to_its_images(make_archive, tmp_path):
+def test_masks_of_the_archive_are_matched_to_its_images(make_archive, tmp_path):
     root = make_archive(tmp_path)
     assert findings(inspect(ArchiveSource(root).read())) == []
     (root / "Fish_Dataset/Fish_Dataset/Trout/Trout GT/00001.png").unlink()
     found = inspect(ArchiveSource(root).read())
     assert found.images_without_mask == ["Fish_Dataset/Fish_Dataset/Trout/Trout/00001.png"]
+
+
+def test_phones_multi_picture_files_named_jpg_are_no_contradiction(make_folder, tmp_path):
+    root = make_folder(tmp_path / "data", 2, 2)
+    first, second = (Image.open(root / name / "000.png") for name in ("kind a", "kind b"))
+    first.save(root / "kind a" / "phone.jpg", "MPO", save_all=True, append_images=[second])
+    found = inspect(FolderSource(root).read())
+    assert {fact.format for fact in found.facts} == {"MPO", "PNG"} and findings(found) == []
+
+
+def test_a_row_of_pictures_does_not_wrap(make_folder, tmp_path):
+    """Twelve pictures of 6rem are wider than the page: they shrink, and on a phone the row scrolls."""
+    catalog = FolderSource(make_folder(tmp_path / "data", 2, 12)).read()
+    catalog = catalog.with_photographs(np.array([path.split("/")[0] for path in catalog.paths]))
+    write_data_report(tmp_path / "report.html", inspect(catalog), photographs=2, pictures=12)
+    text = (tmp_path / "report.html").read_text()
+    assert ".pictures { display: flex; gap: .35rem; overflow-x: auto; }" in text
+    assert "figure { flex: 0 1 6rem; min-width: 4rem; margin: 0; }" in text

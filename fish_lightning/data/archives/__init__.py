@@ -1,1 +1,1 @@
-"""Download a data set, and unpack its zip file."""
+"""Download data sets and unpack zip files."""

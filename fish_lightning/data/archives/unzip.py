@@ -1,6 +1,7 @@
-"""Unpack a data set's zip file: nothing outside its folder, no more than there is room for, and on where it stopped."""
+"""Unpack a data set's zip file safely: only below its folder, only what fits on the disk, resumable."""
 
 import errno
+import os
 import shutil
 import stat
 import zipfile
@@ -12,38 +13,40 @@ from tqdm import tqdm
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.files import byte_size, whole_file
 
-#: Images hardly shrink; what unpacks to more than this many times its size is made to fill a disk.
+#: Maximum compression ratio: images hardly compress, so what exceeds it is a zip bomb.
 RATIO = 100
-#: Nor does what is at most this large, bytes: blank masks shrink as much.
+#: Unpacked size in bytes up to which any ratio is accepted: blank masks compress that well.
 HARMLESS = 100_000_000
-#: Apple's copies of folders: resource forks named like the images.
+#: Resource forks, which macOS adds under the names of the images.
 NOT_UNPACKED = "__MACOSX"
-#: Bytes read at a time.
+#: Whether a name such as ``C:fish.png`` begins with a drive.
+DRIVES = os.name == "nt"
+#: Bytes per read.
 CHUNK = 1 << 20
 
 Members = dict[PurePosixPath, zipfile.ZipInfo]
 
 
 def unpack(archive: Path, root: Path, limit: float) -> int:
-    """Unpack a zip file into ``root``; files that are there already, with the right size and checksum, are kept.
+    """Unpack a zip file into ``root``, except for files that already exist with the right size and checksum.
 
-    Every name is looked at before the first byte is written, and each file appears whole or not at all: started again
-    after a stop it goes on. A file of ``root`` that differs from the archive's is replaced.
+    All names are checked before the first byte is written, and each file is complete or absent, so an interrupted
+    call can be repeated. A file in ``root`` that differs from the archive's is replaced.
 
     Args:
         archive: the zip file.
-        root: folder to unpack into, made if missing.
-        limit: bytes that it may unpack to.
+        root: folder to unpack into; created if missing.
+        limit: maximum unpacked size in bytes.
 
     Returns:
-        How many files were written.
+        Number of files written.
 
     Raises:
-        UserError: no zip file, a damaged or an encrypted one; a name outside of ``root``, a link, more than ``limit``
-            or than there is room for.
+        UserError: the archive is not a zip file, is corrupt or encrypted, contains a link or a name outside ``root``,
+            or unpacks to more than ``limit`` or the free space.
     """
     if not archive.is_file():
-        raise UserError(f"data.archive: no file {archive} (seen from {Path.cwd()})")
+        raise UserError(f"data.archive: no file {archive} (working directory: {Path.cwd()})")
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _members(opened, archive)
@@ -53,58 +56,64 @@ def unpack(archive: Path, root: Path, limit: float) -> int:
             _write(opened, missing, archive, root)
     except zipfile.BadZipFile:
         raise UserError(
-            f"data.archive: {archive} is not a zip file, or only a part of one ({byte_size(archive.stat().st_size)})\n"
-            "download it again, whole."
+            f"data.archive: {archive} is not a zip file, or is incomplete ({byte_size(archive.stat().st_size)})\n"
+            "download it again"
         ) from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            name = Path(str(error.filename)).name
+            raise UserError(
+                f"data.archive: {archive} contains a name too long for the disk of {root}: {name:.60}…\n"
+                "unpack it yourself under a shorter name and pass the folder: data.root=DIR"
+            ) from None
         raise UserError(
             f"data.archive: {archive} cannot be unpacked into {root}: {error.strerror or error}\n"
-            "what was unpacked so far is kept; the same command goes on from there."
+            "files unpacked so far are kept; repeat the command to unpack the rest"
         ) from None
     return len(missing)
 
 
 def _members(opened: zipfile.ZipFile, archive: Path) -> Members:
-    """The files of an archive by the place that each belongs to, below the root."""
+    """Return the files of an archive by their paths relative to the root."""
     members = {}
     for info in opened.infolist():
-        name = info.filename.replace("\\", "/")  # as some programs for Windows write it
+        name = info.filename.replace("\\", "/")  # written by some Windows programs
         place = PurePosixPath(name)
-        kind = stat.S_IFMT(info.external_attr >> 16)
-        if not place.parts or place.is_absolute() or ".." in place.parts or PureWindowsPath(name).drive:
-            raise _refused(archive, info, "would be written outside of data.root")
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        file_type = stat.S_IFMT(info.external_attr >> 16)
+        if not place.parts or place.is_absolute() or ".." in place.parts or (DRIVES and PureWindowsPath(name).drive):
+            raise _refused(archive, info, "would be written outside data.root")
+        if file_type not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _refused(archive, info, "is a link or a device, not a file")
         if info.flag_bits & 1:
-            raise _refused(archive, info, "is encrypted", "unpack it by hand, and give its folder: data.root=DIR")
+            raise _refused(archive, info, "is encrypted", "unpack it yourself and pass the folder: data.root=DIR")
         if not info.is_dir() and not name.endswith("/") and place.parts[0] != NOT_UNPACKED:
             members[place] = info
     if not members:
-        raise UserError(f"data.archive: {archive} holds no file")
+        raise UserError(f"data.archive: {archive} contains no files")
     return members
 
 
-def _refused(archive: Path, info: zipfile.ZipInfo, why: str, remedy: str = "nothing was unpacked.") -> UserError:
-    return UserError(f"data.archive: {archive} holds {info.filename!r:.120}, which {why}\n{remedy}")
+def _refused(archive: Path, info: zipfile.ZipInfo, why: str, remedy: str = "nothing was unpacked") -> UserError:
+    return UserError(f"data.archive: {archive} contains {info.filename!r:.120}, which {why}\n{remedy}")
 
 
 def _require_sane_size(members: Members, archive: Path, limit: float) -> None:
     total, packed = sum(info.file_size for info in members.values()), archive.stat().st_size
     if total > limit:
         raise UserError(
-            f"data.archive: {archive} unpacks to {byte_size(total)}, more than the {byte_size(limit)} that are allowed\n"
-            "if that is right, allow more: data.archive_limit=GIGABYTES"
+            f"data.archive: {archive} unpacks to {byte_size(total)}, more than the limit of {byte_size(limit)}\n"
+            "if that is expected, raise the limit: data.archive_limit=GIGABYTES"
         )
     if total > max(HARMLESS, RATIO * packed):
         raise UserError(
-            f"data.archive: {archive} unpacks to {byte_size(total)}, {total // packed:,} times its size: images do not\n"
-            "nothing was unpacked; if it is to be trusted, unpack it by hand and give its folder: data.root=DIR"
+            f"data.archive: {archive} unpacks to {byte_size(total)}, {total // packed:,} times its size: a zip bomb?\n"
+            "nothing was unpacked; if you trust the file, unpack it yourself and pass the folder: data.root=DIR"
         )
 
 
 def _missing(members: Members, root: Path) -> Members:
-    """The members that ``root`` does not hold yet, or not as they are in the archive."""
-    listed = tqdm(members.items(), desc="what is there", unit="file", disable=None, leave=False)
+    """Return the members that are missing in ``root`` or differ from the archive."""
+    listed = tqdm(members.items(), desc="checking existing files", unit="file", disable=None, leave=False)
     return {place: info for place, info in listed if not _is_unpacked(root / place, info)}
 
 
@@ -123,8 +132,8 @@ def _require_room(needed: int, root: Path) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
-            f"no room for the data: {root} needs {byte_size(needed)}, and {byte_size(free)} are free\n"
-            "make room, or choose a folder on another disk: data.root=DIR"
+            f"not enough space for the data: {root} needs {byte_size(needed)}, {byte_size(free)} are free\n"
+            "free some space, or choose a folder on another disk: data.root=DIR"
         )
 
 
@@ -134,8 +143,10 @@ def _write(opened: zipfile.ZipFile, missing: Members, archive: Path, root: Path)
     with tqdm(total=total, desc="unpacking", unit="B", unit_scale=True, disable=None) as bar:
         for place, info in missing.items():
             file = root / place
-            if not file.parent.resolve().is_relative_to(inside):  # through a link that is there already
-                raise _refused(archive, info, f"a link in {root} would lead outside", "remove the link.")
+            if not file.parent.resolve().is_relative_to(inside):  # through an existing link
+                raise _refused(
+                    archive, info, f"would be written outside data.root through a link in {root}", "remove the link"
+                )
             try:
                 with whole_file(file) as temporary, opened.open(info) as source, temporary.open("wb") as target:
                     while chunk := source.read(CHUNK):
@@ -143,10 +154,10 @@ def _write(opened: zipfile.ZipFile, missing: Members, archive: Path, root: Path)
                         bar.update(len(chunk))
             except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
                 raise UserError(
-                    f"data.archive: {archive} is damaged at {info.filename!r:.120} ({first_line(error)})\n"
-                    "download it again; what is unpacked already is kept."
+                    f"data.archive: {archive} is corrupt at {info.filename!r:.120} ({first_line(error)})\n"
+                    "download it again; files unpacked so far are kept"
                 ) from None
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
-                raise UserError(f"no room left for the data in {root}\nmake room: the same command goes on") from None
+                raise UserError(f"no space left for the data in {root}\nfree some and repeat the command") from None

@@ -1,13 +1,13 @@
-"""Whether two images are copies of one photograph; :mod:`fish_lightning.data.near_duplicates.search` chooses the pairs.
+"""Compare two images: are they copies of one photograph?
 
-Of each image :class:`Views` keeps a small grey picture, SIFT keypoints, and a signature that turning and flipping
-hardly change. :func:`compare` aligns two of them: keypoints, matched plain and mirrored, give an affine map, and ECC
-refines it to a small part of a pixel. Then *every neighbourhood* of the overlap must agree. Keypoints alone do not do,
-since date stamps and scratches of the board match between different photographs; nor does the correlation of the whole
+:class:`Features` holds a small grey image, SIFT keypoints and a nearly rotation-invariant signature of each image.
+:func:`compare` aligns two of them: matches of keypoints, plain and mirrored, give an affine map, and ECC refines it to
+subpixel accuracy. Then *every neighbourhood* of the overlap must agree. Keypoints alone do not suffice, since date
+stamps and scratches of the cutting board match between different photographs; nor does the correlation of the whole
 overlap, which the board dominates.
 
-The constants were measured on ../shared/fish: 26,381 pairs of copies, and the four most alike pairs of images of any
-two of its photographs.
+The constants were measured on the fish archive: 26,381 pairs of copies, and the four most similar pairs of images of
+any two photographs.
 """
 
 import hashlib
@@ -27,48 +27,48 @@ Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 Affine = npt.NDArray[np.floating[Any]]
 
-#: Longer side of the pictures that are compared, in pixels: what the squashed exports have, and enough for scales.
+#: Longer side of the compared images, in pixels: that of the archive's 256x256 version, and enough for fish scales.
 SIDE = 256
-#: SIFT keypoints an image, the strongest; of these 31 or more agree between copies.
+#: The strongest SIFT keypoints of an image; at least 31 of them agree between copies.
 KEYPOINTS = 256
-#: What is at most this dark and reaches the border is no content: JPEG leaves black corners a little above 0.
+#: Pixels up to this value that are connected to the border are no content: JPEG leaves black corners above 0.
 BLACK = 16
-#: Grey value from which brightening may have cut a channel off at 255.
+#: Grey value from which brightening may have clipped a channel at 255.
 CLIPPED = 250.0
-#: The signature: mean colour of each ring around the middle, and strength of the first waves along it.
-RINGS, ANGLES, WAVES = 6, 64, 6
+#: The signature: mean colour of each ring around the centre, and magnitudes of the first Fourier terms along it.
+RINGS, ANGLES, TERMS = 6, 64, 6
 
-#: Pairs of keypoints that an affine map must explain. Between copies: 31 or more.
+#: Matches of keypoints that an affine map must explain. Between copies: 31 or more.
 INLIERS = 8
-#: How far an affine map may squash, and shrink or enlarge: 590x445 made 256x256 squashes by 1.33, turned, by 1.76.
-SQUASH, SCALE = 2.5, 3.0
-#: Share of the smaller picture that the overlap must cover. Turned copies: 0.74 or more.
+#: Maximum ratio of an affine map's singular values, and maximum scale. 590x445 resized to 256x256: 1.33; rotated: 1.76.
+STRETCH, SCALE = 2.5, 3.0
+#: Share of the smaller image that the overlap must cover. Rotated copies: 0.74 or more.
 OVERLAP = 0.3
-#: Fewer keypoints than this are too few to align by: then flips and quarter turns are tried, which must fit this well.
+#: Below this many keypoints, flips and quarter turns are tried instead, which must reach this correlation.
 FEW, EXACT = 64, 0.995
-#: Side in pixels of a neighbourhood (an eye, a few scales), and the grey variance below which it is noise.
+#: Side of a neighbourhood in pixels (an eye, a few scales), and the grey variance below which texture is noise.
 WINDOW, NOISE = 25, 30.0
-#: A neighbourhood agrees from here on. The worst of a copy: 0.946, of one saved as JPEG of quality 20: 0.807.
+#: Minimum agreement of a neighbourhood. The worst of a copy: 0.946, of one saved with JPEG quality 20: 0.807.
 AGREES = 0.8
-#: Correlation of the whole. Copies: 0.996 or more; shots of an untouched scene: 0.985; other shots: 0.974 or less.
+#: Minimum correlation. Copies: 0.996 or more; shots of an unchanged scene: 0.985; other shots: 0.974 or less.
 CORRELATION = 0.98
-#: Share of neighbourhoods that may disagree between shots of an untouched scene: up to 0.06; 0.1 to 0.15 where camera
-#: or light have changed and the correlation is still 0.98.
+#: Share of neighbourhoods that may disagree between shots of an unchanged scene: up to 0.06 there, 0.1 to 0.15 where
+#: camera or light changed and the correlation is still 0.98.
 DISAGREEMENT = 0.1
 
 
-class Views:
-    """What is kept of N images to compare them, 100 KB each, in a temporary file that the system pages in and out.
+class Features:
+    """Features of N images, 100 KB each, in a memory-mapped temporary file.
 
     Attributes:
-        pixels: (N, SIDE, SIDE) grey; 0 is "no content": a black corner, or beyond the picture's edge.
-        shapes: (N, 2) height and width of each picture within ``pixels``.
-        blur: (N,) how far the picture had to be enlarged, 1.0 or more.
+        pixels: (N, SIDE, SIDE) grey; 0 is "no content": a black corner, or outside the image.
+        shapes: (N, 2) height and width of each image within ``pixels``.
+        blur: (N,) factor by which the image was enlarged, 1.0 or more.
         points: (N, KEYPOINTS, 2) x and y of the keypoints.
-        descriptors: (N, KEYPOINTS, 128) RootSIFT (Arandjelović and Zisserman, CVPR 2012), length 255.
+        descriptors: (N, KEYPOINTS, 128) RootSIFT (Arandjelović and Zisserman, CVPR 2012), norm 255.
         counts: (N,) number of keypoints.
-        signatures: (N, 3 * RINGS * (1 + WAVES)).
-        digests: (N,) hash of the pixels; equal for exact copies, empty for files that cannot be read.
+        signatures: (N, 3 * RINGS * (1 + TERMS)).
+        digests: (N,) hash of the pixels; equal for exact copies, empty for unreadable files.
     """
 
     def __init__(self, n: int, folder: Path | None) -> None:
@@ -78,14 +78,14 @@ class Views:
         self.shapes = np.zeros((n, 2), dtype=np.int64)
         self.blur = np.ones(n)
         self.counts = np.zeros(n, dtype=np.int64)
-        self.signatures = np.zeros((n, 3 * RINGS * (1 + WAVES)), dtype=np.float32)
+        self.signatures = np.zeros((n, 3 * RINGS * (1 + TERMS)), dtype=np.float32)
         self.digests = [b""] * n
 
     def __len__(self) -> int:
         return len(self.digests)
 
-    def look_at(self, i: int, file: Path) -> None:
-        """Fill row ``i``; a file that cannot be read leaves it empty."""
+    def extract(self, i: int, file: Path) -> None:
+        """Extract the features of image ``i``; those of an unreadable file stay empty."""
         try:
             image = decode(file)
         except UnreadableImage:
@@ -109,27 +109,27 @@ class Views:
             self.points[i, :count] = [keypoint.pt for keypoint in keypoints[:count]]
             self.descriptors[i, :count] = 255 * np.sqrt(descriptors / descriptors.sum(axis=1, keepdims=True))
 
-    def picture(self, i: int) -> Pixels:
-        """(H, W) grey picture of image ``i``."""
+    def grey(self, i: int) -> Pixels:
+        """Return image ``i`` as (H, W) grey."""
         height, width = self.shapes[i]
         return self.pixels[i, :height, :width]
 
     def unit_descriptors(self, i: int) -> Floats:
-        """(counts[i], 128) descriptors of image ``i``, of length 1."""
+        """Return the (counts[i], 128) descriptors of image ``i``, of norm 1."""
         return np.asarray(self.descriptors[i, : self.counts[i]] / np.float32(255), np.float32)
 
 
 def find_content(image: Pixels) -> Pixels:
-    """Tell the picture from the black corners that turning it has left.
+    """Separate the content of an image from the black corners of a rotation.
 
-    What is dark and connected to the border is left out; since a turned rectangle is convex, so is what is kept: dark
-    parts of the picture that touch its edge come back with the convex hull.
+    Dark pixels connected to the border are excluded. A rotated rectangle is convex, so the convex hull of the rest
+    restores dark parts of the content that touch its edge.
 
     Args:
         image: (H, W, 3).
 
     Returns:
-        (H, W), 1 for content, all 1 where nothing would be left.
+        (H, W), 1 for content; all 1 where nothing would remain.
     """
     dark = cv2.inRange(image, (0, 0, 0), (BLACK, BLACK, BLACK))
     dark = cv2.copyMakeBorder(dark, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=255)
@@ -144,132 +144,132 @@ def find_content(image: Pixels) -> Pixels:
 
 
 def signature(image: Pixels, content: Pixels) -> Floats:
-    """Describe an image so that turning and flipping it about its middle changes little.
+    """Compute a descriptor that is nearly invariant to rotating and flipping an image about its centre.
 
-    Along a ring a turn is a shift and a flip a reversal: both leave the strengths of the Fourier waves as they are.
+    Along a ring a rotation is a shift and a flip a reversal: neither changes the magnitudes of the Fourier terms.
 
     Args:
         image: (H, W, 3) RGB.
-        content: (H, W), 1 for content; the rest is not looked at.
+        content: (H, W), 1 for content; the rest is ignored.
 
     Returns:
-        (3 * RINGS * (1 + WAVES),): mean Lab colour of each ring, then roots of the strengths of its first waves.
+        (3 * RINGS * (1 + TERMS),): mean Lab colour of each ring, then square roots of its Fourier magnitudes.
     """
     height, width = content.shape
     lab = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32), (0, 0), 2)
-    middle, radius = (width / 2 - 0.5, height / 2 - 0.5), min(height, width) / 2
+    centre, radius = (width / 2 - 0.5, height / 2 - 0.5), min(height, width) / 2
 
     def rings(channels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        # Without the second flag, what lies outside is not 0 but what was in memory.
+        # Without the second flag, pixels outside are not 0 but uninitialized memory.
         flags = cv2.INTER_LINEAR | cv2.WARP_FILL_OUTLIERS
-        polar = np.asarray(cv2.warpPolar(channels, (RINGS * 8, ANGLES), middle, radius, flags))
+        polar = np.asarray(cv2.warpPolar(channels, (RINGS * 8, ANGLES), centre, radius, flags))
         return np.asarray(polar.reshape(ANGLES, RINGS, 8, -1).sum(axis=2))
 
     seen = rings(content.astype(np.float32))
     total = rings(lab * content[..., None])
     mean = total.sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
     deviation = np.where(seen > 2, total / np.maximum(seen, 1) - mean, 0)
-    waves = np.abs(np.fft.rfft(deviation, axis=0))[1 : WAVES + 1] / ANGLES
-    return np.concatenate([mean.ravel(), np.sqrt(waves).ravel()]).astype(np.float32)
+    magnitudes = np.abs(np.fft.rfft(deviation, axis=0))[1 : TERMS + 1] / ANGLES
+    return np.concatenate([mean.ravel(), np.sqrt(magnitudes).ravel()]).astype(np.float32)
 
 
-class Likeness(NamedTuple):
-    """How two aligned images compare over their overlap; all zeros where they cannot be aligned."""
+class Similarity(NamedTuple):
+    """Similarity of two aligned images over their overlap; the defaults stand for images that cannot be aligned."""
 
-    correlation: float = 0.0  # of the whole, -1 to 1
+    correlation: float = 0.0  # of the whole overlap, -1 to 1
     worst: float = 0.0  # agreement of the worst neighbourhood, -1 to 1
-    disagreement: float = 1.0  # share of neighbourhoods that agree less than ``AGREES``
+    disagreement: float = 1.0  # share of neighbourhoods whose agreement is below ``AGREES``
 
     @property
     def is_copy(self) -> bool:
-        """Whether no neighbourhood tells the images apart."""
+        """Whether the images agree in every neighbourhood."""
         return self.correlation >= CORRELATION and self.worst >= AGREES
 
     @property
     def is_same_scene(self) -> bool:
-        """Whether the images are copies but for a few small places."""
+        """Whether the images agree except in a few neighbourhoods."""
         return self.correlation >= CORRELATION and self.disagreement <= DISAGREEMENT
 
 
-def compare(views: Views, i: int, j: int) -> Likeness:
-    """Align two images, if keypoints allow it, and compare them where they overlap."""
-    a, b, blur = views.picture(i), views.picture(j), max(views.blur[i], views.blur[j])
-    affine = align(views, i, j)
+def compare(features: Features, i: int, j: int) -> Similarity:
+    """Align two images, if their keypoints allow it, and compare their overlap."""
+    a, b, blur = features.grey(i), features.grey(j), max(features.blur[i], features.blur[j])
+    affine = align(features, i, j)
     if affine is None:
-        few = min(len(views.unit_descriptors(i)), len(views.unit_descriptors(j))) < FEW
-        return _flipped_or_turned(a, b, blur) if few else Likeness()
-    rough = likeness(a, b, affine, blur)
-    if rough.is_copy or rough.correlation < 0.8:  # ECC mends slips of a pixel or two, and those cost less
+        few = min(len(features.unit_descriptors(i)), len(features.unit_descriptors(j))) < FEW
+        return _flipped_or_turned(a, b, blur) if few else Similarity()
+    rough = compare_overlap(a, b, affine, blur)
+    if rough.is_copy or rough.correlation < 0.8:  # ECC corrects errors of a pixel or two, which cost less correlation
         return rough
-    # ECC can run off where the overlap has little texture: the keypoints' map then stands.
-    return max(rough, likeness(a, b, _refine(a, b, affine), blur), key=lambda found: found.worst)
+    # ECC can diverge where the overlap has little texture; then the map of the keypoints is kept.
+    return max(rough, compare_overlap(a, b, _refine(a, b, affine), blur), key=lambda found: found.worst)
 
 
-def _flipped_or_turned(a: Pixels, b: Pixels, blur: float) -> Likeness:
-    """The best of the eight flips and quarter turns, the frame of ``b`` made that of ``a``; small or smooth images.
+def _flipped_or_turned(a: Pixels, b: Pixels, blur: float) -> Similarity:
+    """Compare small or smooth images by the best of the eight flips and quarter turns, ``b`` resized to ``a``.
 
-    Such images are alike without being copies, so that only a nearly exact one counts.
+    Such images are similar without being copies, so only a nearly exact match counts.
     """
     (height, width), (h, w) = a.shape, b.shape
-    best = Likeness()
+    best = Similarity()
     for turned in (False, True):
         for across in (1, -1):
             for down in (1, -1):
-                # From the middle of b: x and y, or y and x, to the size of a, each way round.
+                # About the centre of b: x and y, or y and x, scaled to the size of a, in each direction.
                 x = (0, across * width / h) if turned else (across * width / w, 0)
                 y = (down * height / w, 0) if turned else (0, down * height / h)
                 linear = np.array([x, y], dtype=np.float64)
-                middle = np.array([width - 1, height - 1]) / 2 - linear @ np.array([w - 1, h - 1]) / 2
-                found = likeness(a, b, np.column_stack([linear, middle]), blur)
-                best = max(best, found, key=lambda alike: alike.correlation)
-    return best if best.correlation >= EXACT else Likeness()
+                offset = np.array([width - 1, height - 1]) / 2 - linear @ np.array([w - 1, h - 1]) / 2
+                found = compare_overlap(a, b, np.column_stack([linear, offset]), blur)
+                best = max(best, found, key=lambda similarity: similarity.correlation)
+    return best if best.correlation >= EXACT else Similarity()
 
 
-def align(views: Views, i: int, j: int) -> Affine | None:
-    """The affine map from image ``j`` to ``i``, plain or mirrored, that most keypoint pairs agree on.
+def align(features: Features, i: int, j: int) -> Affine | None:
+    """Find the affine map from image ``j`` to ``i``, plain or mirrored, that most matches of keypoints agree on.
 
     Returns:
-        (2, 3), or None where no believable map explains ``INLIERS`` pairs.
+        (2, 3), or None where no plausible map explains ``INLIERS`` matches.
     """
     best, most = None, INLIERS - 1
-    ours, theirs = views.unit_descriptors(i), views.unit_descriptors(j)
+    ours, theirs = features.unit_descriptors(i), features.unit_descriptors(j)
     for mirrored in (False, True):
         p, q = _mutual_matches(ours, theirs[:, _MIRROR] if mirrored else theirs)
         if len(p) <= most:
             continue
         affine, inliers = cv2.estimateAffine2D(
-            views.points[j, q], views.points[i, p], method=cv2.RANSAC, ransacReprojThreshold=2.5, maxIters=1000
+            features.points[j, q], features.points[i, p], method=cv2.RANSAC, ransacReprojThreshold=2.5, maxIters=1000
         )  # OpenCV seeds each call the same
-        if affine is not None and inliers.sum() > most and _is_believable(affine, mirrored):
+        if affine is not None and inliers.sum() > most and _is_plausible(affine, mirrored):
             best, most = affine, int(inliers.sum())
     return best
 
 
-def likeness(a: Pixels, b: Pixels, affine: Affine, blur: float) -> Likeness:
-    """Compare ``a`` with ``b`` laid over it.
+def compare_overlap(a: Pixels, b: Pixels, affine: Affine, blur: float) -> Similarity:
+    """Compare ``a`` with ``b`` warped onto it.
 
-    Both are smoothed to the sharpness of the one that was enlarged more; a difference in brightness and contrast of
-    the whole is taken out. A neighbourhood's agreement is SSIM's product of contrast and structure (Wang et al., IEEE
-    TIP 2004): 1 for equal texture, and about 1 where neither has more than noise.
+    Both are blurred to the sharpness of the one that was enlarged more, and a global difference in brightness and
+    contrast is removed. The agreement of a neighbourhood is SSIM's product of contrast and structure (Wang et al., IEEE
+    TIP 2004): 1 for equal texture, and about 1 where both contain only noise.
 
     Args:
         a: (H, W) grey, 0 for no content.
         b: (h, w) grey.
         affine: (2, 3) from ``b`` to ``a``.
-        blur: standard deviation of the smoothing, pixels.
+        blur: standard deviation of the Gaussian blur, pixels.
     """
-    laid, overlap = _lay_over(a, b, affine)
+    warped, overlap = _warp_onto(a, b, affine)
     inside = overlap > 0
-    turned_area = np.count_nonzero(b) * abs(np.linalg.det(affine[:, :2]))
-    if inside.sum() < OVERLAP * min(np.count_nonzero(a), turned_area):
-        return Likeness()
-    x, y = _with_equal_light(a, laid, inside)
-    x, y = (np.asarray(cv2.GaussianBlur(picture, (0, 0), blur), np.float32) for picture in (x, y))
+    warped_area = np.count_nonzero(b) * abs(np.linalg.det(affine[:, :2]))
+    if inside.sum() < OVERLAP * min(np.count_nonzero(a), warped_area):
+        return Similarity()
+    x, y = _with_equal_light(a, warped, inside)
+    x, y = (np.asarray(cv2.GaussianBlur(image, (0, 0), blur), np.float32) for image in (x, y))
     x -= x[inside].mean()
     y -= y[inside].mean()
     deviations = x[inside].std(), y[inside].std()
-    if min(deviations) < 1:  # a blank page
-        return Likeness()
+    if min(deviations) < 1:  # blank
+        return Similarity()
     correlation = float((x[inside] * y[inside]).mean() / (deviations[0] * deviations[1]))
     x *= overlap
     y *= overlap
@@ -284,19 +284,19 @@ def likeness(a: Pixels, b: Pixels, affine: Affine, blur: float) -> Likeness:
     covariance = mean_around(x * y) / share - x_mean * y_mean
     agreement = ((2 * covariance + NOISE) / (variances + NOISE))[inside & (seen > 0.5)]
     if not agreement.size:
-        return Likeness()
-    return Likeness(correlation, float(agreement.min()), float((agreement < AGREES).mean()))
+        return Similarity()
+    return Similarity(correlation, float(agreement.min()), float((agreement < AGREES).mean()))
 
 
-#: Order of a SIFT descriptor's 4 x 4 x 8 numbers in the mirrored image: the rows and the directions turn round.
+#: Order of a SIFT descriptor's 4 x 4 x 8 numbers in the mirrored image: rows and directions are reversed.
 _MIRROR = np.arange(128).reshape(4, 4, 8)[::-1, :, [0, 7, 6, 5, 4, 3, 2, 1]].ravel()
 
 
 def _mutual_matches(a: Floats, b: Floats, ratio: float = 0.85) -> tuple[Ints, Ints]:
-    """Rows of unit vectors ``a`` and ``b`` that are each other's nearest, by far (Lowe's ratio test, IJCV 2004)."""
+    """Return indices of mutually nearest unit vectors of ``a`` and ``b`` that pass Lowe's ratio test (IJCV 2004)."""
     if min(len(a), len(b)) < 2:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    # cv2.gemm, not @: threads queue for NumPy's BLAS, which makes threads of its own (4 ms against 0.2).
+    # cv2.gemm, not @: our threads would wait for NumPy's BLAS and its threads (4 ms instead of 0.2).
     cosines = cv2.gemm(a, b, 1, np.empty((0, 0), np.float32), 0, flags=cv2.GEMM_2_T)
     rows, nearest = np.arange(len(a)), cosines.argmax(axis=1)
     mutual = cosines.argmax(axis=0)[nearest] == rows
@@ -307,22 +307,22 @@ def _mutual_matches(a: Floats, b: Floats, ratio: float = 0.85) -> tuple[Ints, In
     return kept, nearest[kept]
 
 
-def _is_believable(affine: Affine, mirrored: bool) -> bool:
+def _is_plausible(affine: Affine, mirrored: bool) -> bool:
     long, short = np.linalg.svd(affine[:, :2], compute_uv=False)
     mirrors = np.linalg.det(affine[:, :2]) < 0
-    return bool(short > 1 / SCALE and long < SCALE and long / short < SQUASH and mirrors == mirrored)
+    return bool(short > 1 / SCALE and long < SCALE and long / short < STRETCH and mirrors == mirrored)
 
 
-def _lay_over(a: Pixels, b: Pixels, affine: Affine) -> tuple[Pixels, Pixels]:
-    """``b`` in the frame of ``a``, and where both have content, 4 pixels from any edge."""
+def _warp_onto(a: Pixels, b: Pixels, affine: Affine) -> tuple[Pixels, Pixels]:
+    """Return ``b`` in the frame of ``a``, and where both have content, at least 4 pixels from any edge."""
     height, width = a.shape
-    laid = cv2.warpAffine(b, affine, (width, height), flags=cv2.INTER_LINEAR)
+    warped = cv2.warpAffine(b, affine, (width, height), flags=cv2.INTER_LINEAR)
     content = cv2.warpAffine((b > 0).astype(np.uint8), affine, (width, height), flags=cv2.INTER_NEAREST)
-    return np.asarray(laid, np.uint8), _shrink((content > 0) & (a > 0), 4)
+    return np.asarray(warped, np.uint8), _shrink((content > 0) & (a > 0), 4)
 
 
 def _with_equal_light(a: Pixels, b: Pixels, inside: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Bring ``b`` to the brightness and contrast of ``a``; what is too bright for one of the two becomes so in both."""
+    """Match the brightness and contrast of ``b`` to ``a``, and clip both where one of them may be clipped."""
     clear = inside & (a < CLIPPED) & (b < CLIPPED)
     if clear.sum() < inside.sum() / 4:
         clear = inside
@@ -334,29 +334,29 @@ def _with_equal_light(a: Pixels, b: Pixels, inside: npt.NDArray[np.bool_]) -> tu
 
 
 def _refine(a: Pixels, b: Pixels, affine: Affine) -> Affine:
-    """Make the map exact: enhanced correlation coefficient (Evangelidis and Psarakis, IEEE TPAMI 2008)."""
-    _, overlap = _lay_over(a, b, affine)
+    """Refine the map by the enhanced correlation coefficient, ECC (Evangelidis and Psarakis, IEEE TPAMI 2008)."""
+    _, overlap = _warp_onto(a, b, affine)
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 1e-5)
     inverse = cv2.invertAffineTransform(affine).astype(np.float32)
     try:
         _, refined = cv2.findTransformECC(a, b, inverse, cv2.MOTION_AFFINE, stop, overlap, 3)
-    except cv2.error:  # it does not converge
+    except cv2.error:  # no convergence
         return affine
     return np.asarray(cv2.invertAffineTransform(refined))
 
 
 def _shrink(mask: Any, pixels: int) -> Pixels:
-    """Take a rim off the ones of a mask, at the picture's edge too."""
+    """Erode a mask, at the image border too."""
     framed = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     return np.asarray(cv2.erode(framed, np.ones((2 * pixels + 1,) * 2, np.uint8)), np.uint8)[1:-1, 1:-1]
 
 
 def _temporary_array(shape: tuple[int, ...], dtype: type, folder: Path | None) -> Any:
-    """Zeros in a nameless file that goes when the array does."""
+    """Return zeros, memory-mapped to an unnamed file that is deleted with the array."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if size == 0:
         return np.zeros(shape, dtype)
     with tempfile.TemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a crash later
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk raises here instead of crashing later
         return np.memmap(file, dtype=dtype, mode="r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)

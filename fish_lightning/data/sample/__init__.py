@@ -1,1 +1,1 @@
-"""The generated sample data set: classes, drawing, and the files on disk."""
+"""The generated sample data set: appearance of its classes, drawing, files on disk."""

@@ -1,8 +1,7 @@
-"""What the nine kinds of the sample set look like: proportions, fins, colours and patterns, read by the drawing.
+"""Appearance of the nine classes of the sample set: proportions, fins, colours and patterns.
 
-The names are the archive's, its spelling kept. Positions along the body (``u``) run from the nose (0) to the root of
-the tail (1), across it (``w``) from the spine to the belly (positive) or to the back (negative). Colours are RGB from
-0 to 1.
+The names are the archive's, in its spelling. Positions along the body (``u``) run from the nose (0) to the root of the
+tail (1), across it (``w``) from the spine to the belly (positive) or to the back (negative). Colours are RGB, 0 to 1.
 """
 
 from dataclasses import dataclass
@@ -10,16 +9,16 @@ from dataclasses import dataclass
 Color = tuple[float, float, float]
 Polyline = tuple[tuple[float, float], ...]
 
-#: The archive spells two kinds differently in its folder of originals.
+#: The archive spells two classes differently in its folder of originals.
 ORIGINAL_FOLDERS = {"Gilt-Head Bream": "Gilt Head Bream", "Hourse Mackerel": "Horse Mackerel"}
 
-#: Where along the body the outlines of a :class:`Kind` are given.
+#: Positions along the body at which the outlines of a :class:`FishClass` are given.
 STATIONS = (0.0, 0.06, 0.15, 0.30, 0.50, 0.70, 0.88, 1.0)
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What all fish of one kind have in common; lengths are in body lengths, strengths from 0 (absent) to 1.
+class FishClass:
+    """Appearance of the fish of one class; lengths are in body lengths, strengths from 0 (absent) to 1.
 
     Attributes:
         upper: half-depth above the spine at each of ``STATIONS``.
@@ -32,19 +31,19 @@ class Kind:
         flank: colour of the sides.
         belly: colour of the belly.
         fins: colour of all fins.
-        band: v (-1 back, 1 belly) at which the back's colour begins to fade, and at which it has gone.
-        scales: strength of the net of scales.
+        band: v (-1 back, 1 belly) at which the back's colour starts and ends fading.
+        scales: strength of the pattern of scales.
         stripes: number of stripes along the body.
-        stripe: their colour.
+        stripe: colour of the stripes.
         spots: number of dark spots.
         blotches: strength of the irregular patches in the back's colour.
-        lateral: strength of the line along the side; above 0.5 it is bent and plated.
+        lateral: strength of the lateral line; above 0.5 it is bent and plated.
         gill_spot: radius of the dark spot behind the gill cover.
         brow: strength of the golden band before the eye.
         barbels: whether two threads hang from the chin.
-        segments: number of rings of a shrimp's abdomen; with them come legs and antennae.
+        segments: number of segments of a shrimp's abdomen; above 0, legs and antennae are drawn too.
         length: smallest and largest body length on a photograph, in widths of the canvas.
-        bend: smallest and largest curvature of the spine, radians a body length.
+        bend: smallest and largest curvature of the spine, radians per body length.
     """
 
     upper: tuple[float, ...]
@@ -72,8 +71,8 @@ class Kind:
     bend: tuple[float, float] = (-0.3, 0.3)
 
 
-KINDS: dict[str, Kind] = {
-    "Black Sea Sprat": Kind(
+CLASSES: dict[str, FishClass] = {
+    "Black Sea Sprat": FishClass(
         upper=(0.012, 0.042, 0.060, 0.078, 0.080, 0.062, 0.036, 0.026),
         lower=(0.014, 0.042, 0.066, 0.098, 0.100, 0.068, 0.036, 0.026),
         back_fins=((0.45, 0), (0.49, 0.075), (0.58, 0.02), (0.60, 0)),
@@ -88,7 +87,7 @@ KINDS: dict[str, Kind] = {
         scales=0.35,
         length=(0.48, 0.62),
     ),
-    "Gilt-Head Bream": Kind(
+    "Gilt-Head Bream": FishClass(
         upper=(0.030, 0.120, 0.185, 0.215, 0.190, 0.125, 0.060, 0.045),
         lower=(0.025, 0.080, 0.130, 0.175, 0.180, 0.120, 0.060, 0.045),
         back_fins=((0.29, 0), (0.34, 0.07), (0.62, 0.055), (0.80, 0.045), (0.86, 0)),
@@ -104,7 +103,7 @@ KINDS: dict[str, Kind] = {
         brow=1.0,
         length=(0.60, 0.76),
     ),
-    "Hourse Mackerel": Kind(
+    "Hourse Mackerel": FishClass(
         upper=(0.012, 0.052, 0.080, 0.105, 0.108, 0.074, 0.032, 0.016),
         lower=(0.014, 0.050, 0.080, 0.110, 0.112, 0.076, 0.032, 0.016),
         back_fins=((0.32, 0), (0.35, 0.1), (0.45, 0.01), (0.47, 0), (0.5, 0.07), (0.6, 0.03), (0.93, 0.02), (0.95, 0)),
@@ -120,7 +119,7 @@ KINDS: dict[str, Kind] = {
         gill_spot=0.015,
         length=(0.60, 0.76),
     ),
-    "Red Mullet": Kind(
+    "Red Mullet": FishClass(
         upper=(0.045, 0.110, 0.130, 0.132, 0.118, 0.085, 0.052, 0.038),
         lower=(0.030, 0.055, 0.072, 0.092, 0.098, 0.078, 0.050, 0.038),
         back_fins=((0.30, 0), (0.34, 0.11), (0.45, 0.02), (0.47, 0), (0.60, 0), (0.63, 0.07), (0.74, 0.02), (0.76, 0)),
@@ -135,7 +134,7 @@ KINDS: dict[str, Kind] = {
         blotches=1.0,
         barbels=True,
     ),
-    "Red Sea Bream": Kind(
+    "Red Sea Bream": FishClass(
         upper=(0.022, 0.100, 0.165, 0.222, 0.215, 0.150, 0.068, 0.046),
         lower=(0.022, 0.090, 0.150, 0.210, 0.208, 0.145, 0.066, 0.046),
         back_fins=((0.26, 0), (0.31, 0.085), (0.50, 0.085), (0.74, 0.065), (0.85, 0.05), (0.88, 0)),
@@ -151,7 +150,7 @@ KINDS: dict[str, Kind] = {
         stripe=(0.30, 0.10, 0.08),
         length=(0.60, 0.76),
     ),
-    "Sea Bass": Kind(
+    "Sea Bass": FishClass(
         upper=(0.010, 0.042, 0.074, 0.102, 0.106, 0.082, 0.055, 0.045),
         lower=(0.018, 0.050, 0.078, 0.110, 0.112, 0.085, 0.054, 0.045),
         back_fins=((0.33, 0), (0.39, 0.1), (0.52, 0.02), (0.54, 0), (0.59, 0), (0.62, 0.085), (0.76, 0.03), (0.78, 0)),
@@ -167,7 +166,7 @@ KINDS: dict[str, Kind] = {
         lateral=0.4,
         length=(0.66, 0.80),
     ),
-    "Shrimp": Kind(
+    "Shrimp": FishClass(
         upper=(0.030, 0.062, 0.086, 0.092, 0.085, 0.072, 0.052, 0.036),
         lower=(0.030, 0.056, 0.070, 0.070, 0.060, 0.052, 0.042, 0.034),
         back_fins=((-1.0, 0), (2.0, 0)),
@@ -183,7 +182,7 @@ KINDS: dict[str, Kind] = {
         bend=(0.3, 2.3),
         length=(0.58, 0.74),
     ),
-    "Striped Red Mullet": Kind(
+    "Striped Red Mullet": FishClass(
         upper=(0.025, 0.072, 0.100, 0.118, 0.110, 0.082, 0.052, 0.040),
         lower=(0.025, 0.050, 0.070, 0.098, 0.104, 0.080, 0.050, 0.040),
         back_fins=((0.30, 0), (0.34, 0.10), (0.45, 0.02), (0.47, 0), (0.60, 0), (0.63, 0.07), (0.74, 0.02), (0.76, 0)),
@@ -200,7 +199,7 @@ KINDS: dict[str, Kind] = {
         barbels=True,
         length=(0.60, 0.76),
     ),
-    "Trout": Kind(
+    "Trout": FishClass(
         upper=(0.020, 0.066, 0.098, 0.130, 0.138, 0.108, 0.074, 0.064),
         lower=(0.026, 0.070, 0.098, 0.138, 0.150, 0.110, 0.074, 0.064),
         back_fins=((0.44, 0), (0.48, 0.085), (0.6, 0.04), (0.62, 0), (0.82, 0), (0.85, 0.045), (0.87, 0.03), (0.88, 0)),

@@ -1,9 +1,9 @@
-"""Draws one photograph of the sample set: a fish of one of nine kinds on a wet cutting board.
+"""Draw one photograph of the sample set: a fish of one of nine classes on a wet cutting board.
 
 A fish is drawn in its own coordinates: ``u`` runs along the spine from the nose (0) to the root of the tail (1), ``w``
-across it from the spine to the belly (positive) or the back (negative), both in body lengths. :class:`Pose` lays that
-frame on the canvas, so a bent fish and a curled shrimp come from the same formulas. Colours are RGB from 0 to 1; all
-randomness comes from the generator handed in.
+across it from the spine to the belly (positive) or the back (negative), both in body lengths. :class:`Pose` maps them
+to the canvas, so a bent fish and a curled shrimp come from the same formulas. Colours are RGB from 0 to 1; all
+randomness comes from the generator passed in.
 """
 
 from dataclasses import dataclass, replace
@@ -13,18 +13,17 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fish_lightning.data.sample.classes import STATIONS, Color, Kind, Polyline
+from fish_lightning.data.sample.classes import STATIONS, Color, FishClass, Polyline
 
-Array = npt.NDArray[Any]  # float32 fields; NumPy's type hints would have most sums of them float64
+Array = npt.NDArray[Any]  # float32; NumPy's type hints promote most sums to float64
 Rng = np.random.Generator
 
-HEIGHT, WIDTH = 356, 472  # pixels of a photograph: twice the size of its copies
+HEIGHT, WIDTH = 356, 472  # of a photograph in pixels; its copies have half that size
 
-#: The point of the spine that the fish is placed and turned by: the middle, the tail counted.
+#: Centre of a fish on its spine, the tail included.
 MIDDLE = 0.56
 
-
-#: Plastic of the boards; blue is the most common, as on a fishmonger's table.
+#: Colours of the plastic boards; blue is the most common, as at a fishmonger's.
 BOARD_COLORS: tuple[Color, ...] = (
     (0.10, 0.24, 0.56),
     (0.16, 0.33, 0.62),
@@ -38,15 +37,15 @@ STAMPS = ("01/01/2006", "10/10/2005", "23/04/2019")
 
 @dataclass(frozen=True)
 class Pose:
-    """How a fish lies on the canvas.
+    """Position of a fish on the canvas.
 
     Attributes:
-        x: column of the middle of the fish, pixels.
-        y: row of the middle of the fish, pixels.
+        x: column of the fish's centre, pixels.
+        y: row of the fish's centre, pixels.
         angle: of the spine, radians.
         length: of the body, pixels.
         mirror: 1, or -1 for a fish that shows its other side.
-        bend: curvature of the spine, radians a body length; never 0.
+        bend: curvature of the spine, radians per body length; never 0.
     """
 
     x: float
@@ -57,7 +56,7 @@ class Pose:
     bend: float
 
     def fish_coordinates(self) -> tuple[Array, Array]:
-        """(HEIGHT, WIDTH) fields u and w of every pixel."""
+        """Return u and w of every pixel, each (HEIGHT, WIDTH)."""
         cos, sin = np.cos(self.angle) / self.length, np.sin(self.angle) / self.length
         dx = np.arange(WIDTH, dtype=np.float32)[None] - np.float32(self.x)
         dy = np.arange(HEIGHT, dtype=np.float32)[:, None] - np.float32(self.y)
@@ -69,7 +68,7 @@ class Pose:
         return u.astype(np.float32), radius - sign * np.hypot(along, radius - across)
 
     def to_canvas(self, points: npt.ArrayLike) -> Array:
-        """(N, 2) points (u, w) as (N, 2) columns and rows."""
+        """Convert (N, 2) points (u, w) to (N, 2) columns and rows."""
         u, w = np.asarray(points, dtype=np.float64).T
         radius = 1 / self.bend
         turn = (u - MIDDLE) * self.bend
@@ -81,10 +80,10 @@ class Pose:
 
 
 class Body(NamedTuple):
-    """Fields of (HEIGHT, WIDTH) that all parts of a fish are drawn from.
+    """Fields (HEIGHT, WIDTH) from which all parts of a fish are drawn.
 
-    ``u`` and ``w`` as in the module's docstring, ``v`` from -1 on the back's outline to 1 on the belly's, ``above`` and
-    ``below`` the outlines, all in body lengths; ``unit`` is the body length in pixels.
+    ``u`` and ``w`` as in the module's docstring, ``v`` from -1 on the back's outline to 1 on the belly's, the outlines
+    ``above`` and ``below``, all in body lengths; ``unit`` is the body length in pixels.
     """
 
     u: Array
@@ -95,19 +94,19 @@ class Body(NamedTuple):
     unit: float
 
     def cover(self, distance: Array) -> Array:
-        """Share of each pixel, 0 to 1, that lies inside a shape; ``distance`` to its edge, positive inside."""
+        """Return the coverage of each pixel, 0 to 1, by a shape; ``distance`` to its edge is positive inside."""
         share: Array = np.clip(distance * np.float32(self.unit) + np.float32(0.5), 0, 1)
         return share
 
 
 def draw_board(rng: Rng) -> Array:
-    """A scratched board, wider than a photograph so that the camera can move over it: (1.5 H, 1.5 W, 3) in 0 to 1."""
+    """Draw a scratched board, larger than a photograph so that the camera can move: (1.5 H, 1.5 W, 3) in 0 to 1."""
     height, width = HEIGHT * 3 // 2, WIDTH * 3 // 2
     color = np.array(BOARD_COLORS[rng.choice(len(BOARD_COLORS), p=[0.25, 0.25, 0.2, 0.1, 0.1, 0.1])], np.float32)
     grain = 0.05 * noise(rng, (5, 7), height, width) + 0.02 * noise(rng, (height // 4, width // 9), height, width)
     shade = 1 + grain + 0.5 * scratches(rng, 320, height, width)
     board = color * shade[..., None]
-    if rng.random() < 0.7:  # the edge of the board, a dark gap, and the next board
+    if rng.random() < 0.7:  # the edge of the board, a dark gap, another board
         rows, columns = np.mgrid[:height, :width].astype(np.float32)
         turn = rng.uniform(0, 2 * np.pi)
         reach = np.cos(turn) * (columns - width / 2) + np.sin(turn) * (rows - height / 2) - rng.uniform(60, 190)
@@ -117,34 +116,34 @@ def draw_board(rng: Rng) -> Array:
     return np.clip(board, 0, 1).astype(np.float32)
 
 
-def draw_photograph(kind: Kind, board: Array, rng: Rng) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """One fish on a board.
+def draw_photograph(fish: FishClass, board: Array, rng: Rng) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Draw one fish on a board.
 
     Args:
-        kind: what to draw.
-        board: of :func:`draw_board`; photographs that share it share its scratches.
-        rng: decides pose, body, light, scratches, drops, glare, stamp and grain.
+        fish: class of the fish.
+        board: from :func:`draw_board`; photographs of one board share its scratches.
+        rng: of pose, body, light, scratches, drops, glare, stamp and grain.
 
     Returns:
         The photograph (HEIGHT, WIDTH, 3) RGB, and the mask of the fish (HEIGHT, WIDTH) from 0 to 255, both uint8.
     """
-    bend = rng.uniform(*kind.bend)
+    bend = rng.uniform(*fish.bend)
     pose = Pose(
         x=WIDTH / 2 + rng.uniform(-30, 30),
         y=HEIGHT / 2 + rng.uniform(-25, 25),
         angle=rng.uniform(-0.6, 0.6) + np.pi * rng.integers(2),
-        length=WIDTH * rng.uniform(*kind.length),
+        length=WIDTH * rng.uniform(*fish.length),
         mirror=1 if rng.random() < 0.5 else -1,
         bend=bend if abs(bend) > 0.02 else 0.02,
     )
     image = wet_board(board, rng)
-    mask = lay_fish(image, kind, pose, rng)
+    mask = lay_fish(image, fish, pose, rng)
     image = expose(image, rng)
     return (image * 255).astype(np.uint8), (mask * 255).astype(np.uint8)
 
 
 def wet_board(board: Array, rng: Rng) -> Array:
-    """The part of the board that the camera sees, with scratches, flakes and glare of this photograph alone."""
+    """Draw the visible part of the board, with scratches, flakes and glare specific to this photograph."""
     turn, zoom = rng.uniform(-8, 8), rng.uniform(0.95, 1.2)
     center = (board.shape[1] / 2 + rng.uniform(-50, 50), board.shape[0] / 2 + rng.uniform(-40, 40))
     view = cv2.getRotationMatrix2D(center, turn, zoom)
@@ -157,7 +156,7 @@ def wet_board(board: Array, rng: Rng) -> Array:
 
 
 def add_glare(image: Array, rng: Rng) -> None:
-    """The flash on the wet board: a soft light with sparkle in it."""
+    """Add the reflection of the flash on the wet board: a soft light with sparkle."""
     x, y = rng.uniform((0, 0), (WIDTH, HEIGHT))
     columns, rows = np.arange(WIDTH, dtype=np.float32)[None], np.arange(HEIGHT, dtype=np.float32)[:, None]
     away = (columns - np.float32(x)) ** 2 + 1.6 * (rows - np.float32(y)) ** 2
@@ -168,7 +167,7 @@ def add_glare(image: Array, rng: Rng) -> None:
 
 
 def flakes(rng: Rng) -> Array:
-    """Cover of lost scales and drops, most of them small."""
+    """Return the coverage of loose scales and drops, most of them small."""
     layer = np.zeros((HEIGHT, WIDTH), np.uint8)
     for x, y, size, tilt in rng.random((int(rng.integers(25, 90)), 4)):
         at, axes = (int(x * WIDTH * 16), int(y * HEIGHT * 16)), (int(16 + 34 * size**3), int(12 + 22 * size**3))
@@ -176,62 +175,62 @@ def flakes(rng: Rng) -> Array:
     return layer.astype(np.float32) / 255
 
 
-def lay_fish(image: Array, kind: Kind, pose: Pose, rng: Rng) -> Array:
-    """Paint a fish and its shadow into ``image`` (HEIGHT, WIDTH, 3); gives the share of each pixel that is fish."""
-    kind = vary(kind, rng)
-    body = body_fields(kind, pose)
+def lay_fish(image: Array, fish: FishClass, pose: Pose, rng: Rng) -> Array:
+    """Paint a fish and its shadow into ``image`` (HEIGHT, WIDTH, 3); return the fish's coverage of each pixel."""
+    fish = vary(fish, rng)
+    body = body_fields(fish, pose)
     lean, raised = rng.uniform(0.25, 0.6), rng.uniform(0.55, 1.15)
     trunk = body.cover(np.minimum(edge_distance(body), np.minimum(body.u, np.float32(1.01) - body.u)))
-    tail = tail_cover(kind, body)
+    tail = tail_cover(fish, body)
     fins = np.maximum(
-        fin_cover(kind.back_fins, body, -body.w - body.above, lean, raised),
-        fin_cover(kind.belly_fins, body, body.w - body.below, lean, raised),
+        fin_cover(fish.back_fins, body, -body.w - body.above, lean, raised),
+        fin_cover(fish.belly_fins, body, body.w - body.below, lean, raised),
     )
-    lines = thin_parts(kind, pose, rng)
+    lines = thin_parts(fish, pose, rng)
     mask: Array = np.maximum.reduce([trunk, tail, fins, lines])
     cast_shadow(image, mask, rng)
 
-    color = np.array(kind.fins, np.float32)
+    color = np.array(fish.fins, np.float32)
     blend(image, 0.85 * color, lines)
     spread = body.w / (0.03 + 0.8 * np.maximum(body.u - np.float32(0.93), 0))
     blend(image, rays(color, 13 * spread), 0.92 * tail)
     pitch = 2 * np.pi * rng.uniform(55, 75)
     blend(image, rays(color, np.float32(pitch) * (body.u - np.float32(lean) * np.abs(body.w))), 0.85 * fins)
-    # The skin thins out over the root of the tail: a hard end would look cut off.
-    blend(image, skin(kind, body, pose, rng), trunk * smoothstep(1.01, 0.96, body.u))
-    if kind.segments:
-        draw_eye(image, kind, body, iris=0, rng=rng)
+    # Fade the skin out at the root of the tail: a hard edge would look cut off.
+    blend(image, skin(fish, body, pose, rng), trunk * smoothstep(1.01, 0.96, body.u))
+    if fish.segments:
+        draw_eye(image, fish, body, iris=0, rng=rng)
     else:
-        draw_gill_and_mouth(image, kind, body, rng)
-        draw_eye(image, kind, body, iris=0.62, rng=rng)
-        draw_pectoral(image, kind, body, rng)
+        draw_gill_and_mouth(image, fish, body, rng)
+        draw_eye(image, fish, body, iris=0.62, rng=rng)
+        draw_pectoral(image, fish, body, rng)
     return mask
 
 
 def cast_shadow(image: Array, mask: Array, rng: Rng) -> None:
-    """Darken ``image`` beside the fish."""
+    """Darken ``image`` next to the fish."""
     drop = np.array([[1, 0, rng.uniform(-9, 9)], [0, 1, rng.uniform(-9, 9)]])
     shadow = cv2.GaussianBlur(cv2.warpAffine(mask, drop, (WIDTH, HEIGHT)), (0, 0), rng.uniform(4, 8))
     image *= (1 - np.float32(rng.uniform(0.4, 0.75)) * shadow)[..., None]
 
 
 def rays(color: Array, phase: Array) -> Array:
-    """(HEIGHT, WIDTH, 3) of a fin's colour, darker between its rays."""
+    """Return a fin's colour, darker between its rays: (HEIGHT, WIDTH, 3)."""
     striped: Array = color * (0.86 + 0.16 * np.sin(phase))[..., None]
     return striped
 
 
 def edge_distance(body: Body) -> Array:
-    """Distance across the body to its outline, positive inside, in body lengths."""
+    """Return the distance to the outline across the body, positive inside, in body lengths."""
     distance: Array = np.where(body.w < 0, body.above + body.w, body.below - body.w)
     return distance
 
 
-def vary(kind: Kind, rng: Rng) -> Kind:
-    """One fish of a kind: proportions, fins and colours moved within what still is that kind."""
+def vary(fish: FishClass, rng: Rng) -> FishClass:
+    """Return an individual of a class: proportions, fins and colours vary within the class."""
     depth, back, belly, nose = rng.normal(1, [0.07, 0.04, 0.05, 0.05]).clip(0.85, 1.15)
     paunch = np.array([1, nose, nose, 1, belly, belly, 1, 1])
-    # Every fish leans towards the grey-brown of a dead one by its own amount, so that colour alone tells little.
+    # Each fish fades towards grey-brown by its own amount, so that colour alone says little about the class.
     dull, pale = rng.uniform(0.0, 0.13), rng.normal(0, 0.02)
     tint = rng.normal(0, 0.014, 3)
 
@@ -244,34 +243,34 @@ def vary(kind: Kind, rng: Rng) -> Kind:
         shift, size = rng.normal(0, 0.012), rng.uniform(0.85, 1.15)
         return tuple((u + shift, height * size) for u, height in fins)
 
-    length, span, fork = kind.tail
-    u, w, radius = kind.eye
+    length, span, fork = fish.tail
+    u, w, radius = fish.eye
     return replace(
-        kind,
-        upper=tuple(np.array(kind.upper) * depth * back),
-        lower=tuple(np.array(kind.lower) * depth * paunch),
-        back_fins=stretch(kind.back_fins),
-        belly_fins=stretch(kind.belly_fins),
+        fish,
+        upper=tuple(np.array(fish.upper) * depth * back),
+        lower=tuple(np.array(fish.lower) * depth * paunch),
+        back_fins=stretch(fish.back_fins),
+        belly_fins=stretch(fish.belly_fins),
         tail=(length * rng.uniform(0.9, 1.1), span * rng.uniform(0.8, 1.12), fork + rng.normal(0, 0.04)),
         eye=(u + rng.normal(0, 0.005), w * depth + rng.normal(0, 0.004), radius * rng.uniform(0.9, 1.12)),
-        back=tone(kind.back),
-        flank=tone(kind.flank),
-        belly=tone(kind.belly),
-        fins=tone(kind.fins),
-        stripe=tone(kind.stripe),
+        back=tone(fish.back),
+        flank=tone(fish.flank),
+        belly=tone(fish.belly),
+        fins=tone(fish.fins),
+        stripe=tone(fish.stripe),
     )
 
 
-def body_fields(kind: Kind, pose: Pose) -> Body:
-    """The fields of one fish under its pose."""
+def body_fields(fish: FishClass, pose: Pose) -> Body:
+    """Compute the fields of one fish in its pose."""
     u, w = pose.fish_coordinates()
-    above, below = outline(kind.upper, u), outline(kind.lower, u)
+    above, below = outline(fish.upper, u), outline(fish.lower, u)
     v = np.clip(w / np.maximum(np.where(w < 0, above, below), 1e-3), -1, 1)
     return Body(u, w, v, above, below, pose.length)
 
 
 def outline(depths: tuple[float, ...], u: Array) -> Array:
-    """Half-depth at ``u``: the stations joined smoothly, with a rounded nose."""
+    """Return the half-depth at ``u``, interpolated smoothly, with a rounded nose."""
     table = np.linspace(0, 1, 201)
     straight = np.interp(table, STATIONS, depths).astype(np.float32)
     smooth = cv2.GaussianBlur(straight[None], (0, 0), 9.0, borderType=cv2.BORDER_REPLICATE)[0]
@@ -281,20 +280,20 @@ def outline(depths: tuple[float, ...], u: Array) -> Array:
 
 
 def fin_cover(fins: Polyline, body: Body, height: Array, lean: float, raised: float) -> Array:
-    """Cover of the fins on one edge; ``height`` is the distance from that edge, outwards."""
+    """Return the coverage of the fins on one edge; ``height`` is the distance outwards from that edge."""
     root = body.u - np.float32(lean) * np.maximum(height, 0)
     stations, tops = zip(*fins, strict=True)
-    # The root lies a little inside the body, or every fin would leave a hairline along the whole edge.
+    # The root lies slightly inside the body; otherwise fins would leave a hairline along the whole edge.
     reach = np.interp(root, stations, np.array(tops) * raised).astype(np.float32) - np.float32(0.008)
     ends = np.minimum(body.u - np.float32(0.1), 1 - body.u)
     return body.cover(np.minimum(np.minimum(reach - height, height + np.float32(0.05)), ends))
 
 
-def tail_cover(kind: Kind, body: Body) -> Array:
-    """Cover of the tail fin."""
-    length, span, fork = kind.tail
+def tail_cover(fish: FishClass, body: Body) -> Array:
+    """Return the coverage of the tail fin."""
+    length, span, fork = fish.tail
     behind = body.u - np.float32(0.95)
-    root = np.float32(min(kind.upper[-1], kind.lower[-1]))
+    root = np.float32(min(fish.upper[-1], fish.lower[-1]))
     share = np.clip(behind / np.float32(length), 0, 1)
     half = root + np.float32(span - root) * share**0.8
     off_axis = np.clip(np.abs(body.w) / np.float32(span), 0, 1)
@@ -305,8 +304,8 @@ def tail_cover(kind: Kind, body: Body) -> Array:
     return body.cover(np.minimum(np.minimum(half - np.abs(body.w), edge - behind), behind))
 
 
-def thin_parts(kind: Kind, pose: Pose, rng: Rng) -> Array:
-    """Cover of what is drawn as lines: barbels of a mullet; legs, antennae and the spike of a shrimp."""
+def thin_parts(fish: FishClass, pose: Pose, rng: Rng) -> Array:
+    """Return the coverage of parts drawn as lines: barbels of a mullet; legs, antennae and rostrum of a shrimp."""
     layer = np.zeros((HEIGHT, WIDTH), np.uint8)
 
     def curve(start: tuple[float, float], knee: tuple[float, float], end: tuple[float, float], width: float) -> None:
@@ -315,10 +314,10 @@ def thin_parts(kind: Kind, pose: Pose, rng: Rng) -> Array:
         fixed = np.round(pose.to_canvas(points) * 16).astype(np.int32)
         cv2.polylines(layer, [fixed], False, 255, max(1, round(width * pose.length)), cv2.LINE_AA, 4)
 
-    if kind.barbels:
+    if fish.barbels:
         for reach in rng.uniform(0.10, 0.19, 2):
             curve((0.035, 0.035), (0.06, 0.10), (0.05 + reach, 0.075 + rng.uniform(0, 0.05)), 0.006)
-    if kind.segments:
+    if fish.segments:
         swing = rng.uniform(-0.05, 0.08)
         for u in np.linspace(0.10, 0.36, 5):
             reach = rng.uniform(0.10, 0.20)
@@ -332,40 +331,40 @@ def thin_parts(kind: Kind, pose: Pose, rng: Rng) -> Array:
     return layer.astype(np.float32) / 255
 
 
-def skin(kind: Kind, body: Body, pose: Pose, rng: Rng) -> Array:
-    """(HEIGHT, WIDTH, 3) colour of the trunk, meaningful where the trunk is."""
+def skin(fish: FishClass, body: Body, pose: Pose, rng: Rng) -> Array:
+    """Return the colour of the trunk (HEIGHT, WIDTH, 3), meaningful only where the trunk is."""
     u, v = body.u, body.v
     streaks = stretched_noise(rng, (40, 18), body)
     clouds = stretched_noise(rng, (10, 16), body)
-    fade = smoothstep(*kind.band, v + 0.12 * clouds)[..., None]
+    fade = smoothstep(*fish.band, v + 0.12 * clouds)[..., None]
     pale = smoothstep(0.15, 0.95, v + 0.12 * clouds)[..., None]
-    back, flank, belly = (np.array(color, np.float32) for color in (kind.back, kind.flank, kind.belly))
+    back, flank, belly = (np.array(color, np.float32) for color in (fish.back, fish.flank, fish.belly))
     color = back + (flank - back) * fade
     color += (belly - color) * pale
 
     behind_head = smoothstep(0.18, 0.28, u)
-    if kind.blotches:
+    if fish.blotches:
         patches = smoothstep(0.0, 0.7, stretched_noise(rng, (12, 22), body)) * smoothstep(1.0, 0.2, v)
-        blend(color, back, np.float32(0.85 * kind.blotches) * patches)
-    if kind.stripes:
-        wave = np.cos(np.pi * kind.stripes * (v + np.float32(rng.uniform(-0.08, 0.08)) + 0.03 * clouds))
+        blend(color, back, np.float32(0.85 * fish.blotches) * patches)
+    if fish.stripes:
+        wave = np.cos(np.pi * fish.stripes * (v + np.float32(rng.uniform(-0.08, 0.08)) + 0.03 * clouds))
         lines = smoothstep(0.1, 0.9, wave) * behind_head * smoothstep(0.95, 0.6, np.abs(v))
-        blend(color, np.array(kind.stripe, np.float32), lines * (0.7 + 0.2 * np.clip(streaks, -1, 1)))
-    if kind.spots:
-        blend(color, np.array([0.10, 0.09, 0.08], np.float32), 0.8 * spots(kind.spots, pose, body, rng))
-    if kind.lateral:
-        bent = 0.04 * smoothstep(0.62, 0.36, u) if kind.lateral > 0.5 else np.float32(0.012)
-        line = np.exp(-(((body.w + bent) / (0.006 + 0.006 * kind.lateral)) ** 2)) * behind_head
-        plates = 0.5 + 0.5 * np.sin(u * np.float32(2 * np.pi * 55)) if kind.lateral > 0.5 else 1.0
-        blend(color, back * 0.7, np.float32(kind.lateral) * line * plates)
-    if kind.segments:
-        rings = np.clip((u - 0.36 - 0.25 * np.abs(v * body.below)) / 0.58 * kind.segments, 0, kind.segments)
+        blend(color, np.array(fish.stripe, np.float32), lines * (0.7 + 0.2 * np.clip(streaks, -1, 1)))
+    if fish.spots:
+        blend(color, np.array([0.10, 0.09, 0.08], np.float32), 0.8 * spots(fish.spots, pose, body, rng))
+    if fish.lateral:
+        bent = 0.04 * smoothstep(0.62, 0.36, u) if fish.lateral > 0.5 else np.float32(0.012)
+        line = np.exp(-(((body.w + bent) / (0.006 + 0.006 * fish.lateral)) ** 2)) * behind_head
+        plates = 0.5 + 0.5 * np.sin(u * np.float32(2 * np.pi * 55)) if fish.lateral > 0.5 else 1.0
+        blend(color, back * 0.7, np.float32(fish.lateral) * line * plates)
+    if fish.segments:
+        rings = np.clip((u - 0.36 - 0.25 * np.abs(v * body.below)) / 0.58 * fish.segments, 0, fish.segments)
         step = rings - np.floor(rings)
         color *= (1 - 0.45 * step**5 + 0.12 * (step - 0.5) * (rings > 0))[..., None]
-    if kind.scales:
+    if fish.scales:
         a, b = u * np.float32(46), body.w * np.float32(46)
         net = np.abs(np.sin(np.pi * (a + b)) * np.sin(np.pi * (a - b)))
-        color *= (1 + np.float32(0.28 * kind.scales) * (np.sqrt(net) - 0.6) * behind_head)[..., None]
+        color *= (1 + np.float32(0.28 * fish.scales) * (np.sqrt(net) - 0.6) * behind_head)[..., None]
 
     round_body = 0.52 + 0.52 * np.sqrt(np.clip(1 - 0.92 * v**2, 0, 1))
     gloss = np.exp(-(((v - np.float32(rng.uniform(-0.45, 0.0))) / np.float32(rng.uniform(0.15, 0.3))) ** 2))
@@ -374,30 +373,30 @@ def skin(kind: Kind, body: Body, pose: Pose, rng: Rng) -> Array:
     return lit
 
 
-def draw_gill_and_mouth(image: Array, kind: Kind, body: Body, rng: Rng) -> None:
-    """Rim of the gill cover, the spot behind it, the golden band before the eye, and the mouth."""
+def draw_gill_and_mouth(image: Array, fish: FishClass, body: Body, rng: Rng) -> None:
+    """Draw the rim of the gill cover, the spot behind it, the golden band before the eye, and the mouth."""
     u, w = body.u, body.w
     inside = body.cover(edge_distance(body))
-    back = np.array(kind.back, np.float32)
-    gill, bow = np.float32(0.235 + rng.normal(0, 0.006)), np.float32(0.55 * (kind.upper[2] + kind.lower[2]) + 0.04)
+    back = np.array(fish.back, np.float32)
+    gill, bow = np.float32(0.235 + rng.normal(0, 0.006)), np.float32(0.55 * (fish.upper[2] + fish.lower[2]) + 0.04)
     off_rim = np.hypot(u - (gill - bow), w - np.float32(0.01)) - bow
     rim = np.exp(-((off_rim / 0.007) ** 2)) * (u > gill - 0.7 * bow) * smoothstep(1.0, 0.7, np.abs(body.v))
     blend(image, back * 0.55, inside * 0.6 * rim)
-    if kind.gill_spot:
-        size = np.float32(kind.gill_spot * rng.uniform(0.85, 1.2))
+    if fish.gill_spot:
+        size = np.float32(fish.gill_spot * rng.uniform(0.85, 1.2))
         spot = np.exp(-((np.hypot(u - gill - np.float32(0.012), (w + np.float32(0.035)) * 0.75) / size) ** 4))
         blend(image, np.array([0.10, 0.08, 0.08], np.float32), inside * 0.8 * spot)
-    if kind.brow:
-        u_eye, w_eye, _ = kind.eye
+    if fish.brow:
+        u_eye, w_eye, _ = fish.eye
         band = np.exp(-(((u - u_eye + 0.065) / 0.018) ** 2 + ((w - w_eye + 0.01) / 0.055) ** 2))
-        blend(image, np.array([0.88, 0.70, 0.20], np.float32), inside * np.float32(0.9 * kind.brow) * band)
+        blend(image, np.array([0.88, 0.70, 0.20], np.float32), inside * np.float32(0.9 * fish.brow) * band)
     mouth = np.exp(-(((w - 0.018 - 0.25 * u) / 0.005) ** 2)) * smoothstep(0.075, 0.055, u)
     blend(image, back * 0.4, inside * 0.75 * mouth)
 
 
-def draw_eye(image: Array, kind: Kind, body: Body, iris: float, rng: Rng) -> None:
-    """An eye with a glint; ``iris`` is the pupil's share of it, 0 for a shrimp's bead, which is all pupil."""
-    u, w, radius = kind.eye
+def draw_eye(image: Array, fish: FishClass, body: Body, iris: float, rng: Rng) -> None:
+    """Draw an eye with a glint; ``iris`` is the pupil's share of the radius, 0 for a shrimp (all pupil)."""
+    u, w, radius = fish.eye
     off = np.hypot(body.u - np.float32(u), body.w - np.float32(w))
     if iris:
         ring = np.array([0.80, 0.74, 0.56], np.float32) * np.float32(rng.uniform(0.75, 1.1))
@@ -407,18 +406,18 @@ def draw_eye(image: Array, kind: Kind, body: Body, iris: float, rng: Rng) -> Non
     blend(image, np.array([0.95, 0.95, 0.95], np.float32), body.cover(radius * 0.2 - glint))
 
 
-def draw_pectoral(image: Array, kind: Kind, body: Body, rng: Rng) -> None:
-    """The fin behind the gill cover, folded against the side."""
+def draw_pectoral(image: Array, fish: FishClass, body: Body, rng: Rng) -> None:
+    """Draw the pectoral fin, folded against the side."""
     tilt, length = rng.uniform(0.0, 0.6), 0.16 * rng.uniform(0.8, 1.2)
-    du, dw = body.u - np.float32(0.25), body.w - np.float32(0.3 * kind.lower[3])
+    du, dw = body.u - np.float32(0.25), body.w - np.float32(0.3 * fish.lower[3])
     along, across = np.cos(tilt) * du + np.sin(tilt) * dw, np.cos(tilt) * dw - np.sin(tilt) * du
     half = np.float32(0.026) * np.sqrt(np.clip(along / length * 2, 0, 1)) * np.clip(1.35 - along / length, 0, 1)
     cover = body.cover(np.minimum(half - np.abs(across), np.minimum(along, length - along)).astype(np.float32))
-    blend(image, rays(np.array(kind.fins, np.float32), 30 * across / (0.02 + along * 0.25)), 0.75 * cover)
+    blend(image, rays(np.array(fish.fins, np.float32), 30 * across / (0.02 + along * 0.25)), 0.75 * cover)
 
 
 def spots(count: int, pose: Pose, body: Body, rng: Rng) -> Array:
-    """Cover of round spots on back, flank and tail."""
+    """Return the coverage of round spots on back, flank and tail."""
     layer = np.zeros((HEIGHT, WIDTH), np.uint8)
     number = int(count * rng.uniform(0.7, 1.3))
     u, v, size = rng.uniform(0.06, 1.0, number), rng.uniform(-0.95, 0.35, number), rng.uniform(0.007, 0.014, number)
@@ -429,7 +428,7 @@ def spots(count: int, pose: Pose, body: Body, rng: Rng) -> Array:
 
 
 def expose(image: Array, rng: Rng) -> Array:
-    """Light and camera: vignette, white balance, date stamp, blur, grain; 0 to 1."""
+    """Simulate light and camera: vignette, white balance, date stamp, blur, grain; returns 0 to 1."""
     rows, columns = np.mgrid[-1 : 1 : HEIGHT * 1j, -1 : 1 : WIDTH * 1j].astype(np.float32)
     tilt = rng.uniform(-0.15, 0.15, 2).astype(np.float32)
     vignette = 1 + tilt[0] * columns + tilt[1] * rows - np.float32(rng.uniform(0.05, 0.25)) * (columns**2 + rows**2) / 2
@@ -444,7 +443,7 @@ def expose(image: Array, rng: Rng) -> Array:
 
 
 def stamp(image: Array, text: str, upright: bool) -> None:
-    """The camera's date in yellow, always in the same two places, as cameras do."""
+    """Draw the date in yellow, always in one of two places, as cameras do."""
     layer = np.zeros((HEIGHT, WIDTH) if upright else (WIDTH, HEIGHT), np.uint8)
     at = (layer.shape[1] - 120, layer.shape[0] - 14)
     cv2.putText(layer, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 255, 1, cv2.LINE_AA)
@@ -453,7 +452,7 @@ def stamp(image: Array, text: str, upright: bool) -> None:
 
 
 def scratches(rng: Rng, count: int, height: int, width: int) -> Array:
-    """(height, width) of fine cuts, -1 (dark) to 1 (light); most run roughly one way, as a knife does."""
+    """Return (height, width) fine cuts, -1 (dark) to 1 (light), most in about the same direction, as a knife leaves."""
     layers = np.zeros((2, height, width), np.uint8)
     main = rng.uniform(0, np.pi)
     x, y = rng.uniform(0, width, count), rng.uniform(0, height, count)
@@ -470,27 +469,27 @@ def scratches(rng: Rng, count: int, height: int, width: int) -> Array:
 
 
 def noise(rng: Rng, cells: tuple[int, int], height: int, width: int) -> Array:
-    """(height, width) smooth noise of about unit variance, from ``cells`` (rows, columns) of random values."""
+    """Return (height, width) smooth noise of about unit variance, from ``cells`` (rows, columns) of random values."""
     values = rng.standard_normal(cells, dtype=np.float32)
     field: Array = cv2.resize(values, (width, height), interpolation=cv2.INTER_CUBIC)
     return field
 
 
 def stretched_noise(rng: Rng, cells: tuple[int, int], body: Body) -> Array:
-    """Smooth noise that bends with the body; ``cells`` are rows across and columns along it."""
+    """Return smooth noise that bends with the body; ``cells`` are rows across and columns along it."""
     grid = noise(rng, cells, cells[0] * 8, cells[1] * 8)
     x, y = body.u * (grid.shape[1] - 1), (body.v + 1) * np.float32((grid.shape[0] - 1) / 2)
     return cv2.remap(grid, x.astype(np.float32), y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 
 def smoothstep(start: float, end: float, x: Array) -> Array:
-    """0 at ``start`` and 1 at ``end`` (which may be the smaller), smooth between."""
+    """Interpolate smoothly from 0 at ``start`` to 1 at ``end``, which may be the smaller."""
     t = np.clip((x - np.float32(start)) / np.float32(end - start), 0, 1)
     step: Array = t * t * (3 - 2 * t)
     return step
 
 
 def blend(image: Array, color: Array, cover: Array) -> Array:
-    """Paint ``color`` over ``image`` in place where ``cover`` (0 to 1) says; gives ``image``."""
+    """Blend ``color`` into ``image`` in place, weighted by ``cover`` (0 to 1); return ``image``."""
     image += (color - image) * cover[..., None]
     return image

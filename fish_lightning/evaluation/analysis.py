@@ -1,0 +1,560 @@
+"""Everything that a report says about a test, computed from logits and features: no model, no image files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fish_lightning.errors import UserError
+from fish_lightning.evaluation.abstention import (
+    RiskCoverage,
+    SelectiveThreshold,
+    choose_threshold,
+    risk_coverage,
+    selective_scores,
+)
+from fish_lightning.evaluation.arrays import Bools, Floats, Ints, Names, photograph_index, require_finite, softmax
+from fish_lightning.evaluation.bootstrap import per_photograph, ratio_interval, wilson_interval
+from fish_lightning.evaluation.calibration import (
+    ReliabilityCurve,
+    calibration_scores,
+    fit_temperature,
+    reliability_curve,
+)
+from fish_lightning.evaluation.label_suspects import find_label_suspects
+from fish_lightning.evaluation.neighbours import nearest_photographs
+from fish_lightning.evaluation.outputs import Outputs
+from fish_lightning.evaluation.photograph_vote import class_scores, mean_by_photograph, vote_scores
+from fish_lightning.evaluation.unknowns import (
+    Detection,
+    best_score,
+    detection,
+    feature_scores,
+    keep_threshold,
+    logit_scores,
+)
+
+NEIGHBOURS = 3  # nearest training photographs of an error
+LISTED = 100  # errors, photographs and label suspects kept at most; the totals are counted
+CURVE = 200  # points of the risk-coverage curve kept at most
+MANY_CLASSES = 100  # beyond, intervals of classes come from fewer draws, to stay within seconds
+
+
+@dataclass(frozen=True)
+class Images:
+    """The N tested images, in the order of ``logits.npz``.
+
+    Attributes:
+        paths: (N,) text.
+        photographs: (N,) text, ``""`` where unknown.
+        labels: (N,) true classes.
+        preds: (N,) predicted classes.
+        probabilities: (N,) of the predicted class, before temperature scaling.
+        calibrated: (N,) of the predicted class, after it; None without a temperature.
+        leaked: (N,) whether a copy is among the training images; None if unknown.
+    """
+
+    paths: Names
+    photographs: Names
+    labels: Ints
+    preds: Ints
+    probabilities: Floats
+    calibrated: Floats | None
+    leaked: Bools | None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def correct(self) -> Bools:
+        """(N,) whether the predicted class is the true one."""
+        return np.equal(self.preds, self.labels)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A training image that is near to an error in feature space.
+
+    Attributes:
+        path: relative to the training data's folder.
+        label: its class.
+        similarity: cosine, -1 to 1.
+    """
+
+    path: str
+    label: int
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Error:
+    """A photograph that is mistaken for another class; its most confident copy stands for all with that prediction.
+
+    Attributes:
+        image: index into :class:`Images`.
+        path: of the image.
+        label: its true class.
+        prediction: its predicted class.
+        probability: of the prediction, before temperature scaling.
+        calibrated: the same after it; None without a temperature.
+        mistaken: number of copies with this label and prediction.
+        copies: number of tested copies.
+        neighbours: nearest training photographs, the nearest first.
+    """
+
+    image: int
+    path: str
+    label: int
+    prediction: int
+    probability: float
+    calibrated: float | None
+    mistaken: int
+    copies: int
+    neighbours: tuple[Neighbour, ...]
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A photograph of which not every copy is recognized.
+
+    Attributes:
+        name: of the photograph; the path where photographs are unknown.
+        image: index of one of its copies into :class:`Images`.
+        label: its class.
+        vote: the class its copies vote for, with the mean of their probabilities.
+        copies: number of tested copies.
+        correct: number of copies recognized.
+    """
+
+    name: str
+    image: int
+    label: int
+    vote: int
+    copies: int
+    correct: int
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A photograph whose label is probably wrong.
+
+    Attributes:
+        paths: of its copies.
+        given: its label.
+        suggested: the class that the model is confident of.
+        given_probability: mean over the copies.
+        suggested_probability: likewise.
+    """
+
+    paths: tuple[str, ...]
+    given: int
+    suggested: int
+    given_probability: float
+    suggested_probability: float
+
+
+@dataclass(frozen=True)
+class Unknowns:
+    """How images of none of the classes are told.
+
+    Attributes:
+        score: name of the score that is compared with the threshold, see ``unknowns.py``.
+        threshold: below it an image is of none of the classes; None without validation images.
+        rejected: share of the tested images below the threshold; None without one.
+        n: number of unknown images; 0 if there are none to measure with.
+        unknown_rejected: share of the unknown images below the threshold; None without either.
+        detections: figures of each score; empty without unknown images.
+        best: name of the best of these scores; None without unknown images.
+    """
+
+    score: str
+    threshold: float | None
+    rejected: float | None
+    n: int
+    unknown_rejected: float | None
+    detections: dict[str, Detection]
+    best: str | None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a report draws.
+
+    Attributes:
+        classes: names in label order.
+        subset: of the data that was tested: train, val, test or all.
+        images: the tested ones.
+        photographs: number of tested photographs; None if they are unknown.
+        accuracy: 0 to 1.
+        accuracy_ci95: Wilson, for independent images.
+        accuracy_ci95_photographs: clustered by photograph; None if photographs are unknown.
+        macro_f1: mean over the classes that are tested or predicted.
+        leaked: number of images with a copy among the training images; None if unknown.
+        without_leaked: ``accuracy``, ``accuracy_ci95_photographs`` and ``n`` of the others; None without leaked images
+            or without others.
+        per_class: see :func:`~fish_lightning.evaluation.photograph_vote.class_scores`.
+        confusion: (C, C) number of images, rows: true class, columns: predicted.
+        votes: see :func:`~fish_lightning.evaluation.photograph_vote.vote_scores`.
+        copies_correct: number of photographs of which all, some and no copies are recognized.
+        worst_photographs: at most ``LISTED``, the smallest share of recognized copies first.
+        validation: number of validation images and of their photographs that temperature and threshold come from.
+        leaked_validation: number of them with a copy among the training images; None if unknown.
+        fitted_here: whether temperature and thresholds come from ``validation``, not from a ``calibration.json``.
+        calibration: block of ``summary.json``.
+        reliability: before temperature scaling.
+        reliability_after: after it; None without a temperature.
+        promise: the threshold and what it promises; None if it was not chosen here.
+        selective: block of ``summary.json``.
+        curve: at most ``CURVE`` points.
+        unknowns: None without a threshold and without unknown images.
+        errors: at most ``LISTED``, the most confident first.
+        error_photographs: number of errors, listed or not.
+        neighbours_from: split that neighbours were searched for in; None where there was none.
+        suspects: at most ``LISTED``, the most certain first.
+        suspect_photographs: number of suspects, listed or not.
+        suspects_among: number of images that were searched for suspects.
+    """
+
+    classes: tuple[str, ...]
+    subset: str
+    images: Images
+    photographs: int | None
+    accuracy: float
+    accuracy_ci95: tuple[float, float]
+    accuracy_ci95_photographs: tuple[float, float] | None
+    macro_f1: float
+    leaked: int | None
+    without_leaked: dict[str, Any] | None
+    per_class: list[dict[str, Any]]
+    confusion: npt.NDArray[np.int64]
+    votes: dict[str, Any]
+    copies_correct: tuple[int, int, int]
+    worst_photographs: list[Photograph]
+    validation: tuple[int, int]
+    leaked_validation: int | None
+    fitted_here: bool
+    calibration: dict[str, Any]
+    reliability: ReliabilityCurve
+    reliability_after: ReliabilityCurve | None
+    promise: SelectiveThreshold | None
+    selective: dict[str, Any]
+    curve: RiskCoverage
+    unknowns: Unknowns | None
+    errors: list[Error]
+    error_photographs: int
+    neighbours_from: str | None
+    suspects: list[Suspect]
+    suspect_photographs: int
+    suspects_among: int
+
+
+def analyse(
+    outputs: Outputs,
+    training: Outputs | None = None,
+    target_error: float = 0.05,
+    *,
+    subset: str = "test",
+    leaked: Bools | None = None,
+    unknown: Outputs | None = None,
+    unknown_score: str = "energy",
+    stored: Mapping[str, Any] | None = None,
+) -> Analysis:
+    """Compute everything that a report draws.
+
+    Temperature and thresholds come from the validation images among ``outputs``, else from ``stored``. Label suspects
+    are searched for among all images that are neither trained on nor leaked.
+
+    Args:
+        outputs: of test and validation images.
+        training: of training images, for nearest neighbours, leaks and the score ``knn``; None: neighbours are
+            searched for among validation images.
+        target_error: greatest error among answered images that the threshold is to promise.
+        subset: train, val, test or all.
+        leaked: (len(outputs),) whether a copy of an image is among the training images; None: found by the photographs
+            of ``training``, and unknown without.
+        unknown: of images of none of the classes; their labels are not used.
+        unknown_score: name of a score in ``unknowns.py``; ``knn`` requires ``training``.
+        stored: content of the training run's ``calibration.json``.
+
+    Raises:
+        UserError: no images in the subset, or NaN or infinite logits or features.
+        ValueError: ``training`` or ``unknown`` has other classes.
+    """
+    for other in (training, unknown):
+        if other is not None and other.logits.shape[1] != len(outputs.classes):
+            raise ValueError(f"{other.logits.shape[1]} classes, not {len(outputs.classes)}")
+    chosen = np.ones(len(outputs), dtype=np.bool_) if subset == "all" else outputs.splits == subset
+    if not chosen.any():
+        raise UserError(f"subset={subset}: there are no images to report on")
+    require_finite(outputs.logits, "logits")
+    if leaked is None and training is not None and (outputs.photographs != "").any():
+        leaked = np.isin(outputs.photographs, training.photographs) & (outputs.photographs != "")
+    tested, validated = outputs.take(chosen), outputs.splits == "val"
+    val = outputs.take(validated)
+    names, val_names = _photographs(tested), _photographs(val)
+
+    fit = {} if len(val) else dict(stored or {})
+    temperature = fit_temperature(val.logits, val.labels, val_names) if len(val) else fit.get("temperature")
+    probabilities = tested.probabilities
+    calibrated = None if temperature is None else softmax(tested.logits.astype(np.float64) / temperature)
+    confidence, correct = probabilities.max(axis=1), tested.correct
+    promise = (
+        choose_threshold(val.probabilities.max(axis=1), val.correct, val_names, target_error) if len(val) else None
+    )
+    selective = fit.get("selective") or {"threshold": promise and promise.threshold, "target_error": target_error}
+
+    images = Images(
+        paths=tested.paths,
+        photographs=tested.photographs,
+        labels=tested.labels,
+        preds=tested.preds,
+        probabilities=confidence,
+        calibrated=None if calibrated is None else calibrated[np.arange(len(tested)), tested.preds],
+        leaked=None if leaked is None else leaked[chosen],
+    )
+    per_class = class_scores(
+        images.preds,
+        images.labels,
+        len(outputs.classes),
+        names,
+        resamples=4000 if len(outputs.classes) <= MANY_CLASSES else 1000,
+    )
+    f1 = [score["f1"] for score in per_class if score["f1"] is not None]
+    index = photograph_index(names, len(images))
+    copies_correct, worst = _worst_photographs(images, probabilities, names)
+    errors, error_photographs, neighbours_from = _errors(
+        images, index, tested, training, val if subset == "test" else None
+    )
+    searched = (outputs.splits != "train") & (True if leaked is None else ~leaked)
+    suspects, suspect_photographs = _suspects(outputs.take(searched)) if searched.any() else ([], 0)
+    return Analysis(
+        classes=tuple(str(name) for name in outputs.classes),
+        subset=subset,
+        images=images,
+        photographs=None if names is None else int(index.max()) + 1,
+        accuracy=float(correct.mean()),
+        accuracy_ci95=wilson_interval(int(correct.sum()), len(correct)),
+        accuracy_ci95_photographs=None if names is None else _accuracy_interval(index, correct),
+        macro_f1=float(np.mean(f1)),
+        leaked=None if images.leaked is None else int(images.leaked.sum()),
+        without_leaked=None if images.leaked is None else _without_leaked(index, correct, images.leaked),
+        per_class=per_class,
+        confusion=_confusion(images, len(outputs.classes)),
+        votes=vote_scores(probabilities, images.labels, names),
+        copies_correct=copies_correct,
+        worst_photographs=worst,
+        validation=(len(val), len(np.unique(val.photographs_or_paths))),
+        leaked_validation=None if leaked is None else int(leaked[validated].sum()),
+        fitted_here=bool(len(val)),
+        calibration=calibration_scores(tested.logits, images.labels, temperature),
+        reliability=reliability_curve(probabilities, images.labels, names),
+        reliability_after=None if calibrated is None else reliability_curve(calibrated, images.labels, names),
+        promise=promise,
+        selective=selective_scores(confidence, correct, selective["threshold"], selective["target_error"], names),
+        curve=_thinned(risk_coverage(confidence, correct)),
+        unknowns=_unknowns(tested, val, training, unknown, unknown_score, fit.get("unknown")),
+        errors=errors,
+        error_photographs=error_photographs,
+        neighbours_from=neighbours_from,
+        suspects=suspects,
+        suspect_photographs=suspect_photographs,
+        suspects_among=int(searched.sum()),
+    )
+
+
+def calibration_file(analysis: Analysis) -> dict[str, Any]:
+    """Return the content of ``calibration.json``: what ``predict`` and later evaluations take from the validation.
+
+    Returns:
+        ``temperature``, ``selective`` (``threshold``, ``target_error``), ``unknown`` (``score``, ``threshold``) and
+        ``classes``; None for what could not be determined.
+    """
+    unknowns = analysis.unknowns
+    return {
+        "temperature": analysis.calibration["temperature"],
+        "selective": {key: analysis.selective[key] for key in ("threshold", "target_error")},
+        "unknown": None if unknowns is None else {"score": unknowns.score, "threshold": unknowns.threshold},
+        "classes": list(analysis.classes),
+    }
+
+
+def _photographs(outputs: Outputs) -> Names | None:
+    """Return the photographs as the statistics take them: None if they are unknown."""
+    return outputs.photographs_or_paths if (outputs.photographs != "").any() else None
+
+
+def _accuracy_interval(index: Ints, correct: Bools) -> tuple[float, float]:
+    right, copies = per_photograph(index, correct, np.ones(len(correct))).T
+    return ratio_interval(right, copies)
+
+
+def _without_leaked(index: Ints, correct: Bools, leaked: Bools) -> dict[str, Any] | None:
+    if not leaked.any() or leaked.all():
+        return None
+    rest = ~leaked
+    interval = _accuracy_interval(photograph_index(index[rest], int(rest.sum())), correct[rest])
+    return {
+        "accuracy": float(correct[rest].mean()),
+        "accuracy_ci95_photographs": list(interval),
+        "n": int(rest.sum()),
+    }
+
+
+def _confusion(images: Images, classes: int) -> npt.NDArray[np.int64]:
+    flat = np.bincount(images.labels * classes + images.preds, minlength=classes * classes)
+    return flat.reshape(classes, classes)
+
+
+def _worst_photographs(
+    images: Images, probabilities: Floats, names: Names | None
+) -> tuple[tuple[int, int, int], list[Photograph]]:
+    means = mean_by_photograph(probabilities, images.labels, names)
+    right, copies = per_photograph(means.index, images.correct, np.ones(len(images))).T.astype(np.int64)
+    all_right, none_right = int((right == copies).sum()), int((right == 0).sum())
+    votes = means.probabilities.argmax(axis=1)
+    # One of its errors shows a photograph best: errors come first, then the first image of each photograph is taken.
+    order = np.argsort(images.correct, kind="stable")
+    _, first = np.unique(means.index[order], return_index=True)
+    shown = order[first]
+    wrong = np.flatnonzero(right < copies)
+    ranked = wrong[np.lexsort((-copies[wrong], right[wrong] / copies[wrong]))][:LISTED]
+    worst = [
+        Photograph(
+            name=str(images.photographs[shown[entry]] or images.paths[shown[entry]]),
+            image=int(shown[entry]),
+            label=int(means.labels[entry]),
+            vote=int(votes[entry]),
+            copies=int(copies[entry]),
+            correct=int(right[entry]),
+        )
+        for entry in ranked
+    ]
+    return (all_right, len(copies) - all_right - none_right, none_right), worst
+
+
+def _errors(
+    images: Images, index: Ints, tested: Outputs, training: Outputs | None, val: Outputs | None
+) -> tuple[list[Error], int, str | None]:
+    """Return the listed errors, the number of all, and the split that neighbours come from."""
+    wrong = np.flatnonzero(~images.correct)
+    order = wrong[np.argsort(-images.probabilities[wrong], kind="stable")]
+    classes = len(tested.classes)
+    mistake = (index[order] * classes + images.labels[order]) * classes + images.preds[order]
+    _, first, mistaken = np.unique(mistake, return_index=True, return_counts=True)
+    rank = np.argsort(first)[:LISTED]
+    listed, copies = order[first[rank]], np.bincount(index)
+    neighbours, split = _neighbours(tested.features[listed], training, val)
+    errors = [
+        Error(
+            image=int(image),
+            path=str(images.paths[image]),
+            label=int(images.labels[image]),
+            prediction=int(images.preds[image]),
+            probability=float(images.probabilities[image]),
+            calibrated=None if images.calibrated is None else float(images.calibrated[image]),
+            mistaken=int(number),
+            copies=int(copies[index[image]]),
+            neighbours=near,
+        )
+        for image, number, near in zip(listed, mistaken[rank], neighbours, strict=True)
+    ]
+    return errors, len(first), split
+
+
+def _neighbours(
+    features: Floats, training: Outputs | None, val: Outputs | None
+) -> tuple[list[tuple[Neighbour, ...]], str | None]:
+    """Return the nearest photographs of each of E errors, and the split they come from."""
+    for split, other in (("train", training), ("val", val)):
+        # Features are float16 and may overflow where logits do not: a report without neighbours is better than none.
+        if other is not None and len(other) and len(features) and _usable(features) and _usable(other.features):
+            found = nearest_photographs(features, other.features, _photographs(other), NEIGHBOURS)
+            return [
+                tuple(
+                    Neighbour(str(other.paths[key]), int(other.labels[key]), float(cosine))
+                    for key, cosine in zip(keys, cosines, strict=True)
+                    if key >= 0
+                )
+                for keys, cosines in zip(*found, strict=True)
+            ], split
+    return [()] * len(features), None
+
+
+def _usable(features: Floats) -> bool:
+    return bool(features.shape[1]) and bool(np.isfinite(features).all())
+
+
+def _suspects(outputs: Outputs) -> tuple[list[Suspect], int]:
+    """Return the listed label suspects and the number of all."""
+    found = find_label_suspects(outputs.probabilities, outputs.labels, _photographs(outputs))
+    listed = [
+        Suspect(
+            paths=tuple(outputs.paths[suspect.images].tolist()),
+            given=suspect.given,
+            suggested=suspect.suggested,
+            given_probability=suspect.given_probability,
+            suggested_probability=suspect.suggested_probability,
+        )
+        for suspect in found[:LISTED]
+    ]
+    return listed, len(found)
+
+
+def _thinned(curve: RiskCoverage) -> RiskCoverage:
+    """Return a curve of at most ``CURVE`` points, evenly spaced in coverage, both ends kept."""
+    points = len(curve.coverage)
+    if points <= CURVE:
+        return curve
+    wanted = np.searchsorted(curve.coverage, np.linspace(curve.coverage[0], 1, CURVE))
+    kept = np.unique(np.minimum(wanted, points - 1))
+    return RiskCoverage(curve.threshold[kept], curve.coverage[kept], curve.risk[kept], curve.aurc)
+
+
+def _unknowns(
+    tested: Outputs,
+    val: Outputs,
+    training: Outputs | None,
+    unknown: Outputs | None,
+    name: str,
+    stored: Mapping[str, Any] | None,
+) -> Unknowns | None:
+    if stored:
+        name = stored["score"]
+    threshold = stored["threshold"] if stored else None
+    if len(val):
+        threshold = keep_threshold(_score(val, training, name), _photographs(val))
+    if threshold is None and unknown is None:
+        return None
+    rejected = None if threshold is None else float((_score(tested, training, name) < threshold).mean())
+    if unknown is None or not len(unknown):
+        return Unknowns(name, threshold, rejected, 0, None, {}, None)
+    known, foreign = _scores(tested, training), _scores(unknown, training)
+    detections = {
+        score: detection(known[score], foreign[score], _photographs(tested), _photographs(unknown)) for score in known
+    }
+    return Unknowns(
+        score=name,
+        threshold=threshold,
+        rejected=rejected,
+        n=len(unknown),
+        unknown_rejected=None if threshold is None else float((foreign[name] < threshold).mean()),
+        detections=detections,
+        best=best_score(detections),
+    )
+
+
+def _scores(outputs: Outputs, training: Outputs | None) -> dict[str, npt.NDArray[np.float64]]:
+    if training is None or not len(training):
+        norm = np.linalg.norm(outputs.features.astype(np.float64), axis=1)
+        return logit_scores(outputs.logits) | {"feature_norm": norm}
+    return logit_scores(outputs.logits) | feature_scores(outputs.features, training.features, _photographs(training))
+
+
+def _score(outputs: Outputs, training: Outputs | None, name: str) -> npt.NDArray[np.float64]:
+    """Return one score; neighbours are searched for only if it is ``knn``."""
+    scores = _scores(outputs, training if name == "knn" else None)
+    if name not in scores:
+        raise UserError(f"unknown score '{name}': choose one of {', '.join(scores)}, or knn with training features")
+    return scores[name]

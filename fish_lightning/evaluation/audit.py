@@ -1,0 +1,306 @@
+"""Does a model look at the object or at the background? An audit of images whose masks are known.
+
+Each image is classified again with another background and without its object, as by K. Xiao et al. (Noise or Signal:
+The Role of Image Backgrounds in Object Recognition, ICLR 2021, arXiv:2006.09994).
+
+The verdict compares predictions, not accuracies: backgrounds need not tell the class, but the model must take some for
+different classes. A test set may lack such backgrounds; if they tell the class in training only, audit training images.
+A ResNet-18 trained on the sample data with a board colour for each class follows the object in 27 % of composites of
+training images (100 % if trained without the colours), but in 85 % of those of test images, whose boards are ordinary
+and a third of which it classifies correctly.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from fish_lightning.data.keys import keyed_seed
+from fish_lightning.errors import UserError
+from fish_lightning.evaluation.bootstrap import Z95
+from fish_lightning.evaluation.scores import photograph_interval
+
+Pixels = npt.NDArray[np.uint8]
+Masks = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.int64]
+LooksAt = Literal["object", "background", "both", "undecided"]
+Predict = Callable[[Pixels], npt.NDArray[np.float32]]
+
+#: The object (or the background) decides if predictions follow it twice as often as the other.
+DECIDES = 2 / 3
+#: More composites that follow neither, and the changed images confuse the model more than they tell about it.
+CONFUSED = 0.5
+#: A bootstrap of fewer clusters gives intervals that are too narrow.
+MIN_PHOTOGRAPHS = 10
+#: Images changed and classified at once.
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over images.
+
+    Attributes:
+        value: 0 to 1.
+        ci95: 95 % interval clustered by photograph.
+        n: number of images.
+        photographs: number of photographs that they are copies of.
+    """
+
+    value: float
+    ci95: tuple[float, float]
+    n: int
+    photographs: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found; ``dataclasses.asdict`` gives plain values for JSON.
+
+    A composite is the object of one image on the background of an image of another class. It is telling if the model
+    predicts different classes for the two.
+
+    Attributes:
+        accuracy: on the images as they are.
+        mean_background: accuracy with the background replaced by its mean colour.
+        other_background: accuracy on composites; None if all images are of one class.
+        object_removed: accuracy without the object.
+        chance: accuracy of the best constant prediction: the share of the largest class.
+        follows_neither: share of the telling composites whose prediction is that of neither image; None without any.
+        follows_object: share of the others that are predicted as the image of the object, not as that of the
+            background; None without any.
+        heat_on_object: mean share of a heat map that lies on the object; None without heat maps.
+        object_share: mean share of the image that the object covers, and of an even heat map.
+        skipped: number of images whose mask is empty or covers the whole image, which are in no figure.
+        looks_at: the verdict in a word.
+        verdict: the verdict in one or two sentences.
+    """
+
+    accuracy: Figure
+    mean_background: Figure
+    other_background: Figure | None
+    object_removed: Figure
+    chance: float
+    follows_neither: Figure | None
+    follows_object: Figure | None
+    heat_on_object: Figure | None
+    object_share: Figure
+    skipped: int
+    looks_at: LooksAt
+    verdict: str
+
+
+def audit(
+    images: Pixels,
+    masks: Masks,
+    labels: Indices,
+    photographs: npt.NDArray[np.str_],
+    predict: Predict,
+    heat: npt.NDArray[np.float32] | None = None,
+    seed: int = 0,
+) -> Audit:
+    """Audit a model on N images.
+
+    The verdict depends on the telling composites that follow one of their two images:
+
+    - *object* or *background* if at least ``DECIDES`` of them follow it, and the interval excludes an even vote;
+    - *both* if neither decides;
+    - *undecided* if there is no composite, if more than ``CONFUSED`` follow neither image, with fewer than
+      ``MIN_PHOTOGRAPHS`` photographs, or if the interval of a clear majority includes an even vote.
+
+    Args:
+        images: (N, 3, H, W) as the model sees them.
+        masks: (N, H, W), True on the object.
+        labels: (N,) true classes.
+        photographs: (N,) name of each image's photograph.
+        predict: returns probabilities (B, C) for images (B, 3, H, W); called with up to ``BATCH`` images.
+        heat: (N, h, w) heat maps of the predicted classes, of any resolution.
+        seed: of the choice of backgrounds.
+
+    Raises:
+        UserError: no image has both object and background, or ``predict`` returns NaN.
+    """
+    covered = masks.mean((1, 2)) if len(masks) else np.zeros(0)
+    usable = (covered > 0) & (covered < 1)
+    if not usable.any():
+        raise UserError(
+            f"audit: none of {len(masks)} images has a mask with both object and background\n"
+            "masks are expected beside the images: '<Class> GT/<name>.png' for '<Class>/<name>.png'"
+        )
+    images, masks, labels, photographs = images[usable], masks[usable], labels[usable], photographs[usable]
+    batches = [slice(start, start + BATCH) for start in range(0, len(images), BATCH)]
+
+    def predicted(changed: Iterable[Pixels]) -> Indices:
+        probabilities = np.concatenate([predict(batch) for batch in changed])
+        if not np.isfinite(probabilities).all():
+            raise UserError("audit: the model predicts NaN or infinite probabilities")
+        preds: Indices = probabilities.argmax(1)
+        return preds
+
+    original = predicted(images[i] for i in batches)
+    flat = predicted(mean_background(images[i], masks[i]) for i in batches)
+    bare = predicted(without_object(images[i], masks[i]) for i in batches)
+    removed = _share(bare == labels, photographs)
+    donors = choose_donors(labels, seed)
+    composites, neither, follows = None, None, None
+    if donors is not None:
+        preds = predicted(on_background(images[i], masks[i], images[donors[i]], masks[donors[i]]) for i in batches)
+        composites = _share(preds == labels, photographs)
+        telling = original != original[donors]
+        sided = telling & ((preds == original) | (preds == original[donors]))
+        neither = _share(~sided[telling], photographs[telling]) if telling.any() else None
+        follows = _share((preds == original)[sided], photographs[sided]) if sided.any() else None
+    chance = float(np.bincount(labels).max() / len(labels))
+    looks_at, verdict = _verdict(donors is not None, neither, follows)
+    if removed.ci95[0] > chance:
+        verdict += f" Without the object, {removed.value:.0%} of the predictions are still right (chance {chance:.0%})."
+    return Audit(
+        accuracy=_share(original == labels, photographs),
+        mean_background=_share(flat == labels, photographs),
+        other_background=composites,
+        object_removed=removed,
+        chance=chance,
+        follows_neither=neither,
+        follows_object=follows,
+        heat_on_object=None if heat is None else _heat_on_object(heat[usable], masks, photographs),
+        object_share=mean_by_photograph(covered[usable], photographs),
+        skipped=int((~usable).sum()),
+        looks_at=looks_at,
+        verdict=verdict,
+    )
+
+
+def mean_background(images: Pixels, masks: Masks) -> Pixels:
+    """Return images (N, 3, H, W) with each background replaced by its mean colour."""
+    return np.where(masks[:, None], images, _background_colour(images, masks))
+
+
+def without_object(images: Pixels, masks: Masks) -> Pixels:
+    """Return images (N, 3, H, W) whose objects are covered by the mean colour of the background.
+
+    The object's bounding box is filled: its outline alone may tell the class.
+    """
+    rows, columns = _extent(masks, 2)[:, :, None], _extent(masks, 1)[:, None, :]
+    return np.where((rows & columns)[:, None], _background_colour(images, masks), images)
+
+
+def on_background(images: Pixels, masks: Masks, others: Pixels, other_masks: Masks) -> Pixels:
+    """Return the objects of N images on the backgrounds of N others, whose own objects are removed."""
+    return np.where(masks[:, None], images, without_object(others, other_masks))
+
+
+def choose_donors(labels: Indices, seed: int) -> Indices | None:
+    """Choose whose background each image gets: first another class, then an image of it, each equally likely.
+
+    Args:
+        labels: (N,) true classes.
+        seed: the choice for an image depends on it, on the image's index and on the labels.
+
+    Returns:
+        (N,) indices; None if all images are of one class.
+    """
+    members = {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
+    if len(members) < 2:
+        return None
+    donors = np.empty(len(labels), np.int64)
+    for i, label in enumerate(labels.tolist()):
+        others = [other for other in members if other != label]
+        donor = members[others[keyed_seed(seed, i, 0) % len(others)]]
+        donors[i] = donor[keyed_seed(seed, i, 1) % len(donor)]
+    return donors
+
+
+def spread_over_photographs(photographs: npt.NDArray[np.str_], limit: int, seed: int = 0) -> Indices:
+    """Choose up to ``limit`` images of as many photographs as possible: a first image of each, then a second one.
+
+    An audit classifies each image four times, and further copies of a photograph narrow its intervals little.
+
+    Returns:
+        Indices, sorted.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(photographs))
+    _, group, sizes = np.unique(photographs[shuffled], return_inverse=True, return_counts=True)
+    turn = np.empty(len(group), np.int64)  # 0 for the first image of a photograph, 1 for the second
+    turn[np.argsort(group, kind="stable")] = np.concatenate([np.arange(size) for size in sizes])
+    chosen: Indices = np.sort(shuffled[np.argsort(turn, kind="stable")[:limit]])
+    return chosen
+
+
+def mean_by_photograph(values: npt.NDArray[np.float64], photographs: npt.NDArray[np.str_]) -> Figure:
+    """Return the mean of values between 0 and 1; its interval is that of a ratio of sums over photographs.
+
+    Source: W. G. Cochran, Sampling Techniques (1977), chapter 9A (clusters of unequal sizes).
+    """
+    _, group = np.unique(photographs, return_inverse=True)
+    sizes, sums = np.bincount(group), np.bincount(group, weights=values)
+    mean, k = float(values.mean()), len(sizes)
+    if k == 1:
+        return Figure(mean, (0.0, 1.0), len(values), 1)
+    half = Z95 * math.sqrt(k / (k - 1) * ((sums - mean * sizes) ** 2).sum()) / len(values)
+    return Figure(mean, (max(0.0, mean - half), min(1.0, mean + half)), len(values), k)
+
+
+def _background_colour(images: Pixels, masks: Masks) -> Pixels:
+    """Return (N, 3, 1, 1), the mean colour outside of the masks."""
+    outside = ~masks[:, None]
+    total = np.where(outside, images, 0).sum((2, 3), keepdims=True, dtype=np.float64)
+    colour: Pixels = np.rint(total / outside.sum((2, 3), keepdims=True)).astype(np.uint8)
+    return colour
+
+
+def _extent(masks: Masks, axis: int) -> Masks:
+    """Return (N, L), True from the first line along ``axis`` to the last that has any of the object."""
+    lines: Any = masks.any(axis)
+    extent: Masks = np.logical_or.accumulate(lines, 1) & np.logical_or.accumulate(lines[:, ::-1], 1)[:, ::-1]
+    return extent
+
+
+def _heat_on_object(heat: npt.NDArray[np.float32], masks: Masks, photographs: npt.NDArray[np.str_]) -> Figure | None:
+    """Return the mean share of heat on the object; None if all maps are zero, which have no share.
+
+    A cell of a heat map counts by how much of it is object.
+    """
+    total, on_object = heat.sum((1, 2), dtype=np.float64), np.empty(len(heat))
+    for start in range(0, len(heat), BATCH):
+        batch = slice(start, start + BATCH)
+        cells = F.adaptive_avg_pool2d(torch.from_numpy(masks[batch]).float(), heat.shape[1:])
+        on_object[batch] = (heat[batch] * cells.numpy()).sum((1, 2), dtype=np.float64)
+    warm = total > 0
+    return mean_by_photograph(on_object[warm] / total[warm], photographs[warm]) if warm.any() else None
+
+
+def _share(true: Masks, photographs: npt.NDArray[np.str_]) -> Figure:
+    return Figure(float(true.mean()), photograph_interval(true, photographs), len(true), len(np.unique(photographs)))
+
+
+def _verdict(has_donors: bool, neither: Figure | None, follows: Figure | None) -> tuple[LooksAt, str]:
+    """Return the verdict in a word and in a sentence."""
+    if not has_donors:
+        return "undecided", "Not decided: all images with masks are of one class, so there is no other background."
+    if neither is None:
+        return "undecided", "Not decided: the model predicts the same class whatever the image."
+    composed = "with the object of one image on the background of another"
+    if follows is None or neither.value > CONFUSED:
+        return "undecided", (
+            f"Not decided: {composed}, {neither.value:.0%} of the predictions are those of neither image, so the "
+            "changed images confuse the model."
+        )
+    (low, high), share = follows.ci95, follows.value
+    clear = max(share, 1 - share) >= DECIDES
+    looks_at: LooksAt = "both" if not clear else "object" if share > 0.5 else "background"
+    says = {
+        "object": "The predictions come from the object",
+        "background": "The predictions come from the background, not from the object",
+        "both": "Neither object nor background decides alone",
+    }[looks_at]
+    if follows.photographs < MIN_PHOTOGRAPHS or (clear and low <= 0.5 <= high):
+        looks_at, says = "undecided", "Not decided, too few photographs"
+    return looks_at, (
+        f"{says}: {composed}, {share:.0%} of the predictions follow the object and {1 - share:.0%} the background "
+        f"(95 % CI for the object {low:.0%} to {high:.0%}, clustered by photograph, n={follows.photographs})."
+    )

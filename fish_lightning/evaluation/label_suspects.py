@@ -1,0 +1,69 @@
+"""Which labels are probably wrong: confident learning from out-of-sample predictions, counted by photograph."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fish_lightning.evaluation.arrays import Floats, Ints, Names
+from fish_lightning.evaluation.photograph_vote import mean_by_photograph
+
+
+@dataclass(frozen=True)
+class LabelSuspect:
+    """A photograph whose label is probably wrong.
+
+    Attributes:
+        images: indices of its copies.
+        given: the label they have.
+        suggested: the class that the model is confident of.
+        given_probability: of the given label, mean over its copies.
+        suggested_probability: of the suggested class, likewise.
+    """
+
+    images: Ints
+    given: int
+    suggested: int
+    given_probability: float
+    suggested_probability: float
+
+
+def find_label_suspects(probabilities: Floats, labels: Ints, photographs: Names | None = None) -> list[LabelSuspect]:
+    """Find labels that confident predictions contradict, the most certain ones first.
+
+    A class is confident for a photograph where its probability reaches the mean that the class has among photographs
+    labelled with it; the most probable confident class is the estimate of the true one. A suspect's estimate differs
+    from its label (an off-diagonal entry of the confident joint), and so does the model's prediction. Ranked by the
+    margin between the two probabilities. Copies vote first, since they would otherwise be counted as evidence.
+
+    Args:
+        probabilities: (N, C) of models that were not trained on the image nor on a copy of it: folds by photograph.
+        labels: (N,) as given.
+        photographs: (N,) each image's photograph; None where they are not known.
+
+    Raises:
+        UserError: there are no images, or probabilities are NaN or infinite.
+
+    Source: C. Northcutt, L. Jiang and I. Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels, JAIR 70
+    (2021), arXiv:1911.00068.
+    """
+    means = mean_by_photograph(probabilities, labels, photographs)
+    given, entries, classes = means.labels, np.arange(len(means.labels)), means.probabilities.shape[1]
+    own = means.probabilities[entries, given]
+    with np.errstate(invalid="ignore"):
+        threshold = np.bincount(given, own, classes) / np.bincount(given, minlength=classes)
+    # NaN, and never reached, for a class without images
+    confident = np.where(means.probabilities >= threshold - 1e-9, means.probabilities, 0)
+    suggested = confident.argmax(axis=1)
+    predicted = means.probabilities.argmax(axis=1)
+    suspects = np.flatnonzero(confident.any(axis=1) & (suggested != given) & (predicted != given))
+    margin = means.probabilities[entries, suggested] - own
+    return [
+        LabelSuspect(
+            images=np.flatnonzero(means.index == entry),
+            given=int(given[entry]),
+            suggested=int(suggested[entry]),
+            given_probability=float(own[entry]),
+            suggested_probability=float(means.probabilities[entry, suggested[entry]]),
+        )
+        for entry in suspects[np.argsort(-margin[suspects], kind="stable")]
+    ]

@@ -1,0 +1,116 @@
+"""``logits.npz``: what a model computed for labelled images, from which reports and comparisons are made without it."""
+
+import zipfile
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fish_lightning.data.catalog import Catalog
+from fish_lightning.errors import UserError, first_line
+from fish_lightning.evaluation.arrays import softmax
+from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.files import whole_file
+
+FILE = "logits.npz"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Logits and features of N labelled images of C classes.
+
+    Attributes:
+        paths: (N,) text, relative to the data set's folder.
+        labels: (N,) int64, true classes.
+        photographs: (N,) text, the group of copies an image belongs to; ``""`` where unknown.
+        splits: (N,) text: train, val or test.
+        logits: (N, C) float32.
+        features: (N, D) float16, input of the network's last layer.
+        classes: (C,) text, class names in label order.
+    """
+
+    paths: npt.NDArray[np.str_]
+    labels: npt.NDArray[np.int64]
+    photographs: npt.NDArray[np.str_]
+    splits: npt.NDArray[np.str_]
+    logits: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float16]
+    classes: npt.NDArray[np.str_]
+
+    @classmethod
+    def of(cls, predictions: Predictions, catalog: Catalog) -> "Outputs":
+        """Return predictions beside what a catalog knows of their images."""
+        at = predictions.indices
+        return cls(
+            paths=catalog.paths[at],
+            labels=predictions.labels,
+            photographs=catalog.photographs[at],
+            splits=catalog.splits[at],
+            logits=predictions.logits,
+            features=predictions.features,
+            classes=np.array(catalog.classes),
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> "Outputs":
+        """Return some of the images, by a mask or by indices."""
+        per_image = {f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "classes"}
+        return replace(self, **per_image)
+
+    def subset(self, split: str) -> "Outputs":
+        """Return the images of one split."""
+        return self.take(self.splits == split)
+
+    def joined(self, other: "Outputs") -> "Outputs":
+        """Return the images of both."""
+        both = {f.name: np.concatenate([getattr(part, f.name) for part in (self, other)]) for f in fields(self)}
+        return replace(self, **(both | {"classes": self.classes}))
+
+    @property
+    def photographs_or_paths(self) -> npt.NDArray[np.str_]:
+        """(N,) photograph of each image; where that is unknown, the image counts as one of its own."""
+        return np.where(self.photographs == "", self.paths, self.photographs)
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """(N, C) softmax of the logits, without a temperature."""
+        return softmax(self.logits)
+
+    @property
+    def preds(self) -> npt.NDArray[np.int64]:
+        """(N,) most probable class."""
+        preds: npt.NDArray[np.int64] = self.logits.argmax(1)
+        return preds
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether the most probable class is the true one."""
+        return np.equal(self.preds, self.labels)
+
+    def save(self, file: Path) -> None:
+        """Write the arrays, whole or not at all."""
+        with whole_file(file) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, **{f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def load(cls, file: Path) -> "Outputs":
+        """Read the arrays; nothing in the file is executed.
+
+        Raises:
+            UserError: no such file, or not one that :meth:`save` wrote.
+        """
+        if not file.is_file():
+            raise UserError(f"no {file.name} in {file.parent}: an earlier version wrote that run; evaluate it again")
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                outputs = cls(**{f.name: stored[f.name] for f in fields(cls)})
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{file} is corrupt or incomplete ({first_line(error)})") from None
+        n, c = len(outputs.paths), len(outputs.classes)
+        lengths = {len(getattr(outputs, f.name)) for f in fields(cls) if f.name != "classes"}
+        if lengths != {n} or outputs.logits.shape != (n, c) or outputs.features.ndim != 2:
+            raise UserError(f"{file} is corrupt or incomplete (its arrays do not fit together)")
+        return outputs

@@ -1,0 +1,45 @@
+"""How names of files and classes are shown, whatever bytes they consist of: in a terminal, a spreadsheet, a figure.
+
+File names are bytes on POSIX. Python maps bytes that are not UTF-8 to lone surrogates (PEP 383), which no terminal,
+JSON reader or font accepts. Files that are read again (``split.csv``) keep them with ``errors=ENCODE_ERRORS``.
+"""
+
+#: How text files are opened that must keep names exactly.
+ENCODE_ERRORS = "surrogateescape"
+#: What a spreadsheet takes as the start of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def printable(name: str) -> str:
+    r"""Return a name without control characters and lone surrogates, which are written as escapes such as ``\x1b``."""
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else _escape(c) for c in name)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def figure_text(text: str, lines: bool = False) -> str:
+    """Return a text for matplotlib, which would set what is between dollar signs as mathematics.
+
+    Args:
+        text: names, or several lines with names in them.
+        lines: whether line breaks stay.
+    """
+    shown = "\n".join(map(printable, text.split("\n"))) if lines else printable(text)
+    return shown.replace("$", r"\$")
+
+
+def path_cell(path: str) -> str:
+    """Return a path for a table that may be opened in a spreadsheet: never a formula, and still the same file."""
+    return f"./{path}" if path.startswith(_FORMULA) else path
+
+
+def text_cell(text: str) -> str:
+    """Return a text for a table that may be opened in a spreadsheet, where an apostrophe marks it as text."""
+    return f"'{text}" if text.startswith(_FORMULA) else text

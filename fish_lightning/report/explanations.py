@@ -1,0 +1,136 @@
+"""What a report needs from the model besides ``logits.npz``: nearest training images, heat maps, and the audit."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fish_lightning.data.datamodule import FishDataModule
+from fish_lightning.data.decoding import UnreadableImage, decode
+from fish_lightning.data.masks import load_mask, mask_files
+from fish_lightning.errors import UserError
+from fish_lightning.evaluation.analysis import Analysis
+from fish_lightning.evaluation.audit import audit, spread_over_photographs
+from fish_lightning.evaluation.heatmaps import heat_maps, upsampled
+from fish_lightning.evaluation.outputs import Outputs
+from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.models.classifier import FishClassifier
+
+Indices = npt.NDArray[np.int64]
+BATCH = 32  # images at a time
+NEIGHBOURS = 1000  # training photographs compared at most, one image of each
+AUDITED = 96  # images at most: four variants and a heat map of each
+
+
+def training_outputs(model: FishClassifier, data: FishDataModule, most: int = NEIGHBOURS) -> Outputs | None:
+    """Return what the model computes for one image of each training photograph; None if none can be read."""
+    catalog = data.catalog
+    trained = catalog.indices("train")
+    _, first = np.unique(catalog.photographs_or_paths[trained], return_index=True)
+    chosen = trained[np.sort(first)]
+    if len(chosen) > most:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, most).astype(np.int64)]
+    kept, logits, features = [], [], []
+    for indices, images in _batches(data, chosen):
+        with torch.inference_mode():
+            computed = model.logits_and_features(images.to(model.device))
+        kept.append(indices)
+        logits.append(computed[0].cpu().numpy())
+        features.append(computed[1].half().cpu().numpy())
+    if not kept:
+        return None
+    at = np.concatenate(kept)
+    return Outputs.of(Predictions(at, catalog.labels[at], np.concatenate(logits), np.concatenate(features)), catalog)
+
+
+def error_heat_maps(
+    model: FishClassifier, data: FishDataModule, analysis: Analysis
+) -> tuple[dict[str, npt.NDArray[np.float32]], str]:
+    """Return the heat map of each error's predicted class by path, and why there is none."""
+    predicted = {error.path: error.prediction for error in analysis.errors}
+    found = np.flatnonzero(np.isin(data.catalog.paths, list(predicted)))
+    maps: dict[str, npt.NDArray[np.float32]] = {}
+    try:
+        for indices, images in _batches(data, found):
+            paths = [str(data.catalog.paths[index]) for index in indices]
+            maps |= zip(paths, _heat(model, images, [predicted[path] for path in paths]), strict=True)
+    except UserError as error:
+        return {}, str(error)
+    return maps, ""
+
+
+def audit_report(model: FishClassifier, data: FishDataModule, outputs: Outputs) -> dict[str, Any] | str:
+    """Return the audit of some test images as a dict, or why there is none.
+
+    Args:
+        model: tested.
+        data: its data; masks are known of the fish archive and of the sample data.
+        outputs: of the test images.
+    """
+    catalog = data.catalog
+    indices = np.flatnonzero(np.isin(catalog.paths, outputs.paths))
+    masks = mask_files(catalog, indices)
+    if not masks:
+        return "the images have no masks of their objects"
+    known = np.array(sorted(masks), dtype=np.int64)
+    chosen = known[spread_over_photographs(catalog.photographs_or_paths[known], AUDITED)]
+    images, objects, kept = [], [], []
+    for part, batch in _batches(data, chosen):
+        for index, image in zip(part.tolist(), batch.numpy(), strict=True):
+            try:
+                objects.append(load_mask(masks[index], data.eval_transform))
+            except UnreadableImage:
+                continue
+            images.append(image)
+            kept.append(index)
+    if not kept:
+        return "the masks cannot be read"
+    at, pixels = np.array(kept), np.stack(images)
+
+    def predict(variants: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        parts = []
+        for start in range(0, len(variants), BATCH):
+            with torch.inference_mode():
+                logits = model(torch.from_numpy(variants[start : start + BATCH]).to(model.device))
+            parts.append(logits.float().softmax(1).cpu().numpy())
+        return np.concatenate(parts)
+
+    heat = None
+    try:
+        predicted = predict(pixels).argmax(1).tolist()
+        parts = [
+            _heat(model, torch.from_numpy(pixels[start : start + BATCH]), predicted[start : start + BATCH])
+            for start in range(0, len(pixels), BATCH)
+        ]
+        heat = upsampled(np.concatenate(parts), *pixels.shape[2:])
+    except UserError:
+        pass  # a network without feature maps: the audit goes without heat maps, and says so
+    try:
+        found = audit(pixels, np.stack(objects), catalog.labels[at], catalog.photographs_or_paths[at], predict, heat)
+    except UserError as error:
+        return str(error)
+    return asdict(found)
+
+
+def _heat(model: FishClassifier, images: Tensor, classes: Sequence[int]) -> npt.NDArray[np.float32]:
+    normalized = model.normalize(images.to(model.device))
+    return heat_maps(model.network, normalized, torch.tensor(list(classes), device=model.device))
+
+
+def _batches(data: FishDataModule, indices: Indices) -> Iterator[tuple[Indices, Tensor]]:
+    """Yield images as the model sees them, (B, 3, H, W) uint8, and their indices; unreadable ones are left out."""
+    for start in range(0, len(indices), BATCH):
+        kept, images = [], []
+        for index in indices[start : start + BATCH].tolist():
+            try:
+                pixels = decode(data.catalog.root / str(data.catalog.paths[index]))
+            except UnreadableImage:
+                continue
+            kept.append(index)
+            images.append(data.eval_transform(image=pixels)["image"])
+        if kept:
+            yield np.array(kept, dtype=np.int64), torch.stack(images)

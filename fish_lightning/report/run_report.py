@@ -1,0 +1,430 @@
+"""``report.html`` of a run or an evaluation: one file that says what a model has learnt and what its score is worth."""
+
+import base64
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from tqdm import tqdm
+
+from fish_lightning.evaluation.analysis import Analysis, Error
+from fish_lightning.evaluation.arrays import Floats, Ints
+from fish_lightning.evaluation.calibration import ReliabilityCurve
+from fish_lightning.files import whole_file
+from fish_lightning.hardware import cores
+from fish_lightning.report.charts import Chart
+from fish_lightning.report.pages import page_template
+
+Thumbnail: TypeAlias = Callable[[str], npt.NDArray[np.uint8]]
+Row: TypeAlias = Mapping[str, float | None]
+Context: TypeAlias = dict[str, Any]
+
+LARGE, MEDIUM, SMALL = 192, 96, 80  # pixels, longer side: of an error, in the gallery, of a neighbour
+MATRIX = 30  # classes in the confusion matrix at most
+CLASSES = 100  # rows in the table of classes at most
+PHOTOGRAPHS, SUSPECTS = 12, 40  # with pictures, at most
+FEW = 10  # photographs of a class, or of a test, that say little
+
+
+def write_report(
+    file: Path,
+    analysis: Analysis,
+    *,
+    title: str,
+    thumbnail: Thumbnail | None,
+    training_thumbnail: Thumbnail | None = None,
+    heat: Mapping[str, Floats] | None = None,
+    heat_note: str = "",
+    history: Sequence[Row] = (),
+    best_epoch: int | None = None,
+    split: str | None = None,
+    audit: Mapping[str, Any] | str | None = None,
+    config: str = "",
+    environment: Mapping[str, object] | None = None,
+    pictures: int = 300,
+) -> None:
+    """Write the report as one self-contained HTML file that loads nothing.
+
+    Args:
+        file: to write.
+        analysis: what to report.
+        title: heading of the page.
+        thumbnail: returns (H, W, 3) uint8 of a tested image's path, of about 200 pixels or more, also if its file is
+            unreadable; called from threads. None: the report has no pictures.
+        training_thumbnail: likewise of the training images, if they are in another folder.
+        heat: path to (h, w) heat map, 0 to 1, of errors (``analysis.errors``); laid over the picture.
+        heat_note: why there are no heat maps.
+        history: rows of a training run, see :class:`~fish_lightning.training.history.History`.
+        best_epoch: the epoch of the checkpoint that was tested.
+        split: how test images were chosen: ``photograph``.
+        audit: :class:`~fish_lightning.evaluation.audit.Audit` as a dict, or why there is none; None: no section.
+        config: of the run, as YAML.
+        environment: names and values of what else is to be known: versions, device, seconds.
+        pictures: in the gallery at most; how many are left out is said.
+    """
+    gallery = _sample(analysis, pictures if thumbnail else 0)
+    errors, photographs = analysis.errors, analysis.worst_photographs[:PHOTOGRAPHS]
+    suspects, paths = analysis.suspects[:SUSPECTS], analysis.images.paths
+    source = _thumbnails(
+        thumbnail,
+        training_thumbnail if analysis.neighbours_from == "train" and training_thumbnail else thumbnail,
+        [(str(paths[i]), MEDIUM, False) for i in gallery]
+        + [(error.path, LARGE, False) for error in errors]
+        + [(str(paths[photograph.image]), SMALL, False) for photograph in photographs]
+        + [(suspect.paths[0], MEDIUM, False) for suspect in suspects]
+        + [(near.path, SMALL, True) for error in errors for near in error.neighbours],
+    )
+    template = page_template(
+        "report.html.j2",
+        percent="{:.1%}".format,
+        interval=lambda bounds: f"{bounds[0]:.1%} to {bounds[1]:.1%}",
+        sentence=lambda text: text[:1].upper() + text[1:] + ("" if text.endswith(".") else "."),
+        plural=_plural,
+    )
+    page = template.render(
+        title=title,
+        a=analysis,
+        kind="photographs" if analysis.photographs is not None else "images",
+        verdict=verdict(analysis, split),
+        source=source,
+        curves=_curves(history, best_epoch),
+        matrix=_matrix(analysis),
+        gallery=_gallery(analysis, gallery),
+        wrong=int((~analysis.images.correct).sum()),
+        class_rows=_class_rows(analysis),
+        errors=[{"error": error, "heat": _overlay(heat, error)} for error in errors],
+        heat_note=heat_note,
+        photographs=photographs,
+        reliability=_reliability(analysis),
+        risk=_risk(analysis),
+        suspects=suspects,
+        audit=audit,
+        config=config,
+        environment=environment or {},
+        LARGE=LARGE,
+        MEDIUM=MEDIUM,
+        SMALL=SMALL,
+    )
+    with whole_file(file) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+
+
+def verdict(analysis: Analysis, split: str | None = None) -> list[str]:
+    """Return three sentences for readers who know no statistics: the score, what it is worth, what to do."""
+    return [_score(analysis), _worth(analysis, split), _advice(analysis)]
+
+
+def _score(analysis: Analysis) -> str:
+    images = analysis.images
+    n = f"{len(images):,} {'' if analysis.subset == 'all' else analysis.subset + ' '}{_plural(len(images), 'image')}"
+    low, high = analysis.accuracy_ci95_photographs or analysis.accuracy_ci95
+    counted = (
+        f"clustered by photograph, n={analysis.photographs:,}"
+        if analysis.photographs is not None
+        else "if no image is a copy of another"
+    )
+    return (
+        f"The model recognizes {analysis.accuracy:.1%} of {n}; on other images like these expect "
+        f"{low:.1%} to {high:.1%} (95 % CI, {counted})."
+    )
+
+
+def _worth(analysis: Analysis, split: str | None) -> str:
+    n = len(analysis.images)
+    chosen = f" (split={split})" if split else ""
+    if analysis.subset in ("train", "all"):
+        return "It was trained on these images or on some of them, so the score says little about unseen photographs."
+    if analysis.leaked is None:
+        return (
+            f"Whether it was trained on copies of these images{chosen} is unknown, so the score may be too high for "
+            "unseen photographs (data.find_copies=true searches for copies)."
+        )
+    if analysis.leaked:
+        rest = analysis.without_leaked
+        clean = f"on the other {rest['n']:,} the accuracy is {rest['accuracy']:.1%}" if rest else "there are no others"
+        return (
+            f"{analysis.leaked:,} of the {n:,} have a copy among the training images{chosen}, so this score says "
+            f"little about unseen photographs; {clean}."
+        )
+    if analysis.subset == "val":
+        return (
+            f"None of them has a copy among the training images{chosen}, but the checkpoint was chosen by its score on "
+            "them, which makes it a little too high for unseen photographs."
+        )
+    return (
+        f"None of them has a copy among the training images{chosen}, so the score holds for unseen photographs taken "
+        "in the same way."
+    )
+
+
+def _advice(analysis: Analysis) -> str:
+    tested = [label for label, score in enumerate(analysis.per_class) if score["n"]]
+    worst = min(tested, key=lambda label: (analysis.per_class[label]["recall"], -analysis.per_class[label]["n"]))
+    score, row = analysis.per_class[worst], analysis.confusion[worst].copy()
+    if score["recall"] == 1:
+        if (analysis.photographs or len(analysis.images)) < FEW:
+            return "There is no error, but so small a test says little: test it on more photographs."
+        return "No class has an error: to find where the model fails, test it on more and harder photographs."
+    right, row[worst] = int(row[worst]), 0
+    name, other = analysis.classes[worst], analysis.classes[int(row.argmax())]
+    suspects = sum(suspect.given == worst for suspect in analysis.suspects)
+    if analysis.leaked:
+        action = "before anything else, train again with split=photograph, which keeps copies on one side"
+    elif suspects:
+        action = f"first check the {suspects} label {_plural(suspects, 'suspect')} of that class below"
+    elif analysis.photographs is not None and score["photographs"] < FEW:
+        action = (
+            f"only {score['photographs']} {_plural(score['photographs'], 'photograph')} of it "
+            f"{'was' if score['photographs'] == 1 else 'were'} tested, so add photographs of it to training and test"
+        )
+    else:
+        action = "look at these errors below, and add training photographs of both classes"
+    return (
+        f"Its worst class is {name}, {right:,} of {score['n']:,} recognized and {int(row.max()):,} taken for {other}: "
+        f"{action}."
+    )
+
+
+def _sample(analysis: Analysis, most: int) -> Ints:
+    """Choose images for the gallery: from all cells of the confusion matrix in turn, and from all photographs in turn.
+
+    Errors come first.
+    """
+    images, classes = analysis.images, len(analysis.classes)
+    shuffled = np.random.default_rng(0).permutation(len(images))
+    names = np.where(images.photographs == "", images.paths, images.photographs)[shuffled]
+    cells = (images.labels * classes + images.preds)[shuffled]
+    by_copy = _place_within(np.unique(names, return_inverse=True)[1])
+    order = np.argsort(by_copy, kind="stable")
+    turn = np.empty_like(order)
+    turn[order] = _place_within(cells[order])
+    first = np.lexsort((images.correct[shuffled], turn))[:most]
+    return shuffled[first[np.argsort(images.correct[shuffled[first]], kind="stable")]]
+
+
+def _place_within(groups: Ints) -> Ints:
+    """(N,) how many earlier entries are of the same group."""
+    order = np.argsort(groups, kind="stable")
+    sizes = np.unique(groups, return_counts=True)[1]
+    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(groups)) - starts
+    return place
+
+
+def _thumbnails(
+    tested: Thumbnail | None, training: Thumbnail | None, wanted: Iterable[tuple[str, int, bool]]
+) -> Callable[..., str]:
+    """Make each picture once in each of its sizes; return what gives its data URI, ``""`` without pictures."""
+    sizes: dict[tuple[str, bool], set[int]] = {}
+    for path, size, from_training in wanted:
+        sizes.setdefault((path, from_training), set()).add(size)
+
+    def make(key: tuple[str, bool]) -> dict[int, str]:
+        path, from_training = key
+        source = training if from_training else tested
+        assert source is not None
+        picture = Image.fromarray(source(path))
+        return {size: _jpeg(picture, size) for size in sizes[key]}
+
+    made: dict[tuple[str, bool], dict[int, str]] = {}
+    if tested is not None:
+        with ThreadPoolExecutor(cores()) as pool:
+            done = pool.map(make, sizes)
+            made = dict(zip(sizes, tqdm(done, "report", len(sizes), unit="picture", disable=None), strict=True))
+
+    def source_of(path: str, size: int, from_training: bool = False) -> str:
+        return made[path, from_training][size] if made else ""
+
+    return source_of
+
+
+def _jpeg(picture: Image.Image, size: int) -> str:
+    small = picture.copy()
+    small.thumbnail((size, size), reducing_gap=2.0)
+    return _data_uri(small, "jpeg", quality=70)
+
+
+def _data_uri(picture: Image.Image, kind: str, **options: object) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _overlay(heat: Mapping[str, Floats] | None, error: Error) -> str:
+    """Return a heat map as a PNG of its own few pixels, which the browser enlarges: clear where it is cold."""
+    if heat is None or error.path not in heat:
+        return ""
+    warm = np.clip(heat[error.path].astype(np.float64), 0, 1)
+    colours = np.zeros((*warm.shape, 4))
+    colours[..., 0], colours[..., 1], colours[..., 3] = 255, 220 * (1 - warm), 190 * warm
+    return _data_uri(Image.fromarray(colours.round().astype(np.uint8)), "png")
+
+
+def _curves(history: Sequence[Row], best_epoch: int | None) -> list[Chart]:
+    if not history:
+        return []
+    epochs = [float(row["epoch"] or 0) for row in history]
+
+    def column(key: str) -> list[float]:
+        values = [row.get(key) for row in history]
+        return [math.nan if value is None or not math.isfinite(value) else value for value in values]
+
+    def chart(title: str, named: Mapping[str, str], top: float | None) -> Chart | None:
+        columns = {name: column(key) for name, key in named.items()}
+        measured = {name: [v for v in values if not math.isnan(v)] for name, values in columns.items()}
+        measured = {name: values for name, values in measured.items() if values}
+        if not measured:
+            return None
+        said = "; ".join(f"{name} from {_short(v[0], top)} to {_short(v[-1], top)}" for name, v in measured.items())
+        highest = top or 1.05 * max(max(values) for values in measured.values())
+        last = max(epochs)
+        drawn = Chart(
+            title,
+            f"{title} over {last:.0f} epochs: {said}.",
+            (min(epochs), last),
+            (0, highest),
+            "epoch",
+            (False, top is not None),
+        )
+        for style, name in zip(("first", "second"), measured, strict=False):
+            values = columns[name]
+            notes = [f"epoch {epoch:.0f}, {name}: {_short(v, top)}" for epoch, v in zip(epochs, values, strict=True)]
+            drawn.line(name, epochs, values, style, notes)
+        if best_epoch is not None and len(epochs) > 1:
+            drawn.mark(best_epoch, f"tested: epoch {best_epoch}")
+        return drawn
+
+    charts = [
+        chart("Loss", {"training": "train_loss", "validation": "val_loss"}, None),
+        chart("Validation", {"accuracy": "val_accuracy", "macro F1": "val_macro_f1"}, 1.0),
+    ]
+    return [drawn for drawn in charts if drawn]
+
+
+def _short(value: float, top: float | None) -> str:
+    return f"{value:.3f}" if top is None else f"{value:.1%}"
+
+
+def _matrix(analysis: Analysis) -> Context:
+    """Return the confusion matrix, of the most confused classes if there are too many."""
+    confusion, classes = analysis.confusion, len(analysis.classes)
+    mistakes = confusion.sum(axis=0) + confusion.sum(axis=1) - 2 * confusion.diagonal()
+    shown = np.sort(np.argsort(-mistakes, kind="stable")[:MATRIX])
+    totals = np.maximum(confusion.sum(axis=1), 1)
+    rows = [
+        {
+            "name": analysis.classes[label],
+            "cells": [
+                {
+                    "key": f"{label}-{pred}",
+                    "n": int(confusion[label, pred]),
+                    "share": float(confusion[label, pred] / totals[label]),
+                    "right": label == pred,
+                    "what": _cell_words(analysis.classes[label], analysis.classes[pred]),
+                }
+                for pred in shown
+            ],
+        }
+        for label in shown
+    ]
+    outside = int(confusion.sum() - confusion[np.ix_(shown, shown)].sum())
+    names = [analysis.classes[label] for label in shown]
+    return {"names": names, "rows": rows, "left_out": classes - len(shown), "outside": outside}
+
+
+def _cell_words(name: str, predicted: str) -> str:
+    return f"{name}, recognized" if name == predicted else f"{name}, taken for {predicted}"
+
+
+def _gallery(analysis: Analysis, chosen: Ints) -> list[Context]:
+    images, classes = analysis.images, analysis.classes
+    return [
+        {
+            "cell": f"{images.labels[i]}-{images.preds[i]}",
+            "right": bool(images.correct[i]),
+            "label": classes[images.labels[i]],
+            "prediction": classes[images.preds[i]],
+            "probability": float(images.probabilities[i]),
+            "path": str(images.paths[i]),
+        }
+        for i in chosen
+    ]
+
+
+def _class_rows(analysis: Analysis) -> list[Context]:
+    """Return the classes, the lowest recall first, those without test images last."""
+    rows = [{"name": name} | score for name, score in zip(analysis.classes, analysis.per_class, strict=True)]
+    return sorted(rows, key=lambda row: (row["recall"] is None, row["recall"] or 0, row["precision"] or 0))[:CLASSES]
+
+
+def _reliability(analysis: Analysis) -> list[Chart]:
+    """Return the reliability diagram before and, where there is a temperature, after scaling."""
+    figures, after = analysis.calibration, analysis.calibration["after"]
+    charts = [_reliability_chart("Before scaling", analysis.reliability, figures["ece"], "first")]
+    if analysis.reliability_after is not None and after is not None:
+        title = f"After scaling (temperature {figures['temperature']:.2f})"
+        charts.append(_reliability_chart(title, analysis.reliability_after, after["ece"], "second"))
+    return charts
+
+
+def _reliability_chart(title: str, curve: ReliabilityCurve, ece: float, style: str) -> Chart:
+    filled = curve.images > 0
+    top = int(np.flatnonzero(filled)[-1])
+    chart = Chart(
+        title,
+        f"Reliability diagram, ECE {ece:.1%}: where the model is {curve.confidence[top]:.0%} sure, "
+        f"{curve.accuracy[top]:.0%} of {curve.images[top]:,} images are right.",
+        (0, 1),
+        (0, 1),
+        "probability of the prediction; bars: number of images",
+        (True, True),
+    )
+    for left, right, images in zip(curve.edges[:-1], curve.edges[1:], curve.images, strict=True):
+        if images:
+            chart.bar(float(left), float(right), 0.3 * float(images / curve.images.max()))
+    chart.line("", (0, 1), (0, 1), "guide")
+    low, high = curve.accuracy_ci95[filled].T
+    chart.band(curve.confidence[filled], low, high, style)
+    notes = [
+        f"{confidence:.0%} sure: {accuracy:.0%} right (95 % CI {low:.0%} to {high:.0%}), {images:,} images"
+        for confidence, accuracy, (low, high), images in zip(
+            curve.confidence[filled],
+            curve.accuracy[filled],
+            curve.accuracy_ci95[filled],
+            curve.images[filled],
+            strict=True,
+        )
+    ]
+    chart.line("share of right answers", curve.confidence[filled], curve.accuracy[filled], style, notes)
+    return chart
+
+
+def _risk(analysis: Analysis) -> Chart:
+    curve, selective = analysis.curve, analysis.selective
+    target = selective["target_error"]
+    highest = max(float(curve.risk.max()), target)
+    chart = Chart(
+        "Errors among answered images",
+        f"Risk-coverage curve: {curve.risk[-1]:.1%} of the answers are wrong if every image is answered, and "
+        f"{np.interp(0.5, curve.coverage, curve.risk):.1%} if the most confident half is.",
+        (0, 1),
+        (0, 1.25 * highest),
+        "share of images answered, the most confident first",
+        (True, True),
+    )
+    chart.line("target", (0, 1), (target, target), "guide")
+    chart.line("tested images", curve.coverage, curve.risk, "first")
+    if selective["coverage"] is not None:
+        chart.mark(selective["coverage"], "threshold")
+    return chart
+
+
+def _plural(number: int, word: str) -> str:
+    return word if number == 1 else f"{word}s"

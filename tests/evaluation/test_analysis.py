@@ -1,0 +1,242 @@
+"""What a report says is computed from logits alone, and from any that a user can have."""
+
+import resource
+import time
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from synthetic import halves, make_outputs, make_single
+from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_f1_score
+
+from fish_lightning.errors import UserError
+from fish_lightning.evaluation.analysis import LISTED, analyse, calibration_file
+
+
+@pytest.fixture(scope="module")
+def outputs():
+    return make_outputs(noise=2.0)
+
+
+@pytest.fixture(scope="module")
+def analysis(outputs):
+    return analyse(*halves(outputs))
+
+
+def test_figures_are_those_of_the_test_images(outputs, analysis):
+    test = outputs.subset("test")
+    preds, labels = torch.from_numpy(test.preds), torch.from_numpy(test.labels)
+    assert analysis.images.paths.tolist() == test.paths.tolist()
+    assert (len(analysis.images), analysis.photographs, analysis.validation) == (500, 100, (400, 80))
+    assert analysis.accuracy == test.correct.mean()
+    assert analysis.confusion.tolist() == multiclass_confusion_matrix(preds, labels, 4).tolist()
+    assert analysis.macro_f1 == pytest.approx(float(multiclass_f1_score(preds, labels, 4)))
+    by_image, by_photograph = (high - low for low, high in (analysis.accuracy_ci95, analysis.accuracy_ci95_photographs))
+    assert by_photograph > 1.5 * by_image
+    assert sum(analysis.copies_correct) == analysis.votes["photographs"] == 100
+
+
+def test_temperature_and_thresholds_come_from_validation_images_only(outputs, analysis):
+    shuffled = np.where(outputs.splits == "test", np.roll(outputs.labels, 3), outputs.labels)
+    other = analyse(*halves(replace(outputs, labels=shuffled)))
+    assert other.accuracy < 0.5 < analysis.accuracy
+    assert calibration_file(other) == calibration_file(analysis)
+    assert other.promise == analysis.promise
+    assert analysis.calibration["temperature"] > 1.2
+    assert analysis.calibration["after"]["nll"] < analysis.calibration["nll"]
+
+
+def test_stored_calibration_stands_in_for_validation_images(outputs, analysis):
+    stored = calibration_file(analysis)
+    assert stored["classes"] == ["class a", "class b", "class c", "class d"]
+    assert stored["selective"]["target_error"] == 0.05
+    alone = analyse(outputs.subset("test"), stored=stored)
+    assert calibration_file(alone) == stored
+    assert not alone.fitted_here
+    assert alone.validation == (0, 0)
+    assert alone.promise is None
+    for block in ("calibration", "selective", "unknowns"):
+        assert getattr(alone, block) == getattr(analysis, block)
+
+
+def test_an_easy_test_gets_a_threshold(analysis):
+    easy = analyse(*halves(make_outputs(noise=0.5)))
+    assert easy.promise.threshold is not None
+    assert easy.selective["threshold"] == easy.promise.threshold
+    assert easy.selective["coverage"] > 0.9
+    hard = analyse(*halves(make_outputs(noise=3.0)))
+    assert hard.promise.threshold is hard.selective["coverage"] is hard.selective["error"] is None
+    assert hard.promise.sentence.startswith("no threshold can promise")
+    assert 0.8 < 1 - easy.unknowns.rejected <= 1
+
+
+def test_images_with_a_copy_in_training_are_leaked(outputs):
+    both, training = halves(outputs)
+    assert analyse(both, training).leaked == 0
+    assert analyse(both).leaked is None
+    first = np.isin(both.photographs, np.unique(both.photographs[both.splits == "test"])[:10])
+    leaky = analyse(both, replace(training, photographs=np.resize(both.photographs[first], len(training))))
+    assert leaky.leaked == 50
+    rest = both.subset("test").correct[~first[both.splits == "test"]]
+    assert leaky.without_leaked["accuracy"] == rest.mean()
+    assert leaky.without_leaked["n"] == 450
+    told = analyse(both, leaked=first)
+    assert (told.leaked, told.without_leaked) == (50, leaky.without_leaked)
+    assert analyse(both, leaked=np.ones(len(both), dtype=bool)).without_leaked is None
+
+
+def test_errors_are_sorted_by_confidence_one_for_each_photograph(outputs, analysis):
+    test = outputs.subset("test")
+    probabilities = [error.probability for error in analysis.errors]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert probabilities[0] == test.probabilities.max(axis=1)[~test.correct].max()
+    mistakes = {(test.photographs[e.image], e.prediction) for e in analysis.errors}
+    assert len(mistakes) == len(analysis.errors) == analysis.error_photographs
+    assert sum(error.mistaken for error in analysis.errors) == (~test.correct).sum()
+    assert all(error.copies == 5 and error.calibrated != error.probability for error in analysis.errors)
+    assert all(test.paths[error.image] == error.path for error in analysis.errors)
+
+
+def test_an_error_has_its_nearest_training_photographs(outputs, analysis):
+    both, training = halves(outputs)
+    assert analysis.neighbours_from == "train"
+    error = analysis.errors[0]
+    feature = both.subset("test").features[error.image].astype(float)
+    cosine = training.features.astype(float) @ feature
+    cosine /= np.linalg.norm(training.features.astype(float), axis=1) * np.linalg.norm(feature)
+    nearest = int(cosine.argmax())
+    assert (error.neighbours[0].path, error.neighbours[0].label) == (training.paths[nearest], training.labels[nearest])
+    assert error.neighbours[0].similarity == pytest.approx(cosine.max(), abs=1e-3)
+    owners = dict(zip(training.paths, training.photographs, strict=True))
+    assert all(len({owners[near.path] for near in error.neighbours}) == 3 for error in analysis.errors)
+
+
+def test_without_training_features_neighbours_are_validation_images(outputs):
+    both, training = halves(outputs)
+    analysis = analyse(both)
+    assert analysis.neighbours_from == "val"
+    validated = set(both.subset("val").paths)
+    assert all(near.path in validated for error in analysis.errors for near in error.neighbours)
+    assert analyse(both.subset("test")).neighbours_from is None
+    overflowed = replace(training, features=np.full_like(training.features, np.inf))
+    assert analyse(both, overflowed).neighbours_from == "val"
+    assert analyse(replace(both, features=both.features[:, :0])).neighbours_from is None
+
+
+def test_planted_label_errors_are_suspects(outputs):
+    both, _ = halves(make_outputs({"val": 100, "test": 100}, noise=0.4))
+    planted = np.unique(both.photographs)[::20]
+    wrong = np.where(np.isin(both.photographs, planted), (both.labels + 1) % 4, both.labels)
+    owner = dict(zip(both.paths, both.photographs, strict=True))
+    analysis = analyse(replace(both, labels=wrong))
+    assert {owner[suspect.paths[0]] for suspect in analysis.suspects} == set(planted)
+    assert all(len(suspect.paths) == 5 for suspect in analysis.suspects)
+    assert (analysis.suspect_photographs, analysis.suspects_among) == (10, 1000)
+    leaked = np.isin(both.photographs, planted[:4])
+    fewer = analyse(replace(both, labels=wrong), leaked=leaked)
+    assert {owner[suspect.paths[0]] for suspect in fewer.suspects} <= set(planted[4:])
+    assert fewer.suspects_among == 980
+
+
+def test_unknown_images_are_told_by_each_score(outputs):
+    both, training = halves(outputs)
+    foreign = replace(training, features=-training.features, logits=np.zeros_like(training.logits))
+    unknowns = analyse(both, training, unknown=foreign).unknowns
+    assert set(unknowns.detections) == {"max_softmax", "max_logit", "energy", "feature_norm", "knn"}
+    assert unknowns.best in ("max_softmax", "energy", "max_logit", "knn")
+    assert unknowns.detections["max_softmax"].auroc > 0.99
+    assert unknowns.n == 300
+    assert set(analyse(both, unknown=foreign).unknowns.detections) == set(unknowns.detections) - {"knn"}
+    assert calibration_file(analyse(both, training, unknown_score="knn"))["unknown"]["score"] == "knn"
+    for name in ("entropy", "knn"):
+        with pytest.raises(UserError, match=f"unknown score '{name}': choose one of max_softmax"):
+            analyse(both, unknown_score=name)
+    without = analyse(both.subset("test"), unknown=foreign).unknowns
+    assert without.threshold is without.rejected is without.unknown_rejected is None
+    assert without.detections["energy"] == unknowns.detections["energy"]
+
+
+def test_without_validation_images_nothing_is_fitted(outputs):
+    analysis = analyse(outputs.subset("test"))
+    assert analysis.calibration["temperature"] is analysis.calibration["after"] is analysis.reliability_after is None
+    assert analysis.promise is analysis.unknowns is analysis.images.calibrated is None
+    assert analysis.selective["threshold"] is None
+    assert calibration_file(analysis)["unknown"] is None
+
+
+@pytest.mark.parametrize("subset", ["train", "val", "all"])
+def test_any_subset_can_be_reported(outputs, subset):
+    analysis = analyse(outputs, subset=subset)
+    assert len(analysis.images) == {"train": 300, "val": 400, "all": 1200}[subset]
+    assert analysis.neighbours_from is None  # validation images would be their own neighbours
+    with pytest.raises(UserError, match="subset=test: there are no images"):
+        analyse(outputs.subset("val"))
+
+
+def test_a_test_set_of_one_class():
+    outputs = make_outputs(noise=2.0)
+    one = outputs.take((outputs.splits != "test") | (outputs.labels == 2))
+    analysis = analyse(*halves(one))
+    assert [score["recall"] is None for score in analysis.per_class] == [True, True, False, True]
+    assert analysis.confusion.sum(axis=1).tolist() == [0, 0, 125, 0]
+
+
+def test_a_test_set_of_one_image():
+    analysis = analyse(make_single(1))
+    assert (analysis.accuracy, len(analysis.images), analysis.photographs) == (1.0, 1, 1)
+    assert analysis.accuracy_ci95_photographs[0] < 0.3
+    assert len(analysis.curve.coverage) == 1
+
+
+def test_a_class_that_is_never_predicted(outputs):
+    logits = outputs.logits.copy()
+    logits[:, 1] = -99
+    analysis = analyse(*halves(replace(outputs, logits=logits)))
+    assert analysis.per_class[1]["precision"] is None
+    assert analysis.per_class[1]["recall"] == 0
+    assert analysis.confusion[:, 1].sum() == 0
+
+
+def test_unknown_photographs_count_as_images_and_are_not_claimed():
+    analysis = analyse(*halves(make_outputs(known=False)))
+    assert analysis.photographs is analysis.accuracy_ci95_photographs is analysis.leaked is None
+    assert analysis.votes["accuracy"] == analysis.accuracy
+    assert analysis.error_photographs == (~analysis.images.correct).sum()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_logits_that_are_nan_are_refused(outputs, split):
+    logits = outputs.logits.copy()
+    logits[np.flatnonzero(outputs.splits == split)[:7]] = np.nan
+    with pytest.raises(UserError, match=r"7 of 900 images have NaN or infinite logits"):
+        analyse(*halves(replace(outputs, logits=logits)))
+
+
+def test_outputs_of_another_model_are_refused(outputs):
+    both, training = halves(outputs)
+    with pytest.raises(ValueError, match="3 classes, not 4"):
+        analyse(both, replace(training, logits=training.logits[:, :3]))
+
+
+def test_a_thousand_classes_take_seconds():
+    started = time.perf_counter()
+    analysis = analyse(*halves(make_outputs({"train": 1000, "val": 200, "test": 1000}, copies=1, classes=1000)))
+    assert time.perf_counter() - started < 20
+    assert analysis.confusion.shape == (1000, 1000)
+    assert len(analysis.errors) <= LISTED
+
+
+def test_a_hundred_thousand_images_take_seconds_and_little_memory():
+    outputs = make_outputs({"val": 2000, "test": 10000}, copies=10, classes=9, noise=1.5)
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    analysis = analyse(outputs)
+    assert time.perf_counter() - started < 30
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB
+    assert analysis.error_photographs > LISTED == len(analysis.errors)
+    assert len(analysis.worst_photographs) == LISTED
+    assert len(analysis.curve.coverage) <= 200
+    assert analysis.curve.coverage[-1] == 1
+    assert analysis.curve.risk[-1] == pytest.approx(1 - analysis.accuracy)
+    kept = [getattr(analysis, f.name) for f in fields(analysis)]
+    assert not any(isinstance(value, np.ndarray) and value.size > 9 * 9 for value in kept)  # but those of Images

@@ -1,0 +1,25 @@
+"""Transforms allowed in a checkpoint."""
+
+import albumentations as A
+import pytest
+
+from fish_lightning.errors import UserError
+from fish_lightning.models.whitelist import ALLOWED_TRANSFORMS, require_allowed
+
+
+def test_pipeline_of_allowed_transforms_and_an_empty_one_pass():
+    require_allowed({})
+    require_allowed(A.to_dict(A.Compose([A.Resize(8, 8), A.Sequential([A.CLAHE(), A.Normalize()]), A.ToFloat()])))
+
+
+def test_all_other_transforms_are_named_wherever_they_are_nested():
+    pipeline = A.Compose([A.Resize(8, 8), A.Sequential([A.TextImage("font.ttf")]), A.HueSaturationValue()])
+    with pytest.raises(UserError) as error:
+        require_allowed(A.to_dict(pipeline))
+    first, second = str(error.value).splitlines()
+    assert first == "transforms.eval: HueSaturationValue, TextImage cannot be stored in a checkpoint"
+    assert second.startswith("allowed: AutoContrast, CLAHE, CenterCrop, Compose, ")
+
+
+def test_every_allowed_name_exists():
+    assert all(hasattr(A, name) or name == "ToTensorV2" for name in ALLOWED_TRANSFORMS)

@@ -1,0 +1,431 @@
+"""``report.html``: one file that anyone can read, click through and pass on."""
+
+import re
+import shutil
+import time
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from synthetic import halves, make_outputs, make_single
+
+from fish_lightning.evaluation.analysis import analyse, calibration_file
+from fish_lightning.report.charts import Chart, ticks
+from fish_lightning.report.run_report import verdict, write_report
+
+HISTORY = [
+    {"epoch": 0.0, "train_loss": None, "val_loss": 1.5, "val_accuracy": 0.25, "val_macro_f1": 0.2},
+    {"epoch": 1.0, "train_loss": 1.2, "val_loss": float("nan"), "val_accuracy": 0.6, "val_macro_f1": 0.5},
+    {"epoch": 2.0, "train_loss": 0.7, "val_loss": 0.8, "val_accuracy": 0.8, "val_macro_f1": 0.75},
+]
+FIGURE = {"value": 0.6, "ci95": (0.5, 0.7), "n": 40, "photographs": 12}
+AUDIT = {
+    "accuracy": FIGURE,
+    "mean_background": FIGURE | {"value": 0.55},
+    "other_background": None,
+    "object_removed": FIGURE | {"value": 0.21},
+    "chance": 0.25,
+    "follows_object": FIGURE | {"value": 0.83},
+    "heat_on_object": FIGURE | {"value": 0.77},
+    "object_share": FIGURE,
+    "skipped": 3,
+    "verdict": "the model looks at the object",
+}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self.opened = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self.opened.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in ("script", "style"):
+            self.opened.pop()
+
+    def handle_data(self, data):
+        if not self.opened:
+            self.texts.append(data)
+
+    def all(self, tag, name=None):
+        return [attrs for found, attrs in self.tags if found == tag and (name is None or name in attrs)]
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def noise(path):
+    """A picture that a JPEG can hardly compress."""
+    return np.random.default_rng(len(path)).integers(0, 256, (144, 192, 3), dtype=np.uint8)
+
+
+def grey(path):
+    return np.full((30, 40, 3), 120, dtype=np.uint8)
+
+
+@pytest.fixture
+def report(tmp_path):
+    """``report(analysis, **settings)`` writes a report and reads it."""
+
+    def write(analysis, **settings):
+        write_report(tmp_path / "report.html", analysis, **({"title": "a run", "thumbnail": grey} | settings))
+        return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def outputs():
+    return make_outputs(noise=2.0)
+
+
+@pytest.fixture(scope="module")
+def analysis(outputs):
+    return analyse(*halves(outputs))
+
+
+def test_the_page_loads_nothing(report, analysis):
+    page = report(analysis, history=HISTORY, audit=AUDIT, heat={analysis.errors[0].path: np.ones((2, 3))})
+    assert all(img["src"].startswith("data:image/") for img in page.all("img"))
+    assert not page.all("link")
+    assert not page.all("script", "src")
+    assert not re.search(r"(?:https?:|url\(|@import)", " ".join(str(attrs) for _, attrs in page.tags))
+    assert not list(filter(re.compile(r"https?:").search, page.texts))
+
+
+def test_every_picture_is_described_and_every_link_leads_somewhere(report, analysis):
+    page = report(analysis, history=HISTORY, best_epoch=2, audit=AUDIT, config="a: 1")
+    assert len(page.all("img")) > 300
+    assert all(img["alt"] for img in page.all("img"))
+    assert all(svg["aria-label"] for svg in page.all("svg"))
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+    links = [a["href"] for a in page.all("a")]
+    assert len(links) == 11
+    assert {link[1:] for link in links} <= set(ids)
+    assert "Loss over 2 epochs: training from 1.200 to 0.700; validation from 1.500 to 0.800." in [
+        svg["aria-label"] for svg in page.all("svg")
+    ]
+
+
+def test_figures_of_every_section_are_told(report, analysis):
+    text = report(analysis, history=HISTORY, audit=AUDIT, config="seed: 7", environment={"torch": "2.0"}).text
+    assert f"{analysis.accuracy:.1%} of 500 images" in text
+    assert f"{analysis.votes['accuracy']:.1%} of 100 photographs" in text
+    assert f"{analysis.per_class[0]['recall']:.1%}" in text
+    assert f"The temperature {analysis.calibration['temperature']:.3f} was fitted on 400 validation images" in text
+    assert f"{analysis.calibration['after']['ece']:.1%}" in text
+    assert analysis.promise.sentence[1:] in text
+    assert f"below {analysis.unknowns.threshold:.4g}, which keeps 95 % of the validation photographs" in text
+    assert "The model looks at the object." in text
+    assert "heat on the object 77.0%" in text
+    assert "not as the background 83.0%" in text
+    assert "3 more have a mask that is empty" in text
+    assert "seed: 7" in text
+    assert "torch 2.0" in text
+    assert "300 of 500 shown" in text
+
+
+def test_the_verdict_has_three_sentences(outputs):
+    both, training = halves(outputs)
+    clean = verdict(analyse(both, training), "photograph")
+    assert re.fullmatch(
+        r"The model recognizes 8\d\.\d% of 500 test images; on other images like these expect \d\d\.\d% to "
+        r"\d\d\.\d% \(95 % CI, clustered by photograph, n=100\)\.",
+        clean[0],
+    )
+    assert clean[1].startswith("None of them has a copy among the training images (split=photograph), so the score")
+    assert re.fullmatch(
+        r"Its worst class is class \w, \d+ of 125 recognized and \d+ taken for class \w: .*\.", clean[2]
+    )
+    leaked = np.arange(len(both)) % 2 == 0
+    leaky = verdict(analyse(both, training, leaked=leaked), "random")
+    assert "250 of the 500 have a copy among the training images (split=random)" in leaky[1]
+    assert "on the other 250 the accuracy is" in leaky[1]
+    assert "train again with split=photograph" in leaky[2]
+    assert "there are no others" in verdict(analyse(both, leaked=leaked | True))[1]
+    assert "is unknown, so the score may be too high" in verdict(analyse(both))[1]
+    assert "trained on these images" in verdict(analyse(outputs, subset="all"))[1]
+    assert "the checkpoint was chosen" in verdict(analyse(both, training, subset="val"))[1]
+    assert "if no image is a copy of another" in verdict(analyse(*halves(make_outputs(known=False))))[0]
+    assert verdict(analyse(make_single(1)))[2] == (
+        "There is no error, but so small a test says little: test it on more photographs."
+    )
+    perfect = make_outputs({"test": 50}, copies=1, noise=0.1)
+    assert verdict(analyse(perfect))[2].startswith("No class has an error")
+
+
+def test_what_is_absent_is_said(report, outputs, analysis):
+    text = report(analyse(outputs.subset("test"))).text
+    assert "no validation images, so no temperature was fitted" in text
+    assert text.count("no validation images, so no threshold was chosen") == 2
+    assert "neither training nor validation features" in text
+    assert "Curves" not in text
+    assert "Audit" not in text
+    assert "Config" not in text
+    assert "there are no masks." not in text
+    assert "There are no masks." in report(analysis, audit="there are no masks").text
+    unknown = report(analyse(*halves(make_outputs(known=False))))
+    assert "It is unknown which images are copies of one photograph" in unknown.text
+    assert "neighbours come from the validation images" in report(analyse(halves(outputs)[0])).text
+    assert "No heat maps for ViT." in report(analysis, heat_note="no heat maps for ViT").text
+
+
+def test_stored_figures_are_told_apart_from_fitted_ones(report, outputs, analysis):
+    text = report(analyse(outputs.subset("test"), stored=calibration_file(analysis))).text
+    assert "comes from the validation images of the training run" in text
+    assert "On the validation images of the training run no threshold could promise an error of at most 5.0%" in text
+    assert "no validation images" not in text
+
+
+def test_validation_images_that_leak_are_told(report, outputs):
+    both, training = halves(outputs)
+    text = report(analyse(both, training, leaked=both.splits == "val")).text
+    assert "400 of the validation images have a copy among the training images" in text
+
+
+@pytest.mark.parametrize("outputs", [make_single(1), make_single(40, labels=np.zeros(40, dtype=int))])
+def test_tiny_tests_have_a_report(report, outputs):
+    page = report(analyse(outputs), history=HISTORY[:1])
+    assert f"{len(outputs)} of {len(outputs)} shown" in page.text
+
+
+def test_a_class_never_predicted_has_a_report(report, outputs):
+    logits = outputs.logits.copy()
+    logits[:, 1] = -99
+    text = report(analyse(*halves(replace(outputs, logits=logits)))).text
+    assert "never predicted" in text
+    assert "class b, 0 of 125 recognized" in text
+
+
+def test_unknown_images_have_a_table(report, outputs):
+    both, training = halves(outputs)
+    foreign = replace(training, logits=np.zeros_like(training.logits))
+    text = report(analyse(both, training, unknown=foreign)).text
+    assert "How well each score tells 300 unknown images" in text
+    assert all(name in text for name in ("max_softmax", "max_logit", "energy", "feature_norm", "knn"))
+
+
+def test_names_stay_text(report, outputs, tmp_path):
+    names = np.array(["<b>bold</b>", '"><script>hacked=1</script>', "it's {{ 7*7 }}", "a & b"])
+    paths = np.char.add('<img src=x onerror="hacked=1">', outputs.paths)
+    analysis = analyse(*halves(replace(outputs, classes=names, paths=paths)))
+    page = report(analysis, title="</title><i>", config="</pre><i>")
+    assert not [attrs for attrs in page.all("img") if "onerror" in attrs]
+    assert len(page.all("script")) == 1
+    assert "<b>bold</b>" in page.text
+    assert "it's {{ 7*7 }}" in page.text
+    assert "</title><i>" in page.text
+    undecodable = replace(outputs, paths=np.char.add("\udcff", outputs.paths))
+    assert "?class" in report(analyse(*halves(undecodable))).text
+
+
+def test_many_classes_show_the_most_confused(report):
+    page = report(analyse(*halves(make_outputs(classes=120, noise=2.0, photographs={"val": 120, "test": 600}))))
+    assert len(page.all("th", "title")) == 30 + 30 + 100
+    assert "The 30 most confused of 120 classes" in page.text
+    assert "20 more classes, with a higher recall, are in summary.json" in page.text
+
+
+def test_the_gallery_has_pictures_of_every_cell(report, analysis):
+    page = report(analysis, pictures=60)
+    cells = [button["data-cell"] for button in page.all("button") if "-" in button["data-cell"]]
+    shown = Counter(figure["data-cell"] for figure in page.all("figure", "data-cell"))
+    assert set(shown) == set(cells)
+    assert sum(shown.values()) == 60
+    assert "60 of 500 shown" in page.text
+    numbers = {button["data-cell"]: int(button["data-n"]) for button in page.all("button")}
+    assert sum(numbers[cell] for cell in cells) == numbers["all"] == 500
+    everything = report(analysis, pictures=10_000)
+    shown = Counter(figure["data-cell"] for figure in everything.all("figure", "data-cell"))
+    assert shown == {cell: numbers[cell] for cell in cells}
+
+
+def test_the_gallery_prefers_other_photographs_to_copies(report, analysis):
+    page = report(analysis, pictures=40)
+    owner = dict(zip(analysis.images.paths, analysis.images.photographs, strict=True))
+    gallery = page.tags[next(i for i, (_, attrs) in enumerate(page.tags) if attrs.get("id") == "gallery") :]
+    paths = [attrs["title"] for tag, attrs in gallery if tag == "img"][:40]
+    assert len({owner[path] for path in paths}) > 25
+
+
+def test_heat_maps_lie_over_their_errors(report, analysis):
+    heat = {error.path: np.linspace(0, 1, 6).reshape(2, 3) for error in analysis.errors[:2]}
+    page = report(analysis, heat=heat)
+    maps = [img for img in page.all("img") if img.get("class") == "heat"]
+    assert [img["alt"] for img in maps] == [
+        f"Heat map: what speaks for {analysis.classes[error.prediction]}" for error in analysis.errors[:2]
+    ]
+    assert all(img["src"].startswith("data:image/png") and len(img["src"]) < 400 for img in maps)
+    assert [tag for tag in page.all("input") if tag["id"] == "heat"]
+    assert not report(analysis).all("input")
+
+
+def test_training_pictures_come_from_their_own_function(report, outputs, analysis):
+    asked = {"tested": set(), "training": set()}
+
+    def source(name):
+        return lambda path: (asked[name].add(path), grey(path))[1]
+
+    report(analysis, thumbnail=source("tested"), training_thumbnail=source("training"))
+    assert asked["training"] <= set(outputs.subset("train").paths)
+    assert asked["training"] >= {near.path for near in analysis.errors[0].neighbours}
+    assert not asked["tested"] & set(outputs.subset("train").paths)
+    asked["tested"].clear()
+    report(analysis, thumbnail=source("tested"))
+    assert asked["tested"] & set(outputs.subset("train").paths)
+    assert not report(analysis, thumbnail=None).all("img")
+
+
+def test_a_report_of_1350_images_is_small_and_quick(report, tmp_path):
+    outputs = make_outputs({"train": 600, "val": 60, "test": 135}, copies=10, classes=9, noise=3.0)
+    started = time.perf_counter()
+    analysis = analyse(*halves(outputs))
+    page = report(analysis, thumbnail=noise, history=HISTORY, heat={e.path: np.ones((10, 15)) for e in analysis.errors})
+    assert time.perf_counter() - started < 15
+    assert len(analysis.errors) > 60
+    assert len(page.all("img")) > 600
+    assert (tmp_path / "report.html").stat().st_size < 5_000_000
+
+
+def test_ticks_are_round():
+    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert ticks(0, 2.52) == [0, 0.5, 1, 1.5, 2, 2.5]
+    assert ticks(1, 100) == [20, 40, 60, 80, 100]
+    assert ticks(3, 3) == [3]
+
+
+def test_points_that_are_nan_are_left_out_of_charts():
+    chart = Chart("t", "a", (0, 2), (0, 1), "x")
+    chart.line("l", [0, 1, 2], [0, float("nan"), 1], "first")
+    assert chart.lines[0]["points"] == "44.0,200.0 340.0,10.0"
+    chart.band([0, 1], [0, float("nan")], [1, float("nan")], "first")
+    assert chart.bands[0]["points"] == "44.0,10.0 44.0,200.0"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, 400 x 800 pixels, that reaches nothing."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip(f"no {'Chromium' if driver else 'chromedriver'} on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    metrics = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    started.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    yield started
+    started.quit()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """``opened(analysis, **settings)`` writes a report and opens it in the browser."""
+
+    def write_and_open(analysis, **settings):
+        write_report(tmp_path / "a report.html", analysis, **({"title": "a run", "thumbnail": grey} | settings))
+        browser.get((tmp_path / "a report.html").as_uri())
+        return browser
+
+    return write_and_open
+
+
+def shown(page):
+    """(cell, CSS classes) of the gallery's visible pictures."""
+    visible = "[...document.querySelectorAll('#gallery figure')].filter((figure) => figure.offsetHeight)"
+    return page.execute_script(f"return {visible}.map((figure) => [figure.dataset.cell, figure.className])")
+
+
+def status(page):
+    return page.find_element("id", "gallery-status").text
+
+
+def test_a_cell_of_the_confusion_matrix_filters_the_gallery(opened, analysis):
+    page = opened(analysis, pictures=100)
+    assert len(shown(page)) == 100
+    label, pred = np.argwhere(analysis.confusion * (1 - np.eye(4, dtype=int)))[0]
+    cell = page.find_element("css selector", f"[data-cell='{label}-{pred}']")
+    assert cell.accessible_name == (
+        f"{analysis.confusion[label, pred]} images: {analysis.classes[label]}, taken for {analysis.classes[pred]}"
+    )
+    cell.click()
+    figures = shown(page)
+    assert 0 < len(figures) < 100
+    assert {cell for cell, _ in figures} == {f"{label}-{pred}"}
+    assert cell.get_attribute("aria-pressed") == "true"
+    assert status(page) == (
+        f"{analysis.classes[label]}, taken for {analysis.classes[pred]}: {len(figures)} of "
+        f"{analysis.confusion[label, pred]} shown"
+    )
+    cell.click()
+    assert len(shown(page)) == 100
+    page.find_element("css selector", "[data-cell='wrong']").click()
+    assert {name for _, name in shown(page)} == {"wrong"}
+    page.find_element("css selector", "[data-cell='all']").click()
+    assert status(page) == "All images: 100 of 500 shown"
+
+
+def test_cells_are_reached_and_pressed_with_the_keyboard(opened, analysis):
+    from selenium.webdriver.common.keys import Keys
+
+    page = opened(analysis, pictures=100)
+    page.find_elements("css selector", "nav a")[-1].send_keys(Keys.TAB)
+    active = page.switch_to.active_element
+    assert active.get_attribute("data-cell") == "0-0"
+    active.send_keys(Keys.ENTER)
+    assert {cell for cell, _ in shown(page)} == {"0-0"}
+    active.send_keys(Keys.SPACE)
+    assert len(shown(page)) == 100
+
+
+def test_names_run_nothing_in_a_browser(opened, outputs):
+    names = np.array(["<b>bold</b>", '"><script>window.hacked=1</script>', "'--> {{ 7*7 }}", "x" * 150])
+    paths = np.char.add('"><img src=x onerror="window.hacked=1">', outputs.paths)
+    analysis = analyse(*halves(replace(outputs, classes=names, paths=paths)))
+    page = opened(analysis, title="</title><script>window.hacked=1</script>", config="</pre><script>hacked=1</script>")
+    for cell in page.find_elements("css selector", ".matrix button"):
+        cell.click()
+    assert "taken for" in status(page) or "recognized" in status(page)
+    assert page.execute_script("return window.hacked") is None
+    headings = [h3.text for h3 in page.find_elements("css selector", ".card h3")]
+    assert any("<b>bold</b>" in text for text in headings)
+    assert page.execute_script("return document.querySelectorAll('b b, h3 b').length") == 0
+    assert not [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_a_phone_shows_the_page_without_scrolling_sideways(opened, analysis, outputs):
+    for settings in ({"history": HISTORY, "audit": AUDIT, "config": "long: " + 300 * "x"}, {}):
+        page = opened(analysis, **settings, environment={"path": 200 * "y"})
+        assert page.execute_script("return document.documentElement.scrollWidth") == 400
+    loaded = "return performance.getEntriesByType('resource').filter(entry => !entry.name.startsWith('data:'))"
+    assert page.execute_script(loaded) == []
+
+
+def test_the_page_follows_dark_mode_and_hides_heat_maps(opened, browser, analysis):
+    colour = "return getComputedStyle(document.body).backgroundColor"
+    page = opened(analysis, heat={error.path: np.ones((2, 3)) for error in analysis.errors})
+    light = page.execute_script(colour)
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    assert page.execute_script(colour) != light
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    heat = page.find_element("css selector", ".heat")
+    assert heat.is_displayed()
+    page.find_element("id", "heat").click()
+    assert not heat.is_displayed()

@@ -1,0 +1,33 @@
+"""Names of any bytes can be shown anywhere."""
+
+import pytest
+
+from fish_lightning.names import figure_text, path_cell, printable, text_cell
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("Gilt-Head Bream ünï", "Gilt-Head Bream ünï"),
+        ("a\x1b[31mred", r"a\x1b[31mred"),
+        ("line\nbreak", r"line\nbreak"),
+        (b"caf\xe9".decode(errors="surrogateescape"), r"caf\xe9"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_what_no_terminal_shows_is_escaped(name, shown):
+    assert printable(name) == shown
+    shown.encode("utf-8")
+
+
+def test_dollars_are_no_mathematics():
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.subplots().set_title(figure_text("cost $x_$ $5_$6"))
+    figure.canvas.draw() if hasattr(figure.canvas, "draw") else figure.savefig("/dev/null", format="png")
+
+
+def test_a_spreadsheet_sees_no_formula():
+    assert path_cell("=cmd.png") == "./=cmd.png" and path_cell("fish/a.png") == "fish/a.png"
+    assert text_cell("=1+1") == "'=1+1" and text_cell("Trout") == "Trout"

@@ -1,0 +1,284 @@
+"""README.md: its commands run as they are written, at tiny size; its Python examples run; what it quotes exists."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S))
+PROGRAM = re.compile(r"(?:^|.* )-m fish_lightning\.(\w+) (.*)$")
+
+
+def commands():
+    """Every command of the shell blocks, without its comment."""
+    lines = "".join(text for language, text in BLOCKS if language == "bash").replace("\\\n", " ").splitlines()
+    return [" ".join(re.sub(r"\s#.*", "", line).split()) for line in lines if line.strip()]
+
+
+#: Settings that make a program small, appended to each command of README.
+SMALL = {
+    "train": (
+        *("model.name=shufflenet_v2_x0_5", "model.weights=null", "transforms.height=32", "transforms.width=32"),
+        *("trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=1"),
+        *("trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"),
+        *("data.batch_size=4", "data.num_workers=0", "callbacks.tensorboard=null", "validate_first=false"),
+    ),
+    "evaluate": ("trainer.accelerator=cpu", "data.num_workers=0"),
+    "predict": ("trainer.accelerator=cpu", "num_workers=0"),
+    "prepare": (),
+}
+SAMPLE = ("data.source.photographs_per_kind=3", "data.source.copies=1")
+ONE_JOB = ("optimizer=adam", "optimizer.lr=0.002")
+TRAIN, EVALUATE, PREDICT = (f"python -m fish_lightning.{name}" for name in ("train", "evaluate", "predict"))
+PREPARE = "python -m fish_lightning.prepare"
+BEST = "ckpt=RUN/checkpoints/best.ckpt"
+
+#: What is run: further settings that make it small, and words that it must print.
+RUN = {
+    f"{TRAIN} data=folder data.root=DIR": ((), "24 images of 3 classes in photos"),
+    f"{TRAIN} data=folder data.root=DIR data.catalog=FILE.csv": ((), "split  folders, seed 42: 6 train, 3 val, 3 test"),
+    f"{TRAIN} data=fish data.root=$HOME/Downloads/a-large-scale-fish-dataset": ((), "24 images of 3 classes in"),
+    f"{PREPARE} data=folder data.root=DIR": ((), "24 images of 3 "),
+    f"{PREPARE} data=fish data.root=data/fish data.archive=FILE.zip": ((), "unpacked 51 files into data/fish"),
+    f"""{TRAIN} data=folder data.root=DIR data.photograph="'IMG_[0-9]+'\"""": ((), "clustered by photograph (n="),
+    f"{TRAIN} data=folder data.root=DIR sweep=folds": (("split.folds=2",), "pooled"),
+    f"{TRAIN} experiment=honest data.root=DIR": ((), "split  photograph, seed 42"),
+    f"{TRAIN} -m optimizer=adam,sgd optimizer.lr=0.001,0.01": ((*SAMPLE, "optimizer.lr=0.001"), "optimizer=sgd"),
+    f"{TRAIN} sweep=grid": ((*SAMPLE, *ONE_JOB), "sweep.csv"),
+    f"{TRAIN} sweep=seeds": ((*SAMPLE, "seed=range(2)"), "(of 2 jobs)"),
+    f"{TRAIN} sweep=optuna hydra.sweep.dir=logs/search": (
+        (*SAMPLE, "hydra.sweeper.n_trials=1"),
+        "optuna-dashboard sqlite:///logs/search/study.db",
+    ),
+    f"{TRAIN} sweep=optuna hydra.sweep.dir=logs/search hydra.sweeper.n_trials=60": (
+        (*SAMPLE, "hydra.sweeper.n_trials=2"),
+        "sweep folder  logs/search",
+    ),
+    f"{TRAIN} sweep=grid hydra.sweep.dir=logs/grid ckpt=auto": ((*SAMPLE, *ONE_JOB), "sweep folder  logs/grid"),
+    f"{TRAIN} ckpt=RUN": ((), "run folder   "),
+    "python -m fish_lightning.compare a=RUN_A b=RUN_B margin=0.01": ((), "compare.html"),
+    f"{TRAIN} sweep=optuna hydra/launcher=joblib hydra.launcher.n_jobs=2 hydra.sweeper.n_jobs=2": (
+        (*SAMPLE, "hydra.launcher.n_jobs=1", "hydra.sweeper.n_trials=1"),  # more start workers, as tests/sweeps does
+        "sweep.csv",
+    ),
+    f"{PREDICT} ckpt=RUN input=DIR": ((), "contact_sheet.png"),
+    f"""{PREDICT} {BEST} input="'photos/*.jpg'\"""": ((), "photos/1.jpg"),
+    f"{EVALUATE} ckpt=RUN": ((), "subset=test"),
+    f"{EVALUATE} ckpt=RUN data=folder data.root=DIR": ((), "subset=test"),
+    f"{EVALUATE} ckpt=RUN data=fish_originals data.root=DIR": ((), "test accuracy"),
+    f"{TRAIN} experiment=notebook data.root=DIR": ((), "split  random, seed 42"),
+}
+#: What is only composed, and why.
+COMPOSED = {
+    f"{PREPARE} data=fish": "it downloads 9,000 images; tests/test_prepare.py has a stand-in",
+    f"{TRAIN} trainer.accelerator=gpu": "a GPU",
+    f"{TRAIN} trainer=ddp trainer.accelerator=gpu trainer.devices=8 data.batch_size=16": "8 GPUs",
+    f"{TRAIN} -m trainer=ddp trainer.accelerator=gpu trainer.devices=8 optimizer.lr=0.01,0.001": "8 GPUs",
+    "torchrun --standalone --nproc-per-node=8 -m fish_lightning.train "
+    "trainer=ddp trainer.accelerator=gpu trainer.devices=8": "8 GPUs",
+    "torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29400 --rdzv-id=NAME "
+    "-m fish_lightning.train trainer=ddp trainer.accelerator=gpu trainer.devices=8 trainer.num_nodes=2": "two nodes",
+    "srun python -m fish_lightning.train trainer=ddp trainer.accelerator=gpu trainer.devices=8 trainer.num_nodes=2": (
+        "a Slurm cluster"
+    ),
+    f"{TRAIN} -m hydra/launcher=submitit_slurm hydra.launcher.partition=gpu ckpt=auto "
+    "trainer=ddp trainer.accelerator=gpu trainer.devices=8 optimizer.lr=0.01,0.001": "a Slurm cluster",
+    f"{TRAIN} sweep=optuna hydra/launcher=submitit_slurm hydra.launcher.partition=gpu trainer.devices=1 "
+    "hydra.sweeper.n_jobs=8 hydra.sweep.dir=logs/search hydra.sweeper.storage=logs/search/study.log": "a Slurm cluster",
+}
+#: Extras of pyproject.toml that pip would install.
+INSTALLED = {f"pip install '.[{extra}]'": extra for extra in ("optuna", "joblib", "submitit")}
+#: Targets of the Makefile, and what they start. The first is run below; the second runs this test.
+MADE = {"make train": "-m fish_lightning.train", "make test": "-m pytest"}
+
+
+def test_every_command_is_known_here():
+    known = [*RUN, *COMPOSED, *INSTALLED, *MADE]
+    assert sorted(set(commands())) == sorted(known)
+
+
+CLASSES = ("Sea Bass", "Shrimp", "Trout")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, make_image, make_archive, run):
+    """A folder with all that the commands name, and a run of the first of them: ``.run``, its output."""
+    cwd = tmp_path_factory.mktemp("readme")
+    colours = [(200, 60, 60), (60, 180, 70), (60, 70, 200)]
+    rows = ["path,label,split"]
+    for label, name in enumerate(CLASSES):
+        for number in range(4):
+            file = make_image(cwd / "photos" / name / f"IMG_{label}{number}_a.png", colours[label], 10 * label + number)
+            with Image.open(file) as image:
+                image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file.with_name(f"IMG_{label}{number}_b.png"))
+        rows += [f"{name}/IMG_{label}{i}_{copy},{name},{split}" for i, copy, split in TABLE]
+    (cwd / "table.csv").write_text("\n".join(rows))
+    make_image(cwd / "photos" / "1.jpg", colours[0], 99)
+    archive = make_archive(cwd / "Downloads" / "a-large-scale-fish-dataset", CLASSES, per_class=8)
+    shutil.make_archive(str(cwd / "archive"), "zip", archive)
+    environment = {"HOME": str(cwd), "FISH_LIGHTNING_CACHE": str(cwd / "cache")}
+
+    def command(text, *extra):
+        (program, overrides) = PROGRAM.match(text).groups()
+        places = {"DIR": "photos", "FILE.csv": "table.csv", "FILE.zip": "archive.zip", "$HOME": str(cwd)}
+        if re.search("data=fish|experiment=", text):
+            places["DIR"] = str(archive)
+        if "RUN" in text:
+            places |= dict.fromkeys(("RUN_A", "RUN_B", "RUN"), str(command.run))
+        for name, place in places.items():
+            overrides = overrides.replace(name, place)
+        return run(program, *shlex.split(overrides), *SMALL[program], *extra, cwd=cwd, env=environment)
+
+    command.first = command(next(iter(RUN)))
+    assert command.first.returncode == 0, command.first.stderr
+    (command.run,) = (cwd / "logs" / "train" / "runs").iterdir()
+    command.cwd = cwd
+    return command
+
+
+TABLE = ((0, "a.png", "train"), (0, "b.png", "train"), (1, "a.png", "val"), (2, "b.png", "test"))
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_commands_run_as_they_are_written(world, command):
+    extra, words = RUN[command]
+    done = world.first if command == next(iter(RUN)) else world(command, *extra)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert words in done.stdout
+    assert done.stderr == ""
+
+
+def composed(program, overrides):
+    """The config of the first job of a command."""
+    from fish_lightning.cli import CONF
+
+    parsed = OverridesParser.create().parse_overrides([word for word in overrides if word != "-m"])
+    first = [
+        f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
+        if override.is_sweep_override()
+        else override.input_line
+        for override in parsed
+    ]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose(program, first, return_hydra_config=True)
+
+
+@pytest.mark.parametrize("command", COMPOSED)
+def test_commands_for_other_machines_compose(command):
+    program, overrides = PROGRAM.match(f"{command} ").groups()
+    cfg = composed(program, shlex.split(overrides))
+    if program == "train":
+        asked = {"gpu": "trainer.accelerator=gpu" in command, "ddp": "trainer=ddp" in command}
+        assert (cfg.trainer.accelerator == "gpu", cfg.trainer.strategy == "ddp") == tuple(asked.values())
+    if "submitit" in command:
+        launcher = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
+        assert launcher["partition"] == "gpu" and launcher["tasks_per_node"] == cfg.trainer.devices
+    if command.startswith("torchrun"):
+        from torch.distributed.run import get_args_parser
+
+        found = get_args_parser().parse_args(shlex.split(command)[1:])
+        assert found.module and found.training_script == "fish_lightning.train"
+        assert int(found.nproc_per_node) == cfg.trainer.devices and int(found.nnodes[0]) == cfg.trainer.num_nodes
+
+
+@pytest.mark.parametrize("extra", INSTALLED.values())
+def test_extras_exist(extra):
+    assert re.search(rf"^{extra} = \[", (REPOSITORY / "pyproject.toml").read_text(), re.M)
+
+
+@pytest.mark.parametrize("command", MADE)
+def test_make_starts_what_it_says(command):
+    shown = subprocess.run([*command.split(), "-n"], cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+    assert MADE[command] in shown.splitlines()[-1]
+
+
+def skeleton(line):
+    """A line without its numbers, widths and the machine's name of a folder or a number format."""
+    line = re.sub(r" in \S*/sample-\S+$", " in FOLDER", line)
+    line = re.sub(r"bf16-mixed|32-true", "PRECISION", line)
+    return re.sub(r"[\d.,]*\d(e[-+]\d+)?", "#", line).replace("#%", "#").split()
+
+
+def test_the_output_of_make_train_is_what_it_prints(world):
+    (quoted,) = [text for language, text in BLOCKS if language == "text" and text.startswith("model ")]
+    small = ("trainer.precision=auto", "validate_first=true", "model.name=resnet18")
+    done = world("python -m fish_lightning.train data=sample", *SAMPLE, *small)
+    assert done.returncode == 0, done.stderr
+    printed = [skeleton(line) for line in done.stdout.splitlines()]
+    lines = [line for line in quoted.splitlines() if line.strip() and line != "…"]
+    assert len(lines) > 20
+    assert [line for line in lines if skeleton(line) not in printed] == []
+
+
+def python_examples():
+    return [text for language, text in BLOCKS if language == "python"]
+
+
+def test_python_examples_run_as_they_are_written(world, tmp_path, monkeypatch, capsys, make_image):
+    from fish_lightning.models.checkpoint import load_checkpoint, restore
+
+    predict, train = python_examples()
+    assert [len([line for line in text.splitlines() if line]) for text in (predict, train)] == [5, 15]
+    for label, name in enumerate(CLASSES[:2]):  # as few images as can be split: the network is a large one
+        for number in range(3):
+            make_image(tmp_path / "DIR" / name / f"{number}.png", (200 * label, 90, 90), 10 * label + number)
+    (tmp_path / "RUN").symlink_to(world.run)
+    shutil.copy(world.cwd / "photos" / "1.jpg", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(predict, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in CLASSES
+    names = {}
+    exec(compile(train, "README.md", "exec"), names)
+    assert names["trainer"].current_epoch == 3 and names["trainer"].state.finished
+    (checkpoint,) = Path("lightning_logs").rglob("*.ckpt")
+    model, _ = restore(load_checkpoint(checkpoint), checkpoint)
+    assert model.class_names == CLASSES[:2]
+
+
+def test_settings_and_groups_that_the_text_names_exist():
+    cfg = composed("train", ["callbacks=progressive", "sweep=optuna", "hydra/launcher=submitit_slurm"])
+    others = [composed(name, []) for name in ("evaluate", "predict", "prepare")]
+    named = [word.strip("'") for text in INLINE for word in text.split() if re.fullmatch(r"'?[a-z][\w./]*=\S+", word)]
+    unknown = [
+        word
+        for key, word in ((word.partition("=")[0], word) for word in named)
+        if not (REPOSITORY / "conf" / key).is_dir()
+        and not any(OmegaConf.is_missing(c, key) or ("." not in key and key in c) for c in others)
+        and OmegaConf.select(cfg, key, default="?", throw_on_missing=False) == "?"
+        and key not in ("split.path", "split.fold", "hydra.launcher.ray.init")  # of other choices
+    ]
+    assert len(named) > 30 and unknown == []
+
+
+def test_the_table_of_groups_names_choices_that_exist():
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", README.partition("\n## Settings\n")[2].partition("\n## ")[0], re.M)
+    assert {"data", "split", "sweep", "experiment"} <= {group for group, _ in rows}
+    for group, choices in rows:
+        for choice in re.findall(r"`(\w+)`", choices):
+            assert (REPOSITORY / "conf" / group / f"{choice}.yaml").is_file(), (group, choice)
+
+
+def test_links_and_paths_exist():
+    headings = {
+        re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in re.findall("^#+ (.*)$", README, re.M)
+    }
+    for target in re.findall(r"\]\(([^)\s]+)\)", README):
+        assert target.removeprefix("#") in headings if target.startswith("#") else (REPOSITORY / target).exists(), (
+            target
+        )
+    tree = next(text for language, text in BLOCKS if language == "text" and text.startswith("conf/"))
+    package = REPOSITORY / "fish_lightning"
+    there = {f"{path.name}/" if path.is_dir() else path.name for path in (*REPOSITORY.iterdir(), *package.rglob("*"))}
+    assert set(re.findall(r"[\w.]+(?:/|\.py)(?=\s)", tree)) <= there
+    rooms = {f"{file.parent.name}/" for file in package.rglob("__init__.py")}
+    assert rooms <= set(tree.split())

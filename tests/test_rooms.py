@@ -1,0 +1,74 @@
+"""The packages import each other in one direction, and only ``compat.py`` touches internals of other libraries."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import fish_lightning
+
+PACKAGE = Path(fish_lightning.__file__).parent
+FILES = sorted(file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py"))
+ENTRY_POINTS = {"train", "evaluate", "predict", "prepare", "compare"}
+#: Packages, and what none of their modules imports.
+FORBIDDEN = {
+    "data": {"models", "training", "resume", "report", "sweeps"},
+    "models": {"training", "resume", "report", "sweeps"},
+    "evaluation": {"models", "training", "resume", "report", "sweeps", "lightning"},
+    "plotting": {"models", "training", "resume", "report", "sweeps", "lightning"},
+    "report": {"training", "resume", "sweeps"},
+    "training": {"report", "sweeps"},
+    "resume": {"report", "sweeps"},
+}
+
+
+def parsed(file):
+    return ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+
+
+def imported(tree):
+    """Yield the full name of every module, function and class that a module imports, wherever it does."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def rooms(tree):
+    """Return the packages of the project that a module imports, and the libraries."""
+    names = (name.split(".") for name in imported(tree))
+    return {parts[1] if parts[0] == "fish_lightning" else parts[0] for parts in names}
+
+
+def private_accesses(tree):
+    """Yield private names that a module imports, or reads from anything but itself."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            if not own:
+                yield ast.unparse(node)
+    for name in imported(tree):
+        if any(part.startswith("_") and not part.startswith("__") for part in name.split(".")):
+            yield name
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_packages_import_in_one_direction(room):
+    for file in FILES:
+        if file.parts[0] == room:
+            wrong = rooms(parsed(file)) & (FORBIDDEN[room] | ENTRY_POINTS)
+            assert not wrong, f"{file} imports {', '.join(sorted(wrong))}"
+
+
+def test_only_compat_touches_internals_of_libraries():
+    found = {str(file): list(private_accesses(parsed(file))) for file in FILES}
+    assert {file: names for file, names in found.items() if names}.keys() == {"compat.py"}, found
+
+
+def test_help_offers_no_fragments_of_configs(run, tmp_path):
+    done = run("train", "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    groups = dict(line.split(": ") for line in done.stdout.partition("\n\n\n")[0].splitlines() if ": " in line)
+    assert groups["data"] == "checkpoint, fish, fish_originals, folder, sample"
+    assert groups["transforms"] == "default, notebook, strong"
