@@ -21,6 +21,25 @@ def default_workers(accelerator: str, cache: str) -> int:
     return min(8, cores())
 
 
+def busy_note(accelerator: str) -> str | None:
+    """Return what to set where other programs use the cores on which this one is to train with several threads.
+
+    The threads of a step wait for the slowest of them: on two busy cores two took 87 s an epoch, and one 3 s.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    if not hasattr(os, "getloadavg") or threads == 1 or not _trains_on_cpu(accelerator):
+        return None
+    load = os.getloadavg()[0]  # of the minute before this program began
+    if load + threads <= cores() * 1.5:
+        return None
+    return (
+        f"note: other programs use this machine (load {load:.1f}, {cores()} cores): {threads} threads would wait for "
+        "one another; set OMP_NUM_THREADS=1"
+    )
+
+
 def _trains_on_cpu(accelerator: str) -> bool:
     if accelerator not in ("auto", "gpu", "cuda"):
         return accelerator == "cpu"

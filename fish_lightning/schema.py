@@ -242,7 +242,6 @@ _SAMPLING = dict.fromkeys(("interpolation", "mask_interpolation", "fill", "fill_
 _WARP = {"border_mode": whole("[0, 4]"), "rotate_method": choice("largest_box", "ellipse"), "p": PROBABILITY}
 _AXES = Rule(("a mapping of x and y",), lambda v: isinstance(v, dict) and v.keys() <= {"x", "y"})
 _EXTENT = several(2, POSITIVE, "two numbers above 0")
-_LOGGER = {"save_dir": FOLDER, "name": STRING | NULL, "version": STRING | COUNT_OR_NONE | NULL, "prefix": STRING}
 
 #: Arguments of the classes and functions that the configs name, besides those that their group's component has.
 TARGETS: dict[str, Mapping[str, Schema]] = {
@@ -347,7 +346,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "verbose": FLAG,
         "every_n_epochs": COUNT | NULL,
     },
-    "fish_lightning.resume.checkpoints.LastCheckpoint": {"path": FILE, "every_n_steps": COUNT | NULL},
+    "fish_lightning.resume.checkpoints.LastCheckpoint": {"path": FILE, "every_n_steps": COUNT | NULL, "keep": FLAG},
     "fish_lightning.resume.early_stopping.ResumableEarlyStopping": {
         "monitor": choice(*LOGGED),
         "mode": choice("min", "max"),
@@ -382,15 +381,6 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     },
     # logger
     "fish_lightning.training.tensorboard.RunTensorBoardLogger": {"save_dir": FOLDER},
-    "lightning.pytorch.loggers.TensorBoardLogger": {
-        **_LOGGER,
-        "default_hp_metric": FLAG,
-        "log_graph": FLAG,
-        "sub_dir": STRING | NULL,
-        "max_queue": COUNT,
-        "flush_secs": POSITIVE,
-        "filename_suffix": STRING,
-    },
     "fish_lightning.resume.metrics_csv.ResumableCSVLogger": {"save_dir": FOLDER},
 }
 
@@ -804,7 +794,8 @@ def require_valid_command(program: str, arguments: Sequence[str]) -> None:
     words = [word for word in rest if not word.startswith("-")]
     flags = {word for word in rest if word.startswith("-")}
     asks = options.cfg is not None or not flags <= {"-m", "--multirun", "-r", "--run"}
-    if (asks and not words) or not Path(options.config_path).is_absolute():
+    completes = flags & {"-sc", "--shell-completion"}  # whose words are no settings
+    if (asks and not words) or completes or not Path(options.config_path).is_absolute():
         return
     folders = [options.config_path, *([str(Path(options.config_dir).absolute())] if options.config_dir else [])]
     search = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]

@@ -28,9 +28,11 @@ def train(cfg: DictConfig) -> float | None:
     import albumentations as A
     import lightning as L
     from hydra.utils import instantiate
+    from lightning.pytorch.callbacks import LearningRateMonitor
 
     from fish_lightning.distributed.ranks import SameConfig, announce_parent
     from fish_lightning.report import run as report
+    from fish_lightning.resume.checkpoints import LastCheckpoint
     from fish_lightning.resume.compatibility import checkpoint_to_resume, require_resumable
     from fish_lightning.training.best_checkpoint import best_checkpoint
     from fish_lightning.training.summary import history_rows, summarize_run, test_and_val_outputs
@@ -44,6 +46,8 @@ def train(cfg: DictConfig) -> float | None:
     L.seed_everything(cfg.seed, verbose=False)
     callbacks = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
     loggers = [instantiate(logger) for logger in cfg.logger.values() if logger is not None]
+    if not loggers:  # Lightning refuses it
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     trainer = build_trainer(cfg.trainer, [*callbacks, SameConfig(cfg)], loggers)
     announce_parent(trainer)
     data = instantiate(cfg.data)
@@ -73,6 +77,10 @@ def train(cfg: DictConfig) -> float | None:
     predictions = model.test_predictions() if cfg.test else None
     if trainer.is_global_zero:
         report.write_run(folder, summary, history_rows(trainer), predictions, outputs, model, data, cfg)
+        if summary["stopped_by"] != "max_time":  # which is resumed from it
+            for callback in callbacks:
+                if isinstance(callback, LastCheckpoint):
+                    callback.clean_up()
     return report.metrics(summary).get(cfg.optimized_metric)
 
 

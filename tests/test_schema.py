@@ -30,20 +30,21 @@ from fish_lightning.schema import (
 REPOSITORY = Path(__file__).parents[1]
 #: What a choice, or a program, cannot do without.
 REQUIRED = {
+    "compare": ["a=run", "b=run"],
     "data=folder": ["data.root=DIR"],
     "split=file": ["split.path=split.csv"],
-    "transforms=pipeline": ["transforms.mean=[0,0,0]", "transforms.std=[1,1,1]"],
     "evaluate": ["ckpt=best.ckpt"],
     "predict": ["ckpt=best.ckpt", "input=photos"],
 }
 GROUPS = {
     "train": [
         *("transforms", "split", "model", "optimizer", "scheduler", "trainer", "gradient_clip", "callbacks", "logger"),
-        *("data", "augment", "experiment", "sweep", "paths"),
+        *("data", "augment", "experiment", "debug", "sweep", "paths"),
     ],
     "evaluate": ["trainer", "data", "paths"],
     "predict": ["trainer", "paths"],
     "prepare": ["data", "paths"],
+    "compare": ["paths"],
 }
 
 
@@ -70,7 +71,7 @@ def config(program, *words):
 
 def choices(program, group):
     """The files of a group that are for the program."""
-    others = {"data": {"loader"} if program == "evaluate" else {"loader", "checkpoint"}}.get(group, set())
+    others = {"data": set() if program == "evaluate" else {"checkpoint"}}.get(group, set())
     return sorted({file.stem for file in Path(CONF, group).glob("*.yaml")} - others)
 
 
@@ -151,11 +152,10 @@ def test_every_target_of_the_configs_is_known_and_no_other():
 
 #: Where the arguments of ``**arguments`` go.
 PASSED_ON = {
-    "fish_lightning.callbacks.checkpoints.BestCheckpoint": "lightning.pytorch.callbacks.ModelCheckpoint",
-    "fish_lightning.data.sources.SampleSource": "fish_lightning.data.sample.make_sample",
+    "fish_lightning.training.best_checkpoint.BestCheckpoint": "lightning.pytorch.callbacks.ModelCheckpoint",
+    "fish_lightning.data.sources.SampleSource": "fish_lightning.data.sample.generate.make_sample",
     "fish_lightning.models.schedules.onecycle": "torch.optim.lr_scheduler.OneCycleLR",
     "fish_lightning.models.schedules.cosine": "torch.optim.lr_scheduler.CosineAnnealingLR",
-    "lightning.pytorch.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
 }
 #: What the program gives, in place of the user.
 GIVEN = {
@@ -384,7 +384,7 @@ FAULTS = [
     ),
     ("train", "callbacks.best=5", "callbacks.best=5: expected a mapping with _target_ or null"),
     ("train", "data.source=abc", "data.source=abc: expected a mapping with _target_ or null"),
-    ("train", "~logger", "logger: nothing is chosen; expected logger=default"),
+    ("train", "~logger", "logger: nothing is chosen; expected logger=csv, default, none or tensorboard"),
     ("train", "~optimizer", "optimizer: nothing is chosen; expected optimizer=adam, adamw, rmsprop or sgd"),
     ("train", "~data.root", "data.root is required: data.root=DIR"),
     # interpolations
@@ -482,7 +482,7 @@ def test_a_working_folder_named_like_an_interpolation_is_not_looked_up():
         # Here its advice is good.
         ("train", "optimizer.eps=0.1", "optimizer.eps: not in this config; to add it: +optimizer.eps=0.1"),
         # Hydra ends with a traceback.
-        ("train", "logger=null", "logger=null: expected default"),
+        ("train", "logger=null", "logger=null: expected csv, default, none or tensorboard"),
         ("train", "callbacks=null", "callbacks=null: expected default, early_stopping or progressive"),
         ("predict", "trainer=5", "trainer=5: expected cpu, ddp, default, gpu or mps"),
     ],
@@ -565,7 +565,7 @@ def test_each_job_of_a_sweep_is_checked_as_it_starts(program, tmp_path):
     done = program("-m", "batch_size=0,8", "hydra.sweep.dir=sweep")
     assert "predicts by 8 []" in done.stdout and "predicts by 0" not in done.stdout
     said = "error: batch_size=0: expected an integer of at least 1\n"
-    assert (tmp_path / "sweep/0/error.txt").read_text() == said and said in done.stderr
+    assert (tmp_path / "sweep/0_batch_size=0/error.txt").read_text() == said and said in done.stderr
 
 
 def test_a_rule_reads_as_it_is_told():

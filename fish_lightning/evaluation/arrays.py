@@ -61,9 +61,7 @@ def require_finite(values: Floats, what: str) -> None:
     """
     bad = int((~np.isfinite(values).reshape(len(values), -1).all(axis=1)).sum())
     if bad:
-        raise UserError(
-            f"{bad} of {len(values)} images have NaN or infinite {what}\n{DIVERGED}"
-        )
+        raise UserError(f"{bad} of {len(values)} images have NaN or infinite {what}\n{DIVERGED}")
 
 
 def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:

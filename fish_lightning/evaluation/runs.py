@@ -18,6 +18,7 @@ from fish_lightning.evaluation.comparison import common_images, compare, joined_
 from fish_lightning.evaluation.outputs import FILE, Outputs
 from fish_lightning.evaluation.photograph_vote import vote_scores
 from fish_lightning.files import read_rows, shown
+from fish_lightning.names import listed
 
 
 @dataclass(frozen=True)

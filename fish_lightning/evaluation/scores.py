@@ -67,7 +67,9 @@ def score_test(
         raise UserError(f"the test loss is {float(logged['test/loss'])}\n{DIVERGED}")
     n, correct = len(predictions.labels), int(predictions.correct.sum())
     matrix = confusion_matrix(predictions, len(class_names))
-    per_class = zip(class_names, matrix.diagonal().tolist(), matrix.sum(0).tolist(), matrix.sum(1).tolist(), strict=True)
+    per_class = zip(
+        class_names, matrix.diagonal().tolist(), matrix.sum(0).tolist(), matrix.sum(1).tolist(), strict=True
+    )
     photographs, leaked = catalog.photographs_or_paths[predictions.indices], catalog.leaked()[predictions.indices]
     known = catalog.photographs_known
     return {

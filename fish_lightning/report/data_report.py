@@ -106,7 +106,7 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
         galleries=[*_label_error_gallery(found, pictures), _photograph_gallery(found, photographs, pictures)],
     )
     with whole_file(file) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
+        temporary.write_text(page, encoding="utf-8")
 
 
 def _per_class(found: Inspection) -> list[ClassRow]:

@@ -93,7 +93,7 @@ def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
             f"warning: {summary['missing_training_images']:,} training images no longer exist: copies of them may be\n"
             "         among the scored images"
         )
-    lines += ["", f"data     {summary['data']}", f"folder   {shown(folder)}"]
+    lines += ["", f"data     {printable(summary['data'])}", f"folder   {shown(folder)}"]
     if (folder / "report.html").is_file():
         lines.append(f"report   {shown(folder / 'report.html')}")
     return "\n".join([scores, "", *lines])

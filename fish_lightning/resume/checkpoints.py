@@ -57,15 +57,16 @@ class LastCheckpoint(Checkpoint):
     Args:
         path: the file.
         every_n_steps: optimizer steps between two checkpoints; None: save at the end of epochs only.
+        keep: False: remove the file when the run is complete.
 
     Attributes:
         requested: save after this step in any case (set by :class:`fish_lightning.resume.signals.StopOnSignal`).
     """
 
-    def __init__(self, path: str | Path, every_n_steps: int | None = None) -> None:
+    def __init__(self, path: str | Path, every_n_steps: int | None = None, keep: bool = True) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise UserError(f"callbacks.last.every_n_steps={every_n_steps}: expected 1 or more, or null")
-        self.path, self.every_n_steps = Path(path), every_n_steps
+        self.path, self.every_n_steps, self.keep = Path(path), every_n_steps, keep
         self.requested = False
         self._cut = False  # the epoch ends before its last step
 
@@ -87,6 +88,11 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make a resumed run begin with the validation that is due after this step, if one is."""
         compat.schedule_pending_validation(trainer, checkpoint)
+
+    def clean_up(self) -> None:
+        """Remove the file unless it is to be kept; call this when the run is complete."""
+        if not self.keep:
+            self.path.unlink(missing_ok=True)
 
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]

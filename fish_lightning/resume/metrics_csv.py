@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fish_lightning import compat
 from fish_lightning.files import whole_file
+from fish_lightning.models.classifier import FishClassifier
 
 Row = dict[str, Any]
 FILE = "metrics.csv"
@@ -154,6 +155,12 @@ class DropLaterRows(L.Callback):
             self._begin(trainer)
         elif trainer.is_global_zero:
             self._continue(trainer, *self._resumed)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the training means of an epoch that had no step since the resume: Lightning has none."""
+        if "train/loss" not in trainer.callback_metrics and isinstance(pl_module, FishClassifier):
+            for name, mean in (("loss", pl_module.train_loss), ("accuracy", pl_module.train_accuracy)):
+                pl_module.log(f"train/{name}", mean.compute())
 
     def _continue(self, trainer: L.Trainer, step: int, row: Row | None, within_epoch: bool) -> None:
         for logger in trainer.loggers:

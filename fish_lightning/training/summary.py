@@ -25,6 +25,7 @@ C = TypeVar("C", bound=L.Callback)
 
 #: Settings that leave out a part of the data.
 LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
+NO_LIMIT = ("None", "1.0", "0.0", "False")
 
 
 def stopped_by(trainer: L.Trainer) -> str | None:
@@ -103,7 +104,7 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "unreadable_images": [str(data.catalog.paths[index]) for index in unreadable],
         "checkpoint": (best.best_model_path or None) if best else None,
         "stopped_by": stopped_by(trainer),
-        "limits": {f"trainer.{name}": cfg.trainer[name] for name in LIMITS if cfg.trainer[name] not in (None, 0, 1.0)},
+        "limits": {f"trainer.{name}": cfg.trainer[name] for name in LIMITS if str(cfg.trainer[name]) not in NO_LIMIT},
         "pruned": any(getattr(callback, "pruned", False) for callback in trainer.callbacks),  # type: ignore[attr-defined]
         "config": fingerprint(cfg),
     }

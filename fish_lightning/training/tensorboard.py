@@ -139,7 +139,8 @@ class TensorBoardPictures(Callback):
         worst = np.argsort(recall, kind="stable")[: min(PR_CURVES, np.isfinite(recall).sum())]
         for label in sorted(worst):
             is_class, probability = predictions.labels == label, predictions.probabilities[:, label]
-            writer.add_pr_curve(f"test/{catalog.classes[label]}", is_class, probability, step, num_thresholds=101)
+            tag = f"test/{printable(catalog.classes[label])}"
+            writer.add_pr_curve(tag, is_class, probability, step, num_thresholds=101)
         _embed(writer, predictions, catalog, order[:EMBEDDED])
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from fish_lightning import compat
 from fish_lightning.distributed.cluster import slurm_tasks
 from fish_lightning.errors import UserError, one_line
-from fish_lightning.hardware import cores, cpu_has_bf16, fastest_precision
+from fish_lightning.hardware import busy_note, cores, cpu_has_bf16, fastest_precision
 
 
 def build_trainer(
@@ -54,6 +54,8 @@ def build_trainer(
             "note: this CPU has no bf16 instructions; trainer.precision=32-true is about three times as fast",
             flush=True,
         )
+    if trainer.is_global_zero and (note := busy_note(cfg.accelerator)):
+        print(note, flush=True)
     return trainer
 
 
