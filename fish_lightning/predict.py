@@ -46,9 +46,9 @@ def predict(cfg: DictConfig) -> None:
 
     rows = report.prediction_rows(catalog, batches, model.class_names)
     folder = Path(cfg.paths.output)
-    report.write_predictions(folder, rows, catalog, cfg.contact_sheet)
+    files = report.write_predictions(folder, rows, catalog, cfg.contact_sheet)
     print(report.prediction_table(rows))
-    print(f"\nfolder  {shown(folder)}  (predictions.csv, predictions.json, contact_sheet.png)")
+    print(f"\nfolder  {shown(folder)}  ({files})")
     unreadable = sum(row.error is not None for row in rows)
     if unreadable:
         raise UserError(f"{unreadable} of {len(rows)} files could not be read: see the column error of predictions.csv")

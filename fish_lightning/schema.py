@@ -524,7 +524,7 @@ PREDICT: dict[str, Schema] = {
     "input": text("an image", "a folder", "a quoted pattern", example="FILE"),
     "batch_size": COUNT,
     "num_workers": COUNT_OR_NONE,
-    "contact_sheet": COUNT_OR_NONE,
+    "contact_sheet": whole("[0, 300]"),
     "paths": PATHS,
     # Every file gets its row.
     "trainer": Component(TRAINER | {"limit_predict_batches": NULL, "fast_dev_run": choice(False)}, complete=True),

@@ -328,7 +328,7 @@ FAULTS = [
         "ckpt=x input=2024",
         "input=2024: expected an image, a folder or a quoted pattern, as text: \"'2024'\"",
     ),
-    ("predict", "ckpt=x input=x contact_sheet=x", "contact_sheet=x: expected an integer of at least 0"),
+    ("predict", "ckpt=x input=x contact_sheet=x", "contact_sheet=x: expected an integer in [0, 300]"),
     ("predict", "ckpt=x input=x trainer.limit_predict_batches=1", "trainer.limit_predict_batches=1: expected null"),
     ("predict", "ckpt=x input=x trainer.fast_dev_run=true", "trainer.fast_dev_run=true: expected false"),
     ("prepare", "data.archive_limit=0", "data.archive_limit=0: expected a number above 0"),

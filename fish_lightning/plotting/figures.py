@@ -130,7 +130,11 @@ def prediction_page(
 
 
 def picture_figure(
-    pictures: Sequence[Pixels], titles: Sequence[str], colors: Sequence[str] | None = None, columns: int = 6
+    pictures: Sequence[Pixels],
+    titles: Sequence[str],
+    colors: Sequence[str] | None = None,
+    columns: int = 6,
+    title: str = "",
 ) -> Figure:
     """Plot images in a grid, each with a title.
 
@@ -139,10 +143,13 @@ def picture_figure(
         titles: one or two short lines each.
         colors: of the titles; dark by default.
         columns: images in a row.
+        title: of the figure.
     """
     columns = min(columns, max(1, len(pictures)))
     lines = math.ceil(len(pictures) / columns)
-    figure = Figure(figsize=(2.3 * columns, 2.15 * lines + 0.1), layout="constrained")
+    figure = Figure(figsize=(2.3 * columns, 2.15 * lines + (0.4 if title else 0.1)), layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=11)
     for i, picture in enumerate(pictures):
         axes = figure.add_subplot(lines, columns, i + 1)
         axes.imshow(picture)

@@ -92,6 +92,18 @@ class NonFiniteLoss(Callback):
         if trainer.state.fn == "fit":
             self._require_finite([*pl_module.parameters(), *pl_module.buffers()])
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End a run that skips every batch.
+
+        Raises:
+            UserError: no training loss of the epoch was finite, and the validation loss is not either.
+        """
+        train, val = (trainer.callback_metrics.get(f"{stage}/loss") for stage in ("train", "val"))
+        if train is not None and not train.isfinite() and (val is None or not val.isfinite()):
+            raise UserError(
+                f"the model diverged: no training loss of epoch {trainer.current_epoch + 1} is finite\n{self._advice()}"
+            )
+
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Check the weights before they are written."""
         self._require_finite([*pl_module.parameters(), *pl_module.buffers()])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fish_lightning.data.catalog import make_catalog
+from fish_lightning.errors import UserError
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.scores import score_test, wilson_interval
 
@@ -60,8 +61,27 @@ def test_scores_per_class_equal_those_computed_by_hand(scores):
     assert scores["per_class"] == {
         "bass": {"precision": pytest.approx(2 / 3), "recall": pytest.approx(2 / 3), "n": 3},
         "eel": {"precision": pytest.approx(1 / 3), "recall": pytest.approx(1 / 2), "n": 2},
-        "trout": {"precision": 0.0, "recall": 0.0, "n": 1},  # never predicted
+        "trout": {"precision": None, "recall": 0.0, "n": 1},  # never predicted
     }
+
+
+def test_scores_of_a_class_without_test_images_are_undefined():
+    rows = [(f"{i}.png", name, "", "") for i, name in enumerate(["bass", "eel", "trout"])]
+    predictions = Predictions(np.arange(2), np.array([0, 1]), np.eye(3, dtype="f4")[[0, 2]], np.zeros((2, 2), "f2"))
+    logged = {"test/macro_f1": torch.tensor(0.35), "test/loss": torch.tensor(0.9)}
+    scores = score_test(predictions, make_catalog(Path("photos"), rows), ["bass", "eel", "trout"], logged)
+    assert scores["per_class"]["eel"] == {"precision": None, "recall": 0.0, "n": 1}
+    assert scores["per_class"]["trout"] == {"precision": 0.0, "recall": None, "n": 0}
+
+
+@pytest.mark.parametrize(("logit", "loss"), [(np.nan, 0.9), (np.inf, 0.9), (0.0, np.nan), (0.0, np.inf)])
+def test_a_model_that_diverged_has_no_scores(logit, loss):
+    rows = [(f"{i}.png", name, "", "") for i, name in enumerate(["bass", "eel"])]
+    logits = np.array([[logit, 1], [0, 1]], np.float32)
+    predictions = Predictions(np.arange(2), np.array([0, 1]), logits, np.zeros((2, 2), np.float16))
+    logged = {"test/macro_f1": torch.tensor(0.35), "test/loss": torch.tensor(loss)}
+    with pytest.raises(UserError, match="the model diverged in training"):
+        score_test(predictions, make_catalog(Path("photos"), rows), ["bass", "eel"], logged)
 
 
 def test_confusion_matrix_has_true_classes_in_rows_and_predicted_ones_in_columns(scores):

@@ -147,6 +147,15 @@ def test_missing_key_and_wrong_shape_are_named(tmp_path):
     assert "missing: conv1.0.weight (1)" in text and "of another shape: conv5.0.weight (1)" in text
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_weights_that_are_nan_or_infinite_are_an_error(tmp_path, value):
+    state = state_of(num_classes=7)
+    state["fc.bias"][2] = value
+    torch.save(state, tmp_path / "weights.pth")
+    text = message_of(SMALL, 7, str(tmp_path / "weights.pth"))
+    assert text == f"model.weights: {tmp_path / 'weights.pth'} contains NaN or infinite weights (fc.bias)"
+
+
 def test_missing_file_or_one_without_weights_is_an_error(tmp_path):
     text = message_of(SMALL, 7, str(tmp_path / "none.pth"))
     assert f"model.weights: no file {tmp_path / 'none.pth'}" in text and "imagenet or null" in text

@@ -15,7 +15,7 @@ from PIL import Image
 from fish_lightning.compat import quiet_lightning
 from fish_lightning.evaluation.scores import wilson_interval
 from fish_lightning.report import run as report
-from fish_lightning.report.tables import closing_table, evaluation_table
+from fish_lightning.report.tables import closing_table, evaluation_table, score_table
 from fish_lightning.training import summary as summaries
 from fish_lightning.training.best_checkpoint import BestCheckpoint
 from fish_lightning.training.history import History
@@ -148,11 +148,41 @@ def test_closing_table_has_scores_folders_and_next_commands(run_folder, summary)
     assert f"test accuracy  {test['accuracy']:.2%}   95 % CI {low:.1%} to {high:.1%}" in text
     assert f"{6 - round(6 * test['accuracy'])} of 6 wrong; split=random" in text
     for name, scores in test["per_class"].items():
-        assert f"{name}  {scores['precision']:9.1%}  {scores['recall']:6.1%}       {scores['n']}" in text
+        precision = "-" if scores["precision"] is None else f"{scores['precision']:.1%}"
+        assert f"{name}  {precision:>9}  {scores['recall']:6.1%}       {scores['n']}" in text
     assert f"best epoch   {summary['best_epoch']} by validation accuracy" in text
     assert f"run folder   {run_folder[0]}" in text
     assert f"tensorboard --logdir {run_folder[0]}" in text
     assert f"python -m fish_lightning.predict ckpt={summary['checkpoint']} input=" in text
+
+
+def test_undefined_scores_are_dashes_and_the_only_class_predicted_is_named(summary):
+    none, half = {"precision": None, "recall": None, "n": 0}, {"precision": 0.5, "recall": 1.0, "n": 3}
+    missed = {"precision": None, "recall": 0.0, "n": 3}
+    table = score_table(summary["test"] | {"per_class": {"a": half, "b": missed, "c": none}}, "random").splitlines()
+    assert [line.split() for line in table[-3:]] == [
+        ["a", "50.0%", "100.0%", "3"],
+        ["b", "-", "0.0%", "3"],
+        ["c", "-", "-", "0"],
+    ]
+    warning = "warning: the model predicts the same class for every image: a"
+    assert warning in table
+    others = {"a": half, "b": missed | {"precision": 0.0}}, {"a": half, "b": none}
+    assert all(warning not in score_table(summary["test"] | {"per_class": of}, "random") for of in others)
+
+
+def test_a_part_of_the_test_images_is_not_taken_for_all(summary):
+    assert summary["test"]["n"] == summary["test"]["images_in_split"] == 6
+    assert "tested" not in score_table(summary["test"], "random")
+    assert "tested 8 of 144 images" in score_table(summary["test"] | {"n": 8, "images_in_split": 144}, "random")
+
+
+def test_summary_is_valid_json_whatever_was_measured(tmp_path):
+    report.write_summary(tmp_path, {"val": {"loss": float("nan"), "n": 3}, "rows": [(float("inf"), 1.5)]})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {
+        "val": {"loss": None, "n": 3},
+        "rows": [[None, 1.5]],
+    }
 
 
 def test_closing_table_counts_unreadable_images(tmp_path, summary):

@@ -141,6 +141,21 @@ def test_a_rate_that_ruins_the_weights_stops_the_run(tmp_path, train_tiny):
     assert "the weights are no numbers any more" in done.stderr and "a lower optimizer.lr often helps" in done.stderr
 
 
+def test_a_run_that_skips_every_batch_has_diverged(tmp_path, train_tiny):
+    settings = ("optimizer.lr=1e38", "on_nan=skip", "model.name=squeezenet1_1", "trainer.max_epochs=1")
+    done = train_tiny(tmp_path, *settings)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "diverged" in done.stderr and "lower optimizer.lr" in done.stderr and len(done.stderr.splitlines()) <= 5
+    assert not list(tmp_path.glob("logs/train/runs/*/summary.json"))
+
+
+def test_an_epoch_without_a_finite_loss_ends_the_run(fit):
+    with pytest.raises(UserError, match="the model diverged: no training loss of epoch 2 is finite"):
+        fit("skip", range(5, 10), limit_val_batches=0)
+    assert fit.guard.skipped == 5
+    fit("skip", range(5, 10))  # the validation loss is finite: a later epoch may be too
+
+
 @pytest.mark.parametrize("inside", [False, True], ids=["logits", "batch normalization"])
 def test_skipped_batches_are_reported(tmp_path, train_tiny, faults, inside):
     done = train_tiny(tmp_path, poison([2, 9], inside), "on_nan=skip", env=faults)

@@ -1,0 +1,165 @@
+"""What is drawn or printed has a size that does not depend on the number of classes or files."""
+
+import json
+import os
+import resource
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fish_lightning.data.catalog import make_catalog
+from fish_lightning.data.dataset import UNREADABLE
+from fish_lightning.data.inspection import inspect
+from fish_lightning.evaluation.analysis import analyse
+from fish_lightning.evaluation.outputs import Outputs
+from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.scores import score_test
+from fish_lightning.models.classifier import FishClassifier
+from fish_lightning.report.data_report import data_table, write_data_report
+from fish_lightning.report.predictions import prediction_rows, prediction_table, write_predictions
+from fish_lightning.report.run import write_summary, write_test
+from fish_lightning.report.run_report import write_report
+from fish_lightning.report.tables import score_table
+from fish_lightning.training.tensorboard import PR_CURVES, RunTensorBoardLogger, TensorBoardPictures
+
+CLASSES, PER_CLASS = 1000, 3
+LOGGED = {"test/macro_f1": torch.tensor(0.5), "test/loss": torch.tensor(0.5)}
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory):
+    """Catalog and predictions of 3,000 images of 1,000 classes, of which some 40 % are recognized."""
+    rng, images = np.random.default_rng(0), CLASSES * PER_CLASS
+    rows = [(f"{i % CLASSES:04}/{i}.png", f"class {i % CLASSES:04}", "", "test") for i in range(images)]
+    catalog = make_catalog(tmp_path_factory.mktemp("photos"), rows)
+    logits = rng.normal(size=(images, CLASSES)).astype(np.float32)
+    logits[np.arange(images), catalog.labels] += 3
+    return catalog, Predictions(np.arange(images), catalog.labels, logits, rng.normal(size=(images, 64)).astype("f2"))
+
+
+def measured(task):
+    """Run ``task`` in a fork: peak memory above that before, in MB, and seconds of its CPU time."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = time.process_time()
+        try:
+            task()
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            os.write(writer, json.dumps([peak / 1000, time.process_time() - start]).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        text = stream.read()
+    os.waitpid(child, 0)
+    return json.loads(text)
+
+
+def write_all(folder, catalog, predictions):
+    """Write what a run writes after its test."""
+    outputs = Outputs.of(predictions, catalog)
+    scores = score_test(predictions, catalog, catalog.classes, LOGGED)
+    write_test(folder, predictions, outputs, catalog)
+    write_report(
+        folder / "report.html",
+        analyse(outputs, None, 0.05),
+        title="many",
+        thumbnail=lambda path: np.zeros((9, 9, 3), np.uint8),
+    )
+    write_summary(folder, {"test": scores})
+    score_table(scores, "random")
+    model = FishClassifier(catalog.classes, "squeezenet1_1")
+    arrays = (predictions.indices, predictions.labels, predictions.logits, predictions.features)
+    model._tested = [arrays]
+    trainer = SimpleNamespace(
+        is_global_zero=True,
+        loggers=[RunTensorBoardLogger(folder)],
+        datamodule=SimpleNamespace(catalog=catalog),
+        global_step=7,
+        callback_metrics=LOGGED,
+    )
+    TensorBoardPictures().on_test_end(trainer, model)
+    trainer.loggers[0].save()
+
+
+def test_a_thousand_classes_end_no_run(tested, tmp_path, record_property):
+    megabytes, seconds = measured(lambda: write_all(tmp_path, *tested))
+    record_property("peak_MB", megabytes)
+    record_property("CPU_seconds", seconds)
+    print(f"1,000 classes, 3,000 images: peak {megabytes:.0f} MB above that before, {seconds:.1f} s of CPU time")
+    assert megabytes < 1000 and seconds < 60
+    sizes = {}
+    for file in ("confusion_matrix", "predictions"):
+        with Image.open(tmp_path / "plots" / f"{file}.png") as picture:
+            sizes[file] = picture.size
+    assert max(max(size) for size in sizes.values()) < 2000
+    with (tmp_path / "confusion_matrix.csv").open() as stream:
+        assert sum(1 for _ in stream) == CLASSES + 1  # the whole matrix
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["test"]["confusion_matrix"] is None and len(summary["test"]["per_class"]) == CLASSES
+    assert (tmp_path / "report.html").stat().st_size < 3e6
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "tensors": 0}).Reload()
+    assert set(events.Tags()["images"]) == {"test/confusion_matrix", "test/wrong", "test/correct"}
+    assert len([tag for tag in events.Tags()["tensors"] if tag.startswith("test/class")]) == PR_CURVES
+
+
+def test_table_of_many_classes_shows_those_with_the_lowest_recall(tested):
+    catalog, predictions = tested
+    scores = score_test(predictions, catalog, catalog.classes, LOGGED)
+    lines = score_table(scores, "random").splitlines()
+    assert len(lines) < 32 and max(map(len, lines)) < 100
+    assert lines[-1] == "20 of 1,000 classes, those with the lowest recall; all in summary.json"
+    shown = [line.split()[1] for line in lines[-21:-1]]
+    recalls = {name: score["recall"] for name, score in scores["per_class"].items()}
+    assert [recalls[f"class {name}"] for name in shown] == sorted(recalls.values())[:20]
+
+
+@pytest.mark.parametrize("classes", [3, CLASSES])
+def test_thousands_of_files_are_printed_as_twenty_rows_and_a_count_for_each_class(tested, tmp_path, classes):
+    files = 3000
+    rows = [(f"{'long' * 30}/{i:04}.png", "ab"[i % 2], "", "") for i in range(files)]
+    catalog = make_catalog(tmp_path, rows)
+    names = [f"class {i}" for i in range(classes)]
+    labels, logits = np.zeros(files, np.int64), np.zeros((files, classes), np.float32)
+    labels[5] = UNREADABLE
+    logits[np.arange(files), np.arange(files) % classes] = 5
+    rows = prediction_rows(catalog, [(np.arange(files), labels, logits, logits)], names)
+    table = prediction_table(rows).splitlines()
+    assert table[0].split() == ["path", "prediction", "probability", "runner-up"] and len(table) <= 47
+    assert table[21] == "20 of 3,000 files; all in predictions.csv" and table[23].split() == ["class", "files"]
+    if classes == 3:
+        assert [line.split() for line in table[24:-1]] == [
+            ["class", n, f] for n, f in zip("012", ("1,000", "1,000", "999"), strict=True)
+        ]
+    else:
+        assert table[-2] == "and 980 other classes"
+    assert table[-1].startswith("unreadable: 1, such as ") and table[-1].endswith(
+        "0005.png: cannot be read (No such file or directory)"
+    )
+    assert sum(" error " in line for line in table[:21]) == 1
+    if classes == 3:
+        assert write_predictions(tmp_path, rows, catalog, 6).endswith("contact_sheet.png: 6 of 3,000 files")
+        assert write_predictions(tmp_path, rows, catalog, 0) == "predictions.csv, predictions.json"
+    assert len(rows[0].probabilities) == min(classes, 100)
+
+
+def test_prepare_shows_the_classes_with_the_fewest_images(make_image, tmp_path):
+    for label in range(120):
+        for number in range(1 + (label >= 20)):
+            make_image(tmp_path / "photos" / f"{label:03}" / f"{number}.png", (9 * (label % 20), 99, 9), label, (8, 8))
+    rows = [
+        (f"{file.parent.name}/{file.name}", file.parent.name, "", "") for file in (tmp_path / "photos").rglob("*.png")
+    ]
+    found = inspect(make_catalog(tmp_path / "photos", rows), [])
+    lines = data_table(found).splitlines()
+    assert lines[21] == "20 of 120 classes, those with the fewest images"
+    assert [line.split()[:2] for line in lines[1:21]] == [[f"{label:03}", "1"] for label in range(20)]
+    write_data_report(tmp_path / "report.html", found, 2, 2)
+    assert "100 of 120 classes, those with the fewest images" in (tmp_path / "report.html").read_text()
