@@ -194,7 +194,6 @@ ANYTHING = Rule(("anything",), lambda v: True)
 UNUSED = Rule(("anything",), lambda v: True)
 NULL = choice(None)
 FLAG = choice(True, False)
-STRING = Rule(("text",), lambda v: isinstance(v, str))
 TEXT = text("text")
 FILE = text("a file", example="FILE")
 FOLDER = text("a folder", example="DIR")
@@ -242,7 +241,6 @@ _SAMPLING = dict.fromkeys(("interpolation", "mask_interpolation", "fill", "fill_
 _WARP = {"border_mode": whole("[0, 4]"), "rotate_method": choice("largest_box", "ellipse"), "p": PROBABILITY}
 _AXES = Rule(("a mapping of x and y",), lambda v: isinstance(v, dict) and v.keys() <= {"x", "y"})
 _EXTENT = several(2, POSITIVE, "two numbers above 0")
-_LOGGER = {"save_dir": FOLDER, "name": STRING | NULL, "version": STRING | COUNT_OR_NONE | NULL, "prefix": STRING}
 
 #: Arguments of the classes and functions that the configs name, besides those that their group's component has.
 TARGETS: dict[str, Mapping[str, Schema]] = {
@@ -382,15 +380,6 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     },
     # logger
     "fish_lightning.training.tensorboard.RunTensorBoardLogger": {"save_dir": FOLDER},
-    "lightning.pytorch.loggers.TensorBoardLogger": {
-        **_LOGGER,
-        "default_hp_metric": FLAG,
-        "log_graph": FLAG,
-        "sub_dir": STRING | NULL,
-        "max_queue": COUNT,
-        "flush_secs": POSITIVE,
-        "filename_suffix": STRING,
-    },
     "fish_lightning.resume.metrics_csv.ResumableCSVLogger": {"save_dir": FOLDER},
 }
 
