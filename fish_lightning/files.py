@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import shlex
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,9 +76,11 @@ def locked(file: Path, waiting: str | None = None, busy: UserError | None = None
         lock.release()
 
 
-def beside(folder: Path) -> Path:
-    """Return the lock file of a folder that may not exist yet."""
-    return folder.with_name(f".{folder.name}.lock")
+def node_lock(folder: Path) -> Path:
+    """Return the lock file, one to a machine and user, of what is done once for a folder that may not exist yet."""
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    name = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]
+    return Path(tempfile.gettempdir(), f"fish_lightning-{user}-{name}.lock")
 
 
 def byte_size(count: float) -> str:
@@ -156,6 +159,11 @@ def shown(path: str | Path | None) -> str:
 def _typed(path: str | Path) -> str:
     absolute = Path(path).absolute()
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
+
+
+def run_of(path: Path) -> Path:
+    """Return the run folder that a path is, or that it is a checkpoint of."""
+    return path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
 
 
 def override(key: str, path: str | Path) -> str:

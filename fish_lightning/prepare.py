@@ -27,7 +27,9 @@ def prepare(cfg: DictConfig) -> None:
     from fish_lightning.data.inspection import inspect
     from fish_lightning.data.near_duplicates.search import with_photographs
     from fish_lightning.data.sources import CatalogSource, SampleSource
+    from fish_lightning.data.splits import say_what_training_would
     from fish_lightning.files import shown
+    from fish_lightning.names import printable
     from fish_lightning.report.data_report import data_table, problems, write_data_report
 
     chosen = instantiate(cfg.data.source)
@@ -50,8 +52,13 @@ def prepare(cfg: DictConfig) -> None:
     report = Path(cfg.paths.output) / "data_report.html"
     write_data_report(report, found, cfg.report.photographs, cfg.report.pictures)
     size = f"{len(catalog):,} images of {len(catalog.classes)} classes"
-    print(f"\n{data_table(found)}\n\ndata    {size} in {catalog.root}\nreport  {shown(report)}", flush=True)
+    place = printable(str(catalog.root))
+    print(f"\n{data_table(found)}\n\ndata    {size} in {place}\nreport  {shown(report)}", flush=True)
     stops = problems(found, skip_unreadable=cfg.data.on_error == "skip")
+    try:
+        say_what_training_would(catalog, cfg.data.keep_split, tracks=cfg.data.photograph is None)
+    except UserError as error:
+        stops.append(str(error).splitlines()[0])
     if stops:
         raise UserError(f"training would fail: {', '.join(stops)}\ndetails in the report: {shown(report)}")
 

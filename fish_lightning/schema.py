@@ -389,6 +389,7 @@ PATHS = {"logs": FOLDER, "output": FOLDER, "cache": FOLDER}
 _PRECISIONS = Rule(
     (), choice("32", "16", "64", "bf16", 32, 16, 64, None, "transformer-engine", "transformer-engine-float16").accepts
 )
+PRECISION = choice("auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true") | _PRECISIONS
 
 #: Every argument of Lightning's, but for logger and callbacks.
 TRAINER: dict[str, Schema] = {
@@ -398,7 +399,7 @@ TRAINER: dict[str, Schema] = {
         {}, Rule(("auto", "ddp", "another strategy that neither spawns nor forks processes"), _is_strategy)
     ),
     "num_nodes": COUNT,
-    "precision": choice("auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true") | _PRECISIONS,
+    "precision": PRECISION,
     "max_epochs": COUNT | choice(-1, None),  # the latter with max_steps alone
     "min_epochs": COUNT_OR_NONE | NULL,
     "max_steps": COUNT | choice(-1),

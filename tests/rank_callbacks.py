@@ -43,15 +43,13 @@ class Die(L.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class DieInTrials(L.Callback):
-    """Kills the process in the second epoch: of trial 0 only the first time, of trial 1 each time."""
+class DieInTrial(L.Callback):
+    """Kills the process of trial 0 in its second epoch, once."""
 
     def on_train_epoch_start(self, trainer, *_):
-        folder = Path(trainer.default_root_dir)
-        if trainer.current_epoch == 1 and (
-            folder.name == "1" or (folder.name == "0" and not (folder / "died").exists())
-        ):
-            (folder / "died").touch()
+        died = Path(trainer.default_root_dir, "died")
+        if trainer.current_epoch == 1 and died.parent.name == "0" and not died.exists():
+            died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
 

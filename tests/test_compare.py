@@ -162,21 +162,22 @@ def test_what_cannot_be_compared_is_a_short_error(tmp_path, run):
     assert not list(tmp_path.glob("logs/**/compare.json"))
 
 
+def test_a_data_root_that_is_gone_is_named(compared):
+    with pytest.raises(UserError, match=r"^data\.root: gone does not exist"):
+        compared(root="gone")
+
+
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("words", "message"),
     [
-        ({"b": None}, "b: no run is given\npython -m fish_lightning.compare a=RUN b=RUN"),
-        ({"a": "???"}, "a: no run is given"),
-        ({"margin": -1}, "margin=-1: expected a difference in accuracy, 0 to 1"),
-        ({"margin": "x"}, "margin=x: expected"),
-        ({"margin": float("nan")}, "margin=nan: expected"),
-        ({"root": "gone"}, "data.root: gone does not exist"),
+        (["a=x"], "b is required: b=RUN"),
+        (["a=x", "b=y", "margin=-1"], "margin=-1: expected a number in [0, 1)"),
+        (["a=x", "b=y", "margin=x"], "margin=x: expected a number in [0, 1)"),
     ],
 )
-def test_settings_are_checked(compared, settings, message):
-    with pytest.raises(UserError) as error:
-        compared(**settings)
-    assert str(error.value).startswith(message)
+def test_settings_are_checked(run, tmp_path, words, message):
+    done = run("compare", *words, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"error: {message}\n")
 
 
 def test_a_comparison_needs_neither_torch_nor_matplotlib(tmp_path):

@@ -61,7 +61,7 @@ def test_setup_refuses_an_old_python(tmp_path):
         check=False,
     )
     assert made.returncode != 0
-    assert f"error: {old} is older than 3.10; name another: make PYTHON=" in made.stdout
+    assert f"error: {old} is older than 3.10; choose another: make PYTHON=" in made.stdout
     assert not (tmp_path / "venv").exists()
 
 

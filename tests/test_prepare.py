@@ -160,3 +160,24 @@ def test_without_kagglehub_both_remedies_are_named(composed, monkeypatch):
     text = message_of(composed("prepare", "data=fish"))
     assert "data.root: data/fish does not exist (working directory:" in text and "pip install kagglehub" in text
     assert "data.archive=FILE.zip" in text and f"kaggle.com/datasets/{HANDLE}" in text
+
+
+def test_it_warns_of_what_a_training_would_warn_of(tmp_path, composed, make_image, capsys):
+    for number in range(48):
+        name, track, frame = ("bass", "trout")[number % 2], number % 12, number // 12
+        make_image(tmp_path / "data" / name / f"fish_{track:03}_{frame:04}.png", (90, 5 * number, 9), number)
+    make_image(tmp_path / "data" / "eel" / "1.png", (9, 9, 99), 7)
+    overrides = ("data=folder", "data.root=data", "data.find_copies=false")
+    prepare(composed("prepare", *overrides, "data.photograph='(.+)_[0-9]+'"))
+    assert "note: class 'eel' has only one photograph and is missing from val and test" in capsys.readouterr().out
+    (tmp_path / "data" / "eel" / "1.png").rename(tmp_path / "data" / "bass" / "1.png")
+    (tmp_path / "data" / "eel").rmdir()
+    prepare(composed("prepare", *overrides))
+    said = capsys.readouterr().out
+    assert "test images are named like training images" in said and "data.photograph=" in said
+
+
+def test_a_data_set_too_small_to_split_is_an_error(composed, tmp_path, make_folder):
+    make_folder(tmp_path / "data", 2, 1)
+    text = message_of(composed("prepare", "data=folder", "data.root=data", "data.find_copies=false"))
+    assert text.startswith("training would fail: too few images for this split: 2 images of 2 classes in data")

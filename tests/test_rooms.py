@@ -45,7 +45,7 @@ def private_accesses(tree):
     """Yield private names that a module imports, or reads from anything but itself."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
-            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls", "os")  # os._exit
             if not own:
                 yield ast.unparse(node)
     for name in imported(tree):

@@ -100,22 +100,12 @@ class PixelCache:
         pixels: (N, H, W, 3), memory-mapped or in memory.
         errors: message for each index whose file cannot be read.
         file: the file ``pixels`` is mapped from; None if it is in memory.
-
-    Attributes:
-        errors: as given.
     """
 
     def __init__(self, pixels: Pixels, errors: dict[int, str], file: Path | None = None) -> None:
         self.errors = errors
         self._file = file
         self._pixels: Pixels | None = pixels
-        self._rows: dict[int, int] | None = None
-
-    def of(self, indices: npt.NDArray[np.int64]) -> "PixelCache":
-        """Return this cache of a part of a catalog as one whose indices are the catalog's."""
-        self._rows = {index: row for row, index in enumerate(indices.tolist())}
-        self.errors = {int(indices[row]): error for row, error in self.errors.items()}
-        return self
 
     @property
     def pixels(self) -> Pixels:
@@ -133,7 +123,7 @@ class PixelCache:
         """
         if index in self.errors:
             raise UnreadableImage(self.errors[index])
-        return np.array(self.pixels[index if self._rows is None else self._rows[index]])
+        return np.array(self.pixels[index])
 
     def black(self) -> Pixels:
         """Return the placeholder of an unreadable image."""
@@ -144,15 +134,7 @@ class PixelCache:
         return self.__dict__ | ({"_pixels": None} if self._file is not None else {})
 
 
-def open_cache(
-    catalog: Catalog,
-    pipelines: Pipelines,
-    folder: Path,
-    workers: int,
-    in_ram: bool = False,
-    needed: npt.NDArray[np.int64] | None = None,
-    kind: str = "pixels",
-) -> PixelCache:
+def open_cache(catalog: Catalog, pipelines: Pipelines, folder: Path, workers: int, in_ram: bool = False) -> PixelCache:
     """Return the decoded images of a catalog, from the cache file or decoded now.
 
     If several processes request the same file, one writes it and the others wait.
@@ -163,8 +145,6 @@ def open_cache(
         folder: the cache.
         workers: number of decoding threads.
         in_ram: write no file (an existing one is still read); for small data sets.
-        needed: indices of the only images that are asked for: the others need not exist. None: all.
-        kind: of cache file: ``"pixels"``, or ``"part"`` of a catalog, beside which the cache of all images stays.
 
     Raises:
         UserError: not enough free space, on disk or in memory.
@@ -174,12 +154,10 @@ def open_cache(
         json.dumps([VERSION, PIL.__version__, cv2.__version__, A.__version__, A.to_dict(pipelines.head)], default=str)
     )
     digests = _digests(catalog)
-    family = f"{kind}-{root}-{head}"
+    family = f"pixels-{root}-{head}"
     file = folder / f"{family}-{_hexdigest(digests.tobytes())}.npy"
     shape = (len(catalog), pipelines.height, pipelines.width, 3)
     cache = _open(file, shape)
-    if cache is None and needed is not None:
-        return open_cache(catalog.take(needed), pipelines, folder, workers, in_ram, kind="part").of(needed)
     if in_ram:
         return _in_ram(catalog, pipelines, workers, shape, cache)
     if cache is not None:
@@ -220,8 +198,7 @@ def _write(
     for left_over in folder.glob(f".*.{family}-*"):  # of a killed process: this one has the lock
         left_over.unlink(missing_ok=True)
     former = [other for other in folder.glob(f"{family}-*.npy") if other != file]
-    whole = folder.glob(f"pixels-{family.partition('-')[2]}-*.npy") if family.startswith("part-") else ()
-    known, errors, kept = _reusable([*former, *whole], shape)
+    known, errors, kept = _reusable(former, shape)
     new = [index for index in range(len(catalog)) if digests[index].tobytes() not in known]
     _require_disk(folder, shape)
     print(

@@ -87,11 +87,6 @@ class Catalog:
         leaked: npt.NDArray[np.bool_] = np.logical_and(self.splits == "test", copied)
         return leaked
 
-    def take(self, indices: npt.NDArray[np.int64]) -> "Catalog":
-        """Return the catalog of some of the images."""
-        columns = {name: getattr(self, name)[indices] for name in ("paths", "labels", "photographs", "splits")}
-        return replace(self, **columns)
-
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """Return the indices of one split, or of all images for ``"all"``."""
         return np.arange(len(self)) if split == "all" else np.flatnonzero(self.splits == split)

@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader
 
 from fish_lightning import compat
 from fish_lightning.data.cache import Pipelines, PixelCache, open_cache, split_pipelines
-from fish_lightning.data.catalog import Catalog
+from fish_lightning.data.catalog import SPLITS, Catalog
 from fish_lightning.data.dataset import REMEDY, UNREADABLE, FishDataset, KeyedBatches, start_worker
 from fish_lightning.data.decoding import UnreadableImage
 from fish_lightning.data.device_augment import DeviceAugment
 from fish_lightning.data.near_duplicates.search import with_photographs
 from fish_lightning.data.sources import CatalogSource, Source
-from fish_lightning.data.splits import folders_split
+from fish_lightning.data.splits import folders_split, say_if_tracks_are_divided
 from fish_lightning.data.trained_sources import RecordedSource
 from fish_lightning.errors import UserError
 from fish_lightning.hardware import cores
@@ -133,6 +133,8 @@ class FishDataModule(L.LightningDataModule):
             if self.keep_split and (catalog.splits != "").any() and self.split_name in ("random", "photograph"):
                 self.split = folders_split
             self.catalog = catalog.with_splits(self.split(catalog, seed=self.seed))
+            if self.photograph is None and self.split_name in ("random", "photograph", "kfold"):
+                say_if_tracks_are_divided(self.catalog, self.catalog.splits)
         return self.catalog
 
     def setup(self, stage: str | None = None) -> None:
@@ -158,16 +160,12 @@ class FishDataModule(L.LightningDataModule):
             self.device_augment = DeviceAugment(self.pipelines.train.transforms)
         if self.cache == "on" and self.cache_dir is None:
             raise UserError("data.cache=on requires a folder: data.cache_dir=DIR")
-        needed = self.source.subset if isinstance(self.source, RecordedSource) and not self.resident else "all"
         self.pixels = open_cache(
-            self.catalog,
-            self.pipelines,
-            self.cache_dir or Path(),
-            cores(),
-            in_ram=self.cache == "ram",
-            needed=None if needed == "all" else self.catalog.indices(needed),
+            self.catalog, self.pipelines, self.cache_dir or Path(), cores(), in_ram=self.cache == "ram"
         )
-        bad = [index for index in sorted(self.pixels.errors) if self.catalog.splits[index] != ""]
+        # Of the images of a training run those that are not tested need not exist.
+        needed = [self.source.subset] if isinstance(self.source, RecordedSource) else list(SPLITS)
+        bad = [i for i in sorted(self.pixels.errors) if self.catalog.splits[i] in needed or "all" in needed]
         if bad and self.on_error == "raise":
             named = [self.pixels.errors[index] for index in bad[:3]]
             more = [f"and {len(bad) - 3} more"] if len(bad) > 3 else []

@@ -138,7 +138,8 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
 
     Of the ``batch_size * world_size`` images of a step, each process takes every ``world_size``-th, so a step sees the
     images that a single process with that batch size would. The last step of an epoch shares the remaining images; if
-    there are fewer of them than processes, they join the previous step.
+    there are fewer than two of them for each process, they join the previous step: batch normalization cannot train on
+    a batch of one small image.
 
     Args:
         n: number of images.
@@ -181,7 +182,7 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
         if not self.shuffle:
             return math.ceil(len(range(self.rank, self.n, self.world_size)) / self.batch_size)
         full, left = divmod(self.n, self.batch_size * self.world_size)
-        return max(1, full + (left >= self.world_size))
+        return max(1, full + (left >= self.world_size * min(2, self.batch_size)))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = (

@@ -16,8 +16,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fish_lightning.errors import UserError
 
-#: All that is ever parsed. Pillow would try every format it knows, and start Ghostscript for PostScript.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF")
+#: All that is ever parsed; MPO, of phones, is a kind of JPEG. Pillow would try all formats, and start Ghostscript for
+#: PostScript.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 #: Pixels of the largest image, 600 MB when decoded: as many as the largest sensors have.
 MAX_PIXELS = 200_000_000
 
@@ -46,7 +47,7 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
                 _require_sane_size(path, *image.size)
                 yield image
         except UnidentifiedImageError:
-            fault = "not a PNG, JPEG, WebP, BMP or TIFF image" if status.st_size else "an empty file"
+            fault = "not an image (PNG, JPEG, WebP, BMP or TIFF)" if status.st_size else "an empty file"
             raise UnreadableImage(f"{path}: {fault}") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise UnreadableImage(f"{path}: {_TOO_LARGE}") from None

@@ -11,7 +11,7 @@ from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
 from fish_lightning.data.folders import LeftOut, images_below, require_folder, same_file, subfolders
 from fish_lightning.data.sample.classes import ORIGINAL_FOLDERS
 from fish_lightning.errors import UserError
-from fish_lightning.files import beside, locked, read_rows
+from fish_lightning.files import locked, node_lock, read_rows
 
 NOT_CLASSES = ("Fish_Dataset", "NA_Fish_Dataset")  # folders of the archive: augmented images, originals
 
@@ -42,7 +42,7 @@ class ArchiveSource:
         """Download the archive if its folder does not exist."""
         if self.kaggle is None or self.root.exists():
             return
-        with locked(beside(self.root), f"waiting for another program that is downloading {self.kaggle}"):
+        with locked(node_lock(self.root), f"waiting for another program that is downloading {self.kaggle}"):
             if not self.root.exists():
                 download(self.kaggle, self.root)
 

@@ -1,6 +1,7 @@
 """Splits assign each image of a catalog to train, val or test; ``conf/split`` has one file per function."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,12 @@ import numpy.typing as npt
 from fish_lightning.data.catalog import SPLITS, Catalog
 from fish_lightning.errors import UserError
 from fish_lightning.files import read_rows
+from fish_lightning.names import printable
+
+#: How far the share of a split may be from its target until that is said: 5 percentage points.
+FAR = 0.05
+#: A path such as ``bass/fish_012_0034.png``: frame 34 of track, session or day 12. The first group is what is shared.
+FRAME = "(.+[0-9])[_-][0-9]+[.]"
 
 
 def random_split(catalog: Catalog, seed: int, test: float = 0.15, val: float = 0.10) -> npt.NDArray[np.str_]:
@@ -68,7 +75,7 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
         groups, sizes = np.unique(names[rows], return_counts=True)
         if len(groups) < 3:
             few, missing = ("one photograph", "val and test") if len(groups) < 2 else ("two photographs", "val")
-            print(f"note: class '{class_name}' has only {few} and is missing from {missing}", flush=True)
+            print(f"note: class '{printable(class_name)}' has only {few} and is missing from {missing}", flush=True)
         order = np.random.default_rng([seed, 1, label]).permutation(len(groups))
         n_test = test * len(rows)
         # Photographs larger than the target come last, so that they go to train.
@@ -80,7 +87,77 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
             chosen = groups[order[start : start + count]]
             splits[rows[np.isin(names[rows], chosen)]] = split
             start += count
+    _say_if_far(splits, test, val)
     return _require_enough(catalog, splits)
+
+
+def _say_if_far(splits: npt.NDArray[np.str_], test: float, val: float) -> None:
+    """Print the shares of train, val and test if one of them is more than ``FAR`` from its target."""
+    shares = [float((splits == name).mean()) for name in SPLITS]
+    targets = [(1 - test) * (1 - val), (1 - test) * val, test]
+    if max(abs(share - target) for share, target in zip(shares, targets, strict=True)) > FAR:
+        found, aim = ("/".join(f"{100 * part:.0f}" for part in parts) for parts in (shares, targets))
+        print(
+            f"note: train/val/test have {found} % of the images, not {aim} %, "
+            "since photographs are kept whole and some classes have few or large ones",
+            flush=True,
+        )
+
+
+def say_if_tracks_are_divided(catalog: Catalog, splits: npt.NDArray[np.str_]) -> None:
+    """Print how to keep frames together if names suggest tracks or sessions on both sides of the split.
+
+    That is, if nine of ten names consist of a prefix ending in a number and a number (``FRAME``), there are at least
+    three images to a prefix, and a test image has the prefix of a training image.
+    """
+    found = [re.match(FRAME + "[^./]+$", path) for path in catalog.paths.tolist()]
+    tracks = np.array([match[1] if match else "" for match in found])
+    framed = tracks != ""
+    if framed.sum() < 0.9 * len(catalog) or framed.sum() < 3 * len(np.unique(tracks[framed])):
+        return
+    tested = (splits == "test") & framed
+    divided = tested & np.isin(tracks, tracks[(splits == "train") & framed])
+    if divided.any():
+        print(
+            f"note: {divided.sum():,} of {tested.sum():,} test images are named like training images, such as "
+            f"{printable(str(catalog.paths[divided][0]))}: if these are frames of one track or session, "
+            f"keep them together with split=photograph data.photograph=\"'{FRAME}'\"",
+            flush=True,
+        )
+
+
+def leak_warning(catalog: Catalog, split: str) -> str | None:
+    """Return a warning if copies of one photograph are in training and test; None if they are not.
+
+    Args:
+        catalog: with its splits.
+        split: name of the choice in ``conf/split``.
+    """
+    leaked = int(catalog.leaked().sum())
+    if not leaked:
+        return None
+    kept = " data.keep_split=false" if split == "folders" else ""
+    return f"warning: {leaked} test images have a copy in training; split=photograph{kept} keeps copies together"
+
+
+def say_what_training_would(catalog: Catalog, keep_split: bool, tracks: bool) -> None:
+    """Split as a training without further settings would, and print its notes and warnings.
+
+    Args:
+        catalog: N images.
+        keep_split: keep a split defined by folders or a table.
+        tracks: whether to look for tracks; not where ``data.photograph`` has named them.
+
+    Raises:
+        UserError: there are too few images.
+    """
+    own = keep_split and (catalog.splits != "").any()
+    split = folders_split if own else photograph_split if catalog.photographs_known else random_split
+    splits = split(catalog, seed=42)
+    if warning := leak_warning(catalog.with_splits(splits), "folders" if own else "photograph"):
+        print(warning, flush=True)
+    if tracks and not own:
+        say_if_tracks_are_divided(catalog, splits)
 
 
 def _photographs_for(target: float, sizes: npt.NDArray[np.int64], later: int) -> int:
@@ -108,7 +185,8 @@ def _labels_of_photographs(catalog: Catalog, names: npt.NDArray[np.str_]) -> npt
 def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val: float = 0.10) -> npt.NDArray[np.str_]:
     """Split into k folds by photograph and test on one of them; over all folds each image is tested once.
 
-    In each class, shuffled photographs are assigned to the fold with the fewest images so far.
+    In each class, shuffled photographs are assigned to the fold with the fewest images of the class so far, and of
+    those with equally few to the one with the fewest images overall.
 
     Args:
         catalog: N images with their photographs.
@@ -129,18 +207,22 @@ def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val:
     names = _photographs(catalog, "kfold")
     splits = np.full(len(catalog), "train", dtype="<U5")
     labels = _labels_of_photographs(catalog, names)
+    overall = np.zeros(folds, dtype=np.int64)
     for label, class_name in enumerate(catalog.classes):
         rows = np.flatnonzero(labels == label)
         groups, sizes = np.unique(names[rows], return_counts=True)
         if len(groups) < 2:
-            print(f"note: class '{class_name}' has only one photograph, which is in train in all folds", flush=True)
+            shown = printable(class_name)
+            print(f"note: class '{shown}' has only one photograph, which is in train in all folds", flush=True)
             continue
         rng = np.random.default_rng([seed, 4, label])
         filled = np.zeros(folds, dtype=np.int64)
         fold_of = np.empty(len(groups), dtype=np.int64)
         for group in rng.permutation(len(groups)):
-            fold_of[group] = np.argmin(filled)
-            filled[fold_of[group]] += sizes[group]
+            least = np.lexsort((overall, filled))[0]  # by filled, then by overall, then by number
+            fold_of[group] = least
+            filled[least] += sizes[group]
+            overall[least] += sizes[group]
         splits[rows[np.isin(names[rows], groups[fold_of == fold])]] = "test"
         rest = rng.permutation(np.flatnonzero(fold_of != fold))
         target = val * sizes[rest].sum()

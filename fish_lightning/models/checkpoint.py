@@ -10,14 +10,16 @@ import albumentations as A
 import torch
 
 from fish_lightning.errors import UserError, first_line
+from fish_lightning.models.checkpoint_schema import require_well_formed
 from fish_lightning.models.classifier import FishClassifier
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a training checkpoint with ``weights_only=True``: no code in it is executed.
+    """Read a training checkpoint with ``weights_only=True``, so that no code in it is executed, and check it.
 
     Raises:
-        UserError: the file does not exist or is not a checkpoint of this project.
+        UserError: the file does not exist or is not a checkpoint of this project, or is corrupt or incomplete
+            (:mod:`fish_lightning.models.checkpoint_schema`).
     """
     file = Path(path).expanduser()
     if file.is_dir():
@@ -37,6 +39,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"ckpt: {file} is not a checkpoint of fish_lightning\nexpected …/checkpoints/best.ckpt of a run"
         )
+    require_well_formed(checkpoint, file)
     return checkpoint
 
 

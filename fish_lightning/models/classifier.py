@@ -154,7 +154,7 @@ class FishClassifier(L.LightningModule):
         if compat.is_too_small_for_batch_norm(error):
             raise UserError(
                 f"model.name={name}: a training batch of {n} image of {height}x{width} (h x w) is too small\n"
-                "choose another data.batch_size, so that no batch of one image remains, or larger images"
+                "each process needs batches of 2 or more (data.batch_size, number of training images), or larger images"
             ) from None
         if compat.is_wrong_image_size(error):
             raise UserError(
@@ -179,9 +179,13 @@ class FishClassifier(L.LightningModule):
         self.train_accuracy.reset()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Return the loss of one batch; a batch without a readable image is skipped."""
+        """Return the loss of one batch.
+
+        A batch is skipped if unreadable images leave none of its images, or a single one, which batch normalization may
+        refuse.
+        """
         images, labels, _ = self._readable(batch)
-        if len(labels) == 0:
+        if len(labels) < min(2, len(batch["label"])):
             # Other processes wait for the gradients of this one: return zeros.
             return self(batch["image"]).sum() * 0 if self.trainer.world_size > 1 else None
         logits = self(images)

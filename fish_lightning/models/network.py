@@ -4,6 +4,7 @@ import copy
 import functools
 import pickle
 import urllib.error
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,15 @@ def _file_state(path: Path) -> dict[str, torch.Tensor]:
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"model.weights: {path} is not a state dict (names and tensors)")
+    if bad := non_finite(state):
+        raise UserError(f"model.weights: {path} contains NaN or infinite weights ({bad})")
     return {key.removeprefix(PREFIX): value for key, value in state.items()}
+
+
+def non_finite(weights: Mapping[str, torch.Tensor]) -> str:
+    """Return which weights are NaN or infinite: the first name, and how many others; empty if there are none."""
+    names = [name for name, part in weights.items() if part.is_floating_point() and not bool(part.isfinite().all())]
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else ""
 
 
 def _load(network: nn.Module, state: dict[str, torch.Tensor], head: set[str], origin: str) -> None:

@@ -16,6 +16,7 @@ from fish_lightning.data.inspection import Indices, Inspection
 from fish_lightning.data.near_duplicates.search import photograph_numbers
 from fish_lightning.files import whole_file
 from fish_lightning.hardware import cores
+from fish_lightning.names import printable
 from fish_lightning.plotting.thumbnails import thumbnail
 from fish_lightning.report.pages import page_template
 
@@ -62,11 +63,11 @@ def findings(found: Inspection) -> list[tuple[int, str]]:
 
 def data_table(found: Inspection) -> str:
     """Return counts per class, sizes and findings as text."""
-    names = [*found.catalog.classes, *found.empty_classes]
+    names = [printable(name) for name in (*found.catalog.classes, *found.empty_classes)]
     width = max(5, *(len(name) for name in names))
     lines = [f"{'class':<{width}}  images  photographs  unreadable"]
     for name, images, photographs, unreadable in _per_class(found):
-        lines.append(f"{name:<{width}}  {images:6,}  {photographs:>11}  {unreadable:10,}")
+        lines.append(f"{printable(name):<{width}}  {images:6,}  {photographs:>11}  {unreadable:10,}")
     lines += ["", f"sizes   {_most_common(_sizes(found))}", f"files   {_most_common(_types(found))}", ""]
     lines += [f"{count:6,}  {what}" for count, what in findings(found)] or ["no problems found"]
     return "\n".join(lines)
@@ -98,7 +99,7 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
         galleries=[*_label_error_gallery(found, pictures), _photograph_gallery(found, photographs, pictures)],
     )
     with whole_file(file) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
+        temporary.write_text(page, encoding="utf-8")
 
 
 def _per_class(found: Inspection) -> list[tuple[str, int, str, int]]:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import jinja2
 
+from fish_lightning.names import printable
+
 
 def page_template(name: str, **filters: Callable[..., object]) -> jinja2.Template:
     """Load a template with autoescape and filters of its own; rendering an undefined variable is an error."""
@@ -13,6 +15,12 @@ def page_template(name: str, **filters: Callable[..., object]) -> jinja2.Templat
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_printable_lines,
     )
     templates.filters |= {"count": "{:,}".format} | filters
     return templates.get_template(name)
+
+
+def _printable_lines(value: object) -> object:
+    """Escape what a browser cannot show in names, and leave other values and markup as they are."""
+    return "\n".join(map(printable, value.split("\n"))) if type(value) is str else value

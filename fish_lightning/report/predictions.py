@@ -15,6 +15,7 @@ from fish_lightning.data.dataset import UNREADABLE
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.evaluation.arrays import require_finite, softmax
 from fish_lightning.files import whole_file
+from fish_lightning.names import ENCODE_ERRORS, path_cell, printable, text_cell
 from fish_lightning.plotting import figures
 from fish_lightning.plotting.thumbnails import thumbnail
 
@@ -73,12 +74,13 @@ def write_predictions(folder: Path, rows: Sequence[PredictionRow], catalog: Cata
     """Write ``predictions.csv``, ``predictions.json`` and a ``contact_sheet.png`` of up to ``pictures`` images."""
     with (
         whole_file(folder / "predictions.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as stream,
+        temporary.open("w", newline="", encoding="utf-8", errors=ENCODE_ERRORS) as stream,
     ):
         lines = csv.writer(stream)
         lines.writerow(("path", "prediction", "probability", "runner_up", "runner_up_probability", "error"))
         for row in rows:
-            lines.writerow((row.path, *row.ranked(0), *row.ranked(1), row.error))
+            ranked = [(text_cell(name), probability) for name, probability in (row.ranked(0), row.ranked(1))]
+            lines.writerow((path_cell(row.path), *ranked[0], *ranked[1], row.error and text_cell(row.error)))
     with whole_file(folder / "predictions.json") as temporary:
         content = [
             {
@@ -90,7 +92,9 @@ def write_predictions(folder: Path, rows: Sequence[PredictionRow], catalog: Cata
             }
             for row in rows
         ]
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        # Bytes that are not UTF-8 become JSON's own escapes, from which a reader in Python gets the name back.
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     shown = rows[:pictures]
     if shown:
         figure = figures.picture_figure(
@@ -110,10 +114,11 @@ def prediction_table(rows: Sequence[PredictionRow]) -> str:
     cells = [("path", "prediction", "probability", "runner-up")]
     for row in rows:
         if row.error:
-            cells.append((row.path, "error", "", row.error))
+            cells.append((printable(row.path), "error", "", printable(row.error)))
         else:
             (prediction, probability), (second, runner_up) = row.ranked(0), row.ranked(1)
-            cells.append((row.path, prediction, f"{probability:.1%}", f"{second} {runner_up:.1%}"))
+            named = (printable(row.path), printable(prediction), f"{probability:.1%}")
+            cells.append((*named, f"{printable(second)} {runner_up:.1%}"))
     widths = [max(len(line[column]) for line in cells) for column in range(3)]
     return "\n".join(
         f"{path:<{widths[0]}}  {prediction:<{widths[1]}}  {probability:>{widths[2]}}  {last}"

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.datamodule import FishDataModule
+from fish_lightning.data.splits import leak_warning
 from fish_lightning.distributed.same_config import fingerprint
 from fish_lightning.errors import UserError
 from fish_lightning.evaluation.analysis import analyse, calibration_file
@@ -22,7 +23,7 @@ from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.scores import confusion_matrix
-from fish_lightning.files import shown, whole_file
+from fish_lightning.files import run_of, shown, whole_file
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import ENCODE_ERRORS, path_cell, printable, text_cell
 from fish_lightning.plotting import figures
@@ -31,7 +32,6 @@ from fish_lightning.plotting.thumbnails import thumbnail
 from fish_lightning.report.explanations import audit_report, error_heat_maps, training_outputs
 from fish_lightning.report.run_report import write_report
 from fish_lightning.report.tables import closing_table, evaluation_table
-from fish_lightning.resume.overrides import run_of
 
 PICTURES = 18  # test images in plots/predictions.png
 Summary = dict[str, Any]
@@ -44,22 +44,18 @@ def write_start(folder: Path, trainer: L.Trainer, model: FishClassifier, data: F
     data.catalog.write_csv(folder / "split.csv")
     weights = model.hparams["weights"] or "random"
     device = trainer.strategy.root_device.type + (f" x {trainer.world_size}" if trainer.world_size > 1 else "")
-    leaked = int(data.catalog.leaked().sum())
+    root = printable(str(data.catalog.root))
     counts = ", ".join(f"{n:,} {split}" for split, n in data.catalog.counts().items())
     print(
         f"model  {model.hparams['name']}, {weights} weights; {device}, {trainer.precision}",
-        f"data   {len(data.catalog):,} images of {len(data.catalog.classes)} classes in {data.catalog.root}",
+        f"data   {len(data.catalog):,} images of {len(data.catalog.classes)} classes in {root}",
         f"split  {data.split_name}, seed {data.seed}: {counts}",
         f"run    {shown(folder)}",
         sep="\n",
         flush=True,
     )
-    if leaked:
-        kept = " data.keep_split=false" if data.split_name == "folders" else ""
-        print(
-            f"warning: {leaked} test images have a copy in training; split=photograph{kept} keeps copies together",
-            flush=True,
-        )
+    if warning := leak_warning(data.catalog, data.split_name):
+        print(warning, flush=True)
 
 
 def write_run(

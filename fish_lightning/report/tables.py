@@ -6,6 +6,7 @@ from typing import Any
 
 from fish_lightning.evaluation.scores import leak_warning
 from fish_lightning.files import override, shown
+from fish_lightning.names import printable
 
 Summary = dict[str, Any]
 
@@ -14,7 +15,7 @@ def score_table(test: Summary, split: str) -> str:
     """Return the scores of a test as a table."""
     low, high = test["accuracy_ci95"]
     wrong = round(test["n"] * (1 - test["accuracy"]))
-    width = max(len(name) for name in test["per_class"])
+    width = max(len(printable(name)) for name in test["per_class"])
     lines = [
         f"test accuracy  {test['accuracy']:.2%}   95 % CI {low:.1%} to {high:.1%}",
         f"               {wrong} of {test['n']} wrong; split={split}",
@@ -25,7 +26,9 @@ def score_table(test: Summary, split: str) -> str:
         f"{'class':<{width}}  precision  recall  images",
     ]
     for name, scores in test["per_class"].items():
-        lines.append(f"{name:<{width}}  {scores['precision']:9.1%}  {scores['recall']:6.1%}  {scores['n']:6d}")
+        lines.append(
+            f"{printable(name):<{width}}  {scores['precision']:9.1%}  {scores['recall']:6.1%}  {scores['n']:6d}"
+        )
     return "\n".join(lines)
 
 
@@ -60,7 +63,7 @@ def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
             f"warning: {summary['missing_training_images']:,} training images no longer exist: copies of them may be\n"
             "         among the scored images"
         )
-    lines += ["", f"data     {summary['data']}", f"folder   {shown(folder)}"]
+    lines += ["", f"data     {printable(summary['data'])}", f"folder   {shown(folder)}"]
     if (folder / "report.html").is_file():
         lines.append(f"report   {shown(folder / 'report.html')}")
     return "\n".join([scores, "", *lines])

@@ -20,6 +20,7 @@ from fish_lightning.distributed.same_config import settings
 from fish_lightning.errors import UserError
 from fish_lightning.files import override, remove_strays, shown
 from fish_lightning.models.checkpoint import load_checkpoint, well_formed
+from fish_lightning.models.checkpoint_schema import require_well_formed
 
 #: Settings, and groups of settings, that affect a training step.
 _OF_A_STEP = (
@@ -78,6 +79,7 @@ def require_resumable(file: Path, cfg: DictConfig, trainer: L.Trainer, data: Fis
         raise UserError(
             f"ckpt: {file} contains weights only, for evaluate and predict\nresume from last.ckpt in the same folder"
         )
+    require_well_formed(checkpoint, file, resumable=True)
     with well_formed(file):
         began = checkpoint["FishDataModule"]
         then: dict[str, Any] = checkpoint["callbacks"][SameConfig.__name__]["settings"] | {

@@ -14,8 +14,7 @@ from omegaconf import DictConfig
 
 from fish_lightning.distributed.cluster import is_first_process, slurm_restarts
 from fish_lightning.errors import UserError, end_with, refusal
-from fish_lightning.files import locked, override, shown
-from fish_lightning.resume.overrides import run_of
+from fish_lightning.files import locked, override, run_of, shown
 
 COMPLETE = "summary.json"
 

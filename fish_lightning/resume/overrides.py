@@ -9,6 +9,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from fish_lightning.files import run_of
+
 
 def with_overrides_of_run(arguments: Sequence[str]) -> list[str]:
     """Put the overrides of the run that ``ckpt`` names before the command line's own, which take precedence.
@@ -30,11 +32,6 @@ def with_overrides_of_run(arguments: Sequence[str]) -> list[str]:
         kept.append("hydra.mode=RUN")  # a sweep's choices, for one of its jobs
     first = next((i for i, word in enumerate(arguments) if word in own), len(arguments))
     return [*arguments[:first], *kept, *arguments[first:]]
-
-
-def run_of(path: Path) -> Path:
-    """Return the run folder that a path is, or that it is a checkpoint of."""
-    return path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
 
 
 def _overrides_of(run: Path) -> list[str]:

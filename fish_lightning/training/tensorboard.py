@@ -140,7 +140,8 @@ class TensorBoardPictures(Callback):
         for label in sorted(worst[:PR_CURVES]):
             if (predictions.labels == label).any():
                 is_class, probability = predictions.labels == label, predictions.probabilities[:, label]
-                writer.add_pr_curve(f"test/{catalog.classes[label]}", is_class, probability, step, num_thresholds=101)
+                tag = f"test/{printable(catalog.classes[label])}"
+                writer.add_pr_curve(tag, is_class, probability, step, num_thresholds=101)
         _embed(writer, predictions, catalog, order[:EMBEDDED])
 
 

@@ -256,3 +256,22 @@ def test_two_tables_of_one_folder_alternate_without_decoding_again(images, tmp_p
     for table in tables:
         open_cache(table, PARTS, tmp_path / "cache", workers=1)
     assert pixel_files(tmp_path) == before and len(before) == 2
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_file_deleted_as_soon_as_it_is_written_is_written_again_or_said(opened, tmp_path, monkeypatch, times):
+    written, write = [], cache_module._write
+
+    def write_and_lose(*arguments):
+        write(*arguments)
+        written.append(1)
+        if len(written) <= times:
+            pixel_files(tmp_path)[0].unlink()
+
+    monkeypatch.setattr(cache_module, "_write", write_and_lose)
+    if times == 1:
+        assert len(opened().pixels) == 10
+    else:
+        with pytest.raises(UserError, match=r"pixels-.*\.npy was deleted or damaged 2 times as soon as it was"):
+            opened()
+    assert len(written) == 2

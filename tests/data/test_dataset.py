@@ -1,5 +1,7 @@
 """One image from file to tensor: decoded from any format, augmented by (seed, epoch, index) alone."""
 
+from itertools import chain
+
 import albumentations as A
 import numpy as np
 import pytest
@@ -113,7 +115,7 @@ def test_empty_text_and_missing_files_are_unreadable_and_named(tmp_path):
     assert str(error.value) == f"{tmp_path / 'empty.png'}: an empty file"
     with pytest.raises(UnreadableImage) as error:
         decode(tmp_path / "text.jpg")
-    assert str(error.value) == f"{tmp_path / 'text.jpg'}: not an image"
+    assert str(error.value) == f"{tmp_path / 'text.jpg'}: not an image (PNG, JPEG, WebP, BMP or TIFF)"
     with pytest.raises(UnreadableImage, match="missing"):
         decode(tmp_path / "missing.png")
 
@@ -151,7 +153,7 @@ def test_corrupt_file_is_decoded_or_unreadable_and_never_a_crash(tmp_path, suffi
 def test_decompression_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     Image.fromarray(gradient()).save(tmp_path / "a.png")
-    with pytest.raises(UnreadableImage, match=r"a\.png: cannot be read"):
+    with pytest.raises(UnreadableImage, match=r"a\.png: more than 200 million pixels"):
         decode(tmp_path / "a.png")
 
 
@@ -279,6 +281,34 @@ def test_step_of_all_ranks_sees_the_images_of_a_single_process_with_that_batch_s
     ranks = [list(KeyedBatches(24, 8 // world, 7, True, rank, world)) for rank in range(world)]
     for step, batch in enumerate(alone):
         assert sorted(batch) == sorted(key for rank in ranks for key in rank[step])
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "world", "sizes"),
+    [
+        (119, 5, 1, [5] * 23 + [4]),  # 4 and more remain: a step of their own
+        (122, 5, 1, [5] * 24 + [2]),
+        (121, 5, 1, [5] * 23 + [6]),  # 1 remains: it joins the step before
+        (6, 5, 1, [6]),
+        (7, 1, 1, [1] * 7),  # what was asked for
+        (1, 5, 1, [1]),
+        (40, 5, 2, [10] * 4),
+        (44, 5, 2, [10] * 4 + [4]),
+        (43, 5, 2, [10] * 3 + [13]),  # 3 remain: one process would have 1 of them
+        (41, 5, 2, [10] * 3 + [11]),
+        (7, 1, 2, [2, 2, 3]),
+    ],
+)
+def test_images_too_few_for_a_step_join_the_step_before(n, size, world, sizes):
+    ranks = [KeyedBatches(n, size, 7, True, rank, world) for rank in range(world)]
+    steps = [sorted(chain.from_iterable(step)) for step in zip(*ranks, strict=True)]
+    assert [len(step) for step in steps] == sizes and {len(rank) for rank in ranks} == {len(sizes)}
+    assert min(len(batch) for rank in ranks for batch in rank) >= min(2, size, n)
+    alone = KeyedBatches(n, size * world, 7, True)  # sees the same images in the same steps
+    assert steps[:-1] == [sorted(batch) for batch in alone][: len(steps) - 1]
+    for rank, batches in enumerate(ranks):
+        for start in range(len(sizes) + 1):
+            assert list(KeyedBatches(n, size, 7, True, rank, world, 0, start)) == list(batches)[start:]
 
 
 def test_fewer_images_than_processes_is_an_error():

@@ -2,12 +2,14 @@
 
 import csv
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fish_lightning.data.catalog import make_catalog
+from fish_lightning.data.catalog import make_catalog, named_photographs
 from fish_lightning.data.sources import ArchiveSource, FolderSource
 from fish_lightning.data.splits import (
     file_split,
@@ -16,6 +18,7 @@ from fish_lightning.data.splits import (
     photograph_split,
     random_split,
     recorded_split,
+    say_if_tracks_are_divided,
 )
 from fish_lightning.errors import UserError
 
@@ -242,3 +245,58 @@ def test_a_fraction_out_of_range_is_refused(split, share):
         split(catalog, 0, test=share)
     with pytest.raises(UserError, match=rf"split\.val={share}: must be a fraction between 0 and 1"):
         split(catalog, 0, val=share)
+
+
+def test_a_split_of_whole_photographs_that_misses_its_targets_by_more_than_5_points_says_so(capsys):
+    few = catalog_by_photograph({"a": {"1": 42, "2": 27, "3": 31}, "z": {"1": 42, "2": 27, "3": 31}})
+    splits = photograph_split(few, 0)
+    shares = "/".join(f"{100 * (splits == name).mean():.0f}" for name in ("train", "val", "test"))
+    said = f"note: train/val/test have {shares} % of the images, not 76/8/15 %, since photographs are kept whole"
+    assert said in capsys.readouterr().out
+    photograph_split(catalog_by_photograph({name: {str(i): 3 for i in range(40)} for name in "az"}), 0)
+    assert capsys.readouterr().out == ""
+
+
+def test_folds_of_classes_that_do_not_divide_evenly_are_of_equal_size():
+    catalog = catalog_of([13, 14, 11, 13, 13, 14, 13, 14, 14])  # 119 images
+    each = catalog.with_photographs(catalog.paths)
+    sizes = [int((kfold_split(each, 42, folds=5, fold=fold) == "test").sum()) for fold in range(5)]
+    assert sorted(sizes) == [23, 24, 24, 24, 24]
+
+
+def test_folds_of_classes_that_divide_evenly_are_those_of_the_rule_for_each_class_alone():
+    catalog = catalog_of([40, 20, 30], copies=2)
+    for fold in range(5):
+        splits = kfold_split(catalog, 3, folds=5, fold=fold)
+        for label in range(3):
+            groups = np.unique(catalog.photographs[catalog.labels == label])
+            order = np.random.default_rng([3, 4, label]).permutation(len(groups))
+            tested = set(catalog.photographs[(splits == "test") & (catalog.labels == label)])
+            assert tested == set(groups[order[fold::5]])
+
+
+def framed(pattern):
+    """Return a catalog of two classes of 6 tracks of 5 frames each."""
+    names = [(f"{'ab'[t // 6]}/{pattern.format(t, f)}", "ab"[t // 6]) for t in range(12) for f in range(5)]
+    return make_catalog(Path("photos"), [(*name, "", "") for name in names])
+
+
+@pytest.mark.parametrize("pattern", ["fish_{:03}_{:04}.png", "2024-05-{:02}_{:03}.JPG", "cam1/{}-{}.png"])
+def test_frames_of_a_track_on_both_sides_are_pointed_out_with_a_pattern_that_keeps_them_together(pattern, capsys):
+    catalog = framed(pattern)
+    say_if_tracks_are_divided(catalog, random_split(catalog, 0))
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "of 9 test images are named like training images, such as " in said
+    (word,) = re.findall(r"data\.photograph=\S+", said)
+    expression = OverridesParser.create().parse_override(shlex.split(word)[0]).value()
+    together = catalog.with_photographs(named_photographs(catalog, str(expression)))
+    assert len(np.unique(together.photographs)) == 12
+    say_if_tracks_are_divided(together, photograph_split(together, 0))
+    assert "named like" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pattern", ["{:02}{:03}.png", "IMG{:02}{:03}.png", "fish_{:02}x{:02}.png", "run_{}_{}x.png"])
+def test_names_without_track_and_frame_are_not_pointed_out(pattern, capsys):
+    catalog = framed(pattern)
+    say_if_tracks_are_divided(catalog, random_split(catalog, 0))
+    assert capsys.readouterr().out == ""

@@ -1,10 +1,14 @@
 """Sources of an evaluation: the recorded catalog, and other data without leaks from the training data."""
 
+import json
+import shutil
+
 import pytest
 
 from fish_lightning.data.sources import FolderSource
 from fish_lightning.data.trained_sources import OtherSource, RecordedSource
 from fish_lightning.errors import UserError
+from fish_lightning.files import read_rows
 
 
 def message_of(read):
@@ -51,3 +55,19 @@ def test_unknown_class_is_an_error(make_folder, tmp_path):
     make_folder(tmp_path / "other", ["bass", "pike"], 1)
     text = message_of(OtherSource(tmp_path / "other", FolderSource, state).read)
     assert "classes that the checkpoint does not know: pike" in text and "it knows: bass, trout" in text
+
+
+@pytest.mark.parametrize("cache", ["off", "on"])
+def test_the_test_split_alone_is_enough_for_its_evaluation(trained, tiny_data, run, tmp_path, cache):
+    rows = read_rows(trained.folder / "split.csv", "split", ("path", "split"))
+    for row in rows:
+        if row["split"] == "test":
+            (tmp_path / "few" / row["path"]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tiny_data / row["path"], tmp_path / "few" / row["path"])
+    settings = (f"data.root={tmp_path / 'few'}", "trainer=cpu", f"data.cache={cache}", "hydra.run.dir=out")
+    done = run("evaluate", f"ckpt={trained.folder}", *settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    before = json.loads((trained.folder / "summary.json").read_text())["test"]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["test"]["accuracy"] == before["accuracy"]
+    done = run("evaluate", f"ckpt={trained.folder}", *settings, "subset=val", cwd=tmp_path)
+    assert done.returncode == 1 and "give the folder they are in now: data.root=DIR" in done.stderr

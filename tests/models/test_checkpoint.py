@@ -7,11 +7,17 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from albumentations.pytorch import ToTensorV2
 
 from fish_lightning.compat import quiet_lightning
 from fish_lightning.errors import UserError
 from fish_lightning.models.checkpoint import load_checkpoint, restore
 
+ARGUMENTS = {
+    "class_names": ["kind a", "kind b", "kind c"],
+    "name": "shufflenet_v2_x0_5",
+    "eval_transform": A.to_dict(A.Compose([ToTensorV2()])),
+}
 NORMALIZATION = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
@@ -93,6 +99,7 @@ def test_checkpoint_of_another_project_is_an_error(tmp_path, content):
         ("hyper_parameters", {}),
         ("hyper_parameters", [1]),
         ("hyper_parameters", {"class_names": ["a", "b"], "abc": 1}),
+        ("hyper_parameters", {**ARGUMENTS, "abc": 1}),
         ("state_dict", {}),
         ("state_dict", {"network.conv1.0.weight": torch.zeros(2)}),
         (
@@ -101,10 +108,11 @@ def test_checkpoint_of_another_project_is_an_error(tmp_path, content):
         ),
     ],
 )
-def test_malformed_checkpoint_is_an_error(saved, key, content):
-    file = saved[2]
+def test_malformed_checkpoint_is_an_error(saved, tmp_path, key, content):
+    file = tmp_path / "best.ckpt"
+    torch.save(torch.load(saved[2], weights_only=True) | {key: content}, file)
     with pytest.raises(UserError) as raised:
-        restore(load_checkpoint(file) | {key: content}, file)
+        restore(load_checkpoint(file), file)
     assert str(raised.value).startswith(f"ckpt: {file} is corrupt or incomplete (")
     assert len(str(raised.value).splitlines()) == 1
 

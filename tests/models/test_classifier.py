@@ -120,6 +120,10 @@ def test_batch_without_a_readable_image_is_skipped(make_classifier, batch, logge
     model.validation_step(unreadable, 0)
     model.test_step(unreadable, 0)
     assert not record and model.unreadable == {10, 11, 12, 13}
+    single = batch | {"label": torch.tensor([0, UNREADABLE, UNREADABLE, UNREADABLE])}
+    assert model.training_step(single, 0) is None  # too few for batch normalization
+    model.eval().validation_step(single, 0)
+    assert record
     with pytest.raises(UserError, match="none of the images could be read"):
         model.test_predictions()
 
@@ -252,6 +256,25 @@ def test_image_size_that_does_not_fit_the_network_is_an_error(name, size, fits):
 def test_batch_of_one_small_image_is_an_error(make_classifier):
     with pytest.raises(UserError, match=r"a training batch of 1 image of 32x32 \(h x w\) is too small"):
         make_classifier()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_images_that_leave_a_batch_of_one_are_trained_on_and_resumed_exactly(
+    make_folder, make_data, make_model, make_trainer, stop_at, tmp_path
+):
+    def fit(callbacks=(), ckpt=None):
+        data = make_data(root)
+        assert data.catalog.counts()["train"] == 9  # steps of 4 and 5
+        model = make_model(data)
+        trainer = make_trainer(max_epochs=2, callbacks=list(callbacks), limit_val_batches=0)
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
+        assert trainer.global_step == 4
+        return list(model.state_dict().values())
+
+    root = make_folder(tmp_path / "photos", 3, 5)
+    whole = fit()
+    with pytest.raises(stop_at.error):
+        fit([stop_at(3, tmp_path / "last.ckpt")])
+    assert all(map(torch.equal, whole, fit(ckpt=tmp_path / "last.ckpt")))
 
 
 @pytest.mark.parametrize("setting", [{"lr": -1.0}, {"lr": "abc"}, {"lr": 0.1, "weight_decay": -1}, {"rl": 1}])

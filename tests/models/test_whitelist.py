@@ -2,6 +2,7 @@
 
 import albumentations as A
 import pytest
+from albumentations.pytorch import ToTensorV2
 
 from fish_lightning.errors import UserError
 from fish_lightning.models.whitelist import ALLOWED_TRANSFORMS, require_allowed
@@ -9,7 +10,22 @@ from fish_lightning.models.whitelist import ALLOWED_TRANSFORMS, require_allowed
 
 def test_pipeline_of_allowed_transforms_and_an_empty_one_pass():
     require_allowed({})
-    require_allowed(A.to_dict(A.Compose([A.Resize(8, 8), A.Sequential([A.CLAHE(), A.Normalize()]), A.ToFloat()])))
+    nested = A.Sequential([A.CLAHE(), A.Normalize()])
+    require_allowed(A.to_dict(A.Compose([A.Resize(8, 8), nested, A.ToFloat(), ToTensorV2()])))
+
+
+@pytest.mark.parametrize(
+    ("transforms", "words"),
+    [
+        ([], "the last transform is not ToTensorV2"),
+        ([A.Resize(8, 8)], "the last transform is not ToTensorV2"),
+        ([A.Resize(8, 10_001), ToTensorV2()], "a size above 10,000 pixels"),
+        ([A.Sequential([A.PadIfNeeded(20_000, 8)]), ToTensorV2()], "a size above 10,000 pixels"),
+    ],
+)
+def test_pipeline_that_makes_no_tensor_or_a_huge_one_is_an_error(transforms, words):
+    with pytest.raises(UserError, match=rf"^transforms\.eval: {words}$"):
+        require_allowed(A.to_dict(A.Compose(transforms)))
 
 
 def test_all_other_transforms_are_named_wherever_they_are_nested():

@@ -1,4 +1,4 @@
-"""A trial reports each epoch to its study and stops where the study gives it up."""
+"""A trial reports each epoch to its study and stops when it is pruned."""
 
 import json
 
@@ -34,16 +34,14 @@ def fit(study, make_trainer, make_scripted, accuracies, number=2, monitor="test/
     return callback, trainer
 
 
-def test_a_trial_below_the_median_stops_after_the_epochs_that_each_trial_gets(study, make_trainer, make_scripted):
+def test_a_trial_below_the_median_stops_after_the_warmup(study, make_trainer, make_scripted):
     callback, trainer = fit(study, make_trainer, make_scripted, [0.1, 0.2, 0.9])
     assert json.dumps(callback.pruned) == "true"
     assert trainer.current_epoch == 2
     assert study.get_trials()[2].intermediate_values == pytest.approx({1: 0.1, 2: 0.2})
 
 
-def test_a_trial_above_the_median_goes_on_and_an_epoch_told_before_is_not_told_again(
-    study, make_trainer, make_scripted
-):
+def test_a_trial_above_the_median_continues_and_an_epoch_is_not_reported_twice(study, make_trainer, make_scripted):
     running = optuna.trial.Trial(study, study.get_trials()[2]._trial_id)
     running.report(0.85, 1)
     callback, trainer = fit(study, make_trainer, make_scripted, [0.9, 0.9, 0.9])
@@ -51,6 +49,6 @@ def test_a_trial_above_the_median_goes_on_and_an_epoch_told_before_is_not_told_a
     assert study.get_trials()[2].intermediate_values == pytest.approx({1: 0.85, 2: 0.9, 3: 0.9})
 
 
-def test_a_run_that_is_no_trial_reports_nothing(study, make_trainer, make_scripted):
+def test_a_run_that_is_not_a_trial_reports_nothing(study, make_trainer, make_scripted):
     fit(study, make_trainer, make_scripted, [0.1, 0.1, 0.1], number=None)
     assert study.get_trials()[2].intermediate_values == {}

@@ -1,4 +1,4 @@
-"""The table of a multirun: best first, failed jobs last, the loss the other way round."""
+"""The table of a multirun: best first, failed jobs last; of a loss the lowest first."""
 
 import csv
 import json
@@ -60,7 +60,7 @@ def test_jobs_come_best_first_and_failed_ones_last(grid, metric, order):
     assert [row["status"] for row in rows] == ["done"] * 3 + ["failed"]
 
 
-def test_a_row_says_what_was_set_and_what_came_out(grid):
+def test_a_row_contains_settings_and_results(grid):
     best = sweep_rows(grid, "val/accuracy")[0]
     assert best["overrides"] == ["optimizer=adam", "optimizer.lr=0.01"]
     assert (best["val/accuracy"], best["val/loss"], best["test/accuracy"], best["test/loss"]) == (0.9, 0.7, 0.7, 1.4)
@@ -103,20 +103,20 @@ def test_jobs_that_were_not_tested_are_ranked_by_validation(make_job, tmp_path):
     assert [row["job"] for row in rows] == ["1", "0"] and rows[0]["test/accuracy"] is None
 
 
-def test_a_score_of_nought_is_a_score(make_job, tmp_path):
+def test_a_score_of_zero_is_a_score(make_job, tmp_path):
     make_job(0, [])
     make_job(1, [], summary(0.0, 0.0))
     assert [row["job"] for row in sweep_rows(tmp_path, "val/accuracy")] == ["1", "0"]
     assert [row["job"] for row in sweep_rows(tmp_path, "val/loss")] == ["1", "0"]
 
 
-def test_equal_jobs_stand_in_the_order_they_ran(make_job, tmp_path):
+def test_equal_jobs_are_in_the_order_they_ran(make_job, tmp_path):
     for number in (10, 2, 0):
         make_job(number, [], summary(0.5, 0.5))
     assert [row["job"] for row in sweep_rows(tmp_path, "val/accuracy")] == ["0", "2", "10"]
 
 
-def test_a_job_that_diverged_does_not_spoil_the_order(make_job, tmp_path):
+def test_a_job_with_a_nan_loss_does_not_change_the_order(make_job, tmp_path):
     for number, loss in enumerate([0.9, math.nan, 0.3, math.nan, 0.1]):
         make_job(number, [], summary(0.5, loss))
     assert [row["job"] for row in sweep_rows(tmp_path, "val/loss")] == ["4", "2", "0", "1", "3"]
@@ -128,7 +128,7 @@ def test_a_multirun_without_jobs_writes_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
 
 
-def test_jobs_that_differ_in_seed_alone_have_a_mean_and_a_standard_deviation(make_job, tmp_path):
+def test_jobs_that_differ_only_in_seed_have_a_mean_and_a_standard_deviation(make_job, tmp_path):
     for number, (rate, seed) in enumerate([(0.1, 1), (0.1, 2), (0.1, 3), (0.2, 1), (0.2, 2), (0.2, 3)]):
         content = None if (rate, seed) == (0.2, 3) else summary(rate + seed / 100, 0.5, 0.5)
         make_job(number, [f"optimizer.lr={rate}", f"seed={seed}"], content)
@@ -160,7 +160,7 @@ def test_a_pruned_job_is_marked(make_job, tmp_path):
     assert sweep_table(sweep_rows(tmp_path, "val/accuracy"), "val/accuracy").endswith("seed=1  (pruned)")
 
 
-def test_numbers_over_many_magnitudes_are_drawn_by_their_logarithm():
+def test_numbers_over_many_magnitudes_have_a_logarithmic_axis():
     figure = sweep_figure(
         {"lr": ["0.001", "0.01", "0.1"], "name": ["b", "a", "b"]}, [0.9, 0.8, 0.1], "val/accuracy", [False, False, True]
     )
@@ -198,7 +198,7 @@ def test_a_value_with_spaces_is_one_setting(make_job, tmp_path):
 @pytest.mark.parametrize(
     ("storage", "shown"), [("sqlite:///{}/study.db", "sqlite:///study.db"), ("{}/study.log", "study.log")]
 )
-def test_the_dashboard_is_given_the_studys_storage(make_job, tmp_path, capsys, monkeypatch, storage, shown):
+def test_the_command_of_the_dashboard_names_the_storage(make_job, tmp_path, capsys, monkeypatch, storage, shown):
     monkeypatch.chdir(tmp_path)
     make_job(0, ["seed=1"], summary(0.5, 0.5))
     sweeper = {"storage": storage.format(tmp_path)}

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fish_lightning.errors import UserError, first_line
+from fish_lightning.files import shown
 
 
 def download(handle: str, root: Path) -> None:
@@ -26,7 +27,7 @@ def download(handle: str, root: Path) -> None:
             f"data.root: {root} does not exist (working directory: {Path.cwd()})\n"
             f"if the data is elsewhere: data.root=DIR; to download it: pip install kagglehub\n{manually}"
         ) from None
-    print(f"data.root: {root} does not exist: downloading {handle} from Kaggle", flush=True)
+    print(f"data.root: {shown(root)} does not exist: downloading {handle} from Kaggle", flush=True)
     try:
         folder = Path(kagglehub.dataset_download(handle))
     except Exception as error:  # no network, no account, no space: whatever kagglehub and its HTTP library raise

@@ -61,7 +61,7 @@ def unpack(archive: Path, root: Path, limit: float) -> int:
         ) from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            name = Path(str(error.filename)).name
+            name = Path(str(error.filename2 or error.filename)).name  # the second is what it was to be renamed to
             raise UserError(
                 f"data.archive: {archive} contains a name too long for the disk of {root}: {name:.60}…\n"
                 "unpack it yourself under a shorter name and pass the folder: data.root=DIR"

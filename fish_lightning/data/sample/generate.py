@@ -29,7 +29,7 @@ from tqdm import tqdm
 from fish_lightning.data.sample.classes import CLASSES, ORIGINAL_FOLDERS
 from fish_lightning.data.sample.drawing import Array, draw_board, draw_photograph
 from fish_lightning.errors import UserError
-from fish_lightning.files import beside, is_alive, locked
+from fish_lightning.files import is_alive, locked, node_lock, shown
 from fish_lightning.hardware import cores
 
 Pixels = npt.NDArray[np.uint8]
@@ -89,7 +89,7 @@ def make_sample(root: Path, seed: int = 0, photographs_per_kind: int = 30, copie
     try:
         if is_finished(root, recipe):
             return
-        with locked(beside(root), "waiting for another program that is generating the sample data set"):
+        with locked(node_lock(root), "waiting for another program that is generating the sample data set"):
             _make_missing(root, recipe)
     except OSError as error:
         raise UserError(
@@ -103,6 +103,7 @@ def _make_missing(root: Path, recipe: Recipe) -> None:
     """Generate the set unless another process of this machine has done so meanwhile."""
     if is_finished(root, recipe):
         return
+    root.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(root)
     place = tempfile.mkdtemp(prefix=f"{temporary_prefix(root)}{socket.gethostname()}@{os.getpid()}@", dir=root.parent)
     try:
@@ -169,7 +170,7 @@ def remove_abandoned(root: Path) -> None:
 def draw_set(folder: Path, recipe: Recipe, shown_as: Path) -> None:
     """Draw all images of a set into ``folder``, which must not exist; the user sees ``shown_as``."""
     jobs = [(label, number) for label in range(len(CLASSES)) for number in range(recipe.photographs_per_kind)]
-    print(f"generating the sample data set: {len(jobs) * recipe.copies:,} images in {shown_as}", flush=True)
+    print(f"generating the sample data set: {len(jobs) * recipe.copies:,} images in {shown(shown_as)}", flush=True)
     for name in CLASSES:
         for sub in (class_folder(name), masks_folder(name), originals_folder(name)):
             (folder / sub).mkdir(parents=True)

@@ -94,10 +94,28 @@ def test_an_interrupted_call_can_be_repeated_and_leaves_no_incomplete_file(tmp_p
     "name",
     [".", "../evil.png", "a/../../evil.png", "/evil.png", "C:/evil.png", "C:evil.png", "..\\evil.png", "\\\\h\\s\\e"],
 )
-def test_a_name_outside_the_folder_is_refused_before_anything_is_written(tmp_path, name):
+def test_a_name_outside_the_folder_is_refused_before_anything_is_written(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(unzip, "DRIVES", True)  # as on Windows
     text = message_of(packed(tmp_path / "a.zip", {"good.png": b"x", name: b"evil"}), tmp_path / "in" / "to")
     assert f"contains {name!r}, which would be written outside data.root\nnothing was unpacked" in text
     assert not (tmp_path / "in").exists() and files_below(tmp_path).keys() == {"a.zip"}
+
+
+def test_a_colon_is_part_of_a_name_where_there_are_no_drives(tmp_path, monkeypatch):
+    monkeypatch.setattr(unzip, "DRIVES", False)
+    unpack(packed(tmp_path / "a.zip", {"bass/x:y.png": b"x", "C:/1.png": b"y"}), tmp_path / "to", GB)
+    assert files_below(tmp_path / "to") == {"bass/x:y.png": b"x", "C:/1.png": b"y"}
+
+
+def test_a_name_may_be_as_long_as_a_name_can_be(tmp_path):
+    names = [f"{letter * (length - 4)}.png" for letter, length in (("a", 249), ("b", 255), ("ü", 129))]
+    unpack(packed(tmp_path / "a.zip", {f"bass/{name}": b"x" for name in names}), tmp_path / "to", GB)
+    assert files_below(tmp_path / "to").keys() == {f"bass/{name}" for name in names}
+
+
+def test_a_longer_name_is_refused_with_its_name(tmp_path):
+    text = message_of(packed(tmp_path / "a.zip", {f"bass/{'a' * 256}": b"x"}), tmp_path / "to")
+    assert "contains a name too long for the disk of" in text and "aaaa…" in text and "repeat" not in text
 
 
 @pytest.mark.parametrize("file_type", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])

@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -234,7 +235,14 @@ class TestCache:
         extracted.clear()
         assert find_photographs(files[::-1], cache, 2).tolist() == [0, 1, 2]
         assert extracted == []
-        assert [f.name for f in cache.parent.iterdir()] == ["photographs.npz"]  # no temporary file is left
+        names = {file.name for file in cache.parent.iterdir()}
+        assert names == {"photographs.npz", "photographs.lock"}  # no temporary file is left
+
+    def test_of_processes_that_start_together_one_searches(self, tmp_path, files, extracted, capsys):
+        cache = tmp_path / "photographs.npz"
+        with ThreadPoolExecutor(4) as pool:  # each takes a lock of its own, as a process does
+            found = list(pool.map(lambda _: find_photographs(files, cache, 1).tolist(), range(4)))
+        assert found == [[0, 1, 2]] * 4 and len(extracted) == 3
 
     def test_a_changed_file_changes_the_result(self, tmp_path, files):
         cache = tmp_path / "photographs.npz"

@@ -6,16 +6,19 @@ import re
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from fish_lightning.cli import CONF
 from fish_lightning.data.sample import generate
 from fish_lightning.data.sample.classes import CLASSES
-from fish_lightning.data.sample.generate import make_sample
+from fish_lightning.data.sample.generate import make_sample, standard_name
 from fish_lightning.data.sources import SampleSource
 from fish_lightning.data.splits import photograph_split
 from fish_lightning.errors import UserError
@@ -278,3 +281,40 @@ def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, monkeypatch, one_c
 def test_arguments_out_of_range_are_refused(tmp_path, wrong):
     with pytest.raises(UserError, match="cannot be generated with"):
         make_sample(tmp_path / "sample", **wrong)
+
+
+@pytest.mark.parametrize("given", ["typo", "photos", "empty", "file"])
+def test_a_given_root_that_is_no_sample_set_is_refused_and_untouched(tmp_path, given):
+    (tmp_path / "photos" / "bass").mkdir(parents=True)
+    (tmp_path / "photos" / "bass" / "1.png").write_bytes(b"mine")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("mine")
+    before = sorted(map(str, tmp_path.rglob("*")))
+    with pytest.raises(UserError) as caught:
+        SampleSource(tmp_path / given, seed=0, **TINY).prepare()
+    text = str(caught.value)
+    assert text.startswith(f"data.root: {tmp_path / given} is not a sample data set; did you mean data=folder or data=")
+    assert "remove" not in text and "delete" not in text and len(text.splitlines()) == 2
+    assert sorted(map(str, tmp_path.rglob("*"))) == before
+
+
+def test_a_folder_of_the_standard_name_that_holds_something_else_is_not_written_into(tmp_path):
+    root = tmp_path / standard_name(0, 1, 1)
+    root.mkdir()
+    (root / "mine.png").write_bytes(b"mine")
+    with pytest.raises(UserError, match="is not a complete sample data set") as caught:
+        SampleSource(root, seed=0, **TINY).prepare()
+    assert "remove" not in str(caught.value) and names_in(root) == ["mine.png"] and names_in(tmp_path) == [root.name]
+
+
+def test_the_standard_name_is_that_of_the_config(tmp_path):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("train", ["data=sample", "data.source.copies=7", f"paths.cache={tmp_path}"])
+    assert cfg.data.root == str(tmp_path / standard_name(0, 30, 7))
+
+
+def test_of_processes_that_start_together_one_draws(tmp_path, one_class, capsys):
+    root = tmp_path / standard_name(0, 1, 1)
+    with ThreadPoolExecutor(3) as pool:  # each takes a lock of its own, as a process does
+        list(pool.map(lambda _: SampleSource(root, seed=0, **TINY).prepare(), range(3)))
+    assert capsys.readouterr().out.count("generating the sample data set: ") == 1

@@ -1,5 +1,6 @@
-"""The YAML: every choice composes and makes what it says; ``experiment=notebook`` is the notebook, to the number."""
+"""The YAML: every choice composes and instantiates; ``experiment=notebook`` is the notebook's recipe."""
 
+import functools
 import inspect
 import re
 from pathlib import Path
@@ -19,13 +20,15 @@ from torch import nn
 
 from fish_lightning.cli import CONF
 from fish_lightning.models.classifier import FishClassifier
-from fish_lightning.resume.checkpoints import BestCheckpoint, LastCheckpoint
+from fish_lightning.resume.checkpoints import LastCheckpoint
 from fish_lightning.resume.early_stopping import ResumableEarlyStopping
+from fish_lightning.training.best_checkpoint import BestCheckpoint
 
 FILES = sorted(Path(CONF).rglob("*.yaml"))
 GROUPS = [f"{file.parent.relative_to(CONF).as_posix()}={file.stem}" for file in FILES if file.parent != Path(CONF)]
 
 
+@functools.cache
 def composed(*overrides, program="train"):
     with initialize_config_dir(CONF, version_base="1.3"):
         return compose(program, ["paths.output=OUT", *overrides])
@@ -69,11 +72,11 @@ def test_every_target_can_be_located(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(CONF).as_posix())
-def test_every_file_says_what_it_is_or_what_its_keys_do(file):
+def test_every_file_is_commented(file):
     text = file.read_text()
     content = yaml.safe_load(text)
     settings = set(content) - {"defaults", "_target_", "_partial_"}
-    # What only bends another file (trainer/cpu.yaml) is said by its name.
+    # The name of a file with few settings (trainer/cpu.yaml) describes it.
     assert "#" in text or settings <= {"accelerator", "devices", "strategy", "sync_batchnorm", "sweep", "run"}
 
 
@@ -104,7 +107,7 @@ def test_every_key_beside_a_target_is_an_argument_of_it(choice):
 
 
 @pytest.mark.parametrize(
-    ("choice", "kind", "settings"),
+    ("choice", "optimizer_class", "settings"),
     [
         ("adam", torch.optim.Adam, {"lr": 0.02, "weight_decay": 0.0001}),
         ("adamw", torch.optim.AdamW, {"lr": 0.02, "weight_decay": 0.01}),
@@ -112,10 +115,10 @@ def test_every_key_beside_a_target_is_an_argument_of_it(choice):
         ("rmsprop", torch.optim.RMSprop, {"lr": 0.02, "weight_decay": 0.0001, "alpha": 0.99, "momentum": 0.0}),
     ],
 )
-def test_an_optimizer_is_made_with_its_settings(choice, kind, settings):
+def test_an_optimizer_is_created_with_its_settings(choice, optimizer_class, settings):
     cfg = composed("data=folder", "data.root=x", f"optimizer={choice}", "optimizer.lr=0.02")
     optimizer = hydra.utils.instantiate(cfg.optimizer)(parameters())
-    assert type(optimizer) is kind
+    assert type(optimizer) is optimizer_class
     assert {key: optimizer.defaults[key] for key in settings} == settings
 
 
@@ -123,7 +126,7 @@ def test_an_optimizer_is_made_with_its_settings(choice, kind, settings):
     ("choice", "first", "highest", "last"),
     [("onecycle", 0.5 / 25, 0.5, 0.5 / 25 / 1e4), ("cosine", 0.5, 0.5, 0.0), ("none", 0.5, 0.5, 0.5)],
 )
-def test_a_schedule_is_made_over_the_steps_of_the_run(choice, first, highest, last):
+def test_a_schedule_spans_the_steps_of_the_run(choice, first, highest, last):
     cfg = composed("data=folder", "data.root=x", f"scheduler={choice}", "optimizer=sgd", "optimizer.lr=0.5")
     optimizer = hydra.utils.instantiate(cfg.optimizer)(parameters())
     schedule = hydra.utils.instantiate(cfg.scheduler)(optimizer, 40)
@@ -179,15 +182,16 @@ def test_the_trainer_group_names_every_argument_of_lightnings_trainer():
 def test_each_trainer_is_for_its_device(choice, settings):
     trainer = plain(composed(f"trainer={choice}").trainer)
     assert {key: trainer[key] for key in settings} == settings
-    assert trainer["use_distributed_sampler"] is False  # the data module's sampler shares out the images
+    assert trainer["use_distributed_sampler"] is False  # the data module has its own sampler
 
 
 @pytest.mark.parametrize("accelerator", ["gpu", "mps", "cpu"])
-def test_the_accelerator_can_be_named_alone(accelerator):
+def test_the_accelerator_can_be_set_without_choosing_a_trainer(accelerator):
     assert composed(f"trainer.accelerator={accelerator}").trainer.accelerator == accelerator
 
 
-def test_pinned_memory_and_synced_batch_norm_are_for_cuda_gpus_alone(monkeypatch):
+def test_pinned_memory_and_synced_batch_norm_are_for_cuda_only(monkeypatch):
+    composed.cache_clear()  # resolvers ask torch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert composed("trainer.accelerator=gpu").data.pin_memory is True
     assert composed("trainer.accelerator=cpu").data.pin_memory is False
@@ -197,11 +201,11 @@ def test_pinned_memory_and_synced_batch_norm_are_for_cuda_gpus_alone(monkeypatch
     assert composed("trainer=ddp").trainer.sync_batchnorm is False
 
 
-def test_callbacks_are_made_by_the_yaml_and_early_stopping_is_a_choice():
+def test_callbacks_are_instantiated_and_early_stopping_is_a_choice():
     cfg = composed().callbacks
-    made = {name: hydra.utils.instantiate(callback) for name, callback in cfg.items() if callback is not None}
+    created = {name: hydra.utils.instantiate(callback) for name, callback in cfg.items() if callback is not None}
     assert cfg.early_stopping is None
-    best, last = made["best"], made["last"]
+    best, last = created["best"], created["last"]
     assert type(best) is BestCheckpoint and (best.monitor, best.mode, best.tie_breaker) == (
         "val/accuracy",
         "max",
@@ -213,7 +217,7 @@ def test_callbacks_are_made_by_the_yaml_and_early_stopping_is_a_choice():
         and last.every_n_steps == 200
         and str(last.path).endswith("OUT/checkpoints/last.ckpt")
     )
-    assert type(made["learning_rate"]) is LearningRateMonitor and made["learning_rate"].logging_interval == "step"
+    assert type(created["learning_rate"]) is LearningRateMonitor and created["learning_rate"].logging_interval == "step"
     early = hydra.utils.instantiate(composed("callbacks=early_stopping").callbacks.early_stopping)
     assert type(early) is ResumableEarlyStopping and (early.monitor, early.mode, early.patience) == (
         "val/loss",
@@ -229,7 +233,7 @@ def test_the_keys_that_stay_can_be_set(setting):
     assert str(OmegaConf.select(composed(setting), key)) == value
 
 
-def test_default_normalization_is_imagenets_and_travels_to_the_model():
+def test_the_default_normalization_is_imagenets_in_the_model():
     cfg = composed("data=folder", "data.root=x")
     assert plain(cfg.model.mean) == [0.485, 0.456, 0.406] and plain(cfg.model.std) == [0.229, 0.224, 0.225]
     assert (cfg.model.name, cfg.model.weights) == ("resnet34", "imagenet")
@@ -256,7 +260,7 @@ def test_notebook_transforms_are_the_notebooks():
     assert plain(cfg.model.mean) == [0, 0, 0] and plain(cfg.model.std) == [1, 1, 1]
 
 
-def test_notebook_transforms_and_the_model_make_what_the_notebook_fed_its_network():
+def test_notebook_transforms_and_the_model_compute_the_notebooks_input():
     cfg = composed("transforms=notebook", "data=folder", "data.root=x")
     pixels = np.random.default_rng(0).integers(0, 256, (445, 590, 3), dtype=np.uint8)
     notebook = A.Compose([A.Resize(160, 240), A.Normalize((0, 0, 0), (1, 1, 1)), A.pytorch.ToTensorV2()])
@@ -267,7 +271,7 @@ def test_notebook_transforms_and_the_model_make_what_the_notebook_fed_its_networ
     assert torch.allclose(ours, notebook(image=pixels)["image"], atol=1e-5)
 
 
-def test_the_notebooks_rotation_is_drawn_evenly_and_flips_at_their_shares():
+def test_the_notebooks_flips_have_their_probabilities():
     train = hydra.utils.instantiate(composed("transforms=notebook").transforms.train)
     marked = np.zeros((160, 240, 3), np.uint8)
     marked[:80, :120] = 255  # the upper left quarter
@@ -322,7 +326,7 @@ def test_experiment_notebook_trains_on_plain_cross_entropy():
 
 
 @pytest.mark.parametrize("override", ["model.weights=null", "trainer.precision=bf16-mixed", "seed=1"])
-def test_the_command_line_wins_over_an_experiment(override):
+def test_the_command_line_overrides_an_experiment(override):
     key, _, value = override.partition("=")
     found = OmegaConf.select(composed("experiment=notebook", override), key)
     assert str(found) == {"null": "None"}.get(value, value)
