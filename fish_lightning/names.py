@@ -4,10 +4,14 @@ File names are bytes on POSIX. Python maps bytes that are not UTF-8 to lone surr
 JSON reader or font accepts. Files that are read again (``split.csv``) keep them with ``errors=ENCODE_ERRORS``.
 """
 
+from collections.abc import Sequence
+
 #: How text files are opened that must keep names exactly.
 ENCODE_ERRORS = "surrogateescape"
 #: What a spreadsheet takes as the start of a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+#: Characters of a name in a figure or a table.
+LONGEST = 24
 
 
 def printable(name: str) -> str:
@@ -22,6 +26,17 @@ def _escape(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
+
+
+def shortened(name: str) -> str:
+    """Return a name of at most ``LONGEST`` characters."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Return names as a message shows them: the first ``most``, and how many others there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(printable, names[:most])) + more
 
 
 def figure_text(text: str, lines: bool = False) -> str:

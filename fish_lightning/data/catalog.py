@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fish_lightning.errors import UserError
 from fish_lightning.files import whole_file
-from fish_lightning.names import ENCODE_ERRORS, printable
+from fish_lightning.names import ENCODE_ERRORS, listed, printable
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "photograph", "split")
@@ -33,7 +33,7 @@ class EmptyClassError(UserError):
 
     def __init__(self, names: list[str], catalog: "Catalog") -> None:
         super().__init__(
-            f"class folder without an image: {', '.join(names)} (in {catalog.root})\n"
+            f"class folder without an image: {listed(names)} (in {catalog.root})\n"
             "add images to it, or remove the folder"
         )
         self.names, self.catalog = names, catalog
@@ -162,8 +162,8 @@ def make_catalog(root: Path, rows: list[tuple[str, str, str, str]], classes: lis
         raise EmptyClassError(empty, catalog)
     if len(names) < 2:
         raise UserError(f"only one class, '{names[0]}', in {root}\na classifier requires at least two class folders")
-    for alike in _alike(names):
-        print(f"note: class names that differ in case or spaces only: {', '.join(alike)}", flush=True)
+    for alike in _alike(names)[:3]:
+        print(f"note: class names that differ in case or spaces only: {listed(alike)}", flush=True)
     return catalog
 
 

@@ -16,6 +16,7 @@ from fish_lightning.data.near_duplicates.search import cache_file, find_photogra
 from fish_lightning.data.sources import CatalogSource, Source
 from fish_lightning.errors import UserError
 from fish_lightning.hardware import cores
+from fish_lightning.names import listed
 
 MakeSource = Callable[[str | Path | None], Source]
 
@@ -123,8 +124,8 @@ class OtherSource:
         unknown = sorted(set(catalog.classes) - set(self.known.classes))
         if unknown:
             raise UserError(
-                f"{catalog.root} has classes that the checkpoint does not know: {', '.join(unknown)}\n"
-                f"it knows: {', '.join(self.known.classes)}"
+                f"{catalog.root} has classes that the checkpoint does not know: {listed(unknown)}\n"
+                f"it knows: {listed(self.known.classes)}"
             )
         number = np.array([self.known.classes.index(name) for name in catalog.classes])
         catalog = replace(catalog, labels=number[catalog.labels], classes=self.known.classes)

@@ -16,6 +16,9 @@ Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Ints: TypeAlias = npt.NDArray[np.integer[Any]]
 Names: TypeAlias = npt.NDArray[np.str_]
 
+#: What NaN and infinite values mean, and what to do.
+DIVERGED = "the model diverged in training: train it again with a lower optimizer.lr or with gradient clipping"
+
 
 def photograph_index(photographs: Names | Ints | None, images: int) -> Ints:
     """Number the photographs.
@@ -58,10 +61,7 @@ def require_finite(values: Floats, what: str) -> None:
     """
     bad = int((~np.isfinite(values).reshape(len(values), -1).all(axis=1)).sum())
     if bad:
-        raise UserError(
-            f"{bad} of {len(values)} images have NaN or infinite {what}\n"
-            "the model diverged in training: train it again, with a lower learning rate or with gradient clipping"
-        )
+        raise UserError(f"{bad} of {len(values)} images have NaN or infinite {what}\n{DIVERGED}")
 
 
 def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:

@@ -18,6 +18,7 @@ from fish_lightning.evaluation.comparison import common_images, compare, joined_
 from fish_lightning.evaluation.outputs import FILE, Outputs
 from fish_lightning.evaluation.photograph_vote import vote_scores
 from fish_lightning.files import read_rows, shown
+from fish_lightning.names import listed
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ def _require_same_classes(who: str, name_a: str, a: Outputs, name_b: str, b: Out
         only_a, only_b = (sorted(set(x.classes) - set(y.classes)) for x, y in ((a, b), (b, a)))
         raise UserError(
             f"{who} have different classes\n"
-            f"only in {name_a}: {', '.join(only_a) or 'none'}\nonly in {name_b}: {', '.join(only_b) or 'none'}"
+            f"only in {name_a}: {listed(only_a) or 'none'}\nonly in {name_b}: {listed(only_b) or 'none'}"
         )
 
 

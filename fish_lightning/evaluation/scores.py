@@ -1,15 +1,15 @@
 """Test scores: accuracy with its confidence intervals, scores per class, confusion matrix."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torchmetrics.functional.classification import multiclass_precision, multiclass_recall
 
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.evaluation.arrays import photograph_index
+from fish_lightning.errors import UserError
+from fish_lightning.evaluation.arrays import DIVERGED, photograph_index, require_finite
 from fish_lightning.evaluation.bootstrap import per_photograph, ratio_interval, wilson_interval
 from fish_lightning.evaluation.predictions import Predictions
 
@@ -55,16 +55,21 @@ def score_test(
         ``accuracy``, ``accuracy_ci95`` (Wilson, for independent images), ``accuracy_ci95_photographs`` (clustered by
         photograph; None if photographs are unknown), ``photographs`` (their number), ``leaked_test_images`` (number
         with a copy in the training split), ``without_leaked`` (accuracy, interval and n of the others), ``macro_f1``,
-        ``loss``, ``n``, ``per_class`` (precision, recall, n) and ``confusion_matrix`` (rows: true classes, columns:
-        predicted classes, in the order of ``per_class``; None for more than ``LISTED`` classes, whose matrix is in
-        ``confusion_matrix.csv`` only).
+        ``loss``, ``n``, ``per_class`` (precision, None for a class never predicted, recall, None for a class without
+        images, and n) and ``confusion_matrix`` (rows: true classes, columns: predicted classes, in the order of
+        ``per_class``; None for more than ``LISTED`` classes, whose matrix is in ``confusion_matrix.csv`` only).
+
+    Raises:
+        UserError: logits or loss are NaN or infinite.
     """
+    require_finite(predictions.logits, "logits")
+    if not math.isfinite(logged["test/loss"]):
+        raise UserError(f"the test loss is {float(logged['test/loss'])}\n{DIVERGED}")
     n, correct = len(predictions.labels), int(predictions.correct.sum())
-    preds, labels = torch.from_numpy(predictions.preds), torch.from_numpy(predictions.labels)
-    classes = len(class_names)
-    precision = multiclass_precision(preds, labels, classes, average="none").tolist()
-    recall = multiclass_recall(preds, labels, classes, average="none").tolist()
-    matrix = confusion_matrix(predictions, classes)
+    matrix = confusion_matrix(predictions, len(class_names))
+    per_class = zip(
+        class_names, matrix.diagonal().tolist(), matrix.sum(0).tolist(), matrix.sum(1).tolist(), strict=True
+    )
     photographs, leaked = catalog.photographs_or_paths[predictions.indices], catalog.leaked()[predictions.indices]
     known = catalog.photographs_known
     return {
@@ -78,10 +83,10 @@ def score_test(
         "loss": float(logged["test/loss"]),
         "n": n,
         "per_class": {
-            name: {"precision": precision[i], "recall": recall[i], "n": int(matrix[i].sum())}
-            for i, name in enumerate(class_names)
+            name: {"precision": hits / of_pred if of_pred else None, "recall": hits / of if of else None, "n": of}
+            for name, hits, of_pred, of in per_class
         },
-        "confusion_matrix": matrix.tolist() if classes <= LISTED else None,
+        "confusion_matrix": matrix.tolist() if len(matrix) <= LISTED else None,
     }
 
 

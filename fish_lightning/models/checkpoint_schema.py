@@ -13,6 +13,7 @@ from torch import nn
 
 from fish_lightning.data.catalog import SPLITS
 from fish_lightning.errors import UserError, first_line
+from fish_lightning.evaluation.arrays import DIVERGED
 from fish_lightning.models.network import PREFIX, build_network, non_finite
 from fish_lightning.models.whitelist import pipeline_fault
 from fish_lightning.schema import COUNT, COUNT_OR_NONE, FLAG, NULL, PRECISION, PROBABILITY, SEED, TEXT, Rule, number
@@ -166,10 +167,7 @@ def require_well_formed(checkpoint: dict[str, Any], file: Any, resumable: bool =
         raise UserError(f"ckpt: {file} is corrupt or incomplete ({fault})")
     bad = non_finite(checkpoint["state_dict"])
     if bad:
-        raise UserError(
-            f"ckpt: {file} contains NaN or infinite weights ({bad})\n"
-            "the model diverged in training: train it again with a lower optimizer.lr or with gradient clipping"
-        )
+        raise UserError(f"ckpt: {file} contains NaN or infinite weights ({bad})\n{DIVERGED}")
 
 
 def _faults(checkpoint: dict[str, Any], resumable: bool) -> Iterator[str]:

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.files import whole_file
-from fish_lightning.names import figure_text
+from fish_lightning.names import figure_text, shortened
 from fish_lightning.plotting.thumbnails import thumbnail
 
 Pixels = npt.NDArray[np.uint8]
@@ -22,7 +22,6 @@ GOOD, BAD, PLAIN = "#1a7f37", "#c5221f", "#222222"  # titles: correct, wrong, un
 TRAIN, VAL = "#1f77b4", "#d95f02"
 LOG_FROM = 10.0  # losses above this use a log scale: an early spike would flatten the rest of the curve
 CLASSES = 30  # of a confusion matrix: more are not legible, and cost memory with their square
-LONGEST = 24  # characters of a name
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -78,7 +77,7 @@ def confusion_figure(matrix: npt.ArrayLike, class_names: Sequence[str]) -> Figur
         shares = counts / np.maximum(np.asarray(matrix).sum(1)[most][:, None], 1)
     else:
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    names = [shortened(figure_text(name)) for name in class_names]
+    names = [figure_text(shortened(name)) for name in class_names]
     size = 3.0 + 0.34 * len(names)
     figure = Figure(figsize=(size + 0.4, size), layout="constrained")
     axes = figure.subplots()
@@ -152,8 +151,3 @@ def picture_figure(
         )
         axes.axis("off")
     return figure
-
-
-def shortened(name: str) -> str:
-    """Return a name of at most ``LONGEST`` characters."""
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"

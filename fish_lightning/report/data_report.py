@@ -16,15 +16,18 @@ from fish_lightning.data.inspection import Indices, Inspection
 from fish_lightning.data.near_duplicates.search import photograph_numbers
 from fish_lightning.files import whole_file
 from fish_lightning.hardware import cores
-from fish_lightning.names import printable
+from fish_lightning.names import printable, shortened
 from fish_lightning.plotting.thumbnails import thumbnail
 from fish_lightning.report.pages import page_template
 
 THUMBNAIL = 96  # pixels, longer side; some 3 KB each
-LISTED = 20  # maximum number of file names per finding
+LISTED = 20  # maximum number of file names per finding, and of classes in the terminal
 SHOWN = 20  # maximum number of label errors with pictures
 
+IN_TABLE = 100  # maximum number of classes in the table of the page
+
 Gallery = dict[str, Any]
+ClassRow = tuple[str, int, str, int]  # name, images, photographs, unreadable
 
 
 def problems(found: Inspection, skip_unreadable: bool) -> list[str]:
@@ -63,11 +66,14 @@ def findings(found: Inspection) -> list[tuple[int, str]]:
 
 def data_table(found: Inspection) -> str:
     """Return counts per class, sizes and findings as text."""
-    names = [printable(name) for name in (*found.catalog.classes, *found.empty_classes)]
-    width = max(5, *(len(name) for name in names))
+    rows = _per_class(found)
+    table = [(shortened(printable(name)), *rest) for name, *rest in _fewest_images(rows, LISTED)]
+    width = max(5, *(len(name) for name, *_ in table))
     lines = [f"{'class':<{width}}  images  photographs  unreadable"]
-    for name, images, photographs, unreadable in _per_class(found):
-        lines.append(f"{printable(name):<{width}}  {images:6,}  {photographs:>11}  {unreadable:10,}")
+    for name, images, photographs, unreadable in table:
+        lines.append(f"{name:<{width}}  {images:6,}  {photographs:>11}  {unreadable:10,}")
+    if len(table) < len(rows):
+        lines.append(f"{len(table)} of {len(rows):,} classes, those with the fewest images")
     lines += ["", f"sizes   {_most_common(_sizes(found))}", f"files   {_most_common(_types(found))}", ""]
     lines += [f"{count:6,}  {what}" for count, what in findings(found)] or ["no problems found"]
     return "\n".join(lines)
@@ -91,7 +97,8 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
         root=catalog.root.resolve(),
         totals=totals,
         findings=findings(found),
-        classes=classes,
+        classes=_fewest_images(classes, IN_TABLE),
+        left_out=max(0, len(classes) - IN_TABLE),
         most=max(images for _, images, _, _ in classes),
         sizes=_frequent(_sizes(found)),
         types=_frequent(_types(found)),
@@ -102,7 +109,7 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _per_class(found: Inspection) -> list[tuple[str, int, str, int]]:
+def _per_class(found: Inspection) -> list[ClassRow]:
     """Return name, images, photographs ("-" if unknown) and unreadable images of each class, empty ones included."""
     catalog, unreadable = found.catalog, found.unreadable
     numbers = photograph_numbers(catalog)
@@ -112,6 +119,11 @@ def _per_class(found: Inspection) -> list[tuple[str, int, str, int]]:
         photographs = f"{len(np.unique(numbers[mine])):,}" if catalog.photographs_known else "-"
         rows.append((name, int(mine.sum()), photographs, int(mine[unreadable].sum())))
     return sorted(rows + [(name, 0, "-", 0) for name in found.empty_classes])
+
+
+def _fewest_images(rows: list[ClassRow], most: int) -> list[ClassRow]:
+    """Return at most so many classes, those with the fewest images, by name."""
+    return sorted(sorted(rows, key=lambda row: row[1])[:most])
 
 
 def _sizes(found: Inspection) -> Counter[str]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -162,9 +163,18 @@ def explain(
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
-    """Write ``summary.json``."""
+    """Write ``summary.json``; JSON has no NaN and no infinity, which become null."""
     with whole_file(folder / "summary.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with None for NaN and infinite numbers."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_test(folder: Path, predictions: Predictions, outputs: Outputs, catalog: Catalog) -> None:

@@ -6,30 +6,60 @@ from typing import Any
 
 from fish_lightning.evaluation.scores import leak_warning
 from fish_lightning.files import override, shown
-from fish_lightning.names import printable
+from fish_lightning.names import printable, shortened
 
 Summary = dict[str, Any]
 
+CLASSES = 20  # of a table at most
+
 
 def score_table(test: Summary, split: str) -> str:
-    """Return the scores of a test as a table."""
+    """Return the scores of a test as a table, of at most ``CLASSES`` classes."""
     low, high = test["accuracy_ci95"]
     wrong = round(test["n"] * (1 - test["accuracy"]))
-    width = max(len(printable(name)) for name in test["per_class"])
     lines = [
         f"test accuracy  {test['accuracy']:.2%}   95 % CI {low:.1%} to {high:.1%}",
         f"               {wrong} of {test['n']} wrong; split={split}",
+        *_part_line(test),
         *_photograph_lines(test),
         f"macro F1       {test['macro_f1']:.4f}",
         f"loss           {test['loss']:.4f}",
+        *_one_class_line(test),
         "",
-        f"{'class':<{width}}  precision  recall  images",
+        *_class_lines(test["per_class"]),
     ]
-    for name, scores in test["per_class"].items():
-        lines.append(
-            f"{printable(name):<{width}}  {scores['precision']:9.1%}  {scores['recall']:6.1%}  {scores['n']:6d}"
-        )
     return "\n".join(lines)
+
+
+def _part_line(test: Summary) -> list[str]:
+    """Return how many images were tested, where there are more."""
+    of = test.get("images_in_split", test["n"])
+    return [f"               tested {test['n']:,} of {of:,} images"] if test["n"] < of else []
+
+
+def _one_class_line(test: Summary) -> list[str]:
+    """Return a warning where one class is all that the model predicts, of several that were tested."""
+    predicted = [name for name, scores in test["per_class"].items() if scores["precision"] is not None]
+    if len(predicted) > 1 or sum(scores["n"] > 0 for scores in test["per_class"].values()) < 2:
+        return []
+    return [f"warning: the model predicts the same class for every image: {printable(predicted[0])}"]
+
+
+def _class_lines(per_class: Summary) -> list[str]:
+    """Return precision, recall and images of each class; of many, of those with the lowest recall."""
+    shown = list(per_class)
+    if len(shown) > CLASSES:
+        tested = [name for name in shown if per_class[name]["n"]]
+        shown = sorted(tested, key=lambda name: per_class[name]["recall"])[:CLASSES]
+    names = [shortened(printable(name)) for name in shown]
+    width = max(len(name) for name in ("class", *names))
+    lines = [f"{'class':<{width}}  precision  recall  images"]
+    for name, scores in zip(names, map(per_class.__getitem__, shown), strict=True):
+        precision, recall = (f"{x:.1%}" if x is not None else "-" for x in (scores["precision"], scores["recall"]))
+        lines.append(f"{name:<{width}}  {precision:>9}  {recall:>6}  {scores['n']:6d}")
+    if len(shown) < len(per_class):
+        lines.append(f"{len(shown)} of {len(per_class):,} classes, those with the lowest recall; all in summary.json")
+    return lines
 
 
 def _photograph_lines(test: Summary) -> list[str]:

@@ -79,7 +79,10 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
     unreadable = sorted(set().union(*gathered(model.unreadable)))
     test = model.test_predictions() if cfg.test else None
     return {
-        "test": score_test(test, data.catalog, model.class_names, trainer.callback_metrics) if test else {},
+        "test": score_test(test, data.catalog, model.class_names, trainer.callback_metrics)
+        | {"images_in_split": len(data.catalog.indices("test"))}
+        if test
+        else {},
         "val": {key: validated[f"val/{key}"] for key in ("accuracy", "macro_f1", "loss") if f"val/{key}" in validated}
         | {"n": data.catalog.counts()["val"]},
         "best_epoch": best.best_epoch if best else None,
@@ -126,7 +129,8 @@ def summarize_evaluation(
     predictions = model.test_predictions()
     unreadable = sorted(set().union(*gathered(model.unreadable)))
     summary: Summary = {
-        cfg.subset: score_test(predictions, data.catalog, model.class_names, trainer.callback_metrics),
+        cfg.subset: score_test(predictions, data.catalog, model.class_names, trainer.callback_metrics)
+        | {"images_in_split": len(data.catalog.indices(cfg.subset))},
         "unreadable_images": [str(data.catalog.paths[index]) for index in unreadable],
         "data": str(data.catalog.root),
         "split": split,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.evaluation.predictions import Predictions
-from fish_lightning.evaluation.scores import leak_warning, score_test
+from fish_lightning.evaluation.scores import confusion_matrix, leak_warning, score_test
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import printable
 from fish_lightning.plotting import figures
@@ -127,21 +127,20 @@ class TensorBoardPictures(Callback):
         for name in ("accuracy", "loss", "macro_f1"):
             for at in (0, step):  # a line across the curves rather than a dot
                 writer.add_scalar(f"test/{name}", scores[name], at)
-        writer.add_figure(
-            "test/confusion_matrix", figures.confusion_figure(scores["confusion_matrix"], catalog.classes), step
-        )
+        matrix = confusion_matrix(predictions, len(catalog.classes))
+        writer.add_figure("test/confusion_matrix", figures.confusion_figure(matrix, catalog.classes), step)
         order = np.random.default_rng(0).permutation(len(predictions.labels))
         for tag, chosen in (("wrong", ~predictions.correct), ("correct", predictions.correct)):
             shown = order[chosen[order]][: PAGE * PAGES]
             for page, start in enumerate(range(0, len(shown), PAGE)):
                 part = shown[start : start + PAGE]
                 writer.add_figure(f"test/{tag}", figures.prediction_page(predictions, catalog, part), page)
-        worst = sorted(range(len(catalog.classes)), key=lambda c: scores["per_class"][catalog.classes[c]]["recall"])
-        for label in sorted(worst[:PR_CURVES]):
-            if (predictions.labels == label).any():
-                is_class, probability = predictions.labels == label, predictions.probabilities[:, label]
-                tag = f"test/{printable(catalog.classes[label])}"
-                writer.add_pr_curve(tag, is_class, probability, step, num_thresholds=101)
+        recall = np.divide(matrix.diagonal(), matrix.sum(1), where=matrix.sum(1) > 0, out=np.full(len(matrix), np.inf))
+        worst = np.argsort(recall, kind="stable")[: min(PR_CURVES, np.isfinite(recall).sum())]
+        for label in sorted(worst):
+            is_class, probability = predictions.labels == label, predictions.probabilities[:, label]
+            tag = f"test/{printable(catalog.classes[label])}"
+            writer.add_pr_curve(tag, is_class, probability, step, num_thresholds=101)
         _embed(writer, predictions, catalog, order[:EMBEDDED])
 
 
