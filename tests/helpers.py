@@ -31,9 +31,10 @@ TINY = (
     "data.num_workers=0",
     "optimizer.lr=0.002",
     "report=false",
+    "callbacks.tensorboard=null",
 )
-#: What shortens it further where a test looks at neither.
-SHORT = ("callbacks.tensorboard=null", "validate_first=false", "test=false")
+#: What shortens it further where a test needs neither.
+SHORT = ("validate_first=false", "test=false")
 
 #: Two processes.
 DDP = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")

@@ -335,6 +335,7 @@ WARNINGS = {
     "torch.optim.lr_scheduler": "lr_scheduler.step",
     "lightning.pytorch.trainer.call": "Please add the following callbacks",
     "torch.utils._pytree": "LeafSpec",
+    "lightning.pytorch.utilities.data": "custom batch sampler",
 }
 
 
@@ -461,6 +462,18 @@ def test_hydras_grid_sweeper_has_a_launcher_and_a_config():
     assert list(inspect.signature(sweeper).parameters) == ["max_batch_size", "params"]
     assert sweeper(None, None).launcher is None, changed("hydra-core", "BasicSweeper.launcher")
     assert config(_target_="x")._target_ == "x", changed("hydra-core", "BasicSweeperConf")
+
+
+def test_hydra_reports_errors_by_a_function_that_can_be_replaced(monkeypatch):
+    from hydra._internal import utils
+
+    assert "run_and_report(" in inspect.getsource(utils._run_hydra), changed("hydra-core", "utils._run_hydra")
+    monkeypatch.setattr(utils, "run_and_report", lambda run: run())
+    seen = []
+    compat.before_hydra_reports(seen.append)
+    with pytest.raises(ZeroDivisionError):
+        utils.run_and_report(lambda: 1 / 0)
+    assert len(seen) == 1, changed("hydra-core", "utils.run_and_report")
 
 
 def test_hydra_chains_the_error_of_a_target():

@@ -1,4 +1,4 @@
-"""What a user is told when something cannot be done."""
+"""What a user is shown when something cannot be done."""
 
 import pytest
 
@@ -22,12 +22,12 @@ def test_a_users_error_is_shown_with_exit_code_1(capsys):
 def test_a_workers_traceback_is_cut_to_its_message(capsys):
     wrapped = (
         "Caught UserError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File x\n"
-        "fish_lightning.errors.UserError: a.png: an empty file\nmend or remove it\n"
+        "fish_lightning.errors.UserError: a.png: an empty file\nrepair or remove it\n"
     )
-    assert shown(UserError(wrapped), capsys) == (1, "error: a.png: an empty file\nmend or remove it\n")
+    assert shown(UserError(wrapped), capsys) == (1, "error: a.png: an empty file\nrepair or remove it\n")
 
 
-def test_an_error_that_was_wrapped_while_an_object_was_made_is_told_as_it_is(capsys):
+def test_an_error_that_hydra_has_wrapped_is_shown_as_it_is(capsys):
     wrapper = RuntimeError("Error in call to target")
     wrapper.__cause__ = UserError("no such weights")
     assert shown(wrapper, capsys) == (1, "error: no such weights\n")

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Atomic writes, locks, and paths as a user types them."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""Defaults that suit the machine."""
+"""Defaults for the machine."""
 
 import pytest
 import torch
@@ -17,9 +17,7 @@ from fish_lightning import hardware
         ("mps", False, 4, "on", 4),
     ],
 )
-def test_workers_are_many_for_a_gpu_and_few_beside_the_cpus_arithmetic(
-    monkeypatch, accelerator, cuda, cores, cache, workers
-):
+def test_workers_are_many_for_a_gpu_and_few_on_a_cpu(monkeypatch, accelerator, cuda, cores, cache, workers):
     monkeypatch.setattr(hardware, "cores", lambda: cores)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     assert hardware.default_workers(accelerator, cache) == workers
@@ -28,7 +26,7 @@ def test_workers_are_many_for_a_gpu_and_few_beside_the_cpus_arithmetic(
 @pytest.mark.parametrize(
     ("accelerator", "capability", "precision"), [("gpu", (9, 0), "bf16-mixed"), ("auto", (7, 5), "32-true")]
 )
-def test_bf16_is_for_gpus_that_compute_it(monkeypatch, accelerator, capability, precision):
+def test_bf16_is_for_gpus_with_native_support(monkeypatch, accelerator, capability, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     assert hardware.fastest_precision(accelerator) == precision

@@ -1,4 +1,4 @@
-"""The built wheel carries its configs and works from any folder; the two commands exist."""
+"""The wheel contains its configs and works in any folder; the targets of make exist."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
-def test_wheel_carries_every_config(wheel):
+def test_the_wheel_contains_every_config(wheel):
     with zipfile.ZipFile(wheel) as archive:
         packed = {name.removeprefix("fish_lightning/") for name in archive.namelist()}
     configs = {file.relative_to(REPOSITORY).as_posix() for file in (REPOSITORY / "conf").rglob("*.yaml")}
@@ -28,7 +28,7 @@ def test_wheel_carries_every_config(wheel):
 
 
 @pytest.mark.parametrize("module", ["train", "evaluate", "predict"])
-def test_installed_package_composes_its_config_from_any_folder(wheel, tmp_path, module):
+def test_the_installed_package_composes_its_config_in_any_folder(wheel, tmp_path, module):
     installed = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
@@ -43,7 +43,7 @@ def test_installed_package_composes_its_config_from_any_folder(wheel, tmp_path, 
     assert conf.stdout.strip() == str(installed / "fish_lightning" / "conf")
 
 
-def test_make_without_a_target_lists_what_can_be_made():
+def test_make_without_a_target_lists_the_targets():
     shown = subprocess.run(["make", "-s"], cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
     for target in ("help", "setup", "train", "test", "lint", "tensorboard", "clean"):
         assert f"  make {target} " in shown

@@ -67,10 +67,11 @@ def findings(found: Inspection) -> list[tuple[int, str]]:
 def data_table(found: Inspection) -> str:
     """Return counts per class, sizes and findings as text."""
     rows = _per_class(found)
-    table = [(shortened(printable(name)), *rest) for name, *rest in _fewest_images(rows, LISTED)]
-    width = max(5, *(len(name) for name, *_ in table))
+    table = _fewest_images(rows, LISTED)
+    names = [shortened(printable(name)) for name, *_ in table]
+    width = max(5, *map(len, names))
     lines = [f"{'class':<{width}}  images  photographs  unreadable"]
-    for name, images, photographs, unreadable in table:
+    for name, (_, images, photographs, unreadable) in zip(names, table, strict=True):
         lines.append(f"{name:<{width}}  {images:6,}  {photographs:>11}  {unreadable:10,}")
     if len(table) < len(rows):
         lines.append(f"{len(table)} of {len(rows):,} classes, those with the fewest images")

@@ -33,7 +33,7 @@ def sweep(tmp_path_factory, train_tiny):
     """Three jobs of two processes each; in the first one rank 1 dies."""
     cwd = tmp_path_factory.mktemp("ddp")
     die = ("+callbacks.die._target_=rank_callbacks.Die", "+callbacks.die.rank=1,null,2")
-    done = train_tiny(cwd, *DDP, *ONCE[:3], "validate_first=false", *SPY, *die, "-m", env=HELPERS)
+    done = train_tiny(cwd, *DDP, *ONCE[:3], *SPY, *die, "-m", env=HELPERS)
     (done.folder,) = (cwd / "logs" / "train" / "multiruns").iterdir()
     done.cwd = cwd
     return done

@@ -4,6 +4,7 @@ import albumentations as A
 import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
+from helpers import same
 
 from fish_lightning.training.progressive import ProgressiveResize
 
@@ -47,25 +48,19 @@ def reference(weights_after):
     return weights_after(num_workers=0)
 
 
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_weights_do_not_depend_on_the_number_of_workers(weights_after, reference, workers):
     assert same(weights_after(num_workers=workers), reference)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("cache", ["on", "ram"])
+@pytest.mark.parametrize(("cache", "workers"), [("on", 2), ("ram", 0)])
 def test_weights_do_not_depend_on_the_cache(weights_after, reference, cache, workers, tmp_path):
     assert same(weights_after(cache=cache, cache_dir=tmp_path, num_workers=workers), reference)
 
 
-@pytest.mark.parametrize("stop", [2, 5, 8])
 @pytest.mark.parametrize("way", ["progressive", "device"])
-def test_a_run_that_is_stopped_and_goes_on_ends_with_the_same_weights(
-    make_data, make_model, make_trainer, stop_at, tiny_data, tmp_path, way, stop
+def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_weights(
+    make_data, make_model, make_trainer, stop_at, tiny_data, tmp_path, way
 ):
     train = A.Compose([A.Resize(32, 32), A.Rotate((-35, 35), p=1.0, border_mode=4), ToTensorV2()])
     settings = {"train_transform": train, "cache": "on", "cache_dir": tmp_path, "resident": way == "device"}
@@ -80,9 +75,10 @@ def test_a_run_that_is_stopped_and_goes_on_ends_with_the_same_weights(
         return model.state_dict()
 
     whole = fit()
-    with pytest.raises(stop_at.error):
-        fit(stop_at(stop, tmp_path / "last.ckpt"))
-    assert same(fit(ckpt=tmp_path / "last.ckpt"), whole)
+    for step in (2, 8):  # in the first and in the second of three epochs
+        with pytest.raises(stop_at.error):
+            fit(stop_at(step, tmp_path / "last.ckpt"))
+        assert same(fit(ckpt=tmp_path / "last.ckpt"), whole), step
 
 
 def test_another_seed_gives_other_weights(weights_after, reference):

@@ -69,7 +69,7 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(tmp_path, attempts, see
 
 
 def test_a_validation_within_an_epoch_that_was_killed_is_repeated(tmp_path, attempts):
-    recipe = ["callbacks.last.every_n_steps=1", "trainer.max_epochs=1", "callbacks.tensorboard=null"]
+    recipe = ["callbacks.last.every_n_steps=1", "trainer.max_epochs=1"]
     recipe += ["trainer.val_check_interval=2", "optimizer.lr=0.003"]  # after steps 2, 4 and 6 of 7
     done = attempts(
         tmp_path,
@@ -92,7 +92,7 @@ def test_a_validation_within_an_epoch_that_was_killed_is_repeated(tmp_path, atte
 
 
 def test_a_run_that_is_out_of_time_within_an_epoch_resumes_with_the_rest_of_it(tmp_path, attempts):
-    recipe = ["trainer.val_check_interval=3", "callbacks.tensorboard=null"]
+    recipe = ["trainer.val_check_interval=3"]
     out = [f"+callbacks.out={{_target_:faults.OutOfTime,step:{step}}}" for step in (5, 10)]  # at 10 a validation is due
     done = attempts(
         tmp_path,
@@ -106,7 +106,7 @@ def test_a_run_that_is_out_of_time_within_an_epoch_resumes_with_the_rest_of_it(t
 
 
 def test_a_run_that_max_steps_ends_within_an_epoch_can_be_tested_but_not_trained_further(tmp_path, attempts):
-    recipe = ["trainer.max_epochs=-1", "trainer.max_steps=10", "scheduler=none", "callbacks.tensorboard=null"]
+    recipe = ["trainer.max_epochs=-1", "trainer.max_steps=10", "scheduler=none"]
     recipe += ["callbacks.last.every_n_steps=1"]
     again = [*recipe, "ckpt=last"]
     done = attempts(
@@ -162,7 +162,7 @@ def test_unreadable_images_are_counted_by_a_resumed_run_that_reads_none(tmp_path
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
 def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(tmp_path, attempts, trained, number, workers):
-    recipe = [f"data.num_workers={workers}", "callbacks.tensorboard=null"]
+    recipe = [f"data.num_workers={workers}"]
     # To the workers too, as a terminal or a cluster does.
     stop = send("on_before_optimizer_step", 9, number).replace("}", ",group:true}")
     stopped, resumed = attempts(tmp_path, ("parts", [*recipe, stop]), ("parts", [*recipe, "ckpt=last"]))

@@ -32,7 +32,7 @@ def test_a_signal_between_two_steps_is_handled_after_the_next_one(tmp_path, atte
 def test_a_signal_at_any_time_ends_the_run_with_a_short_message(
     tmp_path, train_tiny, faults, hook, step, times, number, words
 ):
-    short = ("callbacks.tensorboard=null", "trainer.max_epochs=1")
+    short = ("trainer.max_epochs=1",)
     done = train_tiny(tmp_path, *short, send(hook, step, number, times), env=faults)
     assert done.returncode == 128 + number, done.stdout + done.stderr
     assert words in done.stderr
@@ -78,7 +78,7 @@ def test_a_job_that_slurm_preempts_is_requeued_and_resumes(tmp_path, trained, tr
 
 @pytest.mark.slow
 def test_a_job_that_slurm_preempts_before_training_starts_again(tmp_path, train_tiny, slurm):
-    short = ("trainer.max_epochs=1", "test=false", "callbacks.tensorboard=null")
+    short = ("trainer.max_epochs=1", "test=false")
     warned = train_tiny(tmp_path, *short, send("on_validation_batch_start", 0, signal.SIGUSR1), env=slurm)
     assert warned.returncode == 128 + signal.SIGUSR1
     assert "stopped by SIGUSR1 before training" in warned.stderr

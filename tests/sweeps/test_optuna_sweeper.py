@@ -18,7 +18,7 @@ optuna = pytest.importorskip("optuna", reason="the optuna extra is not installed
 
 STUDY = ("sweep=optuna", "hydra.sweep.dir=study", "validate_first=false", "test=false", "trainer.max_epochs=1")
 # TINY sets the learning rate; what is left of the search space of sweep=optuna, without gradient_clip.
-SMALL = ("trainer.limit_train_batches=2", "gradient_clip=value", "callbacks.tensorboard=null")
+SMALL = ("trainer.limit_train_batches=2", "gradient_clip=value")
 
 
 def study_in(folder):

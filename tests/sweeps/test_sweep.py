@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers import SHORT, rows_of, summary_of
+from helpers import rows_of, summary_of
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
@@ -13,7 +13,7 @@ from fish_lightning.report.run import finished
 from fish_lightning.sweeps.grid_sweeper import launch_all
 from fish_lightning.sweeps.study import sweep_lock
 
-FEW = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", *SHORT[:2])
+FEW = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "validate_first=false")
 
 
 @pytest.fixture(scope="module")

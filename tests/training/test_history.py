@@ -1,15 +1,16 @@
-"""The rows of a run: the one before training, one an epoch, and none lost or doubled by a resume."""
+"""The history of a run: one row before training, one per epoch, none lost or repeated by a resume."""
 
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from fish_lightning.resume.checkpoints import LastCheckpoint
 from fish_lightning.resume.signals import StopOnSignal, Stopped
 from fish_lightning.training.history import History, line
 
 ACCURACIES, LOSSES = [0.25, 0.5, 0.75, 0.875], [2.0, 1.5, 1.0, 0.5]
 
 
-def test_rows_are_the_validation_before_training_and_one_an_epoch(make_scripted, make_trainer, capsys):
+def test_rows_are_the_validation_before_training_and_one_per_epoch(make_scripted, make_trainer, capsys):
     history = History()
     trainer = make_trainer(max_epochs=2, callbacks=[history])
     model = make_scripted([0.25, 0.75], [2.0, 1.0], batches=3)
@@ -55,7 +56,7 @@ def test_a_run_without_validation_has_rows_too(make_scripted, make_trainer):
     assert len(history.rows) == 1 and history.rows[0]["val_loss"] is None and history.rows[0]["train_loss"] is not None
 
 
-def test_a_resumed_runs_rows_have_no_seam(make_scripted, make_trainer, tmp_path):
+def test_a_resumed_run_has_one_history(make_scripted, make_trainer, tmp_path):
     def callbacks():
         return [History(), ModelCheckpoint(dirpath=tmp_path, filename="last", save_on_train_epoch_end=True)]
 
@@ -86,13 +87,12 @@ def test_the_time_of_an_epoch_that_was_interrupted_is_not_lost(make_scripted, ma
 
 
 @pytest.mark.parametrize("step", [2, 5, 8])  # 5 is the last of its epoch
-def test_rows_of_a_run_stopped_by_ctrl_c_and_resumed_are_those_of_a_whole_run(
+def test_the_history_of_a_run_stopped_by_ctrl_c_and_resumed_equals_an_uninterrupted_one(
     make_folder, make_data, make_model, make_trainer, ctrl_c, tmp_path, step
 ):
     def fit(*callbacks, **options):
-        history, data = History(), make_data(root)
-        stop = StopOnSignal(tmp_path / "last.ckpt")
-        trainer = make_trainer(max_epochs=2, callbacks=[history, stop, *callbacks], enable_checkpointing=False)
+        history, data, file = History(), make_data(root), tmp_path / "last.ckpt"
+        trainer = make_trainer(max_epochs=2, callbacks=[history, StopOnSignal(file), LastCheckpoint(file), *callbacks])
         trainer.fit(make_model(data), datamodule=data, **options)
         return [(row["epoch"], row["train_loss"], row["val_loss"]) for row in history.rows]
 
