@@ -33,7 +33,6 @@ REQUIRED = {
     "compare": ["a=run", "b=run"],
     "data=folder": ["data.root=DIR"],
     "split=file": ["split.path=split.csv"],
-    "transforms=pipeline": ["transforms.mean=[0,0,0]", "transforms.std=[1,1,1]"],
     "evaluate": ["ckpt=best.ckpt"],
     "predict": ["ckpt=best.ckpt", "input=photos"],
 }
@@ -72,7 +71,7 @@ def config(program, *words):
 
 def choices(program, group):
     """The files of a group that are for the program."""
-    others = {"data": {"loader"} if program == "evaluate" else {"loader", "checkpoint"}}.get(group, set())
+    others = {"data": set() if program == "evaluate" else {"checkpoint"}}.get(group, set())
     return sorted({file.stem for file in Path(CONF, group).glob("*.yaml")} - others)
 
 
