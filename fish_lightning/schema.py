@@ -33,6 +33,7 @@ from yaml import YAMLError
 from fish_lightning import errors
 from fish_lightning.cli import CONF
 from fish_lightning.errors import UserError, first_line, shown_without_traceback
+from fish_lightning.run_log import logged
 from fish_lightning.sweeps.table import METRICS
 
 SHOWN = 4  # problems of a command that are told; of others the number
@@ -878,7 +879,7 @@ def entry_point(
             return task(cfg)
 
         application = hydra.main(version_base="1.3", config_path=CONF, config_name=program)(
-            shown_without_traceback(job)
+            logged(shown_without_traceback(job))
         )
 
         @functools.wraps(task)

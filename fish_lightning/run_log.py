@@ -1,0 +1,54 @@
+"""``train.log`` and its like: what a job prints, with the time of each line, through Hydra's ``logging``."""
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any, ParamSpec, TextIO, TypeVar
+
+from fish_lightning.distributed.cluster import is_first_process
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Logged:
+    """A stream whose complete lines are also logged; a progress bar is, when it ends.
+
+    Args:
+        stream: of the terminal.
+        log: called with each line.
+    """
+
+    def __init__(self, stream: TextIO, log: Callable[[str], None]) -> None:
+        self._stream, self._log, self._line = stream, log, ""
+
+    def write(self, text: str) -> int:
+        """Write to the stream, and log the lines that end with this."""
+        written = self._stream.write(text)
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            self._log(line.rpartition("\r")[2])
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def logged(task: Callable[P, R]) -> Callable[P, R]:
+    """Copy what a Hydra job prints to its log file; only on the first process of a run."""
+
+    @functools.wraps(task)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+        if not files or not is_first_process():
+            return task(*args, **kwargs)
+        logger = logging.getLogger("fish_lightning")
+        logger.handlers, logger.propagate = list(files), False  # the terminal has had it
+        logger.setLevel(logging.INFO)
+        out, err = _Logged(sys.stdout, logger.info), _Logged(sys.stderr, logger.warning)
+        with redirect_stdout(out), redirect_stderr(err):
+            return task(*args, **kwargs)
+
+    return wrapper
