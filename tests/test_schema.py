@@ -565,7 +565,7 @@ def test_each_job_of_a_sweep_is_checked_as_it_starts(program, tmp_path):
     done = program("-m", "batch_size=0,8", "hydra.sweep.dir=sweep")
     assert "predicts by 8 []" in done.stdout and "predicts by 0" not in done.stdout
     said = "error: batch_size=0: expected an integer of at least 1\n"
-    assert (tmp_path / "sweep/0_batch_size=0/error.txt").read_text() == said and said in done.stderr
+    assert (tmp_path / "sweep/0/error.txt").read_text() == said and said in done.stderr
 
 
 def test_a_rule_reads_as_it_is_told():

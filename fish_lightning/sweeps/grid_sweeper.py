@@ -17,7 +17,7 @@ from fish_lightning import compat
 from fish_lightning.errors import UserError, end_with, first_line
 from fish_lightning.files import shown
 from fish_lightning.resume.folders import holds_run
-from fish_lightning.sweeps.study import job_folder, sweep_lock
+from fish_lightning.sweeps.study import sweep_lock
 
 Launch = Callable[[Sequence[Sequence[str]], int], Any]
 
@@ -42,9 +42,7 @@ class GridSweeper(Sweeper):
         self.hydra_context, self.config = hydra_context, config
         self.basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
         launcher = self.basic.launcher
-        launch = partial(launch_all, launcher.launch, Path(config.hydra.sweep.dir))
-        own_names = OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"] != "${hydra.job.num}"  # type: ignore[call-overload,index]
-        launcher.launch = launch if own_names else partial(_launch_named, launch)
+        launcher.launch = partial(launch_all, launcher.launch, Path(config.hydra.sweep.dir))
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run all jobs, with the folder locked: two sweeps in it would overwrite each other's runs."""
@@ -89,17 +87,6 @@ def _settings(config: Any) -> set[str]:
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     given = {*OmegaConf.select(config, "hydra.overrides.task"), *(f"{key}={value}" for key, value in params.items())}
     return {setting for setting in given if not setting.startswith("ckpt=")}
-
-
-def _launch_named(launch: Launch, jobs: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
-    """Launch jobs in folders named by what tells them apart."""
-    settings = [dict(word.split("=", 1) for word in job if "=" in word) for job in jobs]
-    swept = [key for key in settings[0] if len({given.get(key) for given in settings}) > 1]
-    named = [
-        [*job, f"hydra.sweep.subdir='{job_folder(number, {key: given.get(key, '') for key in swept})}'"]
-        for number, (job, given) in enumerate(zip(jobs, settings, strict=True), initial_job_idx)
-    ]
-    return launch(named, initial_job_idx)
 
 
 def launch_all(launch: Launch, folder: Path, jobs: Sequence[Sequence[str]], initial_job_idx: int) -> Any:

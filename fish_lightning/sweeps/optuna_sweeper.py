@@ -22,7 +22,7 @@ from fish_lightning import compat
 from fish_lightning.errors import UserError, end_with, first_line
 from fish_lightning.files import override, shown, whole_file
 from fish_lightning.sweeps.grid_sweeper import launch_all
-from fish_lightning.sweeps.study import job_folder, minimized, open_storage, sweep_lock
+from fish_lightning.sweeps.study import minimized, open_storage, sweep_lock
 from fish_lightning.sweeps.table import METRICS, job_summary
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ class OptunaSweeper(Sweeper):
             trials = [compat.running_trial(study, number) for number in again]
             trials += [study.ask() for _ in range(room - len(trials))]
             drawn = [self._draw(trial, space) for trial in trials]
-            folders = [folder / job_folder(trial.number, of) for trial, of in zip(trials, drawn, strict=True)]
-            jobs = [self._job(*of, fixed) for of in zip(trials, drawn, folders, strict=True)]
+            folders = [folder / str(trial.number) for trial in trials]
+            jobs = [self._job(*of, fixed) for of in zip(trials, drawn, strict=True)]
             launch_all(self.launcher.launch, folder, jobs, trials[0].number)
             for trial, job in zip(trials, folders, strict=True):
                 if self._is_lost(trial, job):
@@ -183,12 +183,12 @@ class OptunaSweeper(Sweeper):
         except (TypeError, ValueError) as error:
             raise UserError(f"hydra.sweeper.sampler cannot draw: {first_line(error)}") from None
 
-    def _job(self, trial: "Trial", drawn: dict[str, str], folder: Path, fixed: list[str]) -> list[str]:
+    def _job(self, trial: "Trial", drawn: dict[str, str], fixed: list[str]) -> list[str]:
         prunes = OmegaConf.select(self.config, "callbacks.pruning") is not None
         reports = [f"callbacks.pruning.trial={trial.number}"] if prunes else []
         settings = [f"{key}={value}" for key, value in drawn.items()]
         # The folder is named after the trial, since the numbers of resumed trials have gaps.
-        return [*fixed, *settings, *reports, "ckpt=auto", f"hydra.sweep.subdir='{folder.name}'"]
+        return [*fixed, *settings, *reports, "ckpt=auto", f"hydra.sweep.subdir={trial.number}"]
 
     def _is_lost(self, trial: "Trial", job: Path) -> bool:
         """Return whether the job has left no result for the first time: killed, out of memory, preempted.

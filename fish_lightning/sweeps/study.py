@@ -1,16 +1,11 @@
 """An Optuna study on disk, opened by the sweeper and by each trial; and the lock of a sweep's folder."""
 
-import math
-import re
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fish_lightning.errors import UserError
 from fish_lightning.files import locked, shown
-
-LONGEST = 80  # characters of a job's settings in the name of its folder
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -45,25 +40,3 @@ def sweep_lock(folder: Path) -> AbstractContextManager[None]:
     """
     busy = f"hydra.sweep.dir: another sweep is running in {shown(folder)}\nwait for it, or choose another folder"
     return locked(folder / ".lock", busy=UserError(busy))
-
-
-def job_folder(number: int, settings: Mapping[str, str]) -> str:
-    """Return the name of a job's folder: its number and what tells it from others, which TensorBoard shows as its name.
-
-    Args:
-        number: of the job.
-        settings: swept keys and this job's values, such as ``{"optimizer.lr": "0.01"}``: ``0_lr=0.01``.
-    """
-    short = [key.rpartition(".")[2] for key in settings]
-    keys = short if len(set(short)) == len(short) else list(settings)
-    values = (f"{float(value):.4g}" if "." in value and _is_number(value) else value for value in settings.values())
-    words = ",".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
-    name = re.sub(r"[^\w.=,+-]+", "-", words, flags=re.ASCII)[:LONGEST]
-    return f"{number}_{name}" if name else str(number)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False

@@ -81,7 +81,7 @@ def sweep_rows(folder: Path, metric: str) -> list[Row]:
     for overrides in sorted(folder.glob("*/.hydra/overrides.yaml")):
         job = overrides.parent.parent
         summary = job_summary(job)
-        row: Row = {"job": job.name.partition("_")[0], "overrides": list(map(str, OmegaConf.load(overrides)))}
+        row: Row = {"job": job.name, "overrides": list(map(str, OmegaConf.load(overrides)))}
         for name in METRICS:
             stage, key = name.split("/")
             row[name] = summary.get(stage, {}).get(key)

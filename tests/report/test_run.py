@@ -13,12 +13,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from fish_lightning.compat import quiet_lightning
+from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.scores import wilson_interval
 from fish_lightning.report import run as report
 from fish_lightning.report.tables import closing_table, evaluation_table, score_table
 from fish_lightning.training import summary as summaries
 from fish_lightning.training.best_checkpoint import BestCheckpoint
 from fish_lightning.training.history import History
+from fish_lightning.training.summary import LIMITS
 
 CONTRACT = {
     "test",
@@ -56,14 +58,17 @@ def run_folder(make_folder, make_data, make_model, tmp_path_factory):
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+    cfg = OmegaConf.create(
+        {"test": True, "report": True, "evaluate": {"target_error": 0.05}, "trainer": dict.fromkeys(LIMITS)}
+    )
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         report.write_start(folder, trainer, model, data)
         trainer.validate(model, datamodule=data, verbose=False)
         trainer.fit(model, datamodule=data)
         trainer.test(model, datamodule=data, ckpt_path=best.best_model_path, verbose=False, weights_only=True)
-        summary = summaries.summarize_run(trainer, model, data, OmegaConf.create({"test": True}))
+        summary = summaries.summarize_run(trainer, model, data, cfg)
         predictions, outputs = model.test_predictions(), summaries.test_and_val_outputs(trainer, model, data)
-        report.write_run(folder, summary, summaries.history_rows(trainer), predictions, outputs, data)
+        report.write_run(folder, summary, summaries.history_rows(trainer), predictions, outputs, model, data, cfg)
     return folder, history, printed.getvalue()
 
 
@@ -76,6 +81,33 @@ def test_summary_has_every_key_of_the_contract(summary):
     assert set(summary) >= CONTRACT
     assert set(summary["test"]) >= {"accuracy", "accuracy_ci95", "macro_f1", "loss", "n", "per_class"}
     assert set(summary["val"]) >= {"accuracy", "macro_f1", "loss", "n"}
+
+
+def test_the_report_and_the_calibration_are_written(summary, run_folder):
+    page = (run_folder[0] / "report.html").read_text(encoding="utf-8")
+    for words in (
+        "Confusion matrix",
+        "Calibration",
+        "Abstention",
+        "of 6 test images",
+        "have no masks of their objects",
+    ):
+        assert words in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    stored = json.loads((run_folder[0] / "calibration.json").read_text())
+    assert stored["classes"] == summary["classes"] and stored["temperature"] > 0
+    assert set(summary["test"]["calibration"]) >= {"ece", "nll", "brier", "temperature", "after"}
+    assert set(summary["test"]["selective"]) >= {"aurc", "target_error", "threshold", "coverage", "error"}
+
+
+def test_logits_of_test_and_validation_images_are_kept(run_folder):
+    outputs = Outputs.load(run_folder[0] / "logits.npz")
+    assert (len(outputs.subset("test")), len(outputs.subset("val")), outputs.features.shape[1]) == (6, 5, 1024)
+    with (run_folder[0] / "test_predictions.csv").open(newline="", encoding="utf-8") as stream:
+        rows = {row["path"]: row for row in csv.DictReader(stream)}
+    tested = outputs.subset("test")
+    for path, pred in zip(tested.paths, tested.preds, strict=True):
+        assert rows[path]["prediction"] == outputs.classes[pred]
 
 
 def test_summary_describes_the_run(summary, run_folder):

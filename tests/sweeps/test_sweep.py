@@ -134,7 +134,9 @@ def test_another_grid_in_the_folder_of_one_is_an_error(tmp_path, train_tiny):
         "choose another folder, or add jobs to that sweep with ckpt=auto",
     ]
     assert (tmp_path / "my grid" / "0" / ".hydra" / "overrides.yaml").stat().st_mtime_ns == begun
-    assert train_tiny(tmp_path, *few, "seed=1", "-m").returncode == 0  # the same again
+    again = train_tiny(tmp_path, *few, "seed=1", "-m")
+    assert again.returncode == 1 and "my grid contains this sweep already" in again.stderr
+    assert train_tiny(tmp_path, *few, "seed=1", "ckpt=auto", "-m").returncode == 0
 
 
 def test_a_launcher_that_cannot_start_a_job_is_told_from_one_whose_job_dies(tmp_path, capsys):
