@@ -61,9 +61,13 @@ def run_folder(make_folder, make_data, make_model, tmp_path_factory):
         trainer.validate(model, datamodule=data, verbose=False)
         trainer.fit(model, datamodule=data)
         trainer.test(model, datamodule=data, ckpt_path=best.best_model_path, verbose=False, weights_only=True)
-        summary = summaries.summarize_run(trainer, model, data, OmegaConf.create({"test": True}))
+        limits = dict.fromkeys(summaries.LIMITS)
+        cfg = OmegaConf.create(
+            {"test": True, "report": False, "evaluate": {"target_error": 0.05}, "trainer": limits, "data": {}}
+        )
+        summary = summaries.summarize_run(trainer, model, data, cfg)
         predictions, outputs = model.test_predictions(), summaries.test_and_val_outputs(trainer, model, data)
-        report.write_run(folder, summary, summaries.history_rows(trainer), predictions, outputs, data)
+        report.write_run(folder, summary, summaries.history_rows(trainer), predictions, outputs, model, data, cfg)
     return folder, history, printed.getvalue()
 
 
