@@ -75,7 +75,7 @@ def test_every_file_of_a_folder_has_a_row(predicted, photos):
     assert first["error"] == "" and first["prediction"] != first["runner_up"]
     assert 0 < float(first["runner_up_probability"]) <= 0.5
     assert rows[str(photos / "empty.jpg")]["error"].endswith("empty.jpg: an empty file")
-    assert rows[str(photos / "text.png")]["error"].endswith("text.png: not an image")
+    assert rows[str(photos / "text.png")]["error"].endswith("text.png: not an image (PNG, JPEG, WebP, BMP or TIFF)")
     assert rows[str(photos / "text.png")]["prediction"] == ""
 
 

@@ -147,10 +147,10 @@ def _counts(rows: Sequence[PredictionRow]) -> list[str]:
     lines = _aligned([("class", "files"), *cells], right=1)
     if len(counts) > ROWS:
         lines.append(f"and {len(counts) - ROWS:,} other classes")
-    unreadable = [row for row in rows if row.error]
-    return lines + [f"unreadable: {len(unreadable):,}, such as {printable(unreadable[0].error or '')}"] * bool(
-        unreadable
-    )
+    errors = [row.error for row in rows if row.error]
+    if errors:
+        lines.append(f"unreadable: {len(errors):,}, such as {printable(errors[0])}")
+    return lines
 
 
 def _aligned(cells: Sequence[tuple[str, ...]], right: int) -> list[str]:

@@ -150,6 +150,14 @@ def test_thousands_of_files_are_printed_as_twenty_rows_and_a_count_for_each_clas
     assert len(rows[0].probabilities) == min(classes, 100)
 
 
+def test_no_line_counts_unreadable_files_where_all_can_be_read(tmp_path):
+    catalog = make_catalog(tmp_path, [(f"{i:02}.png", "ab"[i % 2], "", "") for i in range(21)])
+    logits = np.eye(2, dtype=np.float32)[np.arange(21) % 2]
+    rows = prediction_rows(catalog, [(np.arange(21), np.zeros(21, np.int64), logits, logits)], ["bass", "eel"])
+    lines = prediction_table(rows).splitlines()
+    assert lines[21:] == ["20 of 21 files; all in predictions.csv", "", "class  files", "bass      11", "eel       10"]
+
+
 def test_prepare_shows_the_classes_with_the_fewest_images(make_image, tmp_path):
     for label in range(120):
         for number in range(1 + (label >= 20)):
