@@ -59,7 +59,7 @@ def run_folder(make_folder, make_data, make_model, tmp_path_factory):
         use_distributed_sampler=False,
     )
     cfg = OmegaConf.create(
-        {"test": True, "report": True, "evaluate": {"target_error": 0.05}, "trainer": dict.fromkeys(LIMITS)}
+        {"test": True, "report": True, "evaluate": {"target_error": 0.05}, "trainer": dict.fromkeys(LIMITS), "data": {}}
     )
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         report.write_start(folder, trainer, model, data)
