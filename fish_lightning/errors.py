@@ -135,11 +135,12 @@ def _end_without_reader(raised: Exception) -> None:
 
 
 def _end_workers() -> None:
-    """End loader workers at once; after SIGTERM they go on for a while (``start_worker``)."""
+    """End loader workers at once; after SIGTERM they live for a while (``start_worker``)."""
     if hasattr(signal, "SIGALRM"):
         for child in multiprocessing.active_children():
-            with suppress(ProcessLookupError):
-                os.kill(child.pid or 0, signal.SIGALRM)
+            if child.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGALRM)
 
 
 def end_with(error: UserError) -> NoReturn:
