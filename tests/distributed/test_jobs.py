@@ -179,9 +179,9 @@ def test_it_is_told_how_a_job_ended(tmp_path, monkeypatch, code, words):
 
 HOLD = """
 import sys, time
-from omegaconf import OmegaConf
-from fish_lightning.distributed.jobs import run_folder_lock
-with run_folder_lock(OmegaConf.create({"paths": {"output": sys.argv[1]}})):
+from pathlib import Path
+from fish_lightning.resume.folders import run_folder_lock
+with run_folder_lock(Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(float(sys.argv[2]))
     print("out", flush=True)

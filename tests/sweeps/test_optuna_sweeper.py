@@ -117,11 +117,9 @@ def test_failed_and_pruned_trials_are_recorded(tmp_path, train_tiny):
     study = study_in(tmp_path / "study")
     expected = {"null": "PRUNED", "absent.pth": "FAIL"}
     assert states(study) == [expected[trial.params["model.weights"]] for trial in study.get_trials()]
-    assert states(study).count("PRUNED") == 4 and "FAIL" in states(study) and done.returncode == 1
+    assert set(states(study)) == {"PRUNED", "FAIL"} and done.returncode == 1
     assert all(list(t.intermediate_values) == [1] for t in study.get_trials() if t.state.name == "PRUNED")
-    assert sorted(row["job"] for row in rows_of(tmp_path / "study" / "sweep.csv")) == sorted(
-        str(number) for number in range(len(states(study)))
-    )
+    assert states(study)[-5:] == ["FAIL"] * 5 and "the last 5 trials have failed" in done.stderr
 
 
 @pytest.mark.slow
