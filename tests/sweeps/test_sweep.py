@@ -20,7 +20,7 @@ FEW = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "validate_first=
 def sweep(tmp_path_factory, train_tiny):
     """A grid of four jobs, of which one fails."""
     cwd = tmp_path_factory.mktemp("sweep")
-    done = train_tiny(cwd, "-m", "optimizer=adam,sgd", "model.weights=null,absent.pth", "scheduler=none", *FEW)
+    done = train_tiny(cwd, "optimizer=adam,sgd", "model.weights=null,absent.pth", "scheduler=none", *FEW, "-m")
     (done.folder,) = (cwd / "logs" / "train" / "multiruns").iterdir()
     done.rows = rows_of(done.folder / "sweep.csv")
     return done
@@ -96,10 +96,10 @@ def test_a_finished_run_with_other_settings_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["-m", "optimizer.rl=1,2"], ("Could not override 'optimizer.rl'",)),
-        (["-m", "fish=a,b"], ("Could not override 'fish'",)),
+        (["-m", "optimizer.rl=1,2"], ("optimizer.rl: no such setting; did you mean optimizer.lr?",)),
+        (["-m", "fish=a,b"], ("fish: no such setting; --cfg job shows all",)),
         (["-m", "optimizer=adam,lion"], ("Could not find 'optimizer/lion'", "sgd")),
-        (["sweep=optuna", "optimizer.rl=interval(0,1)"], ("Could not override 'optimizer.rl'",)),
+        (["sweep=optuna", "optimizer.rl=interval(0,1)"], ("optimizer.rl: no such setting",)),
         (["sweep=optuna", "optimizer.lr=tag(log,interval(0,1))"], ("error: ", "not supported by Optuna")),
         (["sweep=gird"], ("Could not find 'sweep/gird'", "grid")),
         (["-m", "experiment=onest", "seed=1"], ("Could not find 'experiment/onest'", "honest")),
