@@ -46,7 +46,7 @@ def parameters():
 def test_every_choice_of_every_group_composes(choice):
     group, _, option = choice.partition("=")
     cfg = composed(choice, *(["split.path=split.csv"] if choice == "split=file" else []))
-    assert group in ("experiment", "sweep") or group in (*cfg, "gradient_clip", "augment"), option
+    assert group in ("experiment", "sweep", "debug") or group in (*cfg, "gradient_clip", "augment"), option
     for part in ("data", "model", "optimizer", "scheduler", "trainer", "transforms"):
         assert plain(cfg[part])
 
