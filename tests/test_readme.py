@@ -36,6 +36,7 @@ SMALL = {
     "evaluate": ("trainer.accelerator=cpu", "data.num_workers=0"),
     "predict": ("trainer.accelerator=cpu", "num_workers=0"),
     "prepare": (),
+    "compare": (),
 }
 SAMPLE = ("data.source.photographs_per_kind=3", "data.source.copies=1")
 ONE_JOB = ("optimizer=adam", "optimizer.lr=0.002")
