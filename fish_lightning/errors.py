@@ -214,8 +214,8 @@ def _of_target(error: BaseException) -> UserError | None:
         return None
     setting = f"{key}._target_={target[1]}" if key and target else key or "_target_"
     why = one_line(cause) if cause is not error else one_line(Exception(said))
-    kind = "" if cause is error or isinstance(cause, ImportError) else f"{type(cause).__name__}: "
-    return UserError(f"{setting}: {kind}{why}\nHYDRA_FULL_ERROR=1 shows where")
+    error_class = "" if cause is error or isinstance(cause, ImportError) else f"{type(cause).__name__}: "
+    return UserError(f"{setting}: {error_class}{why}\nHYDRA_FULL_ERROR=1 shows where")
 
 
 def _message(error: UserError) -> str:

@@ -137,7 +137,7 @@ def read_rows(path: Path, key: str, columns: Sequence[str]) -> list[dict[str, st
         UserError: the file does not exist, is no CSV, has no rows or lacks a column.
     """
     if not path.is_file():
-        raise UserError(f"{key}: no file {path} (seen from {Path.cwd()})")
+        raise UserError(f"{key}: no file {path} (working directory: {Path.cwd()})")
     try:
         with path.open(newline="", encoding="utf-8-sig", errors=ENCODE_ERRORS) as stream:
             lines = csv.DictReader(stream, restval="")

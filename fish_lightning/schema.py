@@ -90,8 +90,8 @@ class Each:
     other: Rule | None = None
 
     def __str__(self) -> str:
-        kind = "a list" if self.container is list else "a mapping of names"
-        return _listed([kind, *(self.other.words if self.other else ())], "or")
+        container = "a list" if self.container is list else "a mapping of names"
+        return _listed([container, *(self.other.words if self.other else ())], "or")
 
 
 Schema: TypeAlias = "Rule | Component | Each | Mapping[str, Schema]"
@@ -117,23 +117,23 @@ def _shown(value: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:59]}…"
 
 
-def number(interval: str = "(-inf, inf)", kind: str = "a number", of: type = float) -> Rule:
+def number(interval: str = "(-inf, inf)", noun: str = "a number", of: type = float) -> Rule:
     """A finite number; booleans and quoted numbers are none.
 
     Args:
         interval: in mathematical notation, ``"[0, 1)"``.
-        kind: what it is called.
+        noun: what it is called.
         of: float (an integer will do), or int.
     """
     low, high = map(float, interval[1:-1].split(","))
     is_above = operator.gt if interval[0] == "(" else operator.ge
     is_below = operator.lt if interval[-1] == ")" else operator.le
     if math.isfinite(high):
-        kind += f" in {interval}"
+        noun += f" in {interval}"
     elif math.isfinite(low):
-        kind += f" above {low:g}" if interval[0] == "(" else f" of at least {low:g}"
+        noun += f" above {low:g}" if interval[0] == "(" else f" of at least {low:g}"
     types = (int,) if of is int else (int, float)
-    return Rule((kind,), lambda v: type(v) in types and math.isfinite(v) and is_above(v, low) and is_below(v, high))
+    return Rule((noun,), lambda v: type(v) in types and math.isfinite(v) and is_above(v, low) and is_below(v, high))
 
 
 def whole(interval: str) -> Rule:

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fish_lightning.errors import UserError
 
-#: All that is ever parsed; MPO, of phones, is a kind of JPEG. Pillow would try all formats, and start Ghostscript for
+#: All that is ever parsed; MPO, of phones, is a JPEG variant. Pillow would try all formats, and start Ghostscript for
 #: PostScript.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 #: Pixels of the largest image, 600 MB when decoded: as many as the largest sensors have.
@@ -94,8 +94,8 @@ def _white(path: str | Path, image: Image.Image) -> int:
         UnreadableImage: it has none.
     """
     tags: Any = getattr(image, "tag_v2", {})  # of a TIFF; PNG has 16 bits
-    bits, kind = tags.get(258, (16,))[0], tags.get(339, (1,))[0]  # BitsPerSample; SampleFormat: 1 is unsigned
-    if image.mode == "F" or bits > 16 or kind != 1:
+    bits, sample_format = tags.get(258, (16,))[0], tags.get(339, (1,))[0]  # BitsPerSample; SampleFormat: 1 is unsigned
+    if image.mode == "F" or bits > 16 or sample_format != 1:
         of = "floating-point" if image.mode == "F" else f"{bits}-bit" if bits > 16 else "signed"
         raise UnreadableImage(f"{path}: {of} pixels, whose white is not defined: convert it to 8 or 16 bits")
     return int(2**bits) - 1

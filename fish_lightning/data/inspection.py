@@ -75,7 +75,9 @@ class Inspection:
         """Indices of the files whose type contradicts their suffix; training reads them all the same."""
         formats = Image.registered_extensions() | {".mpo": "JPEG"}
         expected = [formats.get(PurePosixPath(path).suffix.lower()) for path in self.catalog.paths.tolist()]
-        found = [fact.format.replace("MPO", "JPEG") for fact in self.facts]  # phones save MPO, a kind of JPEG, as .jpg
+        found = [
+            fact.format.replace("MPO", "JPEG") for fact in self.facts
+        ]  # phones save MPO, a variant of JPEG, as .jpg
         return np.flatnonzero([bool(a and b and a != b) for a, b in zip(expected, found, strict=True)])
 
     @property

@@ -91,7 +91,7 @@ class Outputs:
         return np.equal(self.preds, self.labels)
 
     def save(self, file: Path) -> None:
-        """Write the arrays, whole or not at all."""
+        """Write the arrays atomically."""
         with whole_file(file) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, **{f.name: getattr(self, f.name) for f in fields(self)})
 

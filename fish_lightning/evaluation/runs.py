@@ -126,7 +126,9 @@ def load_run(key: str, path: str | Path) -> Run:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"{key}: {folder} {what} (seen from {Path.cwd()})\ngive the folder of a run or of a sweep")
+        raise UserError(
+            f"{key}: {folder} {what} (working directory: {Path.cwd()})\ngive the folder of a run or of a sweep"
+        )
     jobs, failed = [folder], []
     if not (folder / FILE).is_file():
         done = {file.parent for file in folder.glob(f"*/{FILE}") if not (file.parent / "error.txt").is_file()}

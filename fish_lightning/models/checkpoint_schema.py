@@ -237,8 +237,8 @@ def _weights(weights: dict[str, torch.Tensor], network: nn.Module) -> Iterator[s
     for name, part in expected.items():
         found = weights[name]
         if found.shape != part.shape or found.is_floating_point() != part.is_floating_point():
-            kind = "numbers" if part.is_floating_point() else "integers"
-            yield f"state_dict.{name}: expected {kind} of shape {tuple(part.shape)}"
+            noun = "numbers" if part.is_floating_point() else "integers"
+            yield f"state_dict.{name}: expected {noun} of shape {tuple(part.shape)}"
 
 
 def _optimizer(checkpoint: dict[str, Any], skipped: int, network: nn.Module) -> Iterator[str]:

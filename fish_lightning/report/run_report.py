@@ -251,10 +251,10 @@ def _jpeg(picture: Image.Image, size: int) -> str:
     return _data_uri(small, "jpeg", quality=70)
 
 
-def _data_uri(picture: Image.Image, kind: str, **options: object) -> str:
+def _data_uri(picture: Image.Image, file_format: str, **options: object) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    picture.save(buffer, file_format, **options)
+    return f"data:image/{file_format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _overlay(heat: Mapping[str, Floats] | None, error: Error) -> str:

@@ -65,7 +65,7 @@ class GuardRunFolder(Callback):
             return
         try:
             self._held.enter_context(run_folder_lock(folder))
-        except OSError as error:  # Hydra would print a warning and go on
+        except OSError as error:  # Hydra would print a warning and continue
             end_with(refusal(error))
         ckpt = config.ckpt
         resumed = ckpt in ("auto", "last") or (ckpt is None and slurm_restarts())

@@ -173,7 +173,7 @@ class OptunaSweeper(Sweeper):
             if failures >= FAILURES:
                 raise UserError(
                     f"the last {failures} trials have failed: see error.txt in {shown(folders[-1])} and others\n"
-                    "mend their settings in a new sweep; or to go on with this study, the same command and:\n"
+                    "correct their settings in a new sweep; or resume this study with the same command and:\n"
                     + override("hydra.sweep.dir", folder)
                 )
 
