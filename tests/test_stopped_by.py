@@ -1,4 +1,4 @@
-"""A run that ended before its last epoch says what has ended it, and how to go on."""
+"""A run that ended before its last epoch says what has ended it, and how to resume it."""
 
 import pytest
 from helpers import SHORT, run_folder, summary_of

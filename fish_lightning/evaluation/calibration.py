@@ -1,4 +1,4 @@
-"""Can the probability be believed: calibration error, its diagram, and the temperature that mends overconfidence."""
+"""Can the probability be believed: calibration error, its diagram, and the temperature that corrects overconfidence."""
 
 from dataclasses import dataclass
 from typing import Any
