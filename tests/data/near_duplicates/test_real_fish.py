@@ -30,7 +30,8 @@ def catalog(tmp_path_factory, make_data, shared_fish):
 def test_copies_are_in_one_group_and_no_others(catalog):
     """Within a group an alignment without keypoints or signatures finds copies.
 
-    One image of each group is compared with all others of its class; the most similar one of another group is aligned.
+    One image of every third group is compared with all others of its class; the most similar one of another group is
+    aligned.
     """
     groups, labels = photograph_numbers(catalog), catalog.labels
     assert label_errors(labels, groups) == []
@@ -39,8 +40,9 @@ def test_copies_are_in_one_group_and_no_others(catalog):
     rng = np.random.default_rng(0)
     files = [catalog.root / path for path in catalog.paths.tolist()]
     members = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
+    assert sum(len(m) > 1 for m in members) > 0.8 * len(members)
+    members = members[::3]
     pairs = [rng.choice(m, 2, replace=False) for m in members if len(m) > 1]
-    assert len(pairs) > 0.8 * len(members)
     assert np.median([densely_aligned(files[i], files[j]) for i, j in pairs]) > 0.99
     plain = np.array([discs(file, [0])[0] for file in files])
     for m in members:
