@@ -70,7 +70,7 @@ def evaluate(cfg: DictConfig) -> float:
     predictions = model.test_predictions()
     summary = summarize_evaluation(trainer, model, data, cfg, recorded["split"])
     if trainer.is_global_zero:
-        found = (unknown, outputs) if unknown and outputs else None
+        found = None if unknown is None or outputs is None else (unknown, outputs)
         write_evaluation(Path(cfg.paths.output), summary, predictions, model, data, cfg, stored, found)
         if note:
             print(note)

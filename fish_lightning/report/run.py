@@ -121,12 +121,11 @@ def write_evaluation(
         unknown: images of none of the classes, and what the model computes for those that can be read.
     """
     subset, outputs = cfg.subset, Outputs.of(predictions, data.catalog)
-    foreign = unknown and unknown[1]
     write_test(folder, predictions, outputs, data.catalog)
-    summary[subset] |= explain(folder, model, data, outputs, cfg, subset, stored=stored, unknown=foreign)
-    if unknown and foreign:
+    summary[subset] |= explain(folder, model, data, outputs, cfg, subset, stored=stored, unknown=unknown and unknown[1])
+    if unknown:
+        images, foreign = unknown
         foreign.save(folder / UNKNOWN_FILE)
-        images = unknown[0]
         unreadable = images.catalog.paths[~np.isin(images.catalog.paths, foreign.paths)].tolist()
         summary[subset]["unknowns"] |= {
             "excluded": len(images.copies),
@@ -172,7 +171,7 @@ def explain(
     known = catalog.photographs_known
     leaked = np.isin(outputs.photographs, trained) & (outputs.photographs != "") if known else None
     training, known_catalog = None, catalog
-    if cfg.report or unknown:
+    if cfg.report or unknown is not None:
         # Of an evaluation on other data, the training images are in another folder, if they are still there.
         known_catalog = data.source.known if isinstance(data.source, OtherSource) else catalog
         training = training_outputs(model, data, known_catalog)
@@ -201,7 +200,9 @@ def explain(
             environment={"torch": torch.__version__, "lightning": L.__version__, "python": platform.python_version()},
         )
     blocks = {"calibration": analysis.calibration, "selective": analysis.selective}
-    return blocks | ({"unknowns": unknowns_block(analysis.unknowns)} if unknown and analysis.unknowns else {})
+    return blocks | (
+        {"unknowns": unknowns_block(analysis.unknowns)} if unknown is not None and analysis.unknowns else {}
+    )
 
 
 def write_summary(folder: Path, summary: Summary) -> None:

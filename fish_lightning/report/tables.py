@@ -94,7 +94,7 @@ def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
             "         among the scored images"
         )
     if unknowns := summary[subset].get("unknowns"):
-        lines += ["", *_unknown_lines(unknowns)]
+        lines += [""] * bool(lines) + _unknown_lines(unknowns)
     lines += ["", f"data     {printable(summary['data'])}", f"folder   {shown(folder)}"]
     if (folder / "report.html").is_file():
         lines.append(f"report   {shown(folder / 'report.html')}")

@@ -85,10 +85,9 @@ def unknown_outputs(trainer: L.Trainer, model: FishClassifier, data: FishDataMod
     dataset = FishDataset(catalog, catalog.indices("all"), data.eval_transform, data.seed, on_error="skip")
     batches = KeyedBatches(len(dataset), data.batch_size, rank=trainer.global_rank, world_size=trainer.world_size)
     computed: Any = trainer.predict(model, DataLoader(dataset, batch_sampler=batches, **data.loader))
-    try:
-        outputs = Outputs.of(collect(computed or []), catalog)
-    except UserError as error:
-        raise UserError(f"unknown: {error}") from None
+    outputs = Outputs.of(collect(computed), catalog)
+    if not len(outputs):
+        raise UserError(f"unknown: none of the {len(catalog)} images could be read")
     return replace(outputs, labels=np.full(len(outputs), -1))
 
 
