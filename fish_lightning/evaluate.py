@@ -63,7 +63,9 @@ def evaluate(cfg: DictConfig) -> float:
             f"subset={cfg.subset}: none of the {len(data.catalog)} images in {data.catalog.root} is in that split\n"
             f"of the training run ({trained} are training images or their copies); to score all of them: subset=all"
         )
-    unknown = foreign and without_copies(foreign, Catalog.from_state(recorded["catalog"]), data.catalog, data.cache_dir)
+    unknown = None
+    if foreign is not None:
+        unknown = without_copies(foreign, Catalog.from_state(recorded["catalog"]), data.catalog, data.cache_dir)
     trainer = build_trainer(cfg.trainer, precision=checkpoint["precision"])
     outputs = unknown_outputs(trainer, model, data, unknown.catalog) if unknown else None
     trainer.test(model, datamodule=data, verbose=False)
