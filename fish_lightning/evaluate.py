@@ -1,7 +1,8 @@
 """``python -m fish_lightning.evaluate ckpt=FILE``: score a trained model on its own test images or others.
 
 On the images of the training run it reproduces the scores of the run to the last digit. In other data, copies of
-training images are excluded from the score and reported separately.
+training images are excluded from the score and reported separately. With ``unknown=DIR`` it also measures how well
+images of none of the classes are told from the others.
 """
 
 from pathlib import Path
@@ -22,19 +23,26 @@ def evaluate(cfg: DictConfig) -> float:
         Accuracy, 0 to 1.
 
     Raises:
-        UserError: there is no checkpoint, the data have other classes, or the subset is unknown or empty.
+        UserError: there is no checkpoint, the data have other classes, the subset is unknown or empty,
+            ``calibration.json`` is corrupt, or there are no images of none of the classes where some are announced.
     """
     from hydra.utils import instantiate
 
+    from fish_lightning.data.catalog import Catalog
+    from fish_lightning.data.folders import input_catalog
     from fish_lightning.data.splits import recorded_split
     from fish_lightning.data.trained_sources import evaluation_source
-    from fish_lightning.models.checkpoint import load_checkpoint, restore
+    from fish_lightning.data.unknown_images import without_copies
+    from fish_lightning.evaluation.stored_calibration import read_calibration
+    from fish_lightning.models.checkpoint import load_checkpoint, restore, weights_digest
     from fish_lightning.report.run import write_evaluation
-    from fish_lightning.training.summary import summarize_evaluation
+    from fish_lightning.training.summary import summarize_evaluation, unknown_outputs
     from fish_lightning.training.trainer import build_trainer
 
     checkpoint = load_checkpoint(cfg.ckpt)
     model, transform = restore(checkpoint, cfg.ckpt)
+    stored, note = read_calibration(cfg.ckpt, model.class_names, weights_digest(model))
+    foreign = input_catalog(cfg.unknown, model.class_names, "unknown") if cfg.unknown else None
     recorded = checkpoint["FishDataModule"]
     data = instantiate(
         cfg.data,
@@ -55,12 +63,19 @@ def evaluate(cfg: DictConfig) -> float:
             f"subset={cfg.subset}: none of the {len(data.catalog)} images in {data.catalog.root} is in that split\n"
             f"of the training run ({trained} are training images or their copies); to score all of them: subset=all"
         )
+    unknown = None
+    if foreign is not None:
+        unknown = without_copies(foreign, Catalog.from_state(recorded["catalog"]), data.catalog, data.cache_dir)
     trainer = build_trainer(cfg.trainer, precision=checkpoint["precision"])
+    outputs = unknown_outputs(trainer, model, data, unknown.catalog) if unknown else None
     trainer.test(model, datamodule=data, verbose=False)
     predictions = model.test_predictions()
     summary = summarize_evaluation(trainer, model, data, cfg, recorded["split"])
     if trainer.is_global_zero:
-        write_evaluation(Path(cfg.paths.output), summary, predictions, model, data, cfg)
+        found = None if unknown is None or outputs is None else (unknown, outputs)
+        write_evaluation(Path(cfg.paths.output), summary, predictions, model, data, cfg, stored, found)
+        if note:
+            print(note)
     return float(summary[cfg.subset]["accuracy"])
 
 

@@ -1,6 +1,7 @@
 """``python -m fish_lightning.predict ckpt=FILE input=FILE|DIR|'GLOB'``: predict the classes of images.
 
-The checkpoint contains class names, transforms and normalization; nothing else is required.
+The checkpoint contains class names, transforms and normalization; nothing else is required. Where its run has a
+``calibration.json``, probabilities are calibrated too, and answers marked as uncertain or as none of the classes.
 """
 
 from pathlib import Path
@@ -19,19 +20,22 @@ def predict(cfg: DictConfig) -> None:
         cfg: the composed ``conf/predict.yaml``.
 
     Raises:
-        UserError: there is no checkpoint or no input, or, after all others are predicted, a file is unreadable.
+        UserError: there is no checkpoint or no input, ``calibration.json`` is corrupt, or, after all others are
+            predicted, a file is unreadable.
     """
     from torch.utils.data import DataLoader
 
     from fish_lightning.data.dataset import FishDataset, start_worker
     from fish_lightning.data.folders import input_catalog
+    from fish_lightning.evaluation.stored_calibration import read_calibration
     from fish_lightning.files import shown
-    from fish_lightning.models.checkpoint import load_checkpoint, restore
+    from fish_lightning.models.checkpoint import load_checkpoint, restore, weights_digest
     from fish_lightning.report import predictions as report
     from fish_lightning.training.trainer import build_trainer
 
     checkpoint = load_checkpoint(cfg.ckpt)
     model, transform = restore(checkpoint, cfg.ckpt)
+    stored, note = read_calibration(cfg.ckpt, model.class_names, weights_digest(model))
     catalog = input_catalog(cfg.input, model.class_names)
     dataset = FishDataset(catalog, catalog.indices("all"), transform, seed=0, on_error="skip")
     loader = DataLoader(
@@ -44,10 +48,12 @@ def predict(cfg: DictConfig) -> None:
     trainer = build_trainer(cfg.trainer, precision=checkpoint["precision"])
     batches: Any = trainer.predict(model, loader)
 
-    rows = report.prediction_rows(catalog, batches, model.class_names)
+    rows = report.prediction_rows(catalog, batches, model.class_names, stored)
     folder = Path(cfg.paths.output)
     files = report.write_predictions(folder, rows, catalog, cfg.contact_sheet)
     print(report.prediction_table(rows))
+    for line in [note] if note else report.missing_thresholds(stored):
+        print(line)
     print(f"\nfolder  {shown(folder)}  ({files})")
     unreadable = sum(row.error is not None for row in rows)
     if unreadable:

@@ -511,6 +511,7 @@ TRAIN: dict[str, Schema] = {
 EVALUATE = SAMPLE_RECIPE | {
     "ckpt": CHECKPOINT,
     "subset": choice("train", "val", "test", "all"),
+    "unknown": text("a folder") | NULL,
     "batch_size": COUNT | NULL,
     "report": FLAG,
     "evaluate": {"target_error": number("(0, 1)")},

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
@@ -13,6 +14,7 @@ from fish_lightning.data import datamodule
 from fish_lightning.data.sample.generate import make_sample
 from fish_lightning.errors import UserError
 from fish_lightning.evaluate import evaluate
+from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.plotting import figures
 
 
@@ -224,3 +226,122 @@ def test_split_of_a_table_is_kept(tmp_path, tiny_data, evaluated):
     (tmp_path / "table.csv").write_text(table)
     data = ("data=folder", "data.find_copies=false", "data.root=moved", "data.catalog=table.csv")
     assert evaluated(*data)["test"]["n"] == 1
+
+
+@pytest.fixture
+def unknown_folder(tmp_path, trained, tiny_data, make_image):
+    """Eight images of none of the classes, copies of an image of each split of the run, and a file that is no image."""
+    for number in range(8):
+        make_image(tmp_path / "unknown" / "deep" / f"{number}.png", (10 * number, 30, 20 * number), 7000 + number)
+    with (trained.folder / "split.csv").open(newline="") as stream:
+        known = {row["split"]: tiny_data / row["path"] for row in csv.DictReader(stream)}
+    shutil.copy(known["train"], tmp_path / "unknown" / "copy.png")
+    shutil.copy(known["val"], tmp_path / "unknown" / "same.png")
+    with Image.open(known["test"]) as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "unknown" / "flipped.png")
+    (tmp_path / "unknown" / "text.png").write_text("not an image")
+    return tmp_path / "unknown"
+
+
+def test_unknown_images_are_told_from_the_classes_without_copies_of_the_run(
+    tmp_path, unknown_folder, trained, evaluated, capsys
+):
+    stored = json.loads((trained.folder / "calibration.json").read_text())
+    block = evaluated(f"unknown={unknown_folder}", "report=false")["test"]["unknowns"]
+    assert (block["n"], block["photographs"], block["excluded"], block["missing_images"]) == (8, 8, 3, 0)
+    excluded = ("copy.png", "flipped.png", "same.png")
+    assert sorted(block["excluded_images"]) == [str(unknown_folder / name) for name in excluded]
+    assert block["unreadable_images"] == [str(unknown_folder / "text.png")]
+    known, foreign = (Outputs.load(tmp_path / "out" / name) for name in ("logits.npz", "unknown_logits.npz"))
+    assert foreign.paths.tolist() == [str(unknown_folder / "deep" / f"{number}.png") for number in range(8)]
+    assert set(foreign.labels) == {-1} and set(foreign.splits) == {"unknown"}
+    scores = [
+        {"energy": np.log(np.exp(logits).sum(1)), "max_logit": logits.max(1), "max_softmax": part.probabilities.max(1)}
+        | {"feature_norm": np.linalg.norm(part.features.astype(float), axis=1)}
+        for part, logits in ((part, part.logits.astype(float)) for part in (known, foreign))
+    ]
+    assert set(block["scores"]) == {*scores[0], "knn"} and block["best"] in block["scores"]
+    for name, inside in scores[0].items():
+        found, outside = block["scores"][name], scores[1][name]
+        pairs = inside[:, None] - outside
+        assert found["auroc"] == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+        assert found["fpr95"] == pytest.approx((outside >= inside.min()).mean())  # of so few images, all are kept
+        for key in ("auroc", "fpr95"):
+            low, high = found[f"{key}_ci95"]
+            assert -1e-9 < low <= found[key] + 1e-9 and found[key] - 1e-9 <= high < 1 + 1e-9 and low < high
+    assert (block["score"], block["threshold"]) == ("energy", stored["unknown"]["threshold"])
+    assert block["rejected"] == (scores[1]["energy"] < block["threshold"]).mean()
+    assert block["known_rejected"] == (scores[0]["energy"] < block["threshold"]).mean()
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("unknown  8 images of 8 photographs")
+    assert lines[at + 1].split()[:5] == ["left", "out:", "3", "that", "are"]
+    assert lines[at + 2].split()[:4] == ["left", "out:", "1", "unreadable,"]
+    assert [line.split()[0] for line in lines[at + 4 : at + 9]] == list(block["scores"])
+    assert lines[at + 9].startswith(f"threshold     energy below {block['threshold']:.4g}: {block['rejected']:.1%} of")
+
+
+def test_the_report_shows_the_unknown_images(tmp_path, unknown_folder, evaluated):
+    block = evaluated(f"unknown={unknown_folder}")["test"]["unknowns"]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "How well each score tells 8 unknown images from the classes" in page
+    assert all(f'<th scope="row">{name}' in page for name in block["scores"])
+    assert "was not measured" not in page
+
+
+def test_unknown_images_of_other_data_are_compared_with_both(
+    tmp_path, unknown_folder, trained, tiny_data, evaluated, make_folder, make_image
+):
+    other = make_folder(tmp_path / "other", classes=["kind a", "kind b"], per_class=5, suffix=".bmp")
+    for label, file in enumerate(sorted(other.rglob("*.bmp"))):
+        make_image(file, (90, 20 * label, 50), 8000 + label)
+    shutil.copy(next((other / "kind a").iterdir()), unknown_folder / "tested.png")
+    data = ("data=folder", f"data.root={other}", "data.find_copies=false", "report=false")
+    block = evaluated(*data, f"unknown={unknown_folder}")["test"]["unknowns"]
+    assert (block["n"], block["excluded"]) == (8, 4)
+    assert str(unknown_folder / "tested.png") in block["excluded_images"]
+    assert "knn" in block["scores"]  # from the training images, which are in another folder
+    tiny_data.rename(tiny_data.with_name("gone"))
+    try:
+        block = evaluated(*data, f"unknown={unknown_folder}")["test"]["unknowns"]
+    finally:
+        tiny_data.with_name("gone").rename(tiny_data)
+    assert (block["n"], block["excluded"], block["missing_images"]) == (11, 1, 36) and "knn" not in block["scores"]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ((), "unknown: some contains no image"),
+        (("copy.png", "same.png"), "unknown: the 2 images given are copies of images that the model was trained"),
+        (("text.png",), "unknown: none of the 1 images could be read"),
+    ],
+)
+def test_a_folder_without_unknown_images_is_a_short_error(tmp_path, unknown_folder, evaluated, names, words):
+    (tmp_path / "some").mkdir()
+    for name in names:
+        shutil.copy(unknown_folder / name, tmp_path / "some" / name)
+    with pytest.raises(UserError) as error:
+        evaluated("unknown=some")
+    assert str(error.value).startswith(words) and len(str(error.value).splitlines()) <= 5
+
+
+def test_calibration_json_of_the_run_is_used_or_said_to_be_missing(tmp_path, trained, summary, evaluated, capsys):
+    copy = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(trained.folder / "checkpoints" / "best.ckpt", copy)
+    stored = json.loads((trained.folder / "calibration.json").read_text())
+    file = tmp_path / "run" / "calibration.json"
+    file.write_text(json.dumps(stored | {"temperature": 3.0, "selective": {"threshold": 0.0, "target_error": 0.1}}))
+    found = evaluated("report=false", ckpt=copy)["test"]
+    assert found["calibration"]["temperature"] == 3.0 and found["calibration"]["after"]["nll"] > 0
+    assert (found["selective"]["threshold"], found["selective"]["target_error"]) == (0, 0.1)
+    assert found["selective"]["coverage"] == 1 and found["selective"]["error"] == pytest.approx(1 - found["accuracy"])
+    assert "unknowns" not in found and "note: " not in capsys.readouterr().out
+    file.unlink()
+    found = evaluated("report=false", ckpt=copy)["test"]
+    assert found["calibration"]["temperature"] is found["selective"]["threshold"] is None
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert notes == ["note: nothing is calibrated: there is no run/calibration.json"]
+    file.write_text("{")
+    with pytest.raises(UserError, match=r"run/calibration\.json is corrupt \(Expecting property name"):
+        evaluated("report=false", ckpt=copy)

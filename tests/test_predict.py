@@ -2,7 +2,9 @@
 
 import csv
 import json
+import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +14,12 @@ from PIL import Image
 
 from fish_lightning.cli import CONF
 from fish_lightning.data.decoding import decode
+from fish_lightning.data.folders import input_catalog
 from fish_lightning.errors import UserError
 from fish_lightning.models.checkpoint import load_checkpoint, restore
+from fish_lightning.plotting import figures
 from fish_lightning.predict import predict
+from fish_lightning.report.predictions import prediction_rows, prediction_table
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +61,8 @@ def predict_here(tmp_path, checkpoint, monkeypatch):
     """``predict_here(*overrides)`` predicts in this process and in ``tmp_path``."""
     monkeypatch.chdir(tmp_path)
 
-    def predict_now(*overrides):
-        places = (f"ckpt={checkpoint}", f"paths.output={tmp_path / 'out'}", "trainer=cpu")
+    def predict_now(*overrides, ckpt=checkpoint):
+        places = (f"ckpt={ckpt}", f"paths.output={tmp_path / 'out'}", "trainer=cpu")
         with initialize_config_dir(CONF, version_base="1.3"):
             cfg = compose("predict", [*places, *overrides])
         predict(cfg)
@@ -71,7 +76,10 @@ def test_every_file_of_a_folder_has_a_row(predicted, photos):
     names = ["a.png", "empty.jpg", "text.png", "turned.png", "deep/b.png"]
     assert list(rows) == [str(photos / name) for name in names]
     first = rows[str(photos / "a.png")]
-    assert list(first) == ["path", "prediction", "probability", "runner_up", "runner_up_probability", "error"]
+    assert list(first) == [
+        *("path", "prediction", "probability", "calibrated_probability", "runner_up", "runner_up_probability"),
+        *("uncertain", "unknown", "error"),
+    ]
     assert first["error"] == "" and first["prediction"] != first["runner_up"]
     assert 0 < float(first["runner_up_probability"]) <= 0.5
     assert rows[str(photos / "empty.jpg")]["error"].endswith("empty.jpg: an empty file")
@@ -93,8 +101,8 @@ def test_unreadable_files_are_reported_with_exit_code_1(predicted):
     message = "error: 2 of 5 files could not be read: see the column error of predictions.csv"
     assert predicted.stderr.strip() == message
     lines = predicted.stdout.splitlines()
-    assert lines[0].split() == ["path", "prediction", "probability", "runner-up"]
-    assert sum(" error " in line for line in lines) == 2
+    assert lines[0].split() == ["path", "prediction", "probability", "calibrated", "runner-up", "verdict"]
+    assert sum(" error " in line for line in lines[1:6]) == 2
 
 
 def test_json_has_the_probabilities_of_the_model(entries, photos, checkpoint):
@@ -104,7 +112,10 @@ def test_json_has_the_probabilities_of_the_model(entries, photos, checkpoint):
             image = transform(image=decode(photos / name))["image"].unsqueeze(0)
             expected = dict(zip(model.class_names, model(image).softmax(1)[0].tolist(), strict=True))
         entry = entries[str(photos / name)]
-        assert list(entry) == ["path", "prediction", "probability", "probabilities", "error"]
+        assert list(entry) == [
+            *("path", "prediction", "probability", "calibrated_probability", "probabilities", "uncertain", "unknown"),
+            "error",
+        ]
         assert entry["probabilities"] == pytest.approx(expected, abs=1e-5)
         assert sum(entry["probabilities"].values()) == pytest.approx(1)
         assert np.allclose(list(entry["probabilities"].values()), sorted(expected.values(), reverse=True), atol=1e-5)
@@ -112,6 +123,7 @@ def test_json_has_the_probabilities_of_the_model(entries, photos, checkpoint):
         assert entry["probability"] == max(entry["probabilities"].values())
     unreadable = entries[str(photos / "empty.jpg")]
     assert unreadable["prediction"] is unreadable["probability"] is None and unreadable["probabilities"] == {}
+    assert unreadable["calibrated_probability"] is unreadable["uncertain"] is unreadable["unknown"] is None
 
 
 def test_exif_orientation_is_applied(entries, photos):
@@ -149,3 +161,182 @@ def test_missing_input_or_checkpoint_is_a_short_error(tmp_path, predict_here, ov
     with pytest.raises(UserError) as error:
         predict_here(*overrides)
     assert str(error.value).startswith(message) and len(str(error.value).splitlines()) <= 5
+
+
+CLASSES = ["kind a", "kind b", "kind c"]
+FILES = ("a.png", "deep/b.png", "turned.png")
+
+
+@pytest.fixture(scope="module")
+def logits(photos, checkpoint):
+    """(3, C) logits of ``FILES``, one image at a time."""
+    model, transform = restore(load_checkpoint(checkpoint), checkpoint)
+    with torch.inference_mode():
+        images = [transform(image=decode(photos / name))["image"].unsqueeze(0) for name in FILES]
+        return np.concatenate([model(image).double().numpy() for image in images])
+
+
+@pytest.fixture
+def calibrated(tmp_path, checkpoint):
+    """``calibrated(content)`` writes ``calibration.json`` into a copy of the run and returns its checkpoint."""
+
+    def write(content):
+        copy = tmp_path / "run" / "checkpoints" / "best.ckpt"
+        copy.parent.mkdir(parents=True)
+        shutil.copy(checkpoint, copy)
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "run" / "calibration.json").write_text(text)
+        return copy
+
+    return write
+
+
+def content(temperature=2.0, threshold=None, score="energy", least=None, **others):
+    """The content of a ``calibration.json``."""
+    return {
+        "temperature": temperature,
+        "selective": {"threshold": threshold, "target_error": 0.05},
+        "unknown": {"score": score, "threshold": least},
+        "classes": CLASSES,
+    } | others
+
+
+def softmax(logits):
+    return torch.from_numpy(logits).softmax(1).numpy()
+
+
+def rows_of_all(folder):
+    """Rows of ``predictions.csv``, each with its entry of ``predictions.json``."""
+    with (folder / "predictions.csv").open(newline="") as stream:
+        return list(zip(csv.DictReader(stream), json.loads((folder / "predictions.json").read_text()), strict=True))
+
+
+def rows_of_readable(folder, photos):
+    """The same, of ``FILES``."""
+    found = {row["path"]: (row, entry) for row, entry in rows_of_all(folder)}
+    return [found[str(photos / name)] for name in FILES]
+
+
+def test_a_run_calibrates_the_probabilities_of_its_predictions(entries, trained, photos, logits, predicted):
+    stored = json.loads((trained.folder / "calibration.json").read_text())
+    expected = softmax(logits / stored["temperature"]).max(1)
+    found = [entries[str(photos / name)]["calibrated_probability"] for name in FILES]
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert [entries[str(photos / name)]["unknown"] for name in FILES] == [
+        bool(energy < stored["unknown"]["threshold"]) for energy in np.log(np.exp(logits).sum(1))
+    ]
+    assert stored["selective"]["threshold"] is entries[str(photos / "a.png")]["uncertain"] is None
+    note = "note: nothing is marked as uncertain: no threshold can promise an error of at most 5.0%"
+    assert note in predicted.stdout.splitlines()
+
+
+def test_temperature_and_thresholds_are_those_of_calibration_json(
+    tmp_path, photos, predict_here, calibrated, logits, capsys, monkeypatch
+):
+    probabilities, energies = softmax(logits).max(1), np.log(np.exp(logits).sum(1))
+    threshold, least = (float(np.sort(values)[-2:].mean()) for values in (probabilities, energies))
+    drawn = {}
+    monkeypatch.setattr(figures, "save", lambda *_: None)
+    monkeypatch.setattr(
+        figures, "picture_figure", lambda _, titles, colors, **__: drawn.update(zip(titles, colors, strict=True))
+    )
+    with pytest.raises(UserError, match="could not be read"):
+        predict_here(f"input={photos}", ckpt=calibrated(content(2.0, threshold, "energy", least)).parents[1])
+    printed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    captions = {title.split("\n")[0]: (title.split("\n")[1], color) for title, color in drawn.items()}
+    assert captions["empty.jpg"] == ("unreadable", figures.BAD)
+    for i, (row, entry) in enumerate(rows_of_readable(tmp_path / "out", photos)):
+        uncertain, unknown = bool(probabilities[i] < threshold), bool(energies[i] < least)
+        assert (entry["uncertain"], entry["unknown"]) == (uncertain, unknown)
+        assert (row["uncertain"], row["unknown"]) == (str(int(uncertain)), str(int(unknown)))
+        warm = softmax(logits / 2).max(1)[i]
+        assert entry["calibrated_probability"] == pytest.approx(warm, abs=1e-5)
+        assert entry["calibrated_probability"] < entry["probability"] == pytest.approx(probabilities[i], abs=1e-5)
+        assert float(row["calibrated_probability"]) == entry["calibrated_probability"]
+        verdict = "none of these" if unknown else "uncertain" if uncertain else ""
+        line, (caption, color) = printed[str(photos / FILES[i])], captions[FILES[i].split("/")[-1]]
+        assert f"{probabilities[i]:.1%}" in line and f"{warm:.1%}" in line and line.endswith(verdict)
+        assert verdict in caption
+        assert color == {"none of these": figures.NONE, "uncertain": figures.UNCERTAIN, "": figures.PLAIN}[verdict]
+    marks = [entry["uncertain"] for _, entry in rows_of_readable(tmp_path / "out", photos)]
+    assert 0 < sum(marks) < 3 and 0 < sum(energies < least) < 3
+
+
+def test_without_thresholds_nothing_is_marked(tmp_path, photos, predict_here, calibrated, capsys):
+    predict_here(f"input={photos}/a.png", ckpt=calibrated(content(unknown=None)))
+    ((row, entry),) = rows_of_all(tmp_path / "out")
+    assert entry["uncertain"] is entry["unknown"] is None and row["uncertain"] == row["unknown"] == ""
+    assert entry["calibrated_probability"] is not None
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["path", "prediction", "probability", "calibrated", "runner-up"]
+    assert [line for line in printed if line.startswith("note: ")] == [
+        "note: nothing is marked as uncertain: no threshold can promise an error of at most 5.0%",
+        "note: nothing is marked as none of these: calibration.json has no threshold for it",
+    ]
+
+
+@pytest.mark.parametrize("place", ["alone", "run", "other weights"])
+def test_without_a_calibration_of_these_weights_nothing_is_calibrated(
+    tmp_path, photos, predict_here, calibrated, checkpoint, capsys, place
+):
+    ckpt, why = calibrated(content(weights="of another epoch")), "is of other weights than this checkpoint's"
+    if place != "other weights":
+        (tmp_path / "run" / "calibration.json").unlink()
+        why = "there is no run/calibration.json"
+    if place == "alone":
+        ckpt, why = shutil.copy(ckpt, tmp_path / "model.ckpt"), "there is no calibration.json"
+    predict_here(f"input={photos}/a.png", ckpt=ckpt)
+    ((row, entry),) = rows_of_all(tmp_path / "out")
+    assert [entry[key] for key in ("calibrated_probability", "uncertain", "unknown")] == [None] * 3
+    assert row["calibrated_probability"] == row["uncertain"] == row["unknown"] == ""
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["path", "prediction", "probability", "runner-up"]
+    (note,) = [line for line in printed if line.startswith("note: ")]
+    assert note.startswith("note: nothing is calibrated: ") and note.endswith(why)
+
+
+CORRUPT = [
+    ("{", "Expecting property name"),
+    ("\u0000", "Expecting value"),
+    ("[]", "it is not a JSON object"),
+    ({"temperature": 1.0}, "it has no selective"),
+    (content(temperature=0), "temperature is 0, not a number from 0.01 to 100"),
+    (content(temperature=True), "temperature is True"),
+    (content(temperature="1"), "temperature is '1'"),
+    (content(threshold=float("nan")), "selective.threshold is nan, not a number from 0 to 1"),
+    (content(threshold=1.5), "selective.threshold is 1.5"),
+    (content(selective={"threshold": 0.5}), "selective.target_error is None"),
+    (content(selective=[]), "selective or unknown is not a JSON object"),
+    (content(least=float("-inf")), "unknown.threshold is -inf, not a number"),
+    (content(score="knn"), "unknown.score is not one of energy, max_logit, max_softmax, feature_norm"),
+    (content(classes=["bass", "eel", "trout"]), "its classes are not those of the checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("text", "why"), CORRUPT, ids=[why for _, why in CORRUPT])
+def test_corrupt_calibration_is_a_short_error(tmp_path, photos, predict_here, calibrated, text, why):
+    with pytest.raises(UserError) as error:
+        predict_here(f"input={photos}/a.png", ckpt=calibrated(text))
+    first, second = str(error.value).splitlines()
+    assert first.startswith("run/calibration.json is corrupt (") and why in first
+    assert second == "restore it; or remove it, and nothing is calibrated or marked as uncertain"
+    assert not (tmp_path / "out").exists()
+
+
+def test_verdicts_of_many_files_are_counted(tmp_path, make_image):
+    files, classes = 30, ["bass", "eel"]
+    catalog = input_catalog(str(make_image(tmp_path / "a.png", (9, 9, 9), 0)), classes)
+    catalog = replace(catalog, paths=np.repeat(catalog.paths, files))
+    logits = np.zeros((files, 2), np.float32)
+    logits[:, 0] = 4
+    logits[:12, 0] = 0.1  # uncertain
+    features = np.ones((files, 4), np.float16)
+    features[8:15] = 0.1  # none of these
+    batches = [(np.arange(files), np.zeros(files, np.int64), logits, features)]
+    stored = content(1.0, 0.9, "feature_norm", 1.5)
+    table = prediction_table(prediction_rows(catalog, batches, classes, stored)).splitlines()
+    assert table[-2:] == ["uncertain: 8 of these", "none of these: 7 of these"]
+    assert sum(line.endswith("uncertain") for line in table[:21]) == 8
+    assert [line for line in table if line.split()[:1] == ["bass"]] == ["bass      30"]
+    stored["unknown"]["threshold"] = None
+    assert prediction_table(prediction_rows(catalog, batches, classes, stored)).endswith("\nuncertain: 12 of these")

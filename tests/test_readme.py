@@ -76,6 +76,7 @@ RUN = {
     f"{PREDICT} ckpt=RUN input=DIR": ((), "contact_sheet.png"),
     f"""{PREDICT} {BEST} input="'photos/*.jpg'\"""": ((), "photos/1.jpg"),
     f"{EVALUATE} ckpt=RUN": ((), "subset=test"),
+    f"{EVALUATE} ckpt=RUN unknown=DIR": ((), "unknown  4 images of 4 photographs"),
     f"{EVALUATE} ckpt=RUN data=folder data.root=DIR": ((), "subset=test"),
     f"{EVALUATE} ckpt=RUN data=fish_originals data.root=DIR": ((), "test accuracy"),
     f"{TRAIN} experiment=notebook data.root=DIR": ((), "split  random, seed 42"),
@@ -126,6 +127,8 @@ def world(tmp_path_factory, make_image, make_archive, run):
         rows += [f"{name}/IMG_{label}{i}_{copy},{name},{split}" for i, copy, split in TABLE]
     (cwd / "table.csv").write_text("\n".join(rows))
     make_image(cwd / "photos" / "1.jpg", colours[0], 99)
+    for number in range(4):
+        make_image(cwd / "others" / f"{number}.png", (20, 40 * number, 90), 500 + number)
     archive = make_archive(cwd / "Downloads" / "a-large-scale-fish-dataset", CLASSES, per_class=8)
     shutil.make_archive(str(cwd / "archive"), "zip", archive)
     environment = {"HOME": str(cwd), "FISH_LIGHTNING_CACHE": str(cwd / "cache")}
@@ -135,6 +138,8 @@ def world(tmp_path_factory, make_image, make_archive, run):
         places = {"DIR": "photos", "FILE.csv": "table.csv", "FILE.zip": "archive.zip", "$HOME": str(cwd)}
         if re.search("data=fish|experiment=", text):
             places["DIR"] = str(archive)
+        if "unknown=" in text:
+            places["DIR"] = "others"
         if "RUN" in text:
             places |= dict.fromkeys(("RUN_A", "RUN_B", "RUN"), str(command.run))
         for name, place in places.items():

@@ -211,12 +211,13 @@ def files_below(
             stack += [Path(entry.path) for entry in reversed(below) if not entry.is_symlink()]
 
 
-def input_catalog(pattern: str, classes: Sequence[str]) -> Catalog:
+def input_catalog(pattern: str, classes: Sequence[str], key: str = "input") -> Catalog:
     """Return the files to predict as a catalog without labels.
 
     Args:
         pattern: an image file, a folder (searched with its sub-folders), or a pattern with ``*``, ``?`` or ``**``.
         classes: the model's class names.
+        key: the setting that gives ``pattern``, for errors.
 
     Returns:
         A catalog whose paths are relative to the working directory, or absolute, as ``pattern`` is.
@@ -237,7 +238,7 @@ def input_catalog(pattern: str, classes: Sequence[str]) -> Catalog:
     if not files:
         fault = "contains no image" if os.path.exists(path) else "matches no file"  # noqa: PTH110
         raise UserError(
-            f"input: {pattern} {fault} (working directory: {_here()})\ngive an image, a folder or 'quoted pattern*'"
+            f"{key}: {pattern} {fault} (working directory: {_here()})\ngive an image, a folder or 'quoted pattern*'"
         )
     n = len(files)
     blank = np.full(n, "", dtype=np.str_)

@@ -1,7 +1,7 @@
 """Everything that a report says about a test, computed from logits and features: no model, no image files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,8 @@ from fish_lightning.evaluation.unknowns import (
     best_score,
     detection,
     feature_scores,
+    image_scores,
     keep_threshold,
-    logit_scores,
 )
 
 NEIGHBOURS = 3  # nearest training photographs of an error
@@ -164,6 +164,7 @@ class Unknowns:
         threshold: below it an image is of none of the classes; None without validation images.
         rejected: share of the tested images below the threshold; None without one.
         n: number of unknown images; 0 if there are none to measure with.
+        photographs: number of their photographs; None if they are unknown.
         unknown_rejected: share of the unknown images below the threshold; None without either.
         detections: figures of each score; empty without unknown images.
         best: name of the best of these scores; None without unknown images.
@@ -173,6 +174,7 @@ class Unknowns:
     threshold: float | None
     rejected: float | None
     n: int
+    photographs: int | None
     unknown_rejected: float | None
     detections: dict[str, Detection]
     best: str | None
@@ -380,6 +382,26 @@ def calibration_file(analysis: Analysis) -> dict[str, Any]:
     }
 
 
+def unknowns_block(unknowns: Unknowns) -> dict[str, Any]:
+    """Return the ``unknowns`` block of ``summary.json``.
+
+    Returns:
+        ``n`` and ``photographs`` of the unknown images; ``scores`` (name to ``auroc``, ``auroc_ci95``, ``fpr95`` and
+        ``fpr95_ci95``) and the ``best`` of them; the ``score`` and ``threshold`` that ``predict`` uses, and the shares
+        of unknown (``rejected``) and tested images (``known_rejected``) below it, None without a threshold.
+    """
+    return {
+        "n": unknowns.n,
+        "photographs": unknowns.photographs,
+        "scores": {name: asdict(found) for name, found in unknowns.detections.items()},
+        "best": unknowns.best,
+        "score": unknowns.score,
+        "threshold": unknowns.threshold,
+        "rejected": unknowns.unknown_rejected,
+        "known_rejected": unknowns.rejected,
+    }
+
+
 def _photographs(outputs: Outputs) -> Names | None:
     """Return the photographs as the statistics take them: None if they are unknown."""
     return outputs.photographs_or_paths if (outputs.photographs != "").any() else None
@@ -529,16 +551,20 @@ def _unknowns(
         return None
     rejected = None if threshold is None else float((_score(tested, training, name) < threshold).mean())
     if unknown is None or not len(unknown):
-        return Unknowns(name, threshold, rejected, 0, None, {}, None)
+        return Unknowns(name, threshold, rejected, 0, None, None, {}, None)
     known, foreign = _scores(tested, training), _scores(unknown, training)
+    names = _photographs(unknown)
     detections = {
-        score: detection(known[score], foreign[score], _photographs(tested), _photographs(unknown)) for score in known
+        score: detection(known[score], foreign[score], _photographs(tested), names)
+        for score in known
+        if score in foreign and np.isfinite(known[score]).all() and np.isfinite(foreign[score]).all()
     }
     return Unknowns(
         score=name,
         threshold=threshold,
         rejected=rejected,
         n=len(unknown),
+        photographs=None if names is None else len(np.unique(names)),
         unknown_rejected=None if threshold is None else float((foreign[name] < threshold).mean()),
         detections=detections,
         best=best_score(detections),
@@ -546,10 +572,11 @@ def _unknowns(
 
 
 def _scores(outputs: Outputs, training: Outputs | None) -> dict[str, npt.NDArray[np.float64]]:
-    if training is None or not len(training):
-        norm = np.linalg.norm(outputs.features.astype(np.float64), axis=1)
-        return logit_scores(outputs.logits) | {"feature_norm": norm}
-    return logit_scores(outputs.logits) | feature_scores(outputs.features, training.features, _photographs(training))
+    scores = image_scores(outputs.logits, outputs.features)
+    # Features are float16 and may overflow where logits do not.
+    if training is None or not len(training) or not (_usable(outputs.features) and _usable(training.features)):
+        return scores
+    return scores | feature_scores(outputs.features, training.features, _photographs(training))
 
 
 def _score(outputs: Outputs, training: Outputs | None, name: str) -> npt.NDArray[np.float64]:

@@ -25,6 +25,8 @@ NEIGHBOUR = (
     5  # the k of the k-NN score; Sun et al. use 50 of 50,000 single images, a class here may have 30 photographs
 )
 KEPT = 0.95  # share of known images that a threshold keeps
+#: Scores of an image alone: they require no training features, so ``predict`` can compute them.
+IMAGE_SCORES = ("energy", "max_logit", "max_softmax", "feature_norm")
 
 
 def logit_scores(logits: Floats) -> dict[str, npt.NDArray[np.float64]]:
@@ -43,6 +45,22 @@ def logit_scores(logits: Floats) -> dict[str, npt.NDArray[np.float64]]:
     top = logits.max(axis=1).astype(np.float64)
     log_top_probability = log_softmax(logits).max(axis=1)
     return {"max_softmax": np.exp(log_top_probability), "max_logit": top, "energy": top - log_top_probability}
+
+
+def image_scores(logits: Floats, features: Floats) -> dict[str, npt.NDArray[np.float64]]:
+    """Scores that require neither training images nor their features: those named in ``IMAGE_SCORES``.
+
+    Args:
+        logits: (N, C).
+        features: (N, D).
+
+    Returns:
+        Name to (N,) score, higher for images of the classes.
+
+    Raises:
+        UserError: logits are NaN or infinite.
+    """
+    return logit_scores(logits) | {"feature_norm": np.linalg.norm(features.astype(np.float64), axis=1)}
 
 
 def feature_scores(

@@ -1,5 +1,6 @@
 """Read a checkpoint and restore the classifier and its evaluation transform."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,3 +81,12 @@ def restore(checkpoint: dict[str, Any], file: str | Path) -> tuple[FishClassifie
         transform = A.from_dict(arguments["eval_transform"])
         assert isinstance(transform, A.Compose)
         return model.eval(), transform
+
+
+def weights_digest(model: FishClassifier) -> str:
+    """Return a digest of the weights of a model, the same in training and after :func:`restore`."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())  # bf16 weights are restored as fp32
+    return digest.hexdigest()

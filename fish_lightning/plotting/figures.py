@@ -19,6 +19,7 @@ Pixels = npt.NDArray[np.uint8]
 Row = dict[str, float | None]  # an epoch of the history
 
 GOOD, BAD, PLAIN = "#1a7f37", "#c5221f", "#222222"  # titles: correct, wrong, unlabelled
+UNCERTAIN, NONE = "#9a5b00", "#6a3fb5"  # titles of predictions: uncertain, of none of the classes
 TRAIN, VAL = "#1f77b4", "#d95f02"
 LOG_FROM = 10.0  # losses above this use a log scale: an early spike would flatten the rest of the curve
 CLASSES = 30  # of a confusion matrix: more are not legible, and cost memory with their square

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.data.masks import load_mask, mask_files
@@ -26,16 +27,24 @@ NEIGHBOURS = 1000  # training photographs compared at most, one image of each
 AUDITED = 96  # images at most: four variants and a heat map of each
 
 
-def training_outputs(model: FishClassifier, data: FishDataModule, most: int = NEIGHBOURS) -> Outputs | None:
-    """Return what the model computes for one image of each training photograph; None if none can be read."""
-    catalog = data.catalog
+def training_outputs(
+    model: FishClassifier, data: FishDataModule, catalog: Catalog, most: int = NEIGHBOURS
+) -> Outputs | None:
+    """Return what the model computes for one image of each training photograph; None if none can be read.
+
+    Args:
+        model: tested.
+        data: whose transform is used.
+        catalog: contains the training images.
+        most: number of photographs at most.
+    """
     trained = catalog.indices("train")
     _, first = np.unique(catalog.photographs_or_paths[trained], return_index=True)
     chosen = trained[np.sort(first)]
     if len(chosen) > most:
         chosen = chosen[np.linspace(0, len(chosen) - 1, most).astype(np.int64)]
     kept, logits, features = [], [], []
-    for indices, images in _batches(data, chosen):
+    for indices, images in _batches(data, chosen, catalog):
         with torch.inference_mode():
             computed = model.logits_and_features(images.to(model.device))
         kept.append(indices)
@@ -121,13 +130,16 @@ def _heat(model: FishClassifier, images: Tensor, classes: Sequence[int]) -> npt.
     return heat_maps(model.network, normalized, torch.tensor(list(classes), device=model.device))
 
 
-def _batches(data: FishDataModule, indices: Indices) -> Iterator[tuple[Indices, Tensor]]:
+def _batches(
+    data: FishDataModule, indices: Indices, catalog: Catalog | None = None
+) -> Iterator[tuple[Indices, Tensor]]:
     """Yield images as the model sees them, (B, 3, H, W) uint8, and their indices; unreadable ones are left out."""
+    catalog = catalog or data.catalog
     for start in range(0, len(indices), BATCH):
         kept, images = [], []
         for index in indices[start : start + BATCH].tolist():
             try:
-                pixels = decode(data.catalog.root / str(data.catalog.paths[index]))
+                pixels = decode(catalog.root / str(catalog.paths[index]))
             except UnreadableImage:
                 continue
             kept.append(index)

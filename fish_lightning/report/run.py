@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,18 @@ from omegaconf import DictConfig, OmegaConf
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.splits import leak_warning
+from fish_lightning.data.trained_sources import OtherSource
+from fish_lightning.data.unknown_images import UnknownImages
 from fish_lightning.distributed.same_config import fingerprint
 from fish_lightning.errors import UserError
-from fish_lightning.evaluation.analysis import analyse, calibration_file
+from fish_lightning.evaluation.analysis import analyse, calibration_file, unknowns_block
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.scores import confusion_matrix
-from fish_lightning.files import run_of, shown, whole_file
+from fish_lightning.evaluation.stored_calibration import FILE as CALIBRATION_FILE
+from fish_lightning.files import shown, whole_file
+from fish_lightning.models.checkpoint import weights_digest
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import ENCODE_ERRORS, path_cell, printable, text_cell
 from fish_lightning.plotting import figures
@@ -35,6 +39,7 @@ from fish_lightning.report.run_report import write_report
 from fish_lightning.report.tables import closing_table, evaluation_table
 
 PICTURES = 18  # test images in plots/predictions.png
+UNKNOWN_FILE = "unknown_logits.npz"
 Summary = dict[str, Any]
 
 
@@ -100,11 +105,34 @@ def write_evaluation(
     model: FishClassifier,
     data: FishDataModule,
     cfg: DictConfig,
+    stored: Mapping[str, Any],
+    unknown: tuple[UnknownImages, Outputs] | None = None,
 ) -> None:
-    """Write the files of an evaluation and print its results."""
+    """Write the files of an evaluation and print its results.
+
+    Args:
+        folder: of the evaluation.
+        summary: see :func:`fish_lightning.training.summary.summarize_evaluation`.
+        predictions: of the test.
+        model: tested.
+        data: its data.
+        cfg: the whole config.
+        stored: content of the training run's ``calibration.json``, empty without one.
+        unknown: images of none of the classes, and what the model computes for those that can be read.
+    """
     subset, outputs = cfg.subset, Outputs.of(predictions, data.catalog)
     write_test(folder, predictions, outputs, data.catalog)
-    summary[subset] |= explain(folder, model, data, outputs, cfg, subset, stored=stored_calibration(cfg.ckpt))
+    summary[subset] |= explain(folder, model, data, outputs, cfg, subset, stored=stored, unknown=unknown and unknown[1])
+    if unknown:
+        images, foreign = unknown
+        foreign.save(folder / UNKNOWN_FILE)
+        unreadable = images.catalog.paths[~np.isin(images.catalog.paths, foreign.paths)].tolist()
+        summary[subset]["unknowns"] |= {
+            "excluded": len(images.copies),
+            "excluded_images": images.copies,
+            "unreadable_images": unreadable,
+            "missing_images": images.missing,
+        }
     write_summary(folder, summary)
     print(evaluation_table(folder, summary, subset))
 
@@ -117,7 +145,8 @@ def explain(
     cfg: DictConfig,
     subset: str = "test",
     history: Sequence[Row] = (),
-    stored: dict[str, Any] | None = None,
+    stored: Mapping[str, Any] | None = None,
+    unknown: Outputs | None = None,
 ) -> Summary:
     """Write ``calibration.json`` and ``report.html``.
 
@@ -130,20 +159,30 @@ def explain(
         subset: what was tested.
         history: one row per epoch of a training run.
         stored: ``calibration.json`` of the training run, for an evaluation without validation images.
+        unknown: of images of none of the classes.
 
     Returns:
-        ``calibration`` and ``selective``, which become part of the scores in ``summary.json``.
+        ``calibration``, ``selective`` and, with unknown images, ``unknowns``, which become part of the scores in
+        ``summary.json``.
     """
     model.eval()
     catalog = data.catalog
     trained = np.unique(catalog.photographs[catalog.splits == "train"])
     known = catalog.photographs_known
     leaked = np.isin(outputs.photographs, trained) & (outputs.photographs != "") if known else None
-    training = training_outputs(model, data) if cfg.report else None
-    analysis = analyse(outputs, training, cfg.evaluate.target_error, subset=subset, leaked=leaked, stored=stored)
+    training, known_catalog = None, catalog
+    if cfg.report or unknown is not None:
+        # Of an evaluation on other data, the training images are in another folder, if they are still there.
+        known_catalog = data.source.known if isinstance(data.source, OtherSource) else catalog
+        training = training_outputs(model, data, known_catalog)
+        if training is None:
+            training, known_catalog = training_outputs(model, data, catalog), catalog
+    target = cfg.evaluate.target_error
+    analysis = analyse(outputs, training, target, subset=subset, leaked=leaked, unknown=unknown, stored=stored)
     if stored is None and (outputs.splits == "val").any():
-        with whole_file(folder / "calibration.json") as temporary:
-            temporary.write_text(json.dumps(calibration_file(analysis), indent=2) + "\n", encoding="utf-8")
+        content = calibration_file(analysis) | {"weights": weights_digest(model)}
+        with whole_file(folder / CALIBRATION_FILE) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if cfg.report:
         heat, heat_note = error_heat_maps(model, data, analysis)
         write_report(
@@ -151,6 +190,7 @@ def explain(
             analysis,
             title=f"{model.hparams['name']} on {printable(catalog.root.resolve().name)}",
             thumbnail=lambda path: thumbnail(catalog.root / path, 256),
+            training_thumbnail=lambda path: thumbnail(known_catalog.root / path, 256),
             heat=heat,
             heat_note=heat_note,
             history=history,
@@ -159,7 +199,10 @@ def explain(
             config=OmegaConf.to_yaml(cfg, resolve=True),
             environment={"torch": torch.__version__, "lightning": L.__version__, "python": platform.python_version()},
         )
-    return {"calibration": analysis.calibration, "selective": analysis.selective}
+    blocks = {"calibration": analysis.calibration, "selective": analysis.selective}
+    return blocks | (
+        {"unknowns": unknowns_block(analysis.unknowns)} if unknown is not None and analysis.unknowns else {}
+    )
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
@@ -195,16 +238,6 @@ def write_test(folder: Path, predictions: Predictions, outputs: Outputs, catalog
     plots = folder / "plots"
     figures.save(figures.confusion_figure(matrix, catalog.classes), plots / "confusion_matrix.png")
     figures.save(figures.prediction_figure(predictions, catalog, PICTURES), plots / "predictions.png")
-
-
-def stored_calibration(ckpt: str) -> dict[str, Any]:
-    """Return ``calibration.json`` of the run that a checkpoint belongs to; empty where there is none."""
-    file = run_of(Path(ckpt).expanduser()) / "calibration.json"
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return stored if isinstance(stored, dict) else {}
 
 
 @contextmanager

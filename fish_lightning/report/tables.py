@@ -93,10 +93,43 @@ def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
             f"warning: {summary['missing_training_images']:,} training images no longer exist: copies of them may be\n"
             "         among the scored images"
         )
+    if unknowns := summary[subset].get("unknowns"):
+        lines += [""] * bool(lines) + _unknown_lines(unknowns)
     lines += ["", f"data     {printable(summary['data'])}", f"folder   {shown(folder)}"]
     if (folder / "report.html").is_file():
         lines.append(f"report   {shown(folder / 'report.html')}")
     return "\n".join([scores, "", *lines])
+
+
+def _unknown_lines(unknowns: Summary) -> list[str]:
+    """Return how well images of none of the classes are told from the tested ones."""
+    part = "" if unknowns["photographs"] is None else f" of {unknowns['photographs']:,} photographs"
+    lines = [f"unknown  {unknowns['n']:,} images{part}"]
+    if unknowns["excluded"]:
+        lines.append(f"         left out: {unknowns['excluded']:,} that are copies of images of the run or of the test")
+    if unknowns["unreadable_images"]:
+        lines.append(f"         left out: {len(unknowns['unreadable_images']):,} unreadable, listed in summary.json")
+    if unknowns["missing_images"]:
+        lines.append(
+            f"warning: {unknowns['missing_images']:,} images of the run no longer exist: copies of them may be\n"
+            "         among the unknown images"
+        )
+    lines.append("score         AUROC  95 % CI          FPR at 95 %  95 % CI")
+    for name, found in unknowns["scores"].items():
+        auroc = f"{found['auroc']:.3f}  {found['auroc_ci95'][0]:.3f} to {found['auroc_ci95'][1]:.3f}"
+        fpr = f"{found['fpr95']:.1%}"
+        interval = f"{found['fpr95_ci95'][0]:.1%} to {found['fpr95_ci95'][1]:.1%}"
+        best = "  best" if name == unknowns["best"] else ""
+        lines.append(f"{name:<12}  {auroc}  {fpr:>11}  {interval}{best}")
+    if unknowns["threshold"] is None:
+        lines.append("there is no threshold: calibration.json has none")
+    else:
+        lines.append(
+            f"threshold     {unknowns['score']} below {unknowns['threshold']:.4g}: {unknowns['rejected']:.1%} of the "
+            f"unknown images are recognized as such,\n"
+            f"              {unknowns['known_rejected']:.1%} of the others are taken for unknown"
+        )
+    return lines
 
 
 def _to_go_on(folder: Path, summary: Summary) -> str:

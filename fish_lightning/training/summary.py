@@ -1,17 +1,23 @@
 """The contents of ``summary.json``, collected from a run's callbacks."""
 
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from omegaconf import DictConfig
+from torch.utils.data import DataLoader
 
 from fish_lightning import compat
+from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.datamodule import FishDataModule
+from fish_lightning.data.dataset import FishDataset, KeyedBatches
 from fish_lightning.data.trained_sources import OtherSource
 from fish_lightning.distributed.ranks import gathered
 from fish_lightning.distributed.same_config import fingerprint
+from fish_lightning.errors import UserError
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.scores import accuracy_of, score_test
 from fish_lightning.models.classifier import FishClassifier, collect
@@ -60,6 +66,29 @@ def test_and_val_outputs(trainer: L.Trainer, model: FishClassifier, data: FishDa
     tested = Outputs.of(model.test_predictions(), data.catalog)
     validated: Any = trainer.predict(model, datamodule=data)
     return tested.joined(Outputs.of(collect(validated), data.catalog))
+
+
+def unknown_outputs(trainer: L.Trainer, model: FishClassifier, data: FishDataModule, catalog: Catalog) -> Outputs:
+    """Return what the model computes for images of none of the classes, whose label is -1.
+
+    Unreadable images are left out. Call it on every process.
+
+    Args:
+        trainer: of an evaluation.
+        model: the tested model.
+        data: of the evaluation: its transform, batch size and workers are used.
+        catalog: the images.
+
+    Raises:
+        UserError: none of the images can be read.
+    """
+    dataset = FishDataset(catalog, catalog.indices("all"), data.eval_transform, data.seed, on_error="skip")
+    batches = KeyedBatches(len(dataset), data.batch_size, rank=trainer.global_rank, world_size=trainer.world_size)
+    computed: Any = trainer.predict(model, DataLoader(dataset, batch_sampler=batches, **data.loader))
+    outputs = Outputs.of(collect(computed), catalog)
+    if not len(outputs):
+        raise UserError(f"unknown: none of the {len(catalog)} images could be read")
+    return replace(outputs, labels=np.full(len(outputs), -1))
 
 
 def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModule, cfg: DictConfig) -> Summary:

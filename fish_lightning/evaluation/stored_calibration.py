@@ -1,0 +1,129 @@
+"""``calibration.json``: what a run chose on its validation photographs, applied to images that have no label.
+
+A training run writes the file beside ``summary.json``; ``predict`` and ``evaluate`` read it.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fish_lightning.errors import UserError, first_line
+from fish_lightning.evaluation.arrays import Bools, Floats, softmax
+from fish_lightning.evaluation.calibration import COLDEST, HOTTEST
+from fish_lightning.evaluation.unknowns import IMAGE_SCORES, image_scores
+from fish_lightning.files import run_of, shown
+
+FILE = "calibration.json"
+Stored = dict[str, Any]
+
+
+def read_calibration(ckpt: str | Path, classes: Sequence[str], weights: str) -> tuple[Stored, str]:
+    """Read the ``calibration.json`` of the run that a checkpoint belongs to.
+
+    Args:
+        ckpt: a checkpoint or a run folder. Of a checkpoint that is in no run folder, the file beside it is read.
+        classes: the model's class names.
+        weights: digest of the model's weights, see :func:`fish_lightning.models.checkpoint.weights_digest`.
+
+    Returns:
+        The content, and ``""``. Where there is no such file or it is of other weights (those of another epoch): an
+        empty dict, and one line that says that nothing is calibrated.
+
+    Raises:
+        UserError: the file is corrupt, or of other classes.
+    """
+    path = run_of(Path(ckpt).expanduser())
+    file = (path.parent if path.is_file() else path) / FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, f"note: nothing is calibrated: there is no {shown(file)}"
+    except (OSError, ValueError, RecursionError) as error:
+        raise _corrupt(file, first_line(error)) from None
+    if fault := _fault(content):
+        raise _corrupt(file, fault)
+    if content["classes"] != list(classes):
+        raise _corrupt(file, "its classes are not those of the checkpoint")
+    if content.get("weights", weights) != weights:
+        return {}, f"note: nothing is calibrated: {shown(file)} is of other weights than this checkpoint's"
+    return content, ""
+
+
+def _corrupt(file: Path, why: str) -> UserError:
+    return UserError(
+        f"{shown(file)} is corrupt ({why})\nrestore it; or remove it, and nothing is calibrated or marked as uncertain"
+    )
+
+
+def _fault(content: Any) -> str:
+    """Return what is wrong with the content of a file, or ``""``."""
+    if not isinstance(content, dict):
+        return "it is not a JSON object"
+    if missing := [key for key in ("temperature", "selective", "unknown", "classes") if key not in content]:
+        return f"it has no {missing[0]}"
+    selective, unknown = content["selective"], content["unknown"]
+    if unknown is None:
+        unknown = {"score": IMAGE_SCORES[0], "threshold": None}
+    if not (isinstance(selective, dict) and isinstance(unknown, dict)):
+        return "selective or unknown is not a JSON object"
+    if unknown.get("score") not in IMAGE_SCORES:
+        return f"unknown.score is not one of {', '.join(IMAGE_SCORES)}"
+    numbers: tuple[tuple[str, Any, float, float, bool], ...] = (
+        ("temperature", content["temperature"], COLDEST, HOTTEST, True),
+        ("selective.threshold", selective.get("threshold"), 0, 1, True),
+        ("selective.target_error", selective.get("target_error"), 0, 1, False),
+        ("unknown.threshold", unknown.get("threshold"), -math.inf, math.inf, True),
+    )
+    for name, value, low, high, optional in numbers:
+        if value is None and optional:
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        # A temperature at a bound differs from it by rounding.
+        if not number or not low <= round(value, 9) <= high:
+            return f"{name} is {value!r:.30}, not a number" + (f" from {low:g} to {high:g}" if high < math.inf else "")
+    return ""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is said of N images.
+
+    Attributes:
+        probabilities: (N, C) softmax of the logits.
+        calibrated: (N, C) the same after temperature scaling; None without a temperature.
+        uncertain: (N,) whether the highest of ``probabilities`` is below the threshold; None without one.
+        unknown: (N,) whether the image is of none of the classes; None without a threshold.
+    """
+
+    probabilities: npt.NDArray[np.float64]
+    calibrated: npt.NDArray[np.float64] | None
+    uncertain: Bools | None
+    unknown: Bools | None
+
+
+def apply_calibration(stored: Mapping[str, Any], logits: Floats, features: Floats) -> Answers:
+    """Compute what a run's calibration says of images.
+
+    Args:
+        stored: from :func:`read_calibration`; empty: nothing is calibrated.
+        logits: (N, C).
+        features: (N, D).
+
+    Raises:
+        UserError: logits are NaN or infinite.
+    """
+    temperature, selective = stored.get("temperature"), stored.get("selective") or {}
+    unknown, probabilities = stored.get("unknown") or {}, softmax(logits)
+    threshold, least = selective.get("threshold"), unknown.get("threshold")
+    return Answers(
+        probabilities=probabilities,
+        calibrated=None if temperature is None else softmax(logits.astype(np.float64) / temperature),
+        uncertain=None if threshold is None else np.less(probabilities.max(axis=1), threshold),
+        unknown=None if least is None else np.less(image_scores(logits, features)[unknown["score"]], least),
+    )
