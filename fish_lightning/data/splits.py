@@ -11,6 +11,7 @@ from fish_lightning.data.catalog import SPLITS, Catalog
 from fish_lightning.errors import UserError
 from fish_lightning.files import read_rows
 from fish_lightning.names import printable
+from fish_lightning.run_log import say
 
 #: How far the share of a split may be from its target until that is said: 5 percentage points.
 FAR = 0.05
@@ -75,7 +76,7 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
         groups, sizes = np.unique(names[rows], return_counts=True)
         if len(groups) < 3:
             few, missing = ("one photograph", "val and test") if len(groups) < 2 else ("two photographs", "val")
-            print(f"note: class '{printable(class_name)}' has only {few} and is missing from {missing}", flush=True)
+            say(f"note: class '{printable(class_name)}' has only {few} and is missing from {missing}")
         order = np.random.default_rng([seed, 1, label]).permutation(len(groups))
         n_test = test * len(rows)
         # Photographs larger than the target come last, so that they go to train.
@@ -97,10 +98,9 @@ def _say_if_far(splits: npt.NDArray[np.str_], test: float, val: float) -> None:
     targets = [(1 - test) * (1 - val), (1 - test) * val, test]
     if max(abs(share - target) for share, target in zip(shares, targets, strict=True)) > FAR:
         found, aim = ("/".join(f"{100 * part:.0f}" for part in parts) for parts in (shares, targets))
-        print(
+        say(
             f"note: train/val/test have {found} % of the images, not {aim} %, "
             "since photographs are kept whole and some classes have few or large ones",
-            flush=True,
         )
 
 
@@ -118,11 +118,10 @@ def say_if_tracks_are_divided(catalog: Catalog, splits: npt.NDArray[np.str_]) ->
     tested = (splits == "test") & framed
     divided = tested & np.isin(tracks, tracks[(splits == "train") & framed])
     if divided.any():
-        print(
+        say(
             f"note: {divided.sum():,} of {tested.sum():,} test images are named like training images, such as "
             f"{printable(str(catalog.paths[divided][0]))}: if these are frames of one track or session, "
             f"keep them together with split=photograph data.photograph=\"'{FRAME}'\"",
-            flush=True,
         )
 
 
@@ -155,7 +154,7 @@ def say_what_training_would(catalog: Catalog, keep_split: bool, tracks: bool) ->
     split = folders_split if own else photograph_split if catalog.photographs_known else random_split
     splits = split(catalog, seed=42)
     if warning := leak_warning(catalog.with_splits(splits), "folders" if own else "photograph"):
-        print(warning, flush=True)
+        say(warning)
     if tracks and not own:
         say_if_tracks_are_divided(catalog, splits)
 
@@ -213,7 +212,7 @@ def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val:
         groups, sizes = np.unique(names[rows], return_counts=True)
         if len(groups) < 2:
             shown = printable(class_name)
-            print(f"note: class '{shown}' has only one photograph, which is in train in all folds", flush=True)
+            say(f"note: class '{shown}' has only one photograph, which is in train in all folds")
             continue
         rng = np.random.default_rng([seed, 4, label])
         filled = np.zeros(folds, dtype=np.int64)

@@ -31,7 +31,7 @@ def job_name(folder: Path) -> str:
     for depth in ("", "*/"):
         for events in sorted(folder.glob(f"{depth}events.out.tfevents*")):
             return events.parent.name if depth else ""
-    varied = set(_varied(OmegaConf.select(_loaded(folder.parent / "multirun.yaml"), "hydra")))
+    varied = set(_varied(_loaded(folder.parent / "multirun.yaml").get("hydra")))
     own = (str(word).lstrip("+~").partition("=") for word in _loaded(folder / ".hydra" / "overrides.yaml"))
     name = ",".join(f"{key}={_short(value)}" for key, _, value in own if key in varied)
     return re.sub(r"[^\w.=,+-]+", "_", name, flags=re.ASCII)[:LONGEST]
@@ -42,7 +42,7 @@ def _loaded(file: Path) -> Any:
     try:
         return OmegaConf.load(file)
     except (OSError, YAMLError, UnicodeDecodeError):
-        return OmegaConf.create([] if file.name == "overrides.yaml" else {})
+        return {} if file.name == "multirun.yaml" else []
 
 
 def _varied(hydra: Any) -> Iterator[str]:
