@@ -13,8 +13,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-#: Characters of a name at most.
-LONGEST = 80
+#: Characters of a name at most; where it would be longer, ``optimizer.lr`` is ``lr``.
+LONGEST = 100
 
 
 def job_name(folder: Path) -> str:
@@ -32,8 +32,11 @@ def job_name(folder: Path) -> str:
         for events in sorted(folder.glob(f"{depth}events.out.tfevents*")):
             return events.parent.name if depth else ""
     varied = set(_varied(_loaded(folder.parent / "multirun.yaml").get("hydra")))
-    own = (str(word).lstrip("+~").partition("=") for word in _loaded(folder / ".hydra" / "overrides.yaml"))
-    name = ",".join(f"{key}={_short(value)}" for key, _, value in own if key in varied)
+    words = (str(word).lstrip("+~").partition("=") for word in _loaded(folder / ".hydra" / "overrides.yaml"))
+    own = [(key, _short(value)) for key, _, value in words if key in varied]
+    name = ",".join(f"{key}={value}" for key, value in own)
+    if len(name) > LONGEST:
+        name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in own)
     return re.sub(r"[^\w.=,+-]+", "_", name, flags=re.ASCII)[:LONGEST]
 
 

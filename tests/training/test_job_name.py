@@ -42,6 +42,10 @@ def test_a_job_is_named_by_the_settings_that_its_sweep_varies(job, own, task, pa
 
 def test_a_name_is_short_enough_for_a_folder_and_that_of_a_single_run_is_its_folders(job, tmp_path):
     assert len(job_name(job([f"data.photograph={'x' * 300}"], [f"data.photograph={'x' * 300},y"]))) == LONGEST
+    long = ["optimizer.weight_decay=0.00000123456", f"model.name={'x' * 80}"]
+    assert job_name(job(long, long, dict.fromkeys(("optimizer.weight_decay", "model.name"), "1,2"))) == (
+        f"weight_decay=1.235e-06,name={'x' * 72}"
+    )
     (tmp_path / "multirun.yaml").unlink()
     assert job_name(tmp_path / "3") == "" and job_name(tmp_path / "absent") == ""
 
