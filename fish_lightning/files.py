@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.names import ENCODE_ERRORS, printable
+from fish_lightning.run_log import say
 
 #: Longest name of a file, in bytes, on all common file systems.
 NAME_MAX = 255
@@ -68,7 +69,8 @@ def locked(file: Path, waiting: str | None = None, busy: UserError | None = None
     except Timeout:
         if busy is not None:
             raise busy from None
-        print(waiting, flush=True)
+        if waiting is not None:
+            say(waiting)
         lock.acquire()
     try:
         yield
@@ -94,11 +96,17 @@ def byte_size(count: float) -> str:
 
 def state_of(path: str, file: str) -> str:
     """Return a string that changes with the file: ``path`` (a name for it), its size and modification time."""
+    size, time = size_and_time(file)
+    return f"{path}\0missing" if size < 0 else f"{path}\0{size}\0{time}"
+
+
+def size_and_time(file: str) -> tuple[int, int]:
+    """Return size in bytes and modification time in nanoseconds of a file; -1 for one that is missing."""
     try:
         status = os.stat(file)  # noqa: PTH116 - pathlib takes three times as long, for each of a million files
-        return f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
     except OSError:
-        return f"{path}\0missing"
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def _to_disk(path: Path) -> None:

@@ -1,4 +1,8 @@
-"""``train.log`` and its like: what a job prints, with the time of each line, through Hydra's ``logging``."""
+"""``train.log`` and its like: what a job prints, with the time of each line, through Hydra's ``logging``.
+
+Programs print: their output is what the terminal, a pipe or a notebook shows. The log is a copy of it, and so has the
+lines of libraries, warnings and errors too, which a logger of our own would miss.
+"""
 
 import functools
 import logging
@@ -11,6 +15,12 @@ from fish_lightning.distributed.cluster import is_first_process
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def say(text: str) -> None:
+    """Print a message that all processes of a run have, once: on the first one."""
+    if is_first_process():
+        print(text, flush=True)
 
 
 class _Logged:

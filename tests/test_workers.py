@@ -1,4 +1,4 @@
-"""Loader workers end with the program."""
+"""Loader workers end with the program: those of the training too that wait while a validation fails."""
 
 import time
 
@@ -8,7 +8,7 @@ from helpers import HELPERS, SHORT
 BOOM = """
 import pathlib, lightning as L
 class Boom(L.Callback):
-    def on_train_batch_end(self, *_):
+    def on_validation_batch_end(self, *_):
         pathlib.Path("began").touch()
         {how}
 """

@@ -31,6 +31,7 @@ from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.errors import UserError
 from fish_lightning.files import byte_size, locked, shown, state_of, whole_file
+from fish_lightning.run_log import say
 
 Pixels = npt.NDArray[np.uint8]
 Digests = npt.NDArray[np.uint8]
@@ -271,7 +272,7 @@ def _in_ram(
         )
     if cache is not None:
         return PixelCache(np.array(cache.pixels), cache.errors)
-    print(f"decoding {shape[0]:,} images to {shape[1]}x{shape[2]} in memory: {_cache_size(shape)}", flush=True)
+    say(f"decoding {shape[0]:,} images to {shape[1]}x{shape[2]} in memory: {_cache_size(shape)}")
     pixels, errors = np.empty(shape, np.uint8), {}
     for index, (image, error) in enumerate(_decoded(catalog, pipelines, list(range(len(catalog))), workers)):
         pixels[index] = image

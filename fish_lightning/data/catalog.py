@@ -6,6 +6,7 @@ copies of one photograph.
 """
 
 import csv
+import os
 import re
 import unicodedata
 from dataclasses import dataclass, replace
@@ -16,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fish_lightning.errors import UserError
-from fish_lightning.files import whole_file
+from fish_lightning.files import size_and_time, whole_file
 from fish_lightning.names import ENCODE_ERRORS, listed, printable
+from fish_lightning.run_log import say
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "photograph", "split")
@@ -95,6 +97,12 @@ class Catalog:
         """Count the images of train, val and test."""
         return {split: int((self.splits == split).sum()) for split in SPLITS}
 
+    def file_states(self) -> npt.NDArray[np.int64]:
+        """Return (N, 2) size and modification time of each image's file; see :func:`changed_files`."""
+        root = str(self.root)
+        states = [size_and_time(os.path.join(root, path)) for path in self.paths.tolist()]  # noqa: PTH118
+        return np.array(states, dtype=np.int64)
+
     def write_csv(self, path: Path) -> None:
         """Write the table as CSV, atomically; it is read again, so paths and names keep their bytes."""
         with (
@@ -163,7 +171,7 @@ def make_catalog(root: Path, rows: list[tuple[str, str, str, str]], classes: lis
     if len(names) < 2:
         raise UserError(f"only one class, '{names[0]}', in {root}\na classifier requires at least two class folders")
     for alike in _alike(names)[:3]:
-        print(f"note: class names that differ in case or spaces only: {listed(alike)}", flush=True)
+        say(f"note: class names that differ in case or spaces only: {listed(alike)}")
     return catalog
 
 
@@ -173,6 +181,20 @@ def _alike(names: list[str]) -> list[list[str]]:
     for name in names:
         by_key.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
     return [[f"'{printable(name)}'" for name in same] for same in by_key.values() if len(same) > 1]
+
+
+def changed_files(
+    then: npt.NDArray[np.int64], now: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Compare files by :meth:`Catalog.file_states`, without reading them.
+
+    Returns:
+        Indices of the files of another size, and of those of the same size that have been written since. The latter
+        is empty where all times differ: the data set has been copied.
+    """
+    size, time = (then != now).T
+    written = time & ~size
+    return np.flatnonzero(size), np.flatnonzero(written if not time.all() else np.zeros_like(written))
 
 
 def named_photographs(catalog: Catalog, pattern: str) -> npt.NDArray[np.str_]:

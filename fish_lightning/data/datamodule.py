@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from fish_lightning import compat
 from fish_lightning.data.cache import Pipelines, PixelCache, open_cache, split_pipelines
-from fish_lightning.data.catalog import SPLITS, Catalog
+from fish_lightning.data.catalog import SPLITS, Catalog, changed_files
 from fish_lightning.data.dataset import REMEDY, UNREADABLE, FishDataset, KeyedBatches, start_worker
 from fish_lightning.data.decoding import UnreadableImage
 from fish_lightning.data.device_augment import DeviceAugment
@@ -133,6 +133,7 @@ class FishDataModule(L.LightningDataModule):
             if self.keep_split and (catalog.splits != "").any() and self.split_name in ("random", "photograph"):
                 self.split = folders_split
             self.catalog = catalog.with_splits(self.split(catalog, seed=self.seed))
+            self._files = self.catalog.file_states()
             if self.photograph is None and self.split_name in ("random", "photograph", "kfold"):
                 say_if_tracks_are_divided(self.catalog, self.catalog.splits)
         return self.catalog
@@ -182,6 +183,7 @@ class FishDataModule(L.LightningDataModule):
         epoch, batches = compat.next_batch(self.trainer) if self.trainer else (0, 0)
         return {
             "catalog": self.catalog.state(),
+            "files": torch.from_numpy(self._files),
             "split": self.split_name,
             "next": {"epoch": epoch, "batches": batches},
         } | self._batch_settings()
@@ -214,6 +216,17 @@ class FishDataModule(L.LightningDataModule):
             changed = int((began.splits != now.splits).sum())
             return [f"another split ({changed} images differ; see split.csv in its folder)"] * bool(changed)
         return [f"other images ({len(began)} in {len(began.classes)} classes, now {len(now)} in {len(now.classes)})"]
+
+    def changed_images(self, state_dict: dict[str, Any]) -> tuple[list[str], list[str]]:
+        """Return the images whose files have another size than when a run began, and those only written again.
+
+        Both are empty for a checkpoint that does not say.
+        """
+        self.read_catalog()
+        if "files" not in state_dict:
+            return [], []
+        sized, written = changed_files(state_dict["files"].numpy(), self._files)
+        return self.catalog.paths[sized].tolist(), self.catalog.paths[written].tolist()
 
     def dataset(self, split: str, train: bool = False) -> FishDataset:
         """Return the images of one split (``"all"`` for every image), augmented for training."""

@@ -15,6 +15,7 @@ import numpy as np
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.errors import UserError
 from fish_lightning.names import printable
+from fish_lightning.run_log import say
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 MASK_SUFFIX = " GT"
@@ -45,7 +46,7 @@ class LeftOut:
         for why in dict.fromkeys(self.reasons.values()):
             paths = [printable(str(path)) for path, reason in self.reasons.items() if reason == why]
             more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
-            print(f"note: left out, {why}: {', '.join(paths[:3])}{more}", flush=True)
+            say(f"note: left out, {why}: {', '.join(paths[:3])}{more}")
 
 
 RUN = "since it is output of this program"

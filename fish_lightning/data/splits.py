@@ -10,7 +10,8 @@ import numpy.typing as npt
 from fish_lightning.data.catalog import SPLITS, Catalog
 from fish_lightning.errors import UserError
 from fish_lightning.files import read_rows
-from fish_lightning.names import printable
+from fish_lightning.names import listed, printable
+from fish_lightning.run_log import say
 
 #: How far the share of a split may be from its target until that is said: 5 percentage points.
 FAR = 0.05
@@ -70,12 +71,13 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
     names = _photographs(catalog, "photograph")
     labels = _labels_of_photographs(catalog, names)
     splits = np.full(len(catalog), "train", dtype="<U5")
+    single: list[str] = []
+    pairs: list[str] = []
     for label, class_name in enumerate(catalog.classes):
         rows = np.flatnonzero(labels == label)
         groups, sizes = np.unique(names[rows], return_counts=True)
         if len(groups) < 3:
-            few, missing = ("one photograph", "val and test") if len(groups) < 2 else ("two photographs", "val")
-            print(f"note: class '{printable(class_name)}' has only {few} and is missing from {missing}", flush=True)
+            (single if len(groups) < 2 else pairs).append(class_name)
         order = np.random.default_rng([seed, 1, label]).permutation(len(groups))
         n_test = test * len(rows)
         # Photographs larger than the target come last, so that they go to train.
@@ -87,8 +89,18 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
             chosen = groups[order[start : start + count]]
             splits[rows[np.isin(names[rows], chosen)]] = split
             start += count
+    _say_of_classes(single, "has only one photograph and is missing from val and test")
+    _say_of_classes(pairs, "has only two photographs and is missing from val")
     _say_if_far(splits, test, val)
     return _require_enough(catalog, splits)
+
+
+def _say_of_classes(names: list[str], what: str) -> None:
+    """Print what is true of each of these classes, in one line; nothing if there are none."""
+    if len(names) == 1:
+        say(f"note: class '{printable(names[0])}' {what}")
+    elif names:
+        say(f"note: each of {len(names):,} classes {what}: {listed(names)}")
 
 
 def _say_if_far(splits: npt.NDArray[np.str_], test: float, val: float) -> None:
@@ -97,10 +109,9 @@ def _say_if_far(splits: npt.NDArray[np.str_], test: float, val: float) -> None:
     targets = [(1 - test) * (1 - val), (1 - test) * val, test]
     if max(abs(share - target) for share, target in zip(shares, targets, strict=True)) > FAR:
         found, aim = ("/".join(f"{100 * part:.0f}" for part in parts) for parts in (shares, targets))
-        print(
+        say(
             f"note: train/val/test have {found} % of the images, not {aim} %, "
             "since photographs are kept whole and some classes have few or large ones",
-            flush=True,
         )
 
 
@@ -118,11 +129,10 @@ def say_if_tracks_are_divided(catalog: Catalog, splits: npt.NDArray[np.str_]) ->
     tested = (splits == "test") & framed
     divided = tested & np.isin(tracks, tracks[(splits == "train") & framed])
     if divided.any():
-        print(
+        say(
             f"note: {divided.sum():,} of {tested.sum():,} test images are named like training images, such as "
             f"{printable(str(catalog.paths[divided][0]))}: if these are frames of one track or session, "
             f"keep them together with split=photograph data.photograph=\"'{FRAME}'\"",
-            flush=True,
         )
 
 
@@ -155,7 +165,7 @@ def say_what_training_would(catalog: Catalog, keep_split: bool, tracks: bool) ->
     split = folders_split if own else photograph_split if catalog.photographs_known else random_split
     splits = split(catalog, seed=42)
     if warning := leak_warning(catalog.with_splits(splits), "folders" if own else "photograph"):
-        print(warning, flush=True)
+        say(warning)
     if tracks and not own:
         say_if_tracks_are_divided(catalog, splits)
 
@@ -208,12 +218,12 @@ def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val:
     splits = np.full(len(catalog), "train", dtype="<U5")
     labels = _labels_of_photographs(catalog, names)
     overall = np.zeros(folds, dtype=np.int64)
+    single: list[str] = []
     for label, class_name in enumerate(catalog.classes):
         rows = np.flatnonzero(labels == label)
         groups, sizes = np.unique(names[rows], return_counts=True)
         if len(groups) < 2:
-            shown = printable(class_name)
-            print(f"note: class '{shown}' has only one photograph, which is in train in all folds", flush=True)
+            single.append(class_name)
             continue
         rng = np.random.default_rng([seed, 4, label])
         filled = np.zeros(folds, dtype=np.int64)
@@ -228,6 +238,7 @@ def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val:
         target = val * sizes[rest].sum()
         count = int(np.argmin(np.abs(np.cumsum(sizes[rest])[:-1] - target))) + 1 if len(rest) > 1 else 0
         splits[rows[np.isin(names[rows], groups[rest[:count]])]] = "val"
+    _say_of_classes(single, "has only one photograph, which is in train in all folds")
     return _require_enough(catalog, splits)
 
 

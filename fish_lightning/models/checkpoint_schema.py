@@ -14,7 +14,7 @@ from torch import nn
 from fish_lightning.data.catalog import SPLITS
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.arrays import DIVERGED
-from fish_lightning.models.network import PREFIX, build_network, non_finite
+from fish_lightning.models.network import AUXILIARY, PREFIX, build_network, non_finite
 from fish_lightning.models.whitelist import pipeline_fault
 from fish_lightning.schema import COUNT, COUNT_OR_NONE, FLAG, NULL, PRECISION, PROBABILITY, SEED, TEXT, Rule, number
 
@@ -77,6 +77,7 @@ CHECKPOINT: dict[str, Description] = {
             "photographs": list_of(ANY_TEXT, "a list of text"),
             "splits": list_of(Rule((), lambda v: v in (*SPLITS, "")), "a list of train, val, test and empty text"),
         },
+        "files?": TENSOR,
         "split": TEXT,
         "next": {"epoch": COUNT_OR_NONE, "batches": COUNT_OR_NONE},
         "seed": SEED,
@@ -148,8 +149,14 @@ CALLBACKS: dict[str, Description] = {
         "best_metrics": dict_of(FLOAT, "a dict of scores"),
     },
 }
-#: Entries of an optimizer's state that have the shape of their weight.
-_SHAPED = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg")
+#: What an optimizer keeps for each weight, in its shape, by the setting of a group that makes it.
+_KEPT = {
+    "betas": ("exp_avg", "exp_avg_sq"),
+    "amsgrad": ("max_exp_avg_sq",),
+    "alpha": ("square_avg",),
+    "centered": ("grad_avg",),
+    "momentum": ("momentum_buffer",),
+}
 
 
 def require_well_formed(checkpoint: dict[str, Any], file: Any, resumable: bool = False) -> None:
@@ -221,6 +228,9 @@ def _lengths(checkpoint: dict[str, Any]) -> Iterator[str]:
     for column in ("photographs", "splits"):
         if len(catalog[column]) != images:
             yield f"FishDataModule.catalog.{column}: expected {images} entries"
+    files = data.get("files")
+    if files is not None and (files.shape != (images, 2) or files.dtype != torch.int64):
+        yield f"FishDataModule.files: expected integers of shape {(images, 2)}"
     if max(checkpoint.get("unreadable", ()), default=0) >= images:
         yield f"unreadable: expected integers from 0 to {images - 1}"
     for name in ("train_loss", "train_accuracy"):
@@ -243,8 +253,8 @@ def _weights(weights: dict[str, torch.Tensor], network: nn.Module) -> Iterator[s
 
 def _optimizer(checkpoint: dict[str, Any], skipped: int, network: nn.Module) -> Iterator[str]:
     """Yield what an optimizer's state lacks for the weights of the network."""
-    shapes = [parameter.shape for parameter in network.parameters()]
-    indices = list(range(len(shapes)))
+    weights = list(network.named_parameters())
+    indices = list(range(len(weights)))
     stepped = checkpoint["global_step"] > skipped
     for number_, state in enumerate(checkpoint["optimizer_states"]):
         where = f"optimizer_states.{number_}"
@@ -253,19 +263,38 @@ def _optimizer(checkpoint: dict[str, Any], skipped: int, network: nn.Module) -> 
             yield f"{where}.param_groups: expected a list of settings with params and lr"
             return
         if sorted(index for group in groups for index in group["params"]) != indices:
-            yield f"{where}.param_groups: expected each of {len(shapes)} weights once"
+            yield f"{where}.param_groups: expected each of {len(weights)} weights once"
+            return
         if not isinstance(of_weights, dict) or not all(
             index in indices and isinstance(part, dict) for index, part in of_weights.items()
         ):
-            yield f"{where}.state: expected a dict for each of {len(shapes)} weights"
+            yield f"{where}.state: expected a dict for each of {len(weights)} weights"
             return
-        keeps = any("betas" in group or "alpha" in group or group.get("momentum") for group in groups)
-        if keeps and stepped and not of_weights:
-            yield f"{where}.state is empty"
-        for index, part in of_weights.items():
-            for name in _SHAPED:
-                if part.get(name) is not None and getattr(part[name], "shape", None) != shapes[index]:
-                    yield f"{where}.state.{index}.{name}: expected a tensor of shape {tuple(shapes[index])}"
+        for group in groups:
+            kept = [name for setting, names in _KEPT.items() if group.get(setting) for name in names]
+            if kept and stepped and not of_weights:
+                yield f"{where}.state is empty"
+            for index in group["params"]:
+                name, weight = weights[index]
+                if index in of_weights:
+                    yield from _state_of_weight(of_weights[index], kept, weight.shape, f"{where}.state.{index}")
+                elif kept and of_weights and not name.startswith(AUXILIARY):
+                    yield f"{where}.state.{index} is missing ({name})"
+
+
+def _state_of_weight(state: dict[str, Any], kept: list[str], shape: torch.Size, where: str) -> Iterator[str]:
+    """Yield what is wrong with the state that an optimizer keeps for a weight."""
+    steps = state.get("step", 0)
+    if not (TENSOR | FLOAT).accepts(steps) or torch.as_tensor(steps).numel() != 1:
+        yield f"{where}.step: expected a number"
+    for name in kept:
+        part = state.get(name)
+        if part is None:
+            yield f"{where}.{name} is missing"
+        elif not TENSOR.accepts(part) or part.shape != shape or not part.is_floating_point():
+            yield f"{where}.{name}: expected numbers of shape {tuple(shape)}"
+        elif bool(part.isnan().any()):
+            yield f"{where}.{name} contains NaN"
 
 
 def _is_group(group: Any) -> bool:

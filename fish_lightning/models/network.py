@@ -17,8 +17,8 @@ from fish_lightning.errors import UserError, first_line
 
 #: Prefix of the network's weights in a checkpoint of this project.
 PREFIX = "network."
-#: Prefixes of the auxiliary heads of inception and googlenet.
-_AUXILIARY = ("aux", "AuxLogits")
+#: Prefixes of the auxiliary heads of inception and googlenet, which are not trained.
+AUXILIARY = ("aux", "AuxLogits")
 
 
 def build_network(name: str, num_classes: int, weights: str | None) -> nn.Module:
@@ -56,7 +56,7 @@ def _head_keys(name: str) -> set[str]:
 @functools.cache
 def head_name(name: str) -> str:
     """Return the path of the network's last layer, such as ``fc`` of a ResNet."""
-    main = [key for key in _head_keys(name) if not key.startswith(_AUXILIARY)]
+    main = [key for key in _head_keys(name) if not key.startswith(AUXILIARY)]
     return main[0].rpartition(".")[0]
 
 
@@ -115,7 +115,7 @@ def _load(network: nn.Module, state: dict[str, torch.Tensor], head: set[str], or
         del state[key]
     missing = sorted(set(own) - set(state) - replaced)
     # The network may lack the auxiliary heads of ImageNet weights (inception, googlenet).
-    extra = sorted(key for key in set(state) - set(own) if not key.startswith(_AUXILIARY))
+    extra = sorted(key for key in set(state) - set(own) if not key.startswith(AUXILIARY))
     shapes = sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
     wrong = [
         f"{what}: {', '.join(keys[:4])}{' …' if len(keys) > 4 else ''} ({len(keys)})"

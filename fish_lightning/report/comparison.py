@@ -19,6 +19,7 @@ from fish_lightning.report.pages import page_template
 
 SHOWN = 24  # maximum number of images in a gallery
 THUMBNAIL = 160  # pixels, longer side; some 6 KB each
+CLASSES = 100  # rows in the table of classes at most
 
 TITLES = {
     "better": "B is better than A",
@@ -54,6 +55,7 @@ def write_comparison(folder: Path, a: Run, b: Run, pair: Pair, result: Result, r
         result=result,
         runs=runs,
         rows=_rows(result),
+        class_rows=_class_rows(result),
         mcnemar=_mcnemar(result),
         interval=_interval(result),
         galleries=galleries,
@@ -108,6 +110,12 @@ def _rows(result: Result) -> list[tuple[str, str, str]]:
     return [(what, f"{in_a:.2%}", f"{in_b:.2%}") for what, in_a, in_b in rows] + [
         (what, f"{result[in_a]:,}", f"{result[in_b]:,}") for what, in_a, in_b in counts
     ]
+
+
+def _class_rows(result: Result) -> list[tuple[str, dict[str, Any]]]:
+    """Return the classes, those first on which A and B disagree most."""
+    classes: dict[str, dict[str, Any]] = result["per_class"]
+    return sorted(classes.items(), key=lambda item: -item[1]["only_a_right"] - item[1]["only_b_right"])[:CLASSES]
 
 
 def _mcnemar(result: Result) -> str:

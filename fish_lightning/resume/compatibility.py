@@ -21,6 +21,8 @@ from fish_lightning.errors import UserError
 from fish_lightning.files import override, remove_strays, shown
 from fish_lightning.models.checkpoint import load_checkpoint, well_formed
 from fish_lightning.models.checkpoint_schema import require_well_formed
+from fish_lightning.names import listed
+from fish_lightning.run_log import say
 
 #: Settings, and groups of settings, that affect a training step.
 _OF_A_STEP = (
@@ -98,6 +100,7 @@ def require_resumable(file: Path, cfg: DictConfig, trainer: L.Trainer, data: Fis
                 "resume it with the settings it began with (.hydra/overrides.yaml in its folder):\n"
                 f"python -m fish_lightning.train {override('ckpt', run)}"
             )
+        _require_same_files(data, began, file)
         _require_complete_epoch(checkpoint, trainer)
     rank_zero_only(remove_strays)(Path(cfg.paths.output))
 
@@ -133,6 +136,26 @@ def _setting_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]
 def _name(target: Any) -> str:
     """Return the name of a ``_target_`` without its module, which may be renamed between versions."""
     return str(target).rpartition(".")[2]
+
+
+def _require_same_files(data: FishDataModule, began: dict[str, Any], file: Path) -> None:
+    """Check that no image has been replaced under its name since the run began; say which were written again.
+
+    Raises:
+        UserError: files have another size than then.
+    """
+    changed, written = data.changed_images(began)
+    if changed:
+        raise UserError(
+            f"ckpt: {_images(len(changed))} changed since the run began: {listed(changed, 4)}\n"
+            f"put back what they were; or begin a new run with its weights: {override('model.weights', file)}"
+        )
+    if written:
+        say(f"note: {_images(len(written))} been written again since the run began: {listed(written, 4)}")
+
+
+def _images(count: int) -> str:
+    return "1 image has" if count == 1 else f"{count:,} images have"
 
 
 def _require_complete_epoch(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:

@@ -29,6 +29,7 @@ from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import printable
 from fish_lightning.plotting import figures
 from fish_lightning.plotting.thumbnails import thumbnail
+from fish_lightning.training.job_name import job_name
 
 #: Charts of the Custom Scalars tab: tags as regular expressions.
 LAYOUT = {
@@ -60,11 +61,11 @@ class RunTensorBoardLogger(TensorBoardLogger):
     """Lightning's, without the ``epoch`` chart, the single dots of test scores, and an empty ``hparams.yaml``.
 
     Args:
-        save_dir: the run folder; the event file is in it.
+        save_dir: the run folder; the event file is in it, of a job of a sweep in a folder named by what differs.
     """
 
     def __init__(self, save_dir: str | Path) -> None:
-        super().__init__(save_dir, name="", version="", default_hp_metric=False)
+        super().__init__(save_dir, name=job_name(Path(save_dir)), version="", default_hp_metric=False)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -181,9 +182,8 @@ def log_hyperparameters(trainer: L.Trainer, cfg: DictConfig, folder: Path) -> No
     """
     writer = _writer(trainer)
     if writer is not None:
-        writer.file_writer.add_summary(
-            hparams_pb(hyperparameters(cfg, folder), trial_id=f"{folder.name} ({folder.absolute().parent.name})")
-        )
+        trial = " ".join(filter(None, (folder.name, job_name(folder), f"({folder.absolute().parent.name})")))
+        writer.file_writer.add_summary(hparams_pb(hyperparameters(cfg, folder), trial_id=trial))
         writer.flush()
 
 

@@ -16,6 +16,7 @@ from fish_lightning import compat
 from fish_lightning.distributed.cluster import slurm_tasks
 from fish_lightning.errors import UserError, one_line
 from fish_lightning.hardware import busy_note, cores, cpu_has_bf16, fastest_precision
+from fish_lightning.run_log import say
 
 
 def build_trainer(
@@ -50,12 +51,9 @@ def build_trainer(
     if cfg.precision == "auto" and trainer.strategy.root_device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for operations that autocast keeps in fp32
     if str(chosen).startswith("bf16") and trainer.strategy.root_device.type == "cpu" and not cpu_has_bf16():
-        print(
-            "note: this CPU has no bf16 instructions; trainer.precision=32-true is about three times as fast",
-            flush=True,
-        )
-    if trainer.is_global_zero and (note := busy_note(cfg.accelerator)):
-        print(note, flush=True)
+        say("note: this CPU has no bf16 instructions; trainer.precision=32-true is about three times as fast")
+    if note := busy_note(cfg.accelerator):
+        say(note)
     return trainer
 
 

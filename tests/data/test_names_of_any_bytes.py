@@ -17,6 +17,7 @@ ODD = {
     "formula": b"=1+1",
     "line break": b"two\nlines",
     "quotes": b'a "b", c',
+    "mathematics": b"cost $x_$",
 }
 
 

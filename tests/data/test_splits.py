@@ -237,6 +237,15 @@ def test_a_class_with_one_photograph_is_in_train_in_every_fold(fold, capsys):
     assert "class 'one' has only one photograph, which is in train in all folds" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("split", [photograph_split, kfold_split])
+def test_many_classes_with_few_photographs_are_told_in_a_line(split, capsys):
+    few = {f"one {i:03}": {"a": 4} for i in range(300)} | {f"two {i:03}": {"a": 4, "b": 4} for i in range(300)}
+    split(catalog_by_photograph(few | {"z": {str(i): 4 for i in range(99)}}), 0)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "each of 300 classes has only" in line]
+    assert len(lines) == (2 if split is photograph_split else 1)
+    assert lines[0].endswith(", one 007 and 292 more")
+
+
 @pytest.mark.parametrize("share", [0, 1, 1.5, -0.1, "much"])
 @pytest.mark.parametrize("split", [random_split, photograph_split])
 def test_a_fraction_out_of_range_is_refused(split, share):

@@ -67,9 +67,12 @@ def test_two_processes_of_half_a_batch_train_as_one_of_a_whole(tmp_path, train_t
 
 
 @pytest.mark.slow
-def test_processes_with_different_settings_stop_before_the_first_step(tmp_path, train_ranks):
+def test_processes_with_different_settings_stop_before_the_first_step(tmp_path, train_ranks, make_folder):
     tampered = "optimizer.weight_decay='${oc.decode:${oc.env:LOCAL_RANK,0}}'"
-    for done in train_ranks(tmp_path, tampered, "hydra.run.dir=run"):
+    data = make_folder(tmp_path / "fish", classes=["a", "A", "b"], per_class=12)
+    ranks = train_ranks(tmp_path, tampered, "hydra.run.dir=run", data=data)
+    assert ["note: class names that differ in case" in done.stdout for done in ranks] == [True, False]
+    for done in ranks:
         assert done.returncode == 1
         assert "the processes of this run have different configs: optimizer.weight_decay (0 / 1)" in done.stderr
         assert "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
 """What is wrong with a checkpoint is found before anything in it is used: each entry of the description has a row."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from fish_lightning.errors import UserError
 from fish_lightning.models.checkpoint import load_checkpoint
 from fish_lightning.models.checkpoint_schema import require_well_formed
+from fish_lightning.models.network import PREFIX, build_network
 from fish_lightning.models.whitelist import MAX_SIZE
 
 GONE = object()
@@ -115,6 +117,8 @@ ALWAYS = [
     (f"{CATALOG}.photographs", 1.0, ""),
     (f"{CATALOG}.classes", ["kind a", "kind b", 3], ""),
     (f"{DATA}.split", None, ""),
+    (f"{DATA}.files", lambda files: files[1:], f"{DATA}.files: expected integers of shape (36, 2)"),
+    (f"{DATA}.files", [(1, 2)], ""),
     (f"{DATA}.seed", GONE, f"{DATA}.seed is missing"),
     (f"{DATA}.seed", -1, "expected an integer in [0, 4294967295]"),
     (f"{DATA}.batch_size", 0, "expected an integer of at least 1"),
@@ -140,8 +144,14 @@ RESUMED = [
     (f"{OPTIMIZER}.state", {}, f"{OPTIMIZER}.state is empty"),
     (f"{OPTIMIZER}.state", [1], f"{OPTIMIZER}.state: expected a dict for each of"),
     (f"{OPTIMIZER}.state", lambda state: state | {999: {}}, f"{OPTIMIZER}.state: expected a dict for each of"),
-    (f"{OPTIMIZER}.state.0.exp_avg", torch.zeros(2), "expected a tensor of shape (24, 3, 3, 3)"),
-    (f"{OPTIMIZER}.state.0.exp_avg_sq", 0.5, "expected a tensor of shape (24, 3, 3, 3)"),
+    (f"{OPTIMIZER}.state.0", GONE, f"{OPTIMIZER}.state.0 is missing (conv1.0.weight)"),
+    (f"{OPTIMIZER}.state.0", {}, f"{OPTIMIZER}.state.0.exp_avg is missing"),
+    (f"{OPTIMIZER}.state.0.exp_avg", GONE, f"{OPTIMIZER}.state.0.exp_avg is missing"),
+    (f"{OPTIMIZER}.state.0.exp_avg", torch.zeros(2), "expected numbers of shape (24, 3, 3, 3)"),
+    (f"{OPTIMIZER}.state.0.exp_avg_sq", 0.5, "expected numbers of shape (24, 3, 3, 3)"),
+    (f"{OPTIMIZER}.state.0.exp_avg_sq", lambda part: part * math.nan, f"{OPTIMIZER}.state.0.exp_avg_sq contains NaN"),
+    (f"{OPTIMIZER}.state.0.step", "two", ""),
+    (f"{OPTIMIZER}.state.0.step", torch.zeros(3), ""),
     (f"{OPTIMIZER}.param_groups", [], "expected each of"),
     (f"{OPTIMIZER}.param_groups.0.lr", "fast", f"{OPTIMIZER}.param_groups: expected"),
     (f"{OPTIMIZER}.param_groups.0.params", [0, 0], f"{OPTIMIZER}.param_groups: expected each of"),
@@ -203,6 +213,23 @@ def test_checkpoints_of_runs_are_as_described(trained, whole):
     require_well_formed(changed(sgd, path_of(sgd, f"{OPTIMIZER}.param_groups"), groups), "last.ckpt", resumable=True)
     limit = changed(whole, path_of(whole, f"{PIPELINE}.transform.transforms.0.height"), MAX_SIZE)
     require_well_formed(limit, "last.ckpt")
+
+
+def test_auxiliary_heads_have_no_state_of_the_optimizer(whole):
+    with torch.device("meta"):
+        network = build_network("googlenet", 3, None)
+    weights = {PREFIX + name: torch.zeros(part.shape, dtype=part.dtype) for name, part in network.state_dict().items()}
+    state = {
+        index: {"step": torch.tensor(14.0), **dict.fromkeys(("exp_avg", "exp_avg_sq"), torch.zeros(part.shape))}
+        for index, (name, part) in enumerate(network.named_parameters())
+        if not name.startswith("aux")
+    }
+    changes = {"state_dict": weights, f"{OPTIMIZER}.state": state, "hyper_parameters.name": "googlenet"}
+    changes["callbacks.SameConfig.settings.model.name"] = "googlenet"
+    changes[f"{OPTIMIZER}.param_groups.0.params"] = list(range(len(list(network.parameters()))))
+    for where, value in changes.items():
+        whole = changed(whole, path_of(whole, where), value)
+    require_well_formed(whole, "last.ckpt", resumable=True)
 
 
 @pytest.mark.parametrize("program", ["train", "evaluate", "predict"])

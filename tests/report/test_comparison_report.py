@@ -71,6 +71,17 @@ def test_galleries_show_what_only_one_of_them_gets_right(tmp_path, photos, page,
     assert "cannot be read" not in capsys.readouterr().out
 
 
+def test_of_1000_classes_those_are_listed_on_which_the_two_disagree(tmp_path, page):
+    classes = tuple(f"class {i:04}" for i in range(1000))
+    paths = [f"{name}/1.png" for name in classes]
+    for name, wrong in (("a", [990]), ("b", [7])):
+        save_run(tmp_path / name, paths, range(1000), wrong, classes=classes)
+    shown = page(tmp_path / "a", tmp_path / "b")
+    listed = shown.text.partition("only B right class")[2].partition("900 more classes, with fewer images")[0]
+    assert listed.count("class ") == 99 and "0007 1 0.0%" not in listed  # the first is cut off above
+    assert "class 0990 1 0.0% 100.0% 0 1" in listed and shown.tags["tr"] < 120
+
+
 def test_the_page_loads_nothing(tmp_path, photos, page):
     shown = page(tmp_path / "a", tmp_path / "b")
     assert all(link.startswith("data:image/jpeg;base64,") for link in shown.links)

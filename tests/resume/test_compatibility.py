@@ -83,6 +83,24 @@ def test_another_split_and_other_images_are_refused(check, make_folder, tmp_path
         check(root=make_folder(tmp_path / "other", classes=2, per_class=10))
 
 
+def test_images_replaced_under_their_names_are_noticed(check, tiny_data, tmp_path, capsys):
+    copy = shutil.copytree(tiny_data, tmp_path / "fish", copy_function=shutil.copyfile)
+    check(root=copy)  # all times differ
+    assert capsys.readouterr().out == ""
+    shutil.rmtree(copy)
+    shutil.copytree(tiny_data, copy)  # with their times
+    rewritten, replaced = copy / "kind a" / "003.png", copy / "kind b" / "004.png"
+    rewritten.write_bytes(rewritten.read_bytes())
+    check(root=copy)
+    assert capsys.readouterr().out == ("note: 1 image has been written again since the run began: kind a/003.png\n")
+    shutil.copy(copy / "kind c" / "004.png", replaced)
+    with pytest.raises(UserError) as raised:
+        check(root=copy)
+    first, second = str(raised.value).splitlines()
+    assert first == "ckpt: 1 image has changed since the run began: kind b/004.png"
+    assert second.startswith("put back what they were; or begin a new run with its weights: model.weights=")
+
+
 def test_all_differences_are_reported_at_once(check):
     with pytest.raises(UserError) as raised:
         check("optimizer.lr=0.1", "data.batch_size=8", "seed=5", "on_nan=skip", "model.name=resnet18")

@@ -1,10 +1,10 @@
-"""A run that early stopping has ended is not trained further when it is resumed."""
+"""A run that early stopping has ended is not trained further when it is resumed, be it in its first epoch."""
 
 from helpers import summary_of
 
 STOP = (
     *("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=100"),
-    *("trainer.max_epochs=6", "trainer.limit_train_batches=2"),
+    *("trainer.max_epochs=6", "trainer.val_check_interval=2"),
 )
 
 
@@ -14,12 +14,12 @@ def test_a_run_that_early_stopping_ended_is_only_tested_again(tmp_path, attempts
         tmp_path, ("run", [*STOP, kill]), ("run", [*STOP, "ckpt=last"]), ("run", [*STOP, "ckpt=last"])
     )
     assert killed.code == -9, killed.err
-    assert "epoch 2/6" in killed.out and "epoch 3/6" not in killed.out
+    assert "epoch 1/6" in killed.out and "epoch 2/6" not in killed.out
     before = None
     for done in (resumed, again):
         assert done.code == 0, done.err
-        assert "epoch 3/6" not in done.out
+        assert "epoch 2/6" not in done.out
         after = summary_of(tmp_path / "run")
-        assert after["epochs"] == 2  # the first sets the mark, the second does not improve on it
+        assert after["epochs"] == 1  # its first validation sets the mark, the second does not improve on it
         before = before or after
     assert all(after[key] == before[key] for key in ("test", "val", "epochs", "best_epoch"))

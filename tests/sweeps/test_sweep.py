@@ -1,11 +1,14 @@
 """Grids, seeds and folds through Hydra's multirun: one folder per job, one table."""
 
 import json
+import time
+from urllib.request import Request, urlopen
 
 import pytest
 from helpers import rows_of, summary_of
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
+from tensorboard.program import TensorBoard
 
 from fish_lightning.distributed.same_config import fingerprint
 from fish_lightning.errors import UserError
@@ -53,6 +56,27 @@ def test_a_job_that_fails_is_listed_last_and_does_not_end_the_sweep(sweep):
 def test_the_table_is_printed(sweep):
     assert "sweep, best val/accuracy first" in sweep.stdout
     assert f"sweep folder  logs/train/multiruns/{sweep.folder.name}  (sweep.csv, sweep.png)" in sweep.stdout
+
+
+def test_tensorboard_names_the_jobs_by_what_differs(sweep):
+    board = TensorBoard()
+    board.configure(argv=["", f"--logdir={sweep.folder}", "--port=0", "--load_fast=false"])
+    url = board.launch()
+    runs = [f"{number}/model.weights=null,optimizer={name}" for number, name in enumerate(("adam", "sgd"))]
+
+    def answer(path, **query):
+        body = json.dumps(query).encode() if query else None
+        with urlopen(Request(url + path, body, {"Content-Type": "application/json"})) as stream:
+            return json.load(stream)
+
+    for _ in range(100):
+        if answer("data/runs") == runs:
+            break
+        time.sleep(0.05)
+    assert answer("data/runs") == runs
+    query = {"allowedStatuses": ["STATUS_UNKNOWN"], "colParams": [], "startIndex": 0, "sliceSize": 9}
+    groups = answer("data/plugin/hparams/session_groups", **query)["sessionGroups"]
+    assert [group["name"] for group in groups] == [f"{run.replace('/', ' ')} ({sweep.folder.name})" for run in runs]
 
 
 @pytest.mark.slow

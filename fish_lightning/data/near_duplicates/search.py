@@ -24,6 +24,7 @@ from fish_lightning.errors import UserError
 from fish_lightning.files import locked, state_of, whole_file
 from fish_lightning.hardware import cores
 from fish_lightning.names import printable
+from fish_lightning.run_log import say
 
 Ints = npt.NDArray[np.int64]
 
@@ -61,7 +62,7 @@ def with_photographs(catalog: Catalog, pattern: str | None, find_copies: bool, c
         catalog = catalog.with_photographs(photograph_names(catalog.paths.tolist(), groups))
     for indices in label_errors(catalog.labels, photograph_numbers(catalog))[:5]:
         paths = ", ".join(map(printable, catalog.paths[indices[:3]].tolist()))
-        print(f"note: copies of one photograph under more than one label: {paths}", flush=True)
+        say(f"note: copies of one photograph under more than one label: {paths}")
     return catalog
 
 

@@ -1,0 +1,70 @@
+"""What a job of a sweep is called in TensorBoard, which names runs by folders: ``3/optimizer.lr=0.01,seed=2``.
+
+The job's own folder keeps its number, by which a resumed sweep finds it; the event file is in a folder within it.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+#: Characters of a name at most; where it would be longer, ``optimizer.lr`` is ``lr``.
+LONGEST = 100
+
+
+def job_name(folder: Path) -> str:
+    """Return the name of the folder of a run's event file within the run folder.
+
+    Once there is one it stays, also where a sweep is resumed with more settings.
+
+    Args:
+        folder: of the run, where Hydra has written its overrides; that of the sweep, above it, has ``multirun.yaml``.
+
+    Returns:
+        The job's values of the settings that the sweep varies; empty for a single run.
+    """
+    for depth in ("", "*/"):
+        for events in sorted(folder.glob(f"{depth}events.out.tfevents*")):
+            return events.parent.name if depth else ""
+    varied = set(_varied(_loaded(folder.parent / "multirun.yaml").get("hydra")))
+    words = (str(word).lstrip("+~").partition("=") for word in _loaded(folder / ".hydra" / "overrides.yaml"))
+    own = [(key, _short(value)) for key, _, value in words if key in varied]
+    name = ",".join(f"{key}={value}" for key, value in own)
+    if len(name) > LONGEST:
+        name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in own)
+    return re.sub(r"[^\w.=,+-]+", "_", name, flags=re.ASCII)[:LONGEST]
+
+
+def _loaded(file: Path) -> Any:
+    """Return a YAML file; empty where it cannot be read."""
+    try:
+        return OmegaConf.load(file)
+    except (OSError, YAMLError, UnicodeDecodeError):
+        return {} if file.name == "multirun.yaml" else []
+
+
+def _varied(hydra: Any) -> Iterator[str]:
+    """Yield the keys that a sweep varies, on its command line or in its ``params``."""
+    if hydra is None:
+        return
+    params = OmegaConf.select(hydra, "sweeper.params") or {}
+    for word in [*(f"{key}={value}" for key, value in params.items()), *OmegaConf.select(hydra, "overrides.task")]:
+        try:
+            override = OverridesParser.create().parse_override(str(word))
+        except HydraException:
+            continue
+        if override.is_sweep_override():
+            yield override.get_key_element().lstrip("+~")
+
+
+def _short(value: str) -> str:
+    """Return a value with numbers of at most four digits, and of a path its last part."""
+    try:
+        return value if len(value) < 8 else f"{float(value):.4g}"
+    except ValueError:
+        return value.rstrip("/").rpartition("/")[2]
