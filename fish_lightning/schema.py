@@ -256,6 +256,8 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "seed": COUNT_OR_NONE,
         "photographs_per_kind": COUNT,
         "copies": COUNT,
+        "shortcut": FLAG,
+        "label_errors": number("[0, 0.5]"),
     },
     # split
     "fish_lightning.data.splits.random_split": {"test": PART, "val": PART},
