@@ -132,7 +132,8 @@ def explain(
         stored: ``calibration.json`` of the training run, for an evaluation without validation images.
 
     Returns:
-        ``calibration`` and ``selective``, which become part of the scores in ``summary.json``.
+        ``calibration``, ``selective`` and ``audit`` (None without a report or without masks), which become part of the
+        scores in ``summary.json``.
     """
     model.eval()
     catalog = data.catalog
@@ -144,7 +145,14 @@ def explain(
     if stored is None and (outputs.splits == "val").any():
         with whole_file(folder / "calibration.json") as temporary:
             temporary.write_text(json.dumps(calibration_file(analysis), indent=2) + "\n", encoding="utf-8")
+    audit: dict[str, Any] | str = ""
     if cfg.report:
+        audit = audit_report(
+            model,
+            data,
+            outputs.subset(subset) if subset != "all" else outputs,
+            training=subset in ("test", "val"),
+        )
         heat, heat_note = error_heat_maps(model, data, analysis)
         write_report(
             folder / "report.html",
@@ -155,11 +163,15 @@ def explain(
             heat_note=heat_note,
             history=history,
             split=data.split_name,
-            audit=audit_report(model, data, outputs.subset(subset) if subset != "all" else outputs),
+            audit=audit,
             config=OmegaConf.to_yaml(cfg, resolve=True),
             environment={"torch": torch.__version__, "lightning": L.__version__, "python": platform.python_version()},
         )
-    return {"calibration": analysis.calibration, "selective": analysis.selective}
+    return {
+        "calibration": analysis.calibration,
+        "selective": analysis.selective,
+        "audit": None if isinstance(audit, str) else audit,
+    }
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
