@@ -1,7 +1,7 @@
 """Everything that a report says about a test, computed from logits and features: no model, no image files."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -377,6 +377,33 @@ def calibration_file(analysis: Analysis) -> dict[str, Any]:
         "selective": {key: analysis.selective[key] for key in ("threshold", "target_error")},
         "unknown": None if unknowns is None else {"score": unknowns.score, "threshold": unknowns.threshold},
         "classes": list(analysis.classes),
+    }
+
+
+def unknown_scores(analysis: Analysis, unknown: Outputs, excluded: int = 0) -> dict[str, Any]:
+    """Return the block ``unknowns`` of ``summary.json``.
+
+    Args:
+        analysis: made with these unknown images.
+        unknown: images of none of the classes.
+        excluded: number of further ones that are copies of training images.
+
+    Returns:
+        ``n``, ``photographs`` (None where they are not known), ``excluded``; ``scores``: for each score ``auroc``,
+        ``auroc_ci95``, ``fpr95`` and ``fpr95_ci95``; ``best`` of them; and of the score that decides in ``predict``,
+        ``score``, its ``threshold``, and the share of unknown images ``rejected`` by it (both None without validation).
+    """
+    found, names = analysis.unknowns, _photographs(unknown)
+    assert found is not None
+    return {
+        "n": found.n,
+        "photographs": None if names is None else len(np.unique(names)),
+        "excluded": excluded,
+        "scores": {name: asdict(figures) for name, figures in found.detections.items()},
+        "best": found.best,
+        "score": found.score,
+        "threshold": found.threshold,
+        "rejected": found.unknown_rejected,
     }
 
 

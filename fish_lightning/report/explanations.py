@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.data.masks import load_mask, mask_files
@@ -35,8 +36,27 @@ def training_outputs(model: FishClassifier, data: FishDataModule, most: int = NE
     chosen = trained[np.sort(first)]
     if len(chosen) > most:
         chosen = chosen[np.linspace(0, len(chosen) - 1, most).astype(np.int64)]
+    return _outputs(model, data, catalog, chosen)
+
+
+def left_out_outputs(model: FishClassifier, data: FishDataModule) -> tuple[Outputs | None, int]:
+    """Return what the model computes for test images of the class it was trained without, and how many are excluded.
+
+    Excluded are copies of training images: photographs with copies under two labels. None without such a class, or
+    without images of it.
+    """
+    left_out = data.left_out
+    if left_out is None:
+        return None, 0
+    trained = np.unique(data.catalog.photographs[data.catalog.splits == "train"])
+    copied = np.isin(left_out.photographs, trained) & (left_out.photographs != "")
+    return _outputs(model, data, left_out, np.flatnonzero(~copied)), int(copied.sum())
+
+
+def _outputs(model: FishClassifier, data: FishDataModule, catalog: Catalog, chosen: Indices) -> Outputs | None:
+    """Return what the model computes for some images of a catalog; None if none can be read."""
     kept, logits, features = [], [], []
-    for indices, images in _batches(data, chosen):
+    for indices, images in _batches(data, chosen, catalog):
         with torch.inference_mode():
             computed = model.logits_and_features(images.to(model.device))
         kept.append(indices)
@@ -144,13 +164,22 @@ def _heat(model: FishClassifier, images: Tensor, classes: Sequence[int]) -> npt.
     return heat_maps(model.network, normalized, torch.tensor(list(classes), device=model.device))
 
 
-def _batches(data: FishDataModule, indices: Indices) -> Iterator[tuple[Indices, Tensor]]:
-    """Yield images as the model sees them, (B, 3, H, W) uint8, and their indices; unreadable ones are left out."""
+def _batches(
+    data: FishDataModule, indices: Indices, catalog: Catalog | None = None
+) -> Iterator[tuple[Indices, Tensor]]:
+    """Yield images as the model sees them, (B, 3, H, W) uint8, and their indices; unreadable ones are left out.
+
+    Args:
+        data: of the transform.
+        indices: in the catalog.
+        catalog: of the images; None: that of ``data``.
+    """
+    catalog = catalog or data.catalog
     for start in range(0, len(indices), BATCH):
         kept, images = [], []
         for index in indices[start : start + BATCH].tolist():
             try:
-                pixels = decode(data.catalog.root / str(data.catalog.paths[index]))
+                pixels = decode(catalog.root / str(catalog.paths[index]))
             except UnreadableImage:
                 continue
             kept.append(index)

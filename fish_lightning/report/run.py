@@ -19,7 +19,7 @@ from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.splits import leak_warning
 from fish_lightning.distributed.same_config import fingerprint
 from fish_lightning.errors import UserError
-from fish_lightning.evaluation.analysis import analyse, calibration_file
+from fish_lightning.evaluation.analysis import analyse, calibration_file, unknown_scores
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
@@ -30,7 +30,7 @@ from fish_lightning.names import ENCODE_ERRORS, path_cell, printable, text_cell
 from fish_lightning.plotting import figures
 from fish_lightning.plotting.figures import Row
 from fish_lightning.plotting.thumbnails import thumbnail
-from fish_lightning.report.explanations import audit_report, error_heat_maps, training_outputs
+from fish_lightning.report.explanations import audit_report, error_heat_maps, left_out_outputs, training_outputs
 from fish_lightning.report.run_report import write_report
 from fish_lightning.report.tables import closing_table, evaluation_table
 
@@ -132,16 +132,19 @@ def explain(
         stored: ``calibration.json`` of the training run, for an evaluation without validation images.
 
     Returns:
-        ``calibration``, ``selective`` and ``audit`` (None without a report or without masks), which become part of the
-        scores in ``summary.json``.
+        ``calibration``, ``selective``, ``audit`` (None without a report or without masks) and, where a class was left
+        out, ``unknowns``: they become part of the scores in ``summary.json``.
     """
     model.eval()
     catalog = data.catalog
     trained = np.unique(catalog.photographs[catalog.splits == "train"])
     known = catalog.photographs_known
     leaked = np.isin(outputs.photographs, trained) & (outputs.photographs != "") if known else None
-    training = training_outputs(model, data) if cfg.report else None
-    analysis = analyse(outputs, training, cfg.evaluate.target_error, subset=subset, leaked=leaked, stored=stored)
+    unknown, excluded = left_out_outputs(model, data)
+    training = training_outputs(model, data) if cfg.report or unknown is not None else None
+    analysis = analyse(
+        outputs, training, cfg.evaluate.target_error, subset=subset, leaked=leaked, unknown=unknown, stored=stored
+    )
     if stored is None and (outputs.splits == "val").any():
         with whole_file(folder / "calibration.json") as temporary:
             temporary.write_text(json.dumps(calibration_file(analysis), indent=2) + "\n", encoding="utf-8")
@@ -171,6 +174,7 @@ def explain(
         "calibration": analysis.calibration,
         "selective": analysis.selective,
         "audit": None if isinstance(audit, str) else audit,
+        **({} if unknown is None else {"unknowns": unknown_scores(analysis, unknown, excluded)}),
     }
 
 
