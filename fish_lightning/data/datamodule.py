@@ -63,6 +63,7 @@ class FishDataModule(L.LightningDataModule):
     Attributes:
         catalog: all images, after :meth:`setup`.
         left_out: test images of the class ``leave_out``, after :meth:`setup`; None without one.
+        left_out_class: its name.
     """
 
     catalog: Catalog
@@ -106,6 +107,7 @@ class FishDataModule(L.LightningDataModule):
         self.photograph, self.find_copies, self.keep_split = photograph, find_copies, keep_split
         self.leave_out = leave_out
         self.left_out: Catalog | None = None
+        self.left_out_class: str | None = None
         self.cache = ("on" if cache else "off") if isinstance(cache, bool) else cache  # YAML's on and off
         if self.cache not in ("on", "off", "ram"):
             raise UserError(f"data.cache={cache}: expected on, off or ram")
@@ -139,7 +141,9 @@ class FishDataModule(L.LightningDataModule):
                 self.split = folders_split
             catalog = catalog.with_splits(self.split(catalog, seed=self.seed))
             if self.leave_out is not None:  # after the split, which is that of all classes
+                names = set(catalog.classes)
                 catalog, self.left_out = without_class(catalog, self.leave_out)
+                (self.left_out_class,) = names - set(catalog.classes)
             self.catalog = catalog
             if self.photograph is None and self.split_name in ("random", "photograph", "kfold"):
                 say_if_tracks_are_divided(self.catalog, self.catalog.splits)
