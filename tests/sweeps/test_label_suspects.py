@@ -14,7 +14,7 @@ from fish_lightning.sweeps.table import SweepTable
 
 @pytest.fixture
 def folds(tmp_path):
-    """``folds(wrong, overrides=())``: three folds of 60 images of 20 photographs, of which ``wrong`` are mislabelled."""
+    """``folds(wrong, overrides=())``: three folds of 60 images, 20 photographs each, ``wrong`` ones mislabelled."""
 
     def make(wrong, overrides=(), first=0, accuracy=0.9, photographs=True):
         for fold in range(3):
@@ -109,7 +109,8 @@ def mislabelled(tmp_path_factory):
 
 @pytest.mark.slow
 def test_planted_label_errors_are_found_by_training_folds(tmp_path, run, mislabelled):
-    few = ("trainer.max_epochs=4", "data.batch_size=16", "validate_first=false", "hydra.sweep.dir=folds")
+    few = ("model.name=resnet18", "optimizer.lr=0.005", "trainer.max_epochs=5", "data.batch_size=16")
+    few += ("validate_first=false", "hydra.sweep.dir=folds")
     photograph = "data.photograph='([0-9]+)[ab]'"
     done = run(
         "train",
