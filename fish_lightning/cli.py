@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from fish_lightning import compat
+from fish_lightning.data.sample.folder_name import standard_name
 from fish_lightning.distributed.cluster import run_name, tasks_per_node
 from fish_lightning.errors import end_if_known
 from fish_lightning.hardware import default_workers, fused, uses_cuda
@@ -27,6 +28,7 @@ _RESOLVERS = {
     "on_a_terminal": sys.stdout.isatty,
     "run_folder": run_folder,
     "run_name": run_name,
+    "sample_name": standard_name,
     "tasks": tasks_per_node,
     "uses_cuda": uses_cuda,
     "workers": default_workers,

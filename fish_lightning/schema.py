@@ -256,6 +256,8 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "seed": COUNT_OR_NONE,
         "photographs_per_kind": COUNT,
         "copies": COUNT,
+        "shortcut": FLAG,
+        "label_errors": number("[0, 0.5]"),
     },
     # split
     "fish_lightning.data.splits.random_split": {"test": PART, "val": PART},
@@ -453,12 +455,13 @@ DATA: dict[str, Schema] = {
     "keep_split": FLAG,
     "photograph": Rule(("a regular expression",), _is_regex) | NULL,
     "find_copies": FLAG,
+    "leave_out": whole("[0, inf)") | text("the name of a class") | NULL,
     "cache": Rule(("on", "off", "ram"), lambda v: v in ("on", "off", "ram") or isinstance(v, bool)),  # YAML's on, off
     "cache_dir": FOLDER | NULL,
     "on_error": choice("raise", "skip"),
 }
 #: Of evaluate and prepare: these are the training run's.
-_OF_TRAINING = dict.fromkeys(("split", "train_transform", "eval_transform", "seed"), UNUSED)
+_OF_TRAINING = dict.fromkeys(("split", "train_transform", "eval_transform", "seed"), UNUSED) | {"leave_out": NULL}
 
 MODEL: dict[str, Schema] = {
     "name": TEXT,

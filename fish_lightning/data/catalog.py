@@ -197,6 +197,42 @@ def changed_files(
     return np.flatnonzero(size), np.flatnonzero(written if not time.all() else np.zeros_like(written))
 
 
+def without_class(catalog: Catalog, which: int | str) -> tuple[Catalog, Catalog]:
+    """Leave one class out.
+
+    Args:
+        catalog: with its splits.
+        which: index of the class, in the order of its names, or its name.
+
+    Returns:
+        The catalog of the other classes, numbered anew; and that of the images of the class in the test split, which
+        has the same class names and the label -1 for all images.
+
+    Raises:
+        UserError: there is no such class, or fewer than two would be left.
+    """
+    names = catalog.classes
+    if isinstance(which, str) and which in names:
+        which = names.index(which)
+    if isinstance(which, str) or not 0 <= which < len(names):
+        raise UserError(
+            f"data.leave_out={which}: expected an index from 0 to {len(names) - 1}, or one of {listed(list(names))}"
+        )
+    if len(names) < 3:
+        raise UserError(f"data.leave_out={which}: a classifier requires two classes besides it, there are {len(names)}")
+    classes = names[:which] + names[which + 1 :]
+    kept, tested = catalog.labels != which, (catalog.labels == which) & (catalog.splits == "test")
+    columns = ("paths", "labels", "photographs", "splits")
+    rest, left_out = (
+        replace(catalog, classes=classes, **{column: getattr(catalog, column)[rows] for column in columns})
+        for rows in (kept, tested)
+    )
+    return (
+        replace(rest, labels=np.where(rest.labels > which, rest.labels - 1, rest.labels)),
+        replace(left_out, labels=np.full(len(left_out), -1, dtype=np.int64)),
+    )
+
+
 def named_photographs(catalog: Catalog, pattern: str) -> npt.NDArray[np.str_]:
     """Derive the photograph of each image from its path.
 

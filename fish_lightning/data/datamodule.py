@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from fish_lightning import compat
 from fish_lightning.data.cache import Pipelines, PixelCache, open_cache, split_pipelines
-from fish_lightning.data.catalog import SPLITS, Catalog, changed_files
+from fish_lightning.data.catalog import SPLITS, Catalog, changed_files, without_class
 from fish_lightning.data.dataset import REMEDY, UNREADABLE, FishDataset, KeyedBatches, start_worker
 from fish_lightning.data.decoding import UnreadableImage
 from fish_lightning.data.device_augment import DeviceAugment
@@ -53,6 +53,7 @@ class FishDataModule(L.LightningDataModule):
         keep_split: keep a split defined by folders or a table, if ``split`` is random or by photograph.
         photograph: regular expression whose first group, or whole match, names the photograph of a path.
         find_copies: search for near-duplicates, unless the photographs are known.
+        leave_out: index or name of a class without which to train and test; its test images are ``left_out``.
         cache: ``"on"`` (decoded images in a file in ``cache_dir``), ``"ram"`` or ``"off"``.
         cache_dir: folder of the cache, also for the result of the near-duplicate search; None: it is not cached.
         resident: keep all decoded images on the device, which augments them; loaders send their indices.
@@ -61,6 +62,8 @@ class FishDataModule(L.LightningDataModule):
 
     Attributes:
         catalog: all images, after :meth:`setup`.
+        left_out: test images of the class ``leave_out``, after :meth:`setup`; None without one.
+        left_out_class: its name.
     """
 
     catalog: Catalog
@@ -82,6 +85,7 @@ class FishDataModule(L.LightningDataModule):
         keep_split: bool = True,
         photograph: str | None = None,
         find_copies: bool = False,
+        leave_out: int | str | None = None,
         cache: str | bool = "off",
         cache_dir: str | Path | None = None,
         resident: bool = False,
@@ -101,6 +105,9 @@ class FishDataModule(L.LightningDataModule):
         self.train_transform, self.eval_transform = train_transform, eval_transform
         self.start = {"epoch": 0, "batches": 0}
         self.photograph, self.find_copies, self.keep_split = photograph, find_copies, keep_split
+        self.leave_out = leave_out
+        self.left_out: Catalog | None = None
+        self.left_out_class: str | None = None
         self.cache = ("on" if cache else "off") if isinstance(cache, bool) else cache  # YAML's on and off
         if self.cache not in ("on", "off", "ram"):
             raise UserError(f"data.cache={cache}: expected on, off or ram")
@@ -132,7 +139,12 @@ class FishDataModule(L.LightningDataModule):
             catalog = with_photographs(self.source.read(), self.photograph, self.find_copies, self.cache_dir)
             if self.keep_split and (catalog.splits != "").any() and self.split_name in ("random", "photograph"):
                 self.split = folders_split
-            self.catalog = catalog.with_splits(self.split(catalog, seed=self.seed))
+            catalog = catalog.with_splits(self.split(catalog, seed=self.seed))
+            if self.leave_out is not None:  # after the split, which is that of all classes
+                names = set(catalog.classes)
+                catalog, self.left_out = without_class(catalog, self.leave_out)
+                (self.left_out_class,) = names - set(catalog.classes)
+            self.catalog = catalog
             self._files = self.catalog.file_states()
             if self.photograph is None and self.split_name in ("random", "photograph", "kfold"):
                 say_if_tracks_are_divided(self.catalog, self.catalog.splits)

@@ -219,7 +219,8 @@ class SampleSource:
         Raises:
             UserError: ``root`` was given, and is no sample set.
         """
-        from fish_lightning.data.sample.generate import RECIPE_FILE, make_sample, standard_name
+        from fish_lightning.data.sample.folder_name import standard_name
+        from fish_lightning.data.sample.generate import RECIPE_FILE, make_sample
 
         # Whoever forgets data=folder must not get a score on drawings, nor drawings among the photographs.
         if self.root.name != standard_name(**self.arguments) and not (self.root / RECIPE_FILE).is_file():
@@ -230,12 +231,12 @@ class SampleSource:
         make_sample(self.root, **self.arguments)
 
     def read(self) -> Catalog:
-        """Read the archive's layout, with the photographs of ``photographs.csv``."""
+        """Read the archive's layout, with the photographs, and the split if it has one, of ``photographs.csv``."""
         catalog = ArchiveSource(self.root).read()
         with (self.root / "photographs.csv").open(newline="", encoding="utf-8") as stream:
-            truth = {row["path"]: row["photograph"] for row in csv.DictReader(stream)}
+            truth = {row["path"]: (row["photograph"], row.get("split", "")) for row in csv.DictReader(stream)}
         rows = [
-            (str(path), catalog.classes[label], truth[str(path)], "")
+            (str(path), catalog.classes[label], *truth[str(path)])
             for path, label in zip(catalog.paths, catalog.labels, strict=True)
         ]
         return make_catalog(self.root, rows)

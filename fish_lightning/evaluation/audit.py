@@ -4,10 +4,9 @@ Each image is classified again with another background and without its object, a
 The Role of Image Backgrounds in Object Recognition, ICLR 2021, arXiv:2006.09994).
 
 The verdict compares predictions, not accuracies: backgrounds need not tell the class, but the model must take some for
-different classes. A test set may lack such backgrounds; if they tell the class in training only, audit training images.
-A ResNet-18 trained on the sample data with a board colour for each class follows the object in 27 % of composites of
-training images (100 % if trained without the colours), but in 85 % of those of test images, whose boards are ordinary
-and a third of which it classifies correctly.
+different classes. Test images may lack the backgrounds that told the class in training: a model that learnt the
+backgrounds then classifies them by what is left to it, the object. So :func:`overall_verdict` judges by an audit of
+training images and one of test images: a model is cleared only if neither finds that the background decides.
 """
 
 import math
@@ -37,6 +36,13 @@ DECIDES = 2 / 3
 CONFUSED = 0.5
 #: A bootstrap of fewer clusters gives intervals that are too narrow.
 MIN_PHOTOGRAPHS = 10
+#: The first sentence of the verdict by training and test images.
+OVERALL: dict[LooksAt, str] = {
+    "object": "The model looks at the object.",
+    "background": "The model looks at the background.",
+    "both": "The model looks at both object and background.",
+    "undecided": "It is not decided what the model looks at.",
+}
 #: Images changed and classified at once.
 BATCH = 64
 
@@ -173,6 +179,36 @@ def audit(
         looks_at=looks_at,
         verdict=verdict,
     )
+
+
+def overall_verdict(tested: Audit, training: Audit | None) -> tuple[LooksAt, str]:
+    """Return what a model looks at, in a word and in sentences, by audits of test and of training images.
+
+    What either audit finds of the background counts. The object is what the model looks at if at least one audit says
+    so and the other is undecided or says so too.
+
+    Args:
+        tested: audit of test images.
+        training: audit of training images; None where they have no masks or are not known.
+    """
+    if training is None:
+        return tested.looks_at, f"{OVERALL[tested.looks_at]} {tested.verdict}"
+    found = (tested.looks_at, training.looks_at)
+    looks_at: LooksAt = next(word for word in ("background", "both", "object", "undecided") if word in found)
+    sentences = [OVERALL[looks_at], f"Training images: {_lower(training)}", f"Tested images: {_lower(tested)}"]
+    if looks_at in ("background", "both") and tested.looks_at in ("object", "undecided"):
+        sentences.append("An audit of the tested images alone would not have shown it.")
+    return looks_at, " ".join(sentences)
+
+
+def _lower(found: Audit) -> str:
+    """Return the verdict of an audit within a sentence, and how the accuracy follows the background."""
+    swapped = found.other_background
+    verdict = found.verdict[:1].lower() + found.verdict[1:]
+    if swapped is None:
+        return verdict
+    accuracy = f"{found.accuracy.value:.0%}, with the background of another class {swapped.value:.0%}"
+    return f"{verdict} The accuracy is {accuracy}."
 
 
 def mean_background(images: Pixels, masks: Masks) -> Pixels:

@@ -1,6 +1,7 @@
 """What a report needs from the model besides ``logits.npz``: nearest training images, heat maps, and the audit."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +16,7 @@ from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.data.masks import load_mask, mask_files
 from fish_lightning.errors import UserError
 from fish_lightning.evaluation.analysis import Analysis
-from fish_lightning.evaluation.audit import audit, spread_over_photographs
+from fish_lightning.evaluation.audit import Audit, audit, overall_verdict, spread_over_photographs
 from fish_lightning.evaluation.heatmaps import heat_maps, upsampled
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
@@ -43,6 +44,25 @@ def training_outputs(
     chosen = trained[np.sort(first)]
     if len(chosen) > most:
         chosen = chosen[np.linspace(0, len(chosen) - 1, most).astype(np.int64)]
+    return _outputs(model, data, catalog, chosen)
+
+
+def left_out_outputs(model: FishClassifier, data: FishDataModule) -> tuple[Outputs | None, int]:
+    """Return what the model computes for test images of the class it was trained without, and how many are excluded.
+
+    Excluded are copies of training images: photographs with copies under two labels. None without such a class, or
+    without images of it.
+    """
+    left_out = data.left_out
+    if left_out is None:
+        return None, 0
+    trained = np.unique(data.catalog.photographs[data.catalog.splits == "train"])
+    copied = np.isin(left_out.photographs, trained) & (left_out.photographs != "")
+    return _outputs(model, data, left_out, np.flatnonzero(~copied)), int(copied.sum())
+
+
+def _outputs(model: FishClassifier, data: FishDataModule, catalog: Catalog, chosen: Indices) -> Outputs | None:
+    """Return what the model computes for some images of a catalog; None if none can be read."""
     kept, logits, features = [], [], []
     for indices, images in _batches(data, chosen, catalog):
         with torch.inference_mode():
@@ -72,16 +92,39 @@ def error_heat_maps(
     return maps, ""
 
 
-def audit_report(model: FishClassifier, data: FishDataModule, outputs: Outputs) -> dict[str, Any] | str:
-    """Return the audit of some test images as a dict, or why there is none.
+def audit_report(model: FishClassifier, data: FishDataModule, outputs: Outputs, training: bool) -> dict[str, Any] | str:
+    """Return the audit of some tested and some training images, or why there is none.
+
+    A background that tells the class in training only is found by an audit of training images: test images lack it.
 
     Args:
         model: tested.
         data: its data; masks are known of the fish archive and of the sample data.
-        outputs: of the test images.
+        outputs: of the tested images.
+        training: whether training images are audited too; False where they are among the tested ones.
+
+    Returns:
+        ``looks_at`` and ``verdict`` (see :func:`~fish_lightning.evaluation.audit.overall_verdict`), ``tested`` and
+        ``training``: :class:`~fish_lightning.evaluation.audit.Audit` as dicts; ``training`` is None without one.
     """
     catalog = data.catalog
-    indices = np.flatnonzero(np.isin(catalog.paths, outputs.paths))
+    tested = _audit(model, data, np.flatnonzero(np.isin(catalog.paths, outputs.paths)))
+    if isinstance(tested, str):
+        return tested
+    trained = _audit(model, data, catalog.indices("train"), with_heat=False) if training else None
+    trained = None if isinstance(trained, str) else trained
+    looks_at, verdict = overall_verdict(tested, trained)
+    return {
+        "looks_at": looks_at,
+        "verdict": verdict,
+        "tested": asdict(tested),
+        "training": None if trained is None else asdict(trained),
+    }
+
+
+def _audit(model: FishClassifier, data: FishDataModule, indices: Indices, with_heat: bool = True) -> Audit | str:
+    """Return the audit of some of these images, or why there is none."""
+    catalog = data.catalog
     masks = mask_files(catalog, indices)
     if not masks:
         return "the images have no masks of their objects"
@@ -109,20 +152,19 @@ def audit_report(model: FishClassifier, data: FishDataModule, outputs: Outputs) 
         return np.concatenate(parts)
 
     heat = None
-    try:
+    if with_heat:
         predicted = predict(pixels).argmax(1).tolist()
-        parts = [
-            _heat(model, torch.from_numpy(pixels[start : start + BATCH]), predicted[start : start + BATCH])
-            for start in range(0, len(pixels), BATCH)
-        ]
-        heat = upsampled(np.concatenate(parts), *pixels.shape[2:])
-    except UserError:
-        pass  # a network without feature maps: the audit goes without heat maps, and says so
+        # A network without feature maps has no heat maps; the rest of the audit needs none.
+        with suppress(UserError):
+            parts = [
+                _heat(model, torch.from_numpy(pixels[start : start + BATCH]), predicted[start : start + BATCH])
+                for start in range(0, len(pixels), BATCH)
+            ]
+            heat = upsampled(np.concatenate(parts), *pixels.shape[2:])
     try:
-        found = audit(pixels, np.stack(objects), catalog.labels[at], catalog.photographs_or_paths[at], predict, heat)
+        return audit(pixels, np.stack(objects), catalog.labels[at], catalog.photographs_or_paths[at], predict, heat)
     except UserError as error:
         return str(error)
-    return asdict(found)
 
 
 def _heat(model: FishClassifier, images: Tensor, classes: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -133,7 +175,13 @@ def _heat(model: FishClassifier, images: Tensor, classes: Sequence[int]) -> npt.
 def _batches(
     data: FishDataModule, indices: Indices, catalog: Catalog | None = None
 ) -> Iterator[tuple[Indices, Tensor]]:
-    """Yield images as the model sees them, (B, 3, H, W) uint8, and their indices; unreadable ones are left out."""
+    """Yield images as the model sees them, (B, 3, H, W) uint8, and their indices; unreadable ones are left out.
+
+    Args:
+        data: of the transform.
+        indices: in the catalog.
+        catalog: of the images; None: that of ``data``.
+    """
     catalog = catalog or data.catalog
     for start in range(0, len(indices), BATCH):
         kept, images = [], []

@@ -34,7 +34,7 @@ from fish_lightning.names import ENCODE_ERRORS, path_cell, printable, text_cell
 from fish_lightning.plotting import figures
 from fish_lightning.plotting.figures import Row
 from fish_lightning.plotting.thumbnails import thumbnail
-from fish_lightning.report.explanations import audit_report, error_heat_maps, training_outputs
+from fish_lightning.report.explanations import audit_report, error_heat_maps, left_out_outputs, training_outputs
 from fish_lightning.report.run_report import write_report
 from fish_lightning.report.tables import closing_table, evaluation_table
 
@@ -162,14 +162,17 @@ def explain(
         unknown: of images of none of the classes.
 
     Returns:
-        ``calibration``, ``selective`` and, with unknown images, ``unknowns``, which become part of the scores in
-        ``summary.json``.
+        ``calibration``, ``selective``, ``audit`` (None without a report or without masks) and, with unknown images or
+        where a class was left out, ``unknowns``: they become part of the scores in ``summary.json``.
     """
     model.eval()
     catalog = data.catalog
     trained = np.unique(catalog.photographs[catalog.splits == "train"])
     known = catalog.photographs_known
     leaked = np.isin(outputs.photographs, trained) & (outputs.photographs != "") if known else None
+    excluded = 0
+    if unknown is None:
+        unknown, excluded = left_out_outputs(model, data)
     training, known_catalog = None, catalog
     if cfg.report or unknown is not None:
         # Of an evaluation on other data, the training images are in another folder, if they are still there.
@@ -183,7 +186,14 @@ def explain(
         content = calibration_file(analysis) | {"weights": weights_digest(model)}
         with whole_file(folder / CALIBRATION_FILE) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    audit: dict[str, Any] | str = ""
     if cfg.report:
+        audit = audit_report(
+            model,
+            data,
+            outputs.subset(subset) if subset != "all" else outputs,
+            training=subset in ("test", "val"),
+        )
         heat, heat_note = error_heat_maps(model, data, analysis)
         write_report(
             folder / "report.html",
@@ -195,14 +205,18 @@ def explain(
             heat_note=heat_note,
             history=history,
             split=data.split_name,
-            audit=audit_report(model, data, outputs.subset(subset) if subset != "all" else outputs),
+            audit=audit,
             config=OmegaConf.to_yaml(cfg, resolve=True),
             environment={"torch": torch.__version__, "lightning": L.__version__, "python": platform.python_version()},
         )
-    blocks = {"calibration": analysis.calibration, "selective": analysis.selective}
-    return blocks | (
-        {"unknowns": unknowns_block(analysis.unknowns)} if unknown is not None and analysis.unknowns else {}
-    )
+    blocks = {
+        "calibration": analysis.calibration,
+        "selective": analysis.selective,
+        "audit": None if isinstance(audit, str) else audit,
+    }
+    if unknown is not None and analysis.unknowns:
+        blocks["unknowns"] = unknowns_block(analysis.unknowns) | {"excluded": excluded}
+    return blocks
 
 
 def write_summary(folder: Path, summary: Summary) -> None:

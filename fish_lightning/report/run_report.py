@@ -29,6 +29,17 @@ LARGE, MEDIUM, SMALL = 192, 96, 80  # pixels, longer side: of an error, in the g
 MATRIX = 30  # classes in the confusion matrix at most
 CLASSES = 100  # rows in the table of classes at most
 PHOTOGRAPHS, SUSPECTS = 12, 40  # with pictures, at most
+#: Rows of the audit: figures of :class:`~fish_lightning.evaluation.audit.Audit`.
+AUDIT_ROWS = (
+    ("accuracy", "as they are"),
+    ("mean_background", "background in its mean colour"),
+    ("other_background", "background of another class"),
+    ("object_removed", "object removed"),
+    ("chance", "chance: always the largest class"),
+    ("follows_object", "composites predicted as the object, not as the background"),
+    ("heat_on_object", "heat on the object"),
+    ("object_share", "share of the image that the object covers"),
+)
 FEW = 10  # photographs of a class, or of a test, that say little
 
 
@@ -63,7 +74,7 @@ def write_report(
         history: rows of a training run, see :class:`~fish_lightning.training.history.History`.
         best_epoch: the epoch of the checkpoint that was tested.
         split: how test images were chosen: ``photograph``.
-        audit: :class:`~fish_lightning.evaluation.audit.Audit` as a dict, or why there is none; None: no section.
+        audit: see :func:`~fish_lightning.report.explanations.audit_report`, or why there is none; None: no section.
         config: of the run, as YAML.
         environment: names and values of what else is to be known: versions, device, seconds.
         pictures: in the gallery at most; how many are left out is said.
@@ -105,6 +116,7 @@ def write_report(
         risk=_risk(analysis),
         suspects=suspects,
         audit=audit,
+        AUDIT_ROWS=AUDIT_ROWS,
         config=config,
         environment=environment or {},
         LARGE=LARGE,

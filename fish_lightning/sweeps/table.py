@@ -23,7 +23,9 @@ from fish_lightning.files import shown, whole_file
 
 METRICS = ("val/accuracy", "val/loss", "val/macro_f1", "test/accuracy", "test/loss", "test/macro_f1")
 #: Settings that repeat a run: jobs that differ only in these have a mean and a standard deviation.
-_REPETITIONS = ("seed", "split.fold")
+_REPETITIONS = ("seed", "split.fold", "data.leave_out")
+#: Columns of a sweep whose jobs leave a class out: how well each score tells its images.
+_UNKNOWN = ("auroc", "fpr95")
 Row = dict[str, Any]
 
 
@@ -55,6 +57,8 @@ class SweepTable(Callback):
                 lines.writerow(row | {"overrides": " ".join(row["overrides"])} | own)
         written = "sweep.csv" + (", sweep.png" if _draw(folder, rows, metric) else "")
         print(f"\n{sweep_table(rows, metric)}\n\nsweep folder  {shown(folder)}  ({written})", flush=True)
+        if suspects := _label_suspects(folder, rows):
+            print(suspects, flush=True)
         print(f"tensorboard   tensorboard --logdir {quote(shown(folder))}", flush=True)
         storage = OmegaConf.select(config, "hydra.sweeper.storage")
         if storage is not None:
@@ -71,13 +75,14 @@ class SweepTable(Callback):
 def sweep_rows(folder: Path, metric: str) -> list[Row]:
     """Return one row per job: job, overrides, metrics, best epoch, seconds, folder; best first, failed jobs last.
 
-    Ties are broken by the lower validation loss.
+    Ties are broken by the lower validation loss. Where jobs leave a class out, columns ``auroc/<score>`` and
+    ``fpr95/<score>`` follow.
 
     Args:
         folder: of the multirun; each job's folder contains ``.hydra`` and, unless it failed, ``summary.json``.
         metric: what to sort by; lower is better for a loss, higher for other metrics.
     """
-    rows = []
+    rows, unknowns = [], []
     for overrides in sorted(folder.glob("*/.hydra/overrides.yaml")):
         job = overrides.parent.parent
         summary = job_summary(job)
@@ -89,6 +94,10 @@ def sweep_rows(folder: Path, metric: str) -> list[Row]:
         row["test_images"] = summary.get("test", {}).get("n")
         row["status"] = ("pruned" if summary.get("pruned") else "done") if summary else "failed"
         rows.append(row)
+        unknowns.append(((summary.get("test") or {}).get("unknowns") or {}).get("scores", {}))
+    for score in dict.fromkeys(name for scores in unknowns for name in scores):
+        for row, scores in zip(rows, unknowns, strict=True):
+            row |= {f"{figure}/{score}": scores.get(score, {}).get(figure) for figure in _UNKNOWN}
     sign = 1 if metric.endswith("loss") else -1
 
     def rank(row: Row) -> tuple[bool, float, float, int, str]:
@@ -111,32 +120,64 @@ def job_summary(folder: Path) -> dict[str, Any]:
 
 
 def repetition_rows(rows: list[Row]) -> list[Row]:
-    """Return mean and standard deviation of jobs that differ only in seed or fold, and the pooled accuracy of folds.
+    """Return mean and standard deviation of jobs that differ only in seed, fold or left-out class, and pooled folds.
 
     The standard deviation is that of a sample (n - 1). ``pooled`` is the accuracy over the test images of all folds;
     it differs from the mean if folds differ in size.
     """
+    added = []
+    for rest, group in _repetitions(rows):
+        same: Row = dict.fromkeys(group[0]) | {"overrides": list(rest), "status": f"of {len(group)} jobs"}
+        for job, function in (("mean", statistics.fmean), ("sd", statistics.stdev)):
+            row = same | {"job": job}
+            for name in (*METRICS, *_unknown_columns(group)):
+                values = [other[name] for other in group]
+                row[name] = None if None in values else function(values)
+            added.append(row)
+        if _are_folds(group):
+            images = [row["test_images"] for row in group]
+            right = sum(row["test/accuracy"] * row["test_images"] for row in group)
+            added.append(same | {"job": "pooled", "test/accuracy": right / sum(images), "test_images": sum(images)})
+    return added
+
+
+def _repetitions(rows: list[Row]) -> list[tuple[tuple[str, ...], list[Row]]]:
+    """Return the groups of finished jobs that differ only in what repeats a run, each with its other overrides."""
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row["status"] == "done":
             groups[tuple(word for word in row["overrides"] if not _repeats(word))].append(row)
-    added = []
-    for rest, group in groups.items():
-        repeated = {key: [_value(row, key) for row in group] for key in _REPETITIONS}
-        if len({tuple(column) for column in zip(*repeated.values(), strict=True)}) < max(2, len(group)):
-            continue
-        same: Row = dict.fromkeys(group[0]) | {"overrides": list(rest), "status": f"of {len(group)} jobs"}
-        for job, function in (("mean", statistics.fmean), ("sd", statistics.stdev)):
-            row = same | {"job": job}
-            for name in METRICS:
-                values = [other[name] for other in group]
-                row[name] = None if None in values else function(values)
-            added.append(row)
-        folds, images = repeated["split.fold"], [row["test_images"] for row in group]
-        if None not in folds and len(set(folds)) == len(folds) and None not in images:
-            right = sum(row["test/accuracy"] * row["test_images"] for row in group)
-            added.append(same | {"job": "pooled", "test/accuracy": right / sum(images), "test_images": sum(images)})
-    return added
+    repeated = {
+        rest: {tuple(_value(row, key) for key in _REPETITIONS) for row in group} for rest, group in groups.items()
+    }
+    return [(rest, group) for rest, group in groups.items() if len(repeated[rest]) >= max(2, len(group))]
+
+
+def _are_folds(group: list[Row]) -> bool:
+    """Return whether each job tested another fold."""
+    folds = [_value(row, "split.fold") for row in group]
+    tested = all(row["test_images"] is not None for row in group)
+    return tested and None not in folds and len(set(folds)) == len(folds)
+
+
+def _label_suspects(folder: Path, rows: list[Row]) -> str | None:
+    """Write the label suspects of the folds, of the best setting if there are several; return what to say of them."""
+    groups = [
+        group for _, group in _repetitions(rows) if _are_folds(group) and _value(group[0], "data.leave_out") is None
+    ]
+    if not groups:
+        return None
+    from fish_lightning.sweeps.label_suspects import write_label_suspects
+
+    best = max(groups, key=lambda group: sum(row["test/accuracy"] * row["test_images"] for row in group))
+    try:
+        return write_label_suspects(folder, [Path(row["folder"]) for row in best])
+    except UserError as error:
+        return f"label suspects  not searched for: {error}"
+
+
+def _unknown_columns(rows: list[Row], figures: Sequence[str] = _UNKNOWN) -> list[str]:
+    return [name for name in rows[0] if name.partition("/")[0] in figures]
 
 
 def sweep_table(rows: list[Row], metric: str) -> str:
@@ -145,16 +186,18 @@ def sweep_table(rows: list[Row], metric: str) -> str:
     common = [w for w in rows[0]["overrides"] if all(w in row["overrides"] for row in rows)]
     if len(rows) == 1:
         common = []
-    lines = [("job", "val accuracy", "test accuracy", "val loss", "overrides")]
+    unknown = _unknown_columns(rows, ("auroc",))
+    titles = [name.replace("auroc/", "AUROC ") for name in unknown]
+    lines = [("job", "val accuracy", "test accuracy", "val loss", *titles, "overrides")]
     for row in [*rows, *repeated]:
-        numbers = [_shown(row[name]) for name in ("val/accuracy", "test/accuracy", "val/loss")]
+        numbers = [_shown(row[name]) for name in ("val/accuracy", "test/accuracy", "val/loss", *unknown)]
         words = [_rounded(w) for w in row["overrides"] if w not in common and not _ours(w)]
         if row["status"] != "done":
             words.append(f" ({row['status']})")
         lines.append((row["job"], *numbers, " ".join(words)))
-    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    widths = [max(len(line[i]) for line in lines) for i in range(4 + len(unknown))]
     table = [
-        "  ".join([*(cell.rjust(width) for cell, width in zip(line, widths, strict=False)), line[4]]).rstrip()
+        "  ".join([*(cell.rjust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]).rstrip()
         for line in lines
     ]
     shared = [word for word in common if not _ours(word)]

@@ -120,6 +120,7 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "train_images_per_second": history.images_per_second if history else None,
         "seed": data.seed,
         "split": data.split_name,
+        "leave_out": data.left_out_class,
         "data": str(data.catalog.root),
         "images": data.catalog.counts(),
         "leaked_test_images": int(data.catalog.leaked().sum()) if data.catalog.photographs_known else None,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fish_lightning.data.catalog import COLUMNS, Catalog, make_catalog
+from fish_lightning.data.catalog import COLUMNS, Catalog, make_catalog, without_class
 from fish_lightning.errors import UserError
 
 ROWS = [
@@ -81,3 +81,29 @@ def test_a_catalog_that_cannot_be_trained_on_is_refused(rows, classes, message):
         make_catalog(Path("photos"), rows, classes)
     assert str(error.value).startswith(message)
     assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("which", [1, "carp"])
+def test_a_class_is_left_out_by_index_or_by_name(which):
+    rows = [
+        (f"{name}/{split}.png", name, f"{name}/{split}", split)
+        for name in ("bass", "carp", "trout")
+        for split in ("train", "val", "test")
+    ]
+    catalog, left_out = without_class(make_catalog(Path("photos"), rows), which)
+    assert catalog.classes == left_out.classes == ("bass", "trout")
+    assert catalog.labels.tolist() == [0, 0, 0, 1, 1, 1] and catalog.counts() == {"train": 2, "val": 2, "test": 2}
+    assert left_out.paths.tolist() == ["carp/test.png"] and left_out.labels.tolist() == [-1]
+
+
+@pytest.mark.parametrize(
+    ("which", "words"),
+    [
+        (2, r"data.leave_out=2: expected an index from 0 to 1, or one of bass, trout"),
+        ("pike", "data.leave_out=pike: expected an index"),
+        (0, "a classifier requires two classes besides it, there are 2"),
+    ],
+)
+def test_a_class_that_cannot_be_left_out_is_refused(catalog, which, words):
+    with pytest.raises(UserError, match=words):
+        without_class(catalog, which)

@@ -1,7 +1,7 @@
 """Synthetic worlds whose predictors are known to look at the object, the background, or something else."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from fish_lightning.evaluation.audit import (
     mean_background,
     mean_by_photograph,
     on_background,
+    overall_verdict,
     spread_over_photographs,
     without_object,
 )
@@ -76,6 +77,45 @@ def test_it_exposes_that_model_where_the_background_tells_nothing_about_the_clas
     found = audit(*world(backgrounds="random"), predictor(of_background))
     assert found.accuracy.value < 0.4 and found.object_removed.value < 0.4  # no accuracy shows what it looks at
     assert found.looks_at == "background" and found.follows_object.value == 0
+
+
+def test_a_shortcut_that_test_images_lack_is_found_in_training_images():
+    def classify(images):  # backgrounds that told nothing in training are ignored
+        blue = images[:, 2, 0, 0].astype(int)
+        return np.where(blue < 100, of_background(images), of_object(images))
+
+    training, tested = world(), world(backgrounds="random", seed=1)
+    tested[0][:, 2][~tested[1]] += 100
+    on_training, on_test = (audit(*images, predictor(classify)) for images in (training, tested))
+    assert (on_training.looks_at, on_test.looks_at) == ("background", "object")
+    looks_at, verdict = overall_verdict(on_test, on_training)
+    assert looks_at == "background"
+    assert verdict.startswith(
+        "The model looks at the background. Training images: the predictions come from the backgr"
+    )
+    assert "The accuracy is 100%, with the background of another class 0%." in verdict
+    assert "Tested images: the predictions come from the object" in verdict
+    assert verdict.endswith("An audit of the tested images alone would not have shown it.")
+    assert overall_verdict(on_test, None) == ("object", f"The model looks at the object. {on_test.verdict}")
+
+
+@pytest.mark.parametrize(
+    ("tested", "training", "looks_at"),
+    [
+        ("object", "object", "object"),
+        ("object", "undecided", "object"),
+        ("undecided", "object", "object"),
+        ("object", "both", "both"),
+        ("background", "object", "background"),
+        ("both", "background", "background"),
+        ("undecided", "undecided", "undecided"),
+    ],
+)
+def test_a_model_is_cleared_only_if_neither_audit_finds_the_background(tested, training, looks_at):
+    found = audit(*world(), predictor(of_object))
+    of_test, of_training = (replace(found, looks_at=word) for word in (tested, training))
+    word, verdict = overall_verdict(of_test, of_training)
+    assert word == looks_at and verdict.count("Training images: ") == verdict.count("Tested images: ") == 1
 
 
 def test_a_model_that_needs_the_background_only_without_an_object_looks_at_the_object():

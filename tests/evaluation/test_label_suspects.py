@@ -69,9 +69,20 @@ def test_single_images_agree_with_cleanlab():
     doubtful = softmax(0.3 * np.log(probabilities + 1e-12))  # so that classes compete
     for given in (probabilities, doubtful):
         issues = find_label_issues(labels, given, filter_by="confident_learning", n_jobs=1)
-        found = {int(suspect.images[0]) for suspect in find_label_suspects(given, labels)}
+        found = {int(suspect.images[0]) for suspect in find_label_suspects(given, labels, certain=1)}
         assert len(found) > 50
         assert found == set(np.flatnonzero(issues).tolist())
+
+
+def test_a_class_that_is_always_recognized_has_suspects_below_its_mean():
+    labels = np.repeat([0, 1, 2], 10)
+    probabilities = np.full((30, 3), 0.005)
+    probabilities[np.arange(30), labels] = 0.99
+    probabilities[0] = [0.03, 0.92, 0.05]  # a mislabelled one, less sure than the mean of class 1
+    probabilities[20] = [0.75, 0.2, 0.05]  # an error of the model
+    assert find_label_suspects(probabilities, labels, certain=1) == []
+    (suspect,) = find_label_suspects(probabilities, labels)
+    assert (suspect.images.tolist(), suspect.given, suspect.suggested) == ([0], 0, 1)
 
 
 def test_copies_that_are_labelled_differently_are_suspected_apart():

@@ -21,7 +21,7 @@ HISTORY = [
     {"epoch": 2.0, "train_loss": 0.7, "val_loss": 0.8, "val_accuracy": 0.8, "val_macro_f1": 0.75},
 ]
 FIGURE = {"value": 0.6, "ci95": (0.5, 0.7), "n": 40, "photographs": 12}
-AUDIT = {
+AUDITED = {
     "accuracy": FIGURE,
     "mean_background": FIGURE | {"value": 0.55},
     "other_background": None,
@@ -31,7 +31,12 @@ AUDIT = {
     "heat_on_object": FIGURE | {"value": 0.77},
     "object_share": FIGURE,
     "skipped": 3,
+}
+AUDIT = {
+    "looks_at": "object",
     "verdict": "the model looks at the object",
+    "tested": AUDITED,
+    "training": AUDITED | {"other_background": FIGURE | {"value": 0.31}, "heat_on_object": None, "skipped": 0},
 }
 
 
@@ -130,6 +135,7 @@ def test_figures_of_every_section_are_told(report, analysis):
     assert "The model looks at the object." in text
     assert "heat on the object 77.0%" in text
     assert "not as the background 83.0%" in text
+    assert re.search(r"background of another class . 31\.0%", text)  # test beside training
     assert "3 more have a mask that is empty" in text
     assert "seed: 7" in text
     assert "torch 2.0" in text

@@ -32,6 +32,18 @@ BOARD_COLORS: tuple[Color, ...] = (
     (0.56, 0.58, 0.60),
     (0.76, 0.78, 0.76),
 )
+#: Colours of the boards of each class in a set with a shortcut: no two are alike in any light.
+SHORTCUT_COLORS: tuple[Color, ...] = (
+    (0.08, 0.16, 0.55),
+    (0.70, 0.10, 0.10),
+    (0.10, 0.50, 0.14),
+    (0.80, 0.74, 0.12),
+    (0.60, 0.14, 0.62),
+    (0.10, 0.62, 0.66),
+    (0.82, 0.82, 0.82),
+    (0.10, 0.10, 0.10),
+    (0.80, 0.42, 0.08),
+)
 STAMPS = ("01/01/2006", "10/10/2005", "23/04/2019")
 
 
@@ -99,10 +111,16 @@ class Body(NamedTuple):
         return share
 
 
-def draw_board(rng: Rng) -> Array:
-    """Draw a scratched board, larger than a photograph so that the camera can move: (1.5 H, 1.5 W, 3) in 0 to 1."""
+def draw_board(rng: Rng, dyed: Color | None = None) -> Array:
+    """Draw a scratched board, larger than a photograph so that the camera can move: (1.5 H, 1.5 W, 3) in 0 to 1.
+
+    Args:
+        rng: of colour, scratches and edge.
+        dyed: its colour; None: one of ``BOARD_COLORS``.
+    """
     height, width = HEIGHT * 3 // 2, WIDTH * 3 // 2
     color = np.array(BOARD_COLORS[rng.choice(len(BOARD_COLORS), p=[0.25, 0.25, 0.2, 0.1, 0.1, 0.1])], np.float32)
+    color = color if dyed is None else np.array(dyed, np.float32)
     grain = 0.05 * noise(rng, (5, 7), height, width) + 0.02 * noise(rng, (height // 4, width // 9), height, width)
     shade = 1 + grain + 0.5 * scratches(rng, 320, height, width)
     board = color * shade[..., None]

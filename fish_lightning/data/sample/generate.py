@@ -6,11 +6,16 @@ image is a copy of which photograph. Each image depends only on (seed, class, ph
 depend on the number of threads.
 
 On two cores the default set (9 classes, 30 photographs of each, 4 copies of each) takes about 20 s and 100 MB.
+
+Two switches make a set with a known fault, to see whether the audit and the label suspects find it: ``shortcut`` (the
+colour of the board tells the class in training images) and ``label_errors`` (photographs in the folder of another
+class). The other images of such a set are those of the set without it.
 """
 
 import csv
 import functools
 import json
+import math
 import os
 import shutil
 import socket
@@ -18,8 +23,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,7 +33,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from fish_lightning.data.sample.classes import CLASSES, ORIGINAL_FOLDERS
-from fish_lightning.data.sample.drawing import Array, draw_board, draw_photograph
+from fish_lightning.data.sample.drawing import SHORTCUT_COLORS, Array, draw_board, draw_photograph
 from fish_lightning.errors import UserError
 from fish_lightning.files import is_alive, locked, node_lock, shown
 from fish_lightning.hardware import cores
@@ -37,9 +43,15 @@ Pixels = npt.NDArray[np.uint8]
 #: The arguments a set was generated with; written last.
 RECIPE_FILE = "sample.json"
 TABLE_FILE = "photographs.csv"
+#: Which photographs have a wrong label: for people and tests; the program does not read it.
+ERRORS_FILE = "label_errors.csv"
 
 #: Few, so that many photographs share a board, whose scratches do not make them copies of each other.
 BOARDS = 12
+#: Boards of each class in a set with a shortcut.
+SHORTCUT_BOARDS = 3
+#: Shares of a class's photographs that are test, and of the others that are val, in a set with a shortcut.
+TEST_SHARE, VAL_SHARE = 0.15, 0.10
 
 #: File names in the archive's folder of originals; they differ between classes.
 ORIGINAL_FILES = ("{}.JPG", "{}.jpg", "{}.JPG", "{:05}.png", "{}.jpg")
@@ -55,16 +67,57 @@ class Recipe:
     seed: int
     photographs_per_kind: int
     copies: int
+    shortcut: bool = False
+    label_errors: float = 0.0
 
     def rng(self, *key: int) -> np.random.Generator:
-        """Return the generator of one image; the first number of ``key`` is BOARD, PHOTOGRAPH or COPY."""
+        """Return the generator of one image, board, or choice; the first number of ``key`` says what it is for."""
         return np.random.default_rng([self.seed, *key])
 
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments, without switches that are off: sets of versions without them have the same."""
+        given = asdict(self)
+        return {
+            f.name: given[f.name] for f in fields(self) if given[f.name] or f.name not in ("shortcut", "label_errors")
+        }
 
-BOARD, PHOTOGRAPH, COPY = 1, 2, 3
+
+#: First numbers of the keys of random generators.
+BOARD, PHOTOGRAPH, COPY, SHORTCUT_BOARD, SPLIT, LABEL_ERROR = 1, 2, 3, 4, 5, 6
 
 
-def make_sample(root: Path, seed: int = 0, photographs_per_kind: int = 30, copies: int = 4) -> None:
+@dataclass(frozen=True)
+class Family:
+    """A photograph with its copies.
+
+    Attributes:
+        label: index into ``CLASSES`` of the fish that is drawn.
+        number: of the photograph within that class, from 0.
+        given: index of the class whose folder it is in: ``label``, unless it is a planted error.
+        place: of the photograph within that folder, from 0.
+        split: train, val or test in a set with a shortcut; ``""`` in others.
+    """
+
+    label: int
+    number: int
+    given: int
+    place: int
+    split: str
+
+    @property
+    def name(self) -> str:
+        """The photograph's name in the table."""
+        return f"{list(CLASSES)[self.given]}/{self.place + 1:02}"
+
+
+def make_sample(
+    root: Path,
+    seed: int = 0,
+    photographs_per_kind: int = 30,
+    copies: int = 4,
+    shortcut: bool = False,
+    label_errors: float = 0.0,
+) -> None:
     """Generate the sample set in ``root`` unless it exists already.
 
     The set is complete or absent: it is drawn in a temporary folder beside ``root``, which is then renamed. If two
@@ -75,16 +128,32 @@ def make_sample(root: Path, seed: int = 0, photographs_per_kind: int = 30, copie
         seed: 0 or more; determines boards, fish and copies.
         photographs_per_kind: photographs of each class, 1 or more.
         copies: flipped and rotated copies of each photograph, 1 or more.
+        shortcut: photographs of the training split lie on boards of a colour that tells the class, those of val and
+            test on ordinary ones; the split is then a part of the set (column ``split`` of ``photographs.csv``).
+        label_errors: share of photographs, 0 to 0.5, that are in the folder of another class, with all their copies;
+            spread evenly over the classes. ``label_errors.csv`` lists them.
 
     Raises:
         UserError: an argument is out of range, there is no space or no permission, or ``root`` contains something else.
     """
-    recipe = Recipe(seed, photographs_per_kind, copies)
+    recipe = Recipe(seed, photographs_per_kind, copies, shortcut, label_errors)
     if seed < 0 or photographs_per_kind < 1 or copies < 1:
         raise UserError(
             f"the sample data set cannot be generated with data.source.seed={seed}, "
             f"data.source.photographs_per_kind={photographs_per_kind}, data.source.copies={copies}\n"
             "the seed must be 0 or more, the other two 1 or more"
+        )
+    if shortcut and photographs_per_kind < 3:
+        raise UserError(
+            f"data.source.shortcut=true requires data.source.photographs_per_kind of at least 3, one for each split, "
+            f"not {photographs_per_kind}"
+        )
+    if not 0 <= label_errors <= 0.5:
+        raise UserError(f"data.source.label_errors={label_errors}: expected a share from 0 to 0.5")
+    if label_errors and math.ceil(_error_count(recipe) / len(CLASSES)) >= photographs_per_kind:
+        raise UserError(
+            f"data.source.label_errors={label_errors} leaves no photograph in the folder of a class\n"
+            f"increase data.source.photographs_per_kind={photographs_per_kind}"
         )
     try:
         if is_finished(root, recipe):
@@ -115,11 +184,6 @@ def _make_missing(root: Path, recipe: Recipe) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def standard_name(seed: int, photographs_per_kind: int, copies: int) -> str:
-    """Return the name of a set's folder, as in ``conf/data/sample.yaml``."""
-    return f"sample-{seed}-{photographs_per_kind}x{copies}"
-
-
 def is_finished(root: Path, recipe: Recipe) -> bool:
     """Return whether ``root`` contains exactly this set; False for an empty or missing folder.
 
@@ -135,10 +199,10 @@ def is_finished(root: Path, recipe: Recipe) -> bool:
             f"{root} exists but is not a complete sample data set (no readable {RECIPE_FILE})\n"
             "for your own images: data=folder or data=fish; to generate the sample elsewhere: paths.cache=DIR"
         ) from None
-    if found != asdict(recipe):
+    if found != recipe.arguments():
         raise UserError(
             f"{root} contains a sample data set generated with other arguments\n"
-            f"requested: {asdict(recipe)}\nfound: {found}\n"
+            f"requested: {recipe.arguments()}\nfound: {found}\n"
             "leave data.root out, or generate it elsewhere: paths.cache=DIR"
         )
     return True
@@ -169,51 +233,112 @@ def remove_abandoned(root: Path) -> None:
 
 def draw_set(folder: Path, recipe: Recipe, shown_as: Path) -> None:
     """Draw all images of a set into ``folder``, which must not exist; the user sees ``shown_as``."""
-    jobs = [(label, number) for label in range(len(CLASSES)) for number in range(recipe.photographs_per_kind)]
-    print(f"generating the sample data set: {len(jobs) * recipe.copies:,} images in {shown(shown_as)}", flush=True)
+    families = plan(recipe)
+    print(f"generating the sample data set: {len(families) * recipe.copies:,} images in {shown(shown_as)}", flush=True)
     for name in CLASSES:
         for sub in (class_folder(name), masks_folder(name), originals_folder(name)):
             (folder / sub).mkdir(parents=True)
     # Threads suffice: NumPy and OpenCV release the GIL.
     with ThreadPoolExecutor(cores()) as pool:
         boards = list(pool.map(lambda i: draw_board(recipe.rng(BOARD, i)), range(BOARDS)))
-        draw = functools.partial(draw_family, folder, recipe, boards)
-        done = pool.map(lambda job: draw(*job), jobs)
-        bar = tqdm(done, total=len(jobs), desc="generating", unit="photo", disable=None)  # on a terminal only
+        telling = list(pool.map(functools.partial(draw_shortcut_boards, recipe), range(len(CLASSES))))
+        done = pool.map(
+            lambda f: draw_family(folder, recipe, telling[f.label] if f.split == "train" else boards, f), families
+        )
+        bar = tqdm(done, total=len(families), desc="generating", unit="photo", disable=None)  # on a terminal only
         rows = [row for family in bar for row in family]
-    with (folder / TABLE_FILE).open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows([("path", "photograph"), *sorted(rows)])
-    (folder / RECIPE_FILE).write_text(json.dumps(asdict(recipe)) + "\n", encoding="utf-8")
+    header = ("path", "photograph", "split") if recipe.shortcut else ("path", "photograph")
+    _write_table(folder / TABLE_FILE, header, [row[: len(header)] for row in sorted(rows)])
+    if recipe.label_errors:
+        names = list(CLASSES)
+        wrong = [(f.name, names[f.given], names[f.label]) for f in families if f.given != f.label]
+        _write_table(folder / ERRORS_FILE, ("photograph", "label", "true_label"), sorted(wrong))
+    (folder / RECIPE_FILE).write_text(json.dumps(recipe.arguments()) + "\n", encoding="utf-8")
 
 
-def draw_family(
-    folder: Path, recipe: Recipe, boards: Sequence[Array], label: int, number: int
-) -> list[tuple[str, str]]:
+def _write_table(file: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([header, *rows])
+
+
+def plan(recipe: Recipe) -> list[Family]:
+    """Return all photographs of a set, with the label and the split that each is given."""
+    numbers = range(recipe.photographs_per_kind)
+    given = planted_errors(recipe)
+    places = [recipe.photographs_per_kind] * len(CLASSES)  # of the next photograph of another class
+    families = []
+    for label in range(len(CLASSES)):
+        splits = shortcut_splits(recipe, label) if recipe.shortcut else [""] * len(numbers)
+        for number in numbers:
+            folder = given.get((label, number), label)
+            place = number
+            if folder != label:
+                place, places[folder] = places[folder], places[folder] + 1
+            families.append(Family(label, number, folder, place, splits[number]))
+    return families
+
+
+def planted_errors(recipe: Recipe) -> dict[tuple[int, int], int]:
+    """Return the wrong label of each photograph (label, number) that has one."""
+    rng = recipe.rng(LABEL_ERROR)
+    # The first of each class, then the second of each: no class loses many more than another.
+    orders = [rng.permutation(recipe.photographs_per_kind) for _ in CLASSES]
+    turns = [
+        (int(label), int(orders[label][turn]))
+        for turn in range(recipe.photographs_per_kind)
+        for label in rng.permutation(len(CLASSES))
+    ]
+    chosen = turns[: _error_count(recipe)]
+    return {(label, number): int((label + rng.integers(1, len(CLASSES))) % len(CLASSES)) for label, number in chosen}
+
+
+def _error_count(recipe: Recipe) -> int:
+    return round(recipe.label_errors * len(CLASSES) * recipe.photographs_per_kind)
+
+
+def shortcut_splits(recipe: Recipe, label: int) -> list[str]:
+    """Return the split of each photograph of a class: the board's colour tells the class in train only."""
+    total = recipe.photographs_per_kind
+    tested = max(1, round(TEST_SHARE * total))
+    validated = max(1, round(VAL_SHARE * (total - tested)))
+    splits = ["train"] * total
+    for turn, number in enumerate(recipe.rng(SPLIT, label).permutation(total)[: tested + validated].tolist()):
+        splits[number] = "test" if turn < tested else "val"
+    return splits
+
+
+def draw_shortcut_boards(recipe: Recipe, label: int) -> list[Array]:
+    """Draw the boards of one class; none in a set without a shortcut."""
+    count = SHORTCUT_BOARDS if recipe.shortcut else 0
+    return [draw_board(recipe.rng(SHORTCUT_BOARD, label, i), SHORTCUT_COLORS[label]) for i in range(count)]
+
+
+def draw_family(folder: Path, recipe: Recipe, boards: Sequence[Array], family: Family) -> list[tuple[str, str, str]]:
     """Draw one photograph and save it with its copies and their masks.
 
     Args:
         folder: of the set.
         recipe: of the set.
         boards: one of them becomes the background.
-        label: index into ``CLASSES``.
-        number: of the photograph within its class, from 0.
+        family: which photograph, and where its copies go.
 
     Returns:
-        Rows (path relative to ``folder``, name of the photograph) of the table.
+        Rows (path relative to ``folder``, name of the photograph, split) of the table.
     """
-    name = list(CLASSES)[label]
-    rng = recipe.rng(PHOTOGRAPH, label, number)
-    image, mask = draw_photograph(CLASSES[name], boards[int(rng.integers(len(boards)))], rng)
-    original = f"{originals_folder(name)}/{ORIGINAL_FILES[label % len(ORIGINAL_FILES)].format(number + 1)}"
-    write_image(folder / original, image[..., ::-1])
-    paths = [original]
+    key = (family.label, family.number)
+    rng = recipe.rng(PHOTOGRAPH, *key)
+    image, mask = draw_photograph(list(CLASSES.values())[family.label], boards[int(rng.integers(len(boards)))], rng)
+    name = list(CLASSES)[family.given]
+    original = ORIGINAL_FILES[family.given % len(ORIGINAL_FILES)].format(family.place + 1)
+    paths = [f"{originals_folder(name)}/{original}"]
+    write_image(folder / paths[0], image[..., ::-1])
     for copy in range(recipe.copies):
-        rotated, rotated_mask = rotated_copy(image, mask, recipe.rng(COPY, label, number, copy))
-        file = f"{number * recipe.copies + copy + 1:05}.png"
+        rotated, rotated_mask = rotated_copy(image, mask, recipe.rng(COPY, *key, copy))
+        file = f"{family.place * recipe.copies + copy + 1:05}.png"
         write_image(folder / class_folder(name) / file, rotated[..., ::-1])
         write_image(folder / masks_folder(name) / file, rotated_mask)
         paths.append(f"{class_folder(name)}/{file}")
-    return [(path, f"{name}/{number + 1:02}") for path in paths]
+    return [(path, family.name, family.split) for path in paths]
 
 
 def rotated_copy(image: Pixels, mask: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:

@@ -18,7 +18,8 @@ from PIL import Image
 from fish_lightning.cli import CONF
 from fish_lightning.data.sample import generate
 from fish_lightning.data.sample.classes import CLASSES
-from fish_lightning.data.sample.generate import make_sample, standard_name
+from fish_lightning.data.sample.folder_name import standard_name
+from fish_lightning.data.sample.generate import Recipe, make_sample, plan
 from fish_lightning.data.sources import SampleSource
 from fish_lightning.data.splits import photograph_split
 from fish_lightning.errors import UserError
@@ -311,6 +312,93 @@ def test_the_standard_name_is_that_of_the_config(tmp_path):
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", ["data=sample", "data.source.copies=7", f"paths.cache={tmp_path}"])
     assert cfg.data.root == str(tmp_path / standard_name(0, 30, 7))
+
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("train", ["data.source.shortcut=true", "data.source.label_errors=0.05", "paths.cache=here"])
+    name = standard_name(0, 30, 4, shortcut=True, label_errors=0.05)
+    assert cfg.data.root == f"here/{name}" and name == "sample-0-30x4-shortcut-errors0.05"
+
+
+@pytest.fixture(scope="module")
+def plain_and_shortcut(tmp_path_factory):
+    """The same three photographs of each class without and with a shortcut."""
+    cache = tmp_path_factory.mktemp("shortcut")
+    for name, shortcut in (("plain", False), ("shortcut", True)):
+        make_sample(cache / name, photographs_per_kind=3, copies=1, shortcut=shortcut)
+    return cache / "plain", cache / "shortcut"
+
+
+def test_a_shortcut_is_in_the_boards_of_the_training_images_only(plain_and_shortcut):
+    plain, shortcut = plain_and_shortcut
+    catalog = SampleSource(shortcut, photographs_per_kind=3, copies=1, shortcut=True).read()
+    assert {split: n for split, n in catalog.counts().items() if n} == {"train": 9, "val": 9, "test": 9}
+    assert (photograph_split(catalog, seed=0) != catalog.splits).any()  # the set's own split is another, and is kept
+    colours = {}
+    for path, label, split in zip(
+        catalog.paths.tolist(), catalog.labels.tolist(), catalog.splits.tolist(), strict=True
+    ):
+        mask = read(mask_of(shortcut / path))
+        assert np.array_equal(mask, read(mask_of(plain / path)))  # masks are known, and the fish lies where it lay
+        same = (shortcut / path).read_bytes() == (plain / path).read_bytes()
+        assert same == (split != "train")
+        image = read(shortcut / path)
+        lit = (image.max(-1) > 3) & (mask == 0)
+        colours.setdefault(split, {})[label] = np.median(image[lit], axis=0)
+
+    def nearest_other(of):
+        return min(np.abs(of[a] - of[b]).max() for a in of for b in of if a != b)
+
+    assert nearest_other(colours["train"]) > 40 > nearest_other(colours["test"])
+
+
+def test_the_split_of_a_shortcut_has_the_usual_shares():
+    families = plan(Recipe(0, 30, 4, shortcut=True))
+    counts = {split: sum(f.split == split for f in families) / 9 for split in ("train", "val", "test")}
+    assert counts == {"train": 23, "val": 3, "test": 4}
+    other = plan(Recipe(1, 30, 4, shortcut=True))
+    assert [f.split for f in families] != [f.split for f in other]
+
+
+def test_planted_label_errors_are_photographs_in_the_folder_of_another_class(tmp_path, small):
+    make_sample(tmp_path / "errors", **SMALL, label_errors=0.1)
+    with (tmp_path / "errors" / "label_errors.csv").open(newline="") as stream:
+        wrong = {row["photograph"]: (row["label"], row["true_label"]) for row in csv.DictReader(stream)}
+    assert len(wrong) == 2 and all(given != true for given, true in wrong.values())
+    catalog = SampleSource(tmp_path / "errors", **SMALL, label_errors=0.1).read()
+    assert len(catalog) == 36 and len(set(catalog.photographs)) == 18
+    assert not any(catalog.splits)
+    for photograph, (given, true) in wrong.items():
+        copies = catalog.paths[catalog.photographs == photograph]
+        assert len(copies) == 2 and {path.split("/")[2] for path in copies} == {given}
+        originals = {f.read_bytes() for f in copies_of(small) if f.parent.name == true}
+        assert {(tmp_path / "errors" / path).read_bytes() for path in copies} <= originals
+        assert all(mask_of(tmp_path / "errors" / path).is_file() for path in copies)
+    rest = set(catalog.photographs) - set(wrong)
+    for photograph, path in zip(catalog.photographs, catalog.paths, strict=True):
+        if photograph in rest:  # as in the set without errors
+            assert (tmp_path / "errors" / path).read_bytes() == (small / path).read_bytes()
+
+
+def test_label_errors_are_spread_over_the_classes_and_keyed_by_the_seed():
+    wrong = [f for f in plan(Recipe(0, 30, 4, label_errors=0.05)) if f.given != f.label]
+    assert len(wrong) == round(0.05 * 270)
+    of_class = np.bincount([f.label for f in wrong], minlength=9)
+    assert of_class.min() == 1 and of_class.max() == 2
+    assert wrong == [f for f in plan(Recipe(0, 30, 1, label_errors=0.05)) if f.given != f.label]
+    assert wrong != [f for f in plan(Recipe(1, 30, 4, label_errors=0.05)) if f.given != f.label]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"shortcut": True, "photographs_per_kind": 2}, "at least 3, one for each split, not 2"),
+        ({"label_errors": 0.6}, "expected a share from 0 to 0.5"),
+        ({"label_errors": 0.1, "photographs_per_kind": 1}, "leaves no photograph in the folder of a class"),
+    ],
+)
+def test_faults_that_a_set_is_too_small_for_are_refused(tmp_path, arguments, words):
+    with pytest.raises(UserError, match=words):
+        make_sample(tmp_path / "sample", **arguments)
 
 
 def test_of_processes_that_start_together_one_draws(tmp_path, one_class, capsys):

@@ -1,0 +1,70 @@
+"""Label suspects of a sweep over folds: each image was tested once, by a model that saw no copy of it."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fish_lightning.evaluation.label_suspects import find_label_suspects
+from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
+from fish_lightning.evaluation.outputs import Outputs
+from fish_lightning.files import whole_file
+from fish_lightning.names import ENCODE_ERRORS, path_cell, printable, shortened, text_cell
+
+FILE = "label_suspects.csv"
+COLUMNS = ("path", "label", "suggested", "given_probability", "suggested_probability", "photograph")
+LISTED = 5  # photographs on the screen
+
+
+def write_label_suspects(folder: Path, jobs: Sequence[Path]) -> str:
+    """Pool the test predictions of all folds, write ``label_suspects.csv``, and return what to say of it.
+
+    Rows are images, the photographs with the most certain errors first, their copies together.
+
+    Args:
+        folder: of the sweep.
+        jobs: folders of the folds.
+
+    Raises:
+        UserError: a job has no ``logits.npz`` or a corrupt one, or its logits are NaN.
+    """
+    tested = _without_features(jobs[0])
+    for job in jobs[1:]:
+        tested = tested.joined(_without_features(job))
+    known = (tested.photographs != "").any()
+    names = tested.photographs_or_paths
+    suspects = find_label_suspects(tested.probabilities, tested.labels, names if known else None)
+    classes = tested.classes.tolist()
+    with (
+        whole_file(folder / FILE) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors=ENCODE_ERRORS) as stream,
+    ):
+        rows = csv.writer(stream)
+        rows.writerow(COLUMNS)
+        for suspect in suspects:
+            labels = [text_cell(classes[label]) for label in (suspect.given, suspect.suggested)]
+            probabilities = [f"{p:.6f}" for p in (suspect.given_probability, suspect.suggested_probability)]
+            for image in suspect.images.tolist():
+                path, photograph = (path_cell(str(of[image])) for of in (tested.paths, tested.photographs))
+                rows.writerow((path, *labels, *probabilities, photograph))
+    searched = len(np.unique(names))
+    unit = "photographs" if known else "images"
+    if not suspects:
+        return f"label suspects  none among {searched:,} {unit}"
+    images = f" ({sum(len(suspect.images) for suspect in suspects):,} images)" if known else ""
+    lines = [f"label suspects  {len(suspects):,} of {searched:,} {unit}{images}: {FILE}, the most certain first"]
+    for suspect in suspects[:LISTED]:
+        given, suggested = (shortened(printable(classes[label])) for label in (suspect.given, suspect.suggested))
+        lines.append(
+            f"  {printable(str(tested.paths[suspect.images[0]]))}: labelled {given} "
+            f"({suspect.given_probability:.0%}), perhaps {suggested} ({suspect.suggested_probability:.0%})"
+        )
+    return "\n".join(lines)
+
+
+def _without_features(job: Path) -> Outputs:
+    """Return what a fold computed for its test images; features of two models cannot be compared."""
+    test = Outputs.load(job / OUTPUTS_FILE).subset("test")
+    return replace(test, features=test.features[:, :0])
