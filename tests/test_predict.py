@@ -339,4 +339,6 @@ def test_verdicts_of_many_files_are_counted(tmp_path, make_image):
     assert sum(line.endswith("uncertain") for line in table[:21]) == 8
     assert [line for line in table if line.split()[:1] == ["bass"]] == ["bass      30"]
     stored["unknown"]["threshold"] = None
-    assert prediction_table(prediction_rows(catalog, batches, classes, stored)).endswith("\nuncertain: 12 (counted above)")
+    assert prediction_table(prediction_rows(catalog, batches, classes, stored)).endswith(
+        "\nuncertain: 12 (counted above)"
+    )
