@@ -335,8 +335,10 @@ def test_verdicts_of_many_files_are_counted(tmp_path, make_image):
     batches = [(np.arange(files), np.zeros(files, np.int64), logits, features)]
     stored = content(1.0, 0.9, "feature_norm", 1.5)
     table = prediction_table(prediction_rows(catalog, batches, classes, stored)).splitlines()
-    assert table[-2:] == ["uncertain: 8 of these", "none of these: 7 of these"]
+    assert table[-2:] == ["uncertain: 8 (counted above)", "none of these: 7 (counted above)"]
     assert sum(line.endswith("uncertain") for line in table[:21]) == 8
     assert [line for line in table if line.split()[:1] == ["bass"]] == ["bass      30"]
     stored["unknown"]["threshold"] = None
-    assert prediction_table(prediction_rows(catalog, batches, classes, stored)).endswith("\nuncertain: 12 of these")
+    assert prediction_table(prediction_rows(catalog, batches, classes, stored)).endswith(
+        "\nuncertain: 12 (counted above)"
+    )

@@ -216,7 +216,7 @@ def _counts(rows: Sequence[PredictionRow]) -> list[str]:
     if len(counts) > ROWS:
         lines.append(f"and {len(counts) - ROWS:,} other classes")
     verdicts = Counter(row.verdict for row in rows)
-    lines += [f"{verdict}: {verdicts[verdict]:,} of these" for verdict in (UNCERTAIN, NONE) if verdicts[verdict]]
+    lines += [f"{verdict}: {verdicts[verdict]:,} (counted above)" for verdict in (UNCERTAIN, NONE) if verdicts[verdict]]
     errors = [row.error for row in rows if row.error]
     if errors:
         lines.append(f"unreadable: {len(errors):,}, such as {printable(errors[0])}")
