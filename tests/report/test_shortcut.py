@@ -17,7 +17,7 @@ def trained_on_sample(request, tmp_path_factory, run):
     """Whether the sample data had a shortcut, what was printed, ``summary.json`` and ``report.html``."""
     cwd = tmp_path_factory.mktemp("sample")
     shortcut = f"data.source.shortcut={str(request.param).lower()}"
-    done = run("train", *RECIPE, shortcut, cwd=cwd, env={"FISH_LIGHTNING_CACHE": str(cwd / "cache")})
+    done = run("train", *RECIPE, shortcut, cwd=cwd, env={"FISH_LIGHTNING_CACHE": str(cwd / "cache")}, timeout=900)
     assert done.returncode == 0, done.stderr
     summary = json.loads((cwd / "run" / "summary.json").read_text())
     return request.param, done.stdout, summary, (cwd / "run" / "report.html").read_text()

@@ -122,6 +122,7 @@ def test_planted_label_errors_are_found_by_training_folds(tmp_path, run, mislabe
         "split.folds=3",
         *few,
         cwd=tmp_path,
+        timeout=900,  # half a minute, if nothing else runs
     )
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "folds" / "label_suspects.csv")
