@@ -57,9 +57,13 @@ def test_images_may_be_moved(tmp_path, summary, tiny_data, evaluated):
 
 
 def test_all_of_other_data_is_scored_by_the_class_names_of_the_model(tmp_path, evaluated, make_folder):
-    other = make_folder(tmp_path / "other", classes=["kind b", "kind c"], per_class=5)
+    other = make_folder(tmp_path / "other", classes=["class b", "class c"], per_class=5)
     found = evaluated("data=folder", f"data.root={other}", "subset=all", "data.find_copies=false")["all"]
-    assert {name: scores["n"] for name, scores in found["per_class"].items()} == {"kind a": 0, "kind b": 5, "kind c": 5}
+    assert {name: scores["n"] for name, scores in found["per_class"].items()} == {
+        "class a": 0,
+        "class b": 5,
+        "class c": 5,
+    }
 
 
 def test_images_of_new_names_are_tested_beside_images_of_the_training_run(
@@ -88,7 +92,7 @@ def test_split_of_other_data_is_kept_unless_keep_split_is_false(tmp_path, evalua
 
 def test_photographs_may_be_defined_by_a_pattern(evaluated, summary):
     assert summary["test"]["accuracy_ci95_photographs"] is None
-    found = evaluated("data.photograph='kind .'")["test"]
+    found = evaluated("data.photograph='class .'")["test"]
     assert found["photographs"] == 3 and len(found["accuracy_ci95_photographs"]) == 2
     assert found["leaked_test_images"] == found["n"] == summary["test"]["n"]
 
@@ -111,15 +115,15 @@ def test_settings_of_workers_reach_the_loader(evaluated, summary, monkeypatch, p
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["data=folder", "data.root=strange"], ("classes that the checkpoint does not know: eel", "it knows: kind a")),
+        (["data=folder", "data.root=strange"], ("classes that the checkpoint does not know: eel", "it knows: class a")),
         (["data=folder", "data.root=other", "subset=val"], ("subset=val: none of the 4 images", "subset=all")),
         (["data.root=empty"], ("empty does not contain the images this checkpoint was trained on", "data.root=DIR")),
     ],
 )
 def test_data_that_cannot_be_evaluated_are_a_short_error(tmp_path, evaluated, make_folder, overrides, words):
-    make_folder(tmp_path / "strange", classes=["eel", "kind a"], per_class=2)
+    make_folder(tmp_path / "strange", classes=["eel", "class a"], per_class=2)
     (tmp_path / "empty").mkdir()
-    for name in ("kind a", "kind b"):
+    for name in ("class a", "class b"):
         shutil.copytree(tmp_path / "strange" / "eel", tmp_path / "other" / name / "new")
     with pytest.raises(UserError) as error:
         evaluated(*overrides)
@@ -217,7 +221,12 @@ def test_data_of_copies_of_training_images_only_are_an_error(tmp_path, archive_r
 
 
 def test_split_of_a_table_is_kept(tmp_path, tiny_data, evaluated):
-    lines = ["path,label,split", "kind a/000.png,kind a,train", "kind b/001.png,kind b,test", "kind b/002.png,kind b,"]
+    lines = [
+        "path,label,split",
+        "class a/000.png,class a,train",
+        "class b/001.png,class b,test",
+        "class b/002.png,class b,",
+    ]
     (tmp_path / "table.csv").write_text("\n".join(lines))
     shutil.copytree(tiny_data, tmp_path / "moved")
     for file in (tmp_path / "moved").rglob("*.png"):
@@ -291,10 +300,10 @@ def test_the_report_shows_the_unknown_images(tmp_path, unknown_folder, evaluated
 def test_unknown_images_of_other_data_are_compared_with_both(
     tmp_path, unknown_folder, trained, tiny_data, evaluated, make_folder, make_image
 ):
-    other = make_folder(tmp_path / "other", classes=["kind a", "kind b"], per_class=5, suffix=".bmp")
+    other = make_folder(tmp_path / "other", classes=["class a", "class b"], per_class=5, suffix=".bmp")
     for label, file in enumerate(sorted(other.rglob("*.bmp"))):
         make_image(file, (90, 20 * label, 50), 8000 + label)
-    shutil.copy(next((other / "kind a").iterdir()), unknown_folder / "tested.png")
+    shutil.copy(next((other / "class a").iterdir()), unknown_folder / "tested.png")
     data = ("data=folder", f"data.root={other}", "data.find_copies=false", "report=false")
     block = evaluated(*data, f"unknown={unknown_folder}")["test"]["unknowns"]
     assert (block["n"], block["excluded"]) == (8, 4)

@@ -163,7 +163,7 @@ def test_missing_input_or_checkpoint_is_a_short_error(tmp_path, predict_here, ov
     assert str(error.value).startswith(message) and len(str(error.value).splitlines()) <= 5
 
 
-CLASSES = ["kind a", "kind b", "kind c"]
+CLASSES = ["class a", "class b", "class c"]
 FILES = ("a.png", "deep/b.png", "turned.png")
 
 

@@ -52,7 +52,7 @@ def test_a_folder_is_checked_and_reported(tmp_path, run, make_folder, cache):
     root = make_folder(tmp_path / "my photos, ü", 2, 4)
     done = run("prepare", "data=folder", f"data.root='{root}'", cwd=tmp_path, env=cache)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^kind a +4 ", done.stdout, re.MULTILINE) and "no problems found" in done.stdout
+    assert re.search(r"^class a +4 ", done.stdout, re.MULTILINE) and "no problems found" in done.stdout
     assert f"8 images of 2 classes in {root}" in done.stdout
     assert "my photos, ü: 8 images of 2 classes" in report_of(tmp_path)
     assert list((tmp_path / "cache").glob("photographs-*.npz"))  # training will not search again
@@ -60,16 +60,16 @@ def test_a_folder_is_checked_and_reported(tmp_path, run, make_folder, cache):
 
 def test_what_would_stop_a_training_is_an_error_after_the_report(tmp_path, run, make_folder, cache):
     root = make_folder(tmp_path / "data", 2, 4)
-    (root / "kind a" / "9.png").write_bytes(b"")
-    (root / "kind c").mkdir()
+    (root / "class a" / "9.png").write_bytes(b"")
+    (root / "class c").mkdir()
     done = run("prepare", "data=folder", f"data.root={root}", cwd=tmp_path, env=cache)
     assert done.returncode == 1, done.stdout + done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 2 and "data_report.html" in lines[1], done.stderr
     assert lines[0].startswith(
-        "error: training would fail: 1 unreadable image, class folders without an image (kind c)"
+        "error: training would fail: 1 unreadable image, class folders without an image (class c)"
     )
-    assert "kind a/9.png: an empty file" in report_of(tmp_path)
+    assert "class a/9.png: an empty file" in report_of(tmp_path)
 
 
 def test_a_zip_file_is_unpacked_once(tmp_path, composed, make_archive, capsys):

@@ -34,12 +34,12 @@ SMALL = {
         *("trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"),
         *("data.batch_size=4", "data.num_workers=0", "callbacks.tensorboard=null", "validate_first=false"),
     ),
-    "evaluate": ("trainer.accelerator=cpu", "data.num_workers=0"),
+    "evaluate": ("trainer.accelerator=cpu", "data.num_workers=0", "report=false"),
     "predict": ("trainer.accelerator=cpu", "num_workers=0"),
     "prepare": (),
     "compare": (),
 }
-SAMPLE = ("data.source.photographs_per_kind=3", "data.source.copies=1")
+SAMPLE = ("data.source.photographs_per_kind=3", "data.source.copies=1", "report=false")
 ONE_JOB = ("optimizer=adam", "optimizer.lr=0.002")
 TRAIN, EVALUATE, PREDICT = (f"python -m fish_lightning.{name}" for name in ("train", "evaluate", "predict"))
 PREPARE = "python -m fish_lightning.prepare"
@@ -225,7 +225,7 @@ def skeleton(line):
 
 def test_the_output_of_make_train_is_what_it_prints(world):
     (quoted,) = [text for language, text in BLOCKS if language == "text" and text.startswith("model ")]
-    small = ("trainer.precision=auto", "validate_first=true", "model.name=resnet18")
+    small = ("trainer.precision=auto", "validate_first=true", "model.name=resnet18", "report=true")
     done = world("python -m fish_lightning.train data=sample", *SAMPLE, *small)
     assert done.returncode == 0, done.stderr
     printed = [skeleton(line) for line in done.stdout.splitlines()]

@@ -33,7 +33,7 @@ def test_summary_agrees_with_the_files_beside_it(trained):
     assert 0 <= low <= test["accuracy"] <= high <= 1
     assert sum(map(sum, test["confusion_matrix"])) == 6
     assert sum(test["confusion_matrix"][i][i] for i in range(3)) == correct
-    assert list(test["per_class"]) == summary["classes"] == ["kind a", "kind b", "kind c"]
+    assert list(test["per_class"]) == summary["classes"] == ["class a", "class b", "class c"]
     split = [row["split"] for row in rows_of(trained.folder / "split.csv")]
     assert summary["images"] == {name: split.count(name) for name in ("train", "val", "test")}
     assert summary["images"] == {"train": 27, "val": 3, "test": 6}
@@ -114,19 +114,19 @@ def test_two_runs_started_at_the_same_time_have_their_own_folders(tmp_path, star
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_named(tmp_path, damaged, train_tiny, workers):
     done = train_tiny(tmp_path, f"data.num_workers={workers}", "data.cache=off", *SHORT, data=damaged)
-    assert is_short_error(done, "kind ", ".png: ", "data.on_error=skip")
+    assert is_short_error(done, "class ", ".png: ", "data.on_error=skip")
     assert not (run_folder(tmp_path) / "summary.json").exists()
 
 
 def test_unreadable_images_are_skipped_and_counted(tmp_path, damaged, train_tiny):
     done = train_tiny(tmp_path, "data.on_error=skip", "trainer.max_epochs=1", "validate_first=false", data=damaged)
     assert done.returncode == 0, done.stderr
-    assert summary_of(run_folder(tmp_path))["unreadable_images"] == ["kind a/003.png", "kind b/004.png"]
+    assert summary_of(run_folder(tmp_path))["unreadable_images"] == ["class a/003.png", "class b/004.png"]
     assert "2 unreadable images" in done.stdout
 
 
 def empty_class(root):
-    (root / "kind d").mkdir()
+    (root / "class d").mkdir()
 
 
 def no_images(root):
@@ -136,7 +136,7 @@ def no_images(root):
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    [(empty_class, ("class folder without an image: kind d",)), (no_images, ("no images in ", "/<class>/<image>"))],
+    [(empty_class, ("class folder without an image: class d",)), (no_images, ("no images in ", "/<class>/<image>"))],
 )
 def test_data_that_cannot_be_trained_on_is_a_short_error(tmp_path, make_folder, train_tiny, spoil, words):
     root = make_folder(tmp_path / "data", classes=2, per_class=3)
@@ -201,10 +201,17 @@ def test_a_trial_run_without_checkpoints_names_none(tmp_path, train_tiny):
 
 @pytest.mark.slow
 def test_the_default_run_has_90_percent_accuracy_on_unseen_photographs(tmp_path, run):
-    done = run("train", cwd=tmp_path, timeout=900)
+    """With a quarter of its pixels and two thirds of its epochs, which is a sixth of the time."""
+    short = ("transforms.height=48", "transforms.width=64", "trainer.max_epochs=8")
+    done = run("train", *short, cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr
     folder = run_folder(tmp_path)
     summary = summary_of(folder)
     assert (summary["split"], summary["leaked_test_images"], summary["test"]["n"]) == ("photograph", 0, 144)
     assert summary["test"]["accuracy"] >= 0.9
     assert {"report.html", "calibration.json", "logits.npz"} <= {file.name for file in folder.iterdir()}
+    audit = summary["test"]["audit"]  # that it exposes a shortcut: tests/report/test_shortcut.py
+    assert audit["looks_at"] == audit["training"]["looks_at"] == audit["tested"]["looks_at"] == "object"
+    assert audit["verdict"].startswith("The model looks at the object. Training images: the predictions come from")
+    assert min(audit[part]["follows_object"]["value"] for part in ("tested", "training")) > 2 / 3
+    assert audit["training"]["other_background"]["value"] > audit["training"]["accuracy"]["value"] / 2

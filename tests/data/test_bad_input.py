@@ -15,7 +15,7 @@ from fish_lightning.prepare import prepare
 
 @pytest.fixture
 def composed(tmp_path, make_folder, monkeypatch):
-    """``composed(program, *overrides)``: a config for photos/kind {a,b}/0{00..11}.png, in the working directory."""
+    """``composed(program, *overrides)``: a config for photos/class {a,b}/0{00..11}.png, in the working directory."""
     make_folder(tmp_path / "photos", 2, 12)
     monkeypatch.chdir(tmp_path)
 
@@ -53,18 +53,18 @@ ROOT = "data.root=photos"
 
 
 def test_class_with_one_photograph_is_trained_on_and_reported(train_data, make_image, tmp_path, capsys):
-    make_image(tmp_path / "photos" / "kind c" / "1.png", (9, 99, 9), 5)
+    make_image(tmp_path / "photos" / "class c" / "1.png", (9, 99, 9), 5)
     data = train_data(ROOT)
     said = capsys.readouterr().out
-    assert "note: class 'kind c' has only one photograph and is missing from val and test" in said
-    assert data.catalog.splits[data.catalog.paths == "kind c/1.png"].tolist() == ["train"]
+    assert "note: class 'class c' has only one photograph and is missing from val and test" in said
+    assert data.catalog.splits[data.catalog.paths == "class c/1.png"].tolist() == ["train"]
     assert data.catalog.leaked().sum() == 0
 
 
 def test_photographs_larger_than_a_target_stay_whole_and_each_split_has_one(train_data, tmp_path):
     # 000 to 005, 006 to 010 and 011: the targets are 1.8 and 1.0 of 12 images.
     table = ["path,label,photograph"]
-    table += [f"kind {c}/{i:03}.png,{c},{c}{(i > 5) + (i > 10)}" for c in "ab" for i in range(12)]
+    table += [f"class {c}/{i:03}.png,{c},{c}{(i > 5) + (i > 10)}" for c in "ab" for i in range(12)]
     (tmp_path / "photos" / "table.csv").write_text("\n".join(table))
     catalog = train_data("data.catalog=photos/table.csv").catalog
     for label in (0, 1):
@@ -81,17 +81,17 @@ def test_photographs_larger_than_a_target_stay_whole_and_each_split_has_one(trai
         ([ROOT, "data.photograph='('"], "data.photograph: '(' is not a regular expression"),
         ([], "data.root: no folder of images is given\ngive it with data.root=DIR"),
         (["data.catalog=photos/absent.csv"], "data.catalog: no file photos/absent.csv ("),
-        (["data.catalog=gone.csv"], "lists 3 images, 2 of them missing, the first is photos/kind a/77.png"),
-        (["data.catalog=twice.csv"], "lists 1 images more than once, the first is photos/kind a/001.png"),
+        (["data.catalog=gone.csv"], "lists 3 images, 2 of them missing, the first is photos/class a/77.png"),
+        (["data.catalog=twice.csv"], "lists 1 images more than once, the first is photos/class a/001.png"),
         (["data.catalog=unlabelled.csv"], "has 1 rows without a path or a label, the first is row 2"),
         (["data.catalog=unknown.csv"], "contains the split 'holdout'; allowed: train, val, test"),
         (["data.catalog=columns.csv"], "columns.csv has no rows with the columns 'path' and 'label'."),
     ],
 )
 def test_invalid_pattern_or_table_is_a_short_error(train_data, tmp_path, overrides, message):
-    first = "photos/kind a/001.png"
+    first = "photos/class a/001.png"
     tables = {
-        "gone": f"path,label\n{first},a\nphotos/kind a/77.png,a\nphotos/x.png,b",
+        "gone": f"path,label\n{first},a\nphotos/class a/77.png,a\nphotos/x.png,b",
         "twice": f"path,label\n{first},a\n{first},b",
         "unlabelled": f"path,label\n{first},",
         "unknown": f"path,label,split\n{first},a,holdout",
@@ -103,14 +103,14 @@ def test_invalid_pattern_or_table_is_a_short_error(train_data, tmp_path, overrid
 
 
 def test_photograph_with_two_labels_is_reported_and_stays_on_one_side(train_data, tmp_path, capsys):
-    rows = [f"photos/kind {c}/{i:03}.png,{c},{i // 2}" for c in "ab" for i in range(12)]
+    rows = [f"photos/class {c}/{i:03}.png,{c},{i // 2}" for c in "ab" for i in range(12)]
     (tmp_path / "table.csv").write_text(
         "\n".join(["path,label,photograph", *rows[:12], *(f"{r}b" for r in rows[12:22])])
     )
     with (tmp_path / "table.csv").open("a") as stream:
         stream.write(f"\n{rows[23].rsplit(',', 1)[0]},0\n")  # an image of b is a copy of photograph 0 of a
     data = train_data("data.catalog=table.csv")
-    assert "note: copies of one photograph under more than one label: photos/kind a/000.png" in capsys.readouterr().out
+    assert "note: copies of one photograph under more than one label: photos/class a/000.png" in capsys.readouterr().out
     assert len(set(data.catalog.splits[data.catalog.photographs == "0"])) == 1
 
 

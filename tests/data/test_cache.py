@@ -99,9 +99,9 @@ def test_images_are_decoded_once(opened, tmp_path, monkeypatch):
 
 def test_only_changed_images_are_decoded_again(opened, images, tmp_path, make_image, monkeypatch, capsys):
     opened()
-    make_image(images / "kind a" / "000.png", (1, 2, 3), seed=99)  # changed
-    make_image(images / "kind a" / "zzz.png", (3, 2, 1), seed=98)  # added
-    (images / "kind b" / "001.png").unlink()  # removed
+    make_image(images / "class a" / "000.png", (1, 2, 3), seed=99)  # changed
+    make_image(images / "class a" / "zzz.png", (3, 2, 1), seed=98)  # added
+    (images / "class b" / "001.png").unlink()  # removed
     decoded = []
     monkeypatch.setattr(cache_module, "decode", lambda path: decoded.append(path.name) or decode(path))
     capsys.readouterr()
@@ -111,7 +111,7 @@ def test_only_changed_images_are_decoded_again(opened, images, tmp_path, make_im
     for index, path in enumerate(FolderSource(images).read().paths):
         np.testing.assert_array_equal(cache[index], resized(images / path))
     assert len(pixel_files(tmp_path)) == 2  # this file and the previous one
-    make_image(images / "kind a" / "zzzz.png", (3, 2, 1), seed=97)
+    make_image(images / "class a" / "zzzz.png", (3, 2, 1), seed=97)
     opened()
     assert len(pixel_files(tmp_path)) == 2
 
@@ -131,7 +131,7 @@ def test_corrupt_file_is_replaced(opened, tmp_path):
 
 
 def test_unreadable_file_is_reported_from_the_cache(opened, images, monkeypatch):
-    (images / "kind a" / "002.png").write_bytes(b"no image")
+    (images / "class a" / "002.png").write_bytes(b"no image")
     opened()
     monkeypatch.setattr(cache_module, "decode", lambda path: pytest.fail("decoded again"))
     cache = opened()

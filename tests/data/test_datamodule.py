@@ -98,14 +98,14 @@ def test_only_training_images_are_augmented(make_data, root):
 
 def test_table_replaces_folders_and_its_split_is_kept(make_folder, make_data, tmp_path, capsys):
     make_folder(tmp_path / "photos", 2, 10)
-    rows = [f"kind {c}/{i:03}.png,{c},{i // 2},{'test' if i < 4 else 'train'}" for c in "ab" for i in range(10)]
+    rows = [f"class {c}/{i:03}.png,{c},{i // 2},{'test' if i < 4 else 'train'}" for c in "ab" for i in range(10)]
     (tmp_path / "table.csv").write_text("\n".join(["path,label,photograph,split", *rows]))
     data = make_data(tmp_path / "photos", catalog=tmp_path / "table.csv", split=photograph_split)
     assert data.split_name == "folders" and data.catalog.classes == ("a", "b")
     assert (data.catalog.splits == "test").tolist() == ([True] * 4 + [False] * 6) * 2
     assert set(data.catalog.splits[4:10]) == {"train", "val"}
     # Both classes have photographs 0 to 4: equal names are one photograph, which then has two labels.
-    assert "note: copies of one photograph under more than one label: kind a/000.png, kind a/001.png" in (
+    assert "note: copies of one photograph under more than one label: class a/000.png, class a/001.png" in (
         capsys.readouterr().out
     )
 
@@ -142,7 +142,7 @@ def test_resume_with_other_images_or_another_split_is_an_error(make_folder, make
     if change == "image":
         make_folder(tmp_path, 2, 11)
     elif change == "label":
-        (tmp_path / "kind a" / "003.png").rename(tmp_path / "kind b" / "103.png")
+        (tmp_path / "class a" / "003.png").rename(tmp_path / "class b" / "103.png")
     with pytest.raises(UserError) as error:
         make_data(tmp_path, **settings).load_state_dict(state)
     assert str(error.value).startswith(f"ckpt: the run began with {message}")
@@ -194,7 +194,7 @@ def test_split_is_recorded_by_the_name_that_selects_it(make_data, make_folder, t
         make_folder(tmp_path / "photos" / part, classes=2, per_class=4)
     (tmp_path / "split.csv").write_text(
         "\n".join(
-            ["path,split", *(f"{part}/kind {c}/000.png,{part}" for part in ("train", "val", "test") for c in "ab")]
+            ["path,split", *(f"{part}/class {c}/000.png,{part}" for part in ("train", "val", "test") for c in "ab")]
         )
     )
     overrides = [f"split={name}", *([f"split.path={tmp_path / 'split.csv'}"] if name == "file" else [])]

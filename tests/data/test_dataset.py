@@ -170,19 +170,19 @@ def test_item_is_a_uint8_tensor_with_label_and_index(catalog):
 
 def test_raise_names_the_file_and_a_remedy(make_folder, tmp_path):
     damaged = FolderSource(make_folder(tmp_path, 2, 2)).read()
-    (tmp_path / "kind b" / "001.png").write_bytes(b"")
+    (tmp_path / "class b" / "001.png").write_bytes(b"")
     dataset = augmented(damaged)
     assert dataset[0, 0]["label"] == 0
     with pytest.raises(UnreadableImage) as error:
         dataset[0, 3]
     first, second = str(error.value).splitlines()
-    assert first == f"{tmp_path / 'kind b' / '001.png'}: an empty file"
+    assert first == f"{tmp_path / 'class b' / '001.png'}: an empty file"
     assert "data.on_error=skip" in second
 
 
 def test_skip_labels_the_image_unreadable_and_keeps_the_batch_size(make_folder, tmp_path):
     damaged = FolderSource(make_folder(tmp_path, 2, 2)).read()
-    (tmp_path / "kind b" / "001.png").write_bytes(b"")
+    (tmp_path / "class b" / "001.png").write_bytes(b"")
     (batch,) = DataLoader(augmented(damaged, on_error="skip"), batch_sampler=KeyedBatches(4, 4))
     assert batch["label"].tolist() == [0, 0, 1, UNREADABLE]
     assert batch["image"].shape == (4, 3, 24, 32) and batch["index"].tolist() == [0, 1, 2, 3]

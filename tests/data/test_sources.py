@@ -73,7 +73,7 @@ def test_folders_named_train_val_and_test_define_the_split(make_folder, tmp_path
     for part, count in (("train", 3), (val, 2), ("test", 1)):
         make_folder(tmp_path / part, 2, count)
     catalog = FolderSource(tmp_path).read()
-    assert catalog.classes == ("kind a", "kind b")
+    assert catalog.classes == ("class a", "class b")
     assert catalog.counts() == {"train": 6, "val": 4, "test": 2}
     for path, split in zip(catalog.paths, catalog.splits, strict=True):
         assert path.startswith("val" if split == "val" else split)
@@ -152,7 +152,7 @@ def test_folder_without_originals_is_an_error_with_a_remedy(make_archive, tmp_pa
 
 @pytest.fixture
 def write_table(make_folder, tmp_path):
-    """``write_table(lines)`` writes photos/kind {a,b}/00{0,1,2}.png and photos/table.csv; returns the table."""
+    """``write_table(lines)`` writes photos/class {a,b}/00{0,1,2}.png and photos/table.csv; returns the table."""
 
     def write(lines, encoding="utf-8"):
         make_folder(tmp_path / "photos", 2, 3)
@@ -165,16 +165,16 @@ def write_table(make_folder, tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_table_overrides_label_photograph_and_split_of_folders(write_table, tmp_path, encoding):
-    lines = ["note,split,label,path,photograph", "x,train,Bréam,kind a/000.png,1", ",test,Trout,kind a/001.png,2"]
-    catalog = CatalogSource(None, write_table([*lines, ",,Trout,kind b/000.png,"], encoding)).read()
+    lines = ["note,split,label,path,photograph", "x,train,Bréam,class a/000.png,1", ",test,Trout,class a/001.png,2"]
+    catalog = CatalogSource(None, write_table([*lines, ",,Trout,class b/000.png,"], encoding)).read()
     assert catalog.root == tmp_path / "photos" and catalog.classes == ("Bréam", "Trout")
-    assert catalog.paths.tolist() == ["kind a/000.png", "kind a/001.png", "kind b/000.png"]
+    assert catalog.paths.tolist() == ["class a/000.png", "class a/001.png", "class b/000.png"]
     assert catalog.labels.tolist() == [0, 1, 1]
     assert catalog.photographs.tolist() == ["1", "2", ""] and catalog.splits.tolist() == ["train", "test", ""]
 
 
 def test_table_with_two_columns_is_enough_and_may_be_outside_its_root(write_table, tmp_path):
-    table = write_table(["path,label", "kind a/000.png,x", "kind b/000.png,y"])
+    table = write_table(["path,label", "class a/000.png,x", "class b/000.png,y"])
     moved = table.rename(tmp_path / "elsewhere.csv")
     catalog = CatalogSource(tmp_path / "photos", moved).read()
     assert not catalog.photographs_known and set(catalog.splits) == {""}
@@ -186,24 +186,27 @@ def test_table_with_two_columns_is_enough_and_may_be_outside_its_root(write_tabl
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["path,kind", "kind a/000.png,x"], "table.csv has no rows with the columns 'path' and 'label'"),
+        (["path,kind", "class a/000.png,x"], "table.csv has no rows with the columns 'path' and 'label'"),
         (["path,label"], "table.csv has no rows with the columns 'path' and 'label'"),
         (
-            ["path,label", "kind a/000.png,x", "kind a/7.png,x", "z.png,y"],
-            "lists 3 images, 2 of them missing, the first is kind a/7.png",
+            ["path,label", "class a/000.png,x", "class a/7.png,x", "z.png,y"],
+            "lists 3 images, 2 of them missing, the first is class a/7.png",
         ),
         (
-            ["path,label", "kind a/000.png,x", "kind a/000.png,y"],
-            "1 images more than once, the first is kind a/000.png",
+            ["path,label", "class a/000.png,x", "class a/000.png,y"],
+            "1 images more than once, the first is class a/000.png",
         ),
         (
-            ["path,label", "kind a/000.png,x", "./kind a/000.png,y"],
-            "images more than once, the first is kind a/000.png",
+            ["path,label", "class a/000.png,x", "./class a/000.png,y"],
+            "images more than once, the first is class a/000.png",
         ),
-        (["path,label,split", "kind a/000.png,x,training"], "the split 'training'; allowed: train, val, test"),
-        (["path,label", "kind a/000.png,x", "kind a/001.png,"], "1 rows without a path or a label, the first is row 3"),
-        (["path,label", "kind a/000.png"], "1 rows without a path or a label, the first is row 2"),
-        (["path,label", "kind a/000.png,x"], "only one class, 'x'"),
+        (["path,label,split", "class a/000.png,x,training"], "the split 'training'; allowed: train, val, test"),
+        (
+            ["path,label", "class a/000.png,x", "class a/001.png,"],
+            "1 rows without a path or a label, the first is row 3",
+        ),
+        (["path,label", "class a/000.png"], "1 rows without a path or a label, the first is row 2"),
+        (["path,label", "class a/000.png,x"], "only one class, 'x'"),
     ],
 )
 def test_invalid_table_is_an_error(write_table, lines, message):
@@ -216,7 +219,7 @@ def test_missing_or_binary_table_is_an_error(make_image, tmp_path):
 
 
 def test_split_csv_of_a_run_is_a_table(write_table, tmp_path):
-    table = write_table(["path,label,photograph,split", "kind a/000.png,x,1,train", "kind b/000.png,y,2,test"])
+    table = write_table(["path,label,photograph,split", "class a/000.png,x,1,train", "class b/000.png,y,2,test"])
     catalog = CatalogSource(None, table).read()
     catalog.write_csv(tmp_path / "split.csv")
     again = CatalogSource(tmp_path / "photos", tmp_path / "split.csv").read()
@@ -232,8 +235,8 @@ def test_no_root_is_an_error():
 def test_input_is_a_file_a_folder_or_a_pattern(make_folder, tmp_path, monkeypatch):
     make_folder(tmp_path / "photos", 2, 2)
     monkeypatch.chdir(tmp_path)
-    assert input_catalog("photos/kind a/001.png", ["x"]).paths.tolist() == ["photos/kind a/001.png"]
-    everything = [f"photos/kind {name}/00{number}.png" for name in "ab" for number in (0, 1)]
+    assert input_catalog("photos/class a/001.png", ["x"]).paths.tolist() == ["photos/class a/001.png"]
+    everything = [f"photos/class {name}/00{number}.png" for name in "ab" for number in (0, 1)]
     assert input_catalog("photos", ["x"]).paths.tolist() == everything
     assert input_catalog("photos/*/000.png", ["x"]).paths.tolist() == everything[::2]
     assert input_catalog(f"{tmp_path}/**/*1.png", ["x"]).paths.tolist() == [f"{tmp_path}/{p}" for p in everything[1::2]]

@@ -24,7 +24,7 @@ def test_recorded_catalog_may_be_moved(make_folder, tmp_path):
     assert "data.root" in message_of(RecordedSource(None, state).read)
     (tmp_path / "before").mkdir()
     text = message_of(RecordedSource(None, state).read)
-    assert "does not contain the images this checkpoint was trained on (no kind a/000.png)" in text
+    assert "does not contain the images this checkpoint was trained on (no class a/000.png)" in text
     moved = RecordedSource(tmp_path / "now", state).read()
     assert moved.root == tmp_path / "now" and moved.paths.tolist() == state["paths"]
 
@@ -45,7 +45,7 @@ def test_other_data_keep_their_split_without_their_own_training_images(make_fold
         make_folder(tmp_path / "other" / part, 2, 1)
     catalog = OtherSource(tmp_path / "other", FolderSource, state).read()
     assert dict(zip(catalog.paths, catalog.splits, strict=True)) == {
-        f"{part}/kind {c}/000.png": "" if part == "train" else part for part in ("train", "val", "test") for c in "ab"
+        f"{part}/class {c}/000.png": "" if part == "train" else part for part in ("train", "val", "test") for c in "ab"
     }
     assert set(OtherSource(tmp_path / "other", FolderSource, state, keep_split=False).read().splits) == {"test"}
 

@@ -14,7 +14,7 @@ from fish_lightning.errors import UserError
 from fish_lightning.models.checkpoint import load_checkpoint, restore
 
 ARGUMENTS = {
-    "class_names": ["kind a", "kind b", "kind c"],
+    "class_names": ["class a", "class b", "class c"],
     "name": "shufflenet_v2_x0_5",
     "eval_transform": A.to_dict(A.Compose([ToTensorV2()])),
 }

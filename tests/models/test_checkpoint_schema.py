@@ -115,7 +115,7 @@ ALWAYS = [
     (f"{CATALOG}.splits", lambda splits: ["exam", *splits[1:]], ""),
     (f"{CATALOG}.photographs", lambda names: names[1:], "expected 36 entries"),
     (f"{CATALOG}.photographs", 1.0, ""),
-    (f"{CATALOG}.classes", ["kind a", "kind b", 3], ""),
+    (f"{CATALOG}.classes", ["class a", "class b", 3], ""),
     (f"{DATA}.split", None, ""),
     (f"{DATA}.files", lambda files: files[1:], f"{DATA}.files: expected integers of shape (36, 2)"),
     (f"{DATA}.files", [(1, 2)], ""),

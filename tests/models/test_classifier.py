@@ -130,7 +130,7 @@ def test_batch_without_a_readable_image_is_skipped(make_classifier, batch, logge
 
 def test_unreadable_images_are_recorded_in_a_run(make_folder, make_data, make_model, make_trainer, tmp_path):
     make_folder(tmp_path / "photos", 2, 10)
-    broken = [tmp_path / "photos" / "kind a" / f"00{i}.png" for i in (2, 5)]
+    broken = [tmp_path / "photos" / "class a" / f"00{i}.png" for i in (2, 5)]
     for file in broken:
         file.write_bytes(b"")
     data = make_data(tmp_path / "photos", on_error="skip")
@@ -139,7 +139,7 @@ def test_unreadable_images_are_recorded_in_a_run(make_folder, make_data, make_mo
     trainer.fit(model, datamodule=data)
     trainer.test(model, datamodule=data, verbose=False)
     tested = data.catalog.indices("test")
-    assert {str(data.catalog.paths[index]) for index in model.unreadable} == {"kind a/002.png", "kind a/005.png"}
+    assert {str(data.catalog.paths[index]) for index in model.unreadable} == {"class a/002.png", "class a/005.png"}
     assert model.test_predictions().indices.tolist() == sorted(set(tested) - model.unreadable)
 
 
@@ -148,7 +148,7 @@ def test_batch_of_unreadable_images_is_not_clipped(
     make_folder, make_data, make_model, make_trainer, tmp_path, algorithm
 ):
     make_folder(tmp_path / "photos", 2, 10)
-    for file in (tmp_path / "photos" / "kind a").iterdir():
+    for file in (tmp_path / "photos" / "class a").iterdir():
         file.write_bytes(b"")
     wide = A.Compose([A.Resize(64, 64), ToTensorV2()])  # large enough for a batch of one
     data = make_data(tmp_path / "photos", on_error="skip", batch_size=2, train_transform=wide)

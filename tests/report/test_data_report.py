@@ -157,8 +157,8 @@ def test_masks_of_the_archive_are_matched_to_its_images(make_archive, tmp_path):
 
 def test_phones_multi_picture_files_named_jpg_are_no_contradiction(make_folder, tmp_path):
     root = make_folder(tmp_path / "data", 2, 2)
-    first, second = (Image.open(root / name / "000.png") for name in ("kind a", "kind b"))
-    first.save(root / "kind a" / "phone.jpg", "MPO", save_all=True, append_images=[second])
+    first, second = (Image.open(root / name / "000.png") for name in ("class a", "class b"))
+    first.save(root / "class a" / "phone.jpg", "MPO", save_all=True, append_images=[second])
     found = inspect(FolderSource(root).read())
     assert {fact.format for fact in found.facts} == {"MPO", "PNG"} and findings(found) == []
 

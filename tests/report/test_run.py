@@ -112,7 +112,7 @@ def test_logits_of_test_and_validation_images_are_kept(run_folder):
 
 def test_summary_describes_the_run(summary, run_folder):
     assert (summary["seed"], summary["split"], summary["weights"]) == (42, "random", None)
-    assert summary["classes"] == ["kind a", "kind b", "kind c"]
+    assert summary["classes"] == ["class a", "class b", "class c"]
     assert summary["images"] == {"train": 19, "val": 5, "test": 6}
     assert (summary["test"]["n"], summary["val"]["n"], summary["epochs"]) == (6, 5, 3)
     assert summary["checkpoint"] == str(run_folder[0] / "checkpoints" / "best.ckpt")

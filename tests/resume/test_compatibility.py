@@ -89,15 +89,15 @@ def test_images_replaced_under_their_names_are_noticed(check, tiny_data, tmp_pat
     assert capsys.readouterr().out == ""
     shutil.rmtree(copy)
     shutil.copytree(tiny_data, copy)  # with their times
-    rewritten, replaced = copy / "kind a" / "003.png", copy / "kind b" / "004.png"
+    rewritten, replaced = copy / "class a" / "003.png", copy / "class b" / "004.png"
     rewritten.write_bytes(rewritten.read_bytes())
     check(root=copy)
-    assert capsys.readouterr().out == ("note: 1 image has been written again since the run began: kind a/003.png\n")
-    shutil.copy(copy / "kind c" / "004.png", replaced)
+    assert capsys.readouterr().out == ("note: 1 image has been written again since the run began: class a/003.png\n")
+    shutil.copy(copy / "class c" / "004.png", replaced)
     with pytest.raises(UserError) as raised:
         check(root=copy)
     first, second = str(raised.value).splitlines()
-    assert first == "ckpt: 1 image has changed since the run began: kind b/004.png"
+    assert first == "ckpt: 1 image has changed since the run began: class b/004.png"
     assert second.startswith("put back what they were; or begin a new run with its weights: model.weights=")
 
 

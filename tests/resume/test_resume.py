@@ -157,7 +157,7 @@ def test_unreadable_images_are_counted_by_a_resumed_run_that_reads_none(tmp_path
     recipe = [f"data.root={damaged}", "data.on_error=skip", *SHORT]
     done = attempts(tmp_path, ("run", recipe), ("run", [*recipe, "ckpt=last"]))
     assert codes(done) == [0, 0], [attempt.err for attempt in done]
-    assert summary_of(tmp_path / "run")["unreadable_images"] == ["kind a/003.png", "kind b/004.png"]
+    assert summary_of(tmp_path / "run")["unreadable_images"] == ["class a/003.png", "class b/004.png"]
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])

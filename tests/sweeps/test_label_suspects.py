@@ -92,15 +92,15 @@ def test_a_sweep_over_anything_else_has_no_suspects(tmp_path, end):
 
 @pytest.fixture(scope="module")
 def mislabelled(tmp_path_factory):
-    """Four classes by colour, 40 photographs of each with two copies; 8 of the 160 have the label of another class."""
+    """Four classes by colour, 60 photographs of each, every fourth with a copy; 12 of the 240 are labelled wrongly."""
     root = tmp_path_factory.mktemp("mislabelled") / "images"
     rng, names = np.random.default_rng(0), [f"class {letter}" for letter in "abcd"]
-    wrong = {divmod(int(n), 40) for n in rng.choice(160, 8, replace=False)}
+    wrong = {divmod(int(n), 60) for n in rng.choice(240, 12, replace=False)}
     planted = set()
     for label in range(4):
-        for number in range(40):
+        for number in range(60):
             given = (label + 1 + number % 3) % 4 if (label, number) in wrong else label
-            for copy in "ab":
+            for copy in "a" if number % 4 else "ab":
                 draw(root / names[given] / f"{label}{number:02}{copy}.png", COLOURS[label], 100 * label + number)
             if given != label:
                 planted.add(f"{names[given]}/{label}{number:02}")
@@ -109,7 +109,7 @@ def mislabelled(tmp_path_factory):
 
 @pytest.mark.slow
 def test_planted_label_errors_are_found_by_training_folds(tmp_path, run, mislabelled):
-    few = ("model.name=resnet18", "optimizer.lr=0.005", "trainer.max_epochs=5", "data.batch_size=16")
+    few = ("optimizer.lr=0.005", "trainer.max_epochs=8", "data.batch_size=16")
     few += ("validate_first=false", "hydra.sweep.dir=folds")
     photograph = "data.photograph='([0-9]+)[ab]'"
     done = run(
@@ -122,15 +122,15 @@ def test_planted_label_errors_are_found_by_training_folds(tmp_path, run, mislabe
         "split.folds=3",
         *few,
         cwd=tmp_path,
-        timeout=900,  # half a minute, if nothing else runs
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "folds" / "label_suspects.csv")
     found = {row["photograph"] for row in rows}
     hits = found & mislabelled.planted
-    assert len(mislabelled.planted) == 8
-    assert len(hits) >= 0.9 * len(found) and len(hits) >= 0.9 * len(mislabelled.planted)
-    assert f"label suspects  {len(found)} of 160 photographs ({len(rows)} images)" in done.stdout
+    assert len(mislabelled.planted) == 12
+    assert len(hits) >= 0.9 * len(found) and len(hits) >= 0.8 * len(mislabelled.planted)
+    assert f"label suspects  {len(found)} of 240 photographs ({len(rows)} images)" in done.stdout
     for row in rows:  # the true class is suggested
         true = mislabelled.names[int(row["photograph"].rpartition("/")[2][0])]
         assert row["photograph"] not in hits or row["suggested"] == true

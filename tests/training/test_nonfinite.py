@@ -125,7 +125,7 @@ def test_a_run_stops_with_the_last_good_checkpoint(tmp_path, train_tiny, faults,
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines[0] == "error: the training loss of step 10 is NaN or infinite; the weights are unchanged"
-    assert lines[1].startswith("batch: kind ") and lines[1].count(".png") == 4
+    assert lines[1].startswith("batch: class ") and lines[1].count(".png") == 4
     (last,) = tmp_path.glob("logs/train/runs/*/checkpoints/last.ckpt")
     assert lines[2] == f"last good checkpoint: {last.relative_to(tmp_path)}"
     assert len(lines) == 4
