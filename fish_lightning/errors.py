@@ -31,13 +31,13 @@ R = TypeVar("R")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ELSEWHERE = "check its permissions, or write elsewhere: paths.logs=FOLDER paths.cache=FOLDER"
 _GONE = "it was removed, renamed or unmounted while the program used it"
-_OTHER_KIND = "a file is where a folder is expected, or a folder where a file is"
+_FILE_OR_FOLDER = "a file is where a folder is expected, or a folder where a file is"
 #: What the system refuses, and what to do.
 REFUSALS = {
     **dict.fromkeys(_NO_ROOM, "make room"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _ELSEWHERE),
     **dict.fromkeys((errno.ENOENT, errno.ESTALE), _GONE),
-    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), _OTHER_KIND),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), _FILE_OR_FOLDER),
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EIO: "the disk or the network has failed",
     errno.EMFILE: "the limit of open files is too low: ulimit -n 4096",

@@ -1,6 +1,6 @@
 """``python -m fish_lightning.prepare data=fish``: get a data set, check its images, find near-duplicates, report.
 
-Optional: training itself does what is missing. This tells beforehand whether the data is sound.
+Optional: training itself does what is missing. It checks in advance whether the data is sound.
 """
 
 from pathlib import Path

@@ -399,7 +399,7 @@ TRAINER: dict[str, Schema] = {
     "accelerator": choice("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "devices": Rule(("a number of devices", "-1 (all)", "auto", "a list of them ([0,1])"), _are_devices),
     "strategy": Component(
-        {}, Rule(("auto", "ddp", "another strategy that neither spawns nor forks processes"), _is_strategy)
+        {}, Rule(("auto", "ddp", "another strategy that does not spawn or fork processes"), _is_strategy)
     ),
     "num_nodes": COUNT,
     "precision": PRECISION,
@@ -740,10 +740,10 @@ def _absent(key: str, schema: Schema) -> str:
     if isinstance(schema, Rule):
         return f"{key} is required: {key}={schema.example}"
     if choices := _choices(key):
-        return f"{key}: nothing is chosen; expected {key}={_listed(choices, 'or')}"
+        return f"{key}: no value given; expected {key}={_listed(choices, 'or')}"
     group, _, name = key.rpartition(".")
     if name in _choices(group):
-        return f"{key}: nothing is chosen; expected {group}={name}"
+        return f"{key}: no value given; expected {group}={name}"
     return f"{key}: expected {schema}"
 
 

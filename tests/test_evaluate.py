@@ -292,7 +292,7 @@ def test_unknown_images_are_told_from_the_classes_without_copies_of_the_run(
 def test_the_report_shows_the_unknown_images(tmp_path, unknown_folder, evaluated):
     block = evaluated(f"unknown={unknown_folder}")["test"]["unknowns"]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "How well each score tells 8 unknown images from the classes" in page
+    assert "How well each score separates 8 unknown images from images of the classes" in page
     assert all(f'<th scope="row">{name}' in page for name in block["scores"])
     assert "was not measured" not in page
 
@@ -350,7 +350,7 @@ def test_calibration_json_of_the_run_is_used_or_said_to_be_missing(tmp_path, tra
     found = evaluated("report=false", ckpt=copy)["test"]
     assert found["calibration"]["temperature"] is found["selective"]["threshold"] is None
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
-    assert notes == ["note: nothing is calibrated: there is no run/calibration.json"]
+    assert notes == ["note: predictions are not calibrated: run/calibration.json not found"]
     file.write_text("{")
     with pytest.raises(UserError, match=r"run/calibration\.json is corrupt \(Expecting property name"):
         evaluated("report=false", ckpt=copy)

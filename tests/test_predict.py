@@ -279,12 +279,12 @@ def test_without_thresholds_nothing_is_marked(tmp_path, photos, predict_here, ca
 def test_without_a_calibration_of_these_weights_nothing_is_calibrated(
     tmp_path, photos, predict_here, calibrated, checkpoint, capsys, place
 ):
-    ckpt, why = calibrated(content(weights="of another epoch")), "is of other weights than this checkpoint's"
+    ckpt, why = calibrated(content(weights="of another epoch")), "belongs to different weights"
     if place != "other weights":
         (tmp_path / "run" / "calibration.json").unlink()
-        why = "there is no run/calibration.json"
+        why = "run/calibration.json not found"
     if place == "alone":
-        ckpt, why = shutil.copy(ckpt, tmp_path / "model.ckpt"), "there is no calibration.json"
+        ckpt, why = shutil.copy(ckpt, tmp_path / "model.ckpt"), " calibration.json not found"
     predict_here(f"input={photos}/a.png", ckpt=ckpt)
     ((row, entry),) = rows_of_all(tmp_path / "out")
     assert [entry[key] for key in ("calibrated_probability", "uncertain", "unknown")] == [None] * 3
@@ -292,7 +292,7 @@ def test_without_a_calibration_of_these_weights_nothing_is_calibrated(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["path", "prediction", "probability", "runner-up"]
     (note,) = [line for line in printed if line.startswith("note: ")]
-    assert note.startswith("note: nothing is calibrated: ") and note.endswith(why)
+    assert note.startswith("note: predictions are not calibrated: ") and note.endswith(why)
 
 
 CORRUPT = [
@@ -319,7 +319,7 @@ def test_corrupt_calibration_is_a_short_error(tmp_path, photos, predict_here, ca
         predict_here(f"input={photos}/a.png", ckpt=calibrated(text))
     first, second = str(error.value).splitlines()
     assert first.startswith("run/calibration.json is corrupt (") and why in first
-    assert second == "restore it; or remove it, and nothing is calibrated or marked as uncertain"
+    assert second == "restore it, or remove it to continue without calibration"
     assert not (tmp_path / "out").exists()
 
 

@@ -259,7 +259,7 @@ FAULTS = [
     (
         "train",
         "trainer.strategy=ddp_spawn",
-        "trainer.strategy=ddp_spawn: expected auto, ddp or another strategy that neither spawns nor forks processes",
+        "trainer.strategy=ddp_spawn: expected auto, ddp or another strategy that does not spawn or fork processes",
     ),
     (
         "train",
@@ -380,12 +380,12 @@ FAULTS = [
     (
         "train",
         "callbacks.early_stopping.patience=3",
-        "callbacks.early_stopping: nothing is chosen; expected callbacks=early_stopping",
+        "callbacks.early_stopping: no value given; expected callbacks=early_stopping",
     ),
     ("train", "callbacks.best=5", "callbacks.best=5: expected a mapping with _target_ or null"),
     ("train", "data.source=abc", "data.source=abc: expected a mapping with _target_ or null"),
-    ("train", "~logger", "logger: nothing is chosen; expected logger=csv, default, none or tensorboard"),
-    ("train", "~optimizer", "optimizer: nothing is chosen; expected optimizer=adam, adamw, rmsprop or sgd"),
+    ("train", "~logger", "logger: no value given; expected logger=csv, default, none or tensorboard"),
+    ("train", "~optimizer", "optimizer: no value given; expected optimizer=adam, adamw, rmsprop or sgd"),
     ("train", "~data.root", "data.root is required: data.root=DIR"),
     # interpolations
     ("train", "optimizer.lr='${nope}'", "optimizer.lr=${nope}: Interpolation key 'nope' not found"),
@@ -571,5 +571,5 @@ def test_each_job_of_a_sweep_is_checked_as_it_starts(program, tmp_path):
 def test_a_rule_reads_as_it_is_told():
     rules = SCHEMAS["train"]["trainer"].keys
     assert str(rules["max_steps"]) == "an integer of at least 1 or -1"
-    assert str(rules["strategy"]) == "auto, ddp or another strategy that neither spawns nor forks processes"
+    assert str(rules["strategy"]) == "auto, ddp or another strategy that does not spawn or fork processes"
     assert str(rules["plugins"]) == "a list or null"

@@ -180,7 +180,7 @@ def open_cache(catalog: Catalog, pipelines: Pipelines, folder: Path, workers: in
     if cache is None:
         raise UserError(
             f"data.cache: {file} was deleted or damaged {ATTEMPTS} times as soon as it was written\n"
-            "find out by what, choose another folder (data.cache_dir=DIR) or use data.cache=off"
+            "find out what deletes it, choose another folder (data.cache_dir=DIR) or use data.cache=off"
         )
     return cache
 

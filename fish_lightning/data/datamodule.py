@@ -211,12 +211,12 @@ class FishDataModule(L.LightningDataModule):
         Lightning calls this before it configures the optimizers, and so before any loader starts its workers.
 
         Raises:
-            UserError: the run began with other images, another split or other batches.
+            UserError: the run was started with other images, another split or other batches.
         """
         settings = self._batch_settings().items()
         differing = [f"{key}={state_dict[key]}, not {now}" for key, now in settings if state_dict[key] != now]
         if differences := [*differing, *self.differences(state_dict)]:
-            raise UserError(f"ckpt: the run began with {'; '.join(differences)}")
+            raise UserError(f"ckpt: the run was started with {'; '.join(differences)}")
         self.start = state_dict["next"]
 
     def differences(self, state_dict: dict[str, Any]) -> list[str]:

@@ -97,5 +97,5 @@ def _white(path: str | Path, image: Image.Image) -> int:
     bits, sample_format = tags.get(258, (16,))[0], tags.get(339, (1,))[0]  # BitsPerSample; SampleFormat: 1 is unsigned
     if image.mode == "F" or bits > 16 or sample_format != 1:
         of = "floating-point" if image.mode == "F" else f"{bits}-bit" if bits > 16 else "signed"
-        raise UnreadableImage(f"{path}: {of} pixels, whose white is not defined: convert it to 8 or 16 bits")
+        raise UnreadableImage(f"{path}: {of} pixels, whose white level is undefined: convert it to 8 or 16 bits")
     return int(2**bits) - 1

@@ -75,7 +75,7 @@ def _here() -> str:
 def _unreadable(folder: Path, error: OSError) -> UserError:
     return UserError(
         f"{folder} cannot be read ({error.strerror or error}), so its images would be missing\n"
-        "permit reading it, or move it elsewhere"
+        "grant read permission, or move it elsewhere"
     )
 
 

@@ -240,6 +240,6 @@ def _too_few(index: Ints, largest: int, target: float, goal: float) -> str:
         else f"the {photographs} here have up to {largest} copies, and weigh as much as {len(index) // largest}"
     )
     return (
-        f"no threshold can promise an error of at most {target:.1%}: that needs {needed} validation photographs, "
-        f"all answered right, and {have}"
+        f"no threshold can promise an error of at most {target:.1%}: this requires {needed} validation photographs, "
+        f"all classified correctly; {have}"
     )

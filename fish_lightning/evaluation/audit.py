@@ -41,7 +41,7 @@ OVERALL: dict[LooksAt, str] = {
     "object": "The model looks at the object.",
     "background": "The model looks at the background.",
     "both": "The model looks at both object and background.",
-    "undecided": "It is not decided what the model looks at.",
+    "undecided": "Inconclusive: it is unclear what the model looks at.",
 }
 #: Images changed and classified at once.
 BATCH = 64
@@ -317,13 +317,13 @@ def _share(true: Masks, photographs: npt.NDArray[np.str_]) -> Figure:
 def _verdict(has_donors: bool, neither: Figure | None, follows: Figure | None) -> tuple[LooksAt, str]:
     """Return the verdict in a word and in a sentence."""
     if not has_donors:
-        return "undecided", "Not decided: all images with masks are of one class, so there is no other background."
+        return "undecided", "Inconclusive: all images with masks are of one class, so there is no other background."
     if neither is None:
-        return "undecided", "Not decided: the model predicts the same class whatever the image."
+        return "undecided", "Inconclusive: the model predicts the same class whatever the image."
     composed = "with the object of one image on the background of another"
     if follows is None or neither.value > CONFUSED:
         return "undecided", (
-            f"Not decided: {composed}, {neither.value:.0%} of the predictions are those of neither image, so the "
+            f"Inconclusive: {composed}, {neither.value:.0%} of the predictions are those of neither image, so the "
             "changed images confuse the model."
         )
     (low, high), share = follows.ci95, follows.value
@@ -335,7 +335,7 @@ def _verdict(has_donors: bool, neither: Figure | None, follows: Figure | None) -
         "both": "Neither object nor background decides alone",
     }[looks_at]
     if follows.photographs < MIN_PHOTOGRAPHS or (clear and low <= 0.5 <= high):
-        looks_at, says = "undecided", "Not decided, too few photographs"
+        looks_at, says = "undecided", "Inconclusive, too few photographs"
     return looks_at, (
         f"{says}: {composed}, {share:.0%} of the predictions follow the object and {1 - share:.0%} the background "
         f"(95 % CI for the object {low:.0%} to {high:.0%}, clustered by photograph, n={follows.photographs})."

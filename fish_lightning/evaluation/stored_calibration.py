@@ -43,7 +43,7 @@ def read_calibration(ckpt: str | Path, classes: Sequence[str], weights: str) -> 
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        return {}, f"note: nothing is calibrated: there is no {shown(file)}"
+        return {}, f"note: predictions are not calibrated: {shown(file)} not found"
     except (OSError, ValueError, RecursionError) as error:
         raise _corrupt(file, first_line(error)) from None
     if fault := _fault(content):
@@ -51,14 +51,12 @@ def read_calibration(ckpt: str | Path, classes: Sequence[str], weights: str) -> 
     if content["classes"] != list(classes):
         raise _corrupt(file, "its classes are not those of the checkpoint")
     if content.get("weights", weights) != weights:
-        return {}, f"note: nothing is calibrated: {shown(file)} is of other weights than this checkpoint's"
+        return {}, f"note: predictions are not calibrated: {shown(file)} belongs to different weights"
     return content, ""
 
 
 def _corrupt(file: Path, why: str) -> UserError:
-    return UserError(
-        f"{shown(file)} is corrupt ({why})\nrestore it; or remove it, and nothing is calibrated or marked as uncertain"
-    )
+    return UserError(f"{shown(file)} is corrupt ({why})\nrestore it, or remove it to continue without calibration")
 
 
 def _fault(content: Any) -> str:

@@ -181,7 +181,7 @@ def _advice(analysis: Analysis) -> str:
     score, row = analysis.per_class[worst], analysis.confusion[worst].copy()
     if score["recall"] == 1:
         if (analysis.photographs or len(analysis.images)) < FEW:
-            return "There is no error, but so small a test says little: test it on more photographs."
+            return "There are no errors, but the test set is too small to conclude much: test it on more photographs."
         return "No class has an error: to find where the model fails, test it on more and harder photographs."
     right, row[worst] = int(row[worst]), 0
     name, other = analysis.classes[worst], analysis.classes[int(row.argmax())]

@@ -132,11 +132,15 @@ def _unknown_lines(unknowns: Summary) -> list[str]:
     return lines
 
 
-def _to_go_on(folder: Path, summary: Summary) -> str:
+def _to_continue(folder: Path, summary: Summary) -> str:
     """Return how to train a run further that a limit has stopped."""
     if summary["stopped_by"] == "max_time":
         return f"; resume with\n  python -m fish_lightning.train {override('ckpt', folder)} trainer.max_time=null"
-    return "; for more, a new run with a larger trainer.max_steps" if summary["stopped_by"] == "max_steps" else ""
+    return (
+        "; to train longer, start a new run with a larger trainer.max_steps"
+        if summary["stopped_by"] == "max_steps"
+        else ""
+    )
 
 
 def closing_table(folder: Path, summary: Summary) -> str:
@@ -151,11 +155,11 @@ def closing_table(folder: Path, summary: Summary) -> str:
         lines.append(f"\n{summary['epochs']} epochs in {summary['seconds']:.0f} s{speed}")
     if summary["stopped_by"]:
         lines.append(
-            f"stopped by {summary['stopped_by']} in epoch {summary['epochs']:.0f}" + _to_go_on(folder, summary)
+            f"stopped by {summary['stopped_by']} in epoch {summary['epochs']:.0f}" + _to_continue(folder, summary)
         )
     if summary["limits"]:
         limits = ", ".join(f"{key}={value}" for key, value in summary["limits"].items())
-        lines.append(f"warning: a part of the data only ({limits})")
+        lines.append(f"warning: only part of the data was used ({limits})")
     checkpoint = summary["checkpoint"]
     lines.append(
         f"best epoch   {summary['best_epoch']} by validation accuracy" if checkpoint else "no checkpoint was kept"

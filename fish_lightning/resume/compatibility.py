@@ -96,8 +96,8 @@ def require_resumable(file: Path, cfg: DictConfig, trainer: L.Trainer, data: Fis
             more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
             run = file.parent.parent if file.parent.name == "checkpoints" else file
             raise UserError(
-                f"ckpt: the run began with {'; '.join(differences[:4])}{more}\n"
-                "resume it with the settings it began with (.hydra/overrides.yaml in its folder):\n"
+                f"ckpt: the run was started with {'; '.join(differences[:4])}{more}\n"
+                "resume it with the settings it was started with (.hydra/overrides.yaml in its folder):\n"
                 f"python -m fish_lightning.train {override('ckpt', run)}"
             )
         _require_same_files(data, began, file)
@@ -147,11 +147,11 @@ def _require_same_files(data: FishDataModule, began: dict[str, Any], file: Path)
     changed, written = data.changed_images(began)
     if changed:
         raise UserError(
-            f"ckpt: {_images(len(changed))} changed since the run began: {listed(changed, 4)}\n"
-            f"put back what they were; or begin a new run with its weights: {override('model.weights', file)}"
+            f"ckpt: {_images(len(changed))} changed since the run was started: {listed(changed, 4)}\n"
+            f"restore the originals, or start a new run with its weights: {override('model.weights', file)}"
         )
     if written:
-        say(f"note: {_images(len(written))} been written again since the run began: {listed(written, 4)}")
+        say(f"note: {_images(len(written))} been rewritten since the run was started: {listed(written, 4)}")
 
 
 def _images(count: int) -> str:
@@ -169,6 +169,6 @@ def _require_complete_epoch(checkpoint: dict[str, Any], trainer: L.Trainer) -> N
     stays = trainer.max_steps == step or any(isinstance(callback, EarlyStopping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     if ended and following["batches"] and not stays:
         raise UserError(
-            f"ckpt: the run ended at step {step}, within epoch {following['epoch'] + 1}, and would skip its rest\n"
+            f"ckpt: the run ended at step {step}, within epoch {following['epoch'] + 1}, and would skip its last steps\n"
             "start a new run with a larger trainer.max_steps"
         )

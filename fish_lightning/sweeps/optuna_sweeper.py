@@ -181,7 +181,7 @@ class OptunaSweeper(Sweeper):
         try:
             return {key: str(compat.suggest(trial, key, values)) for key, values in space.items()}
         except (TypeError, ValueError) as error:
-            raise UserError(f"hydra.sweeper.sampler cannot draw: {first_line(error)}") from None
+            raise UserError(f"hydra.sweeper.sampler cannot sample: {first_line(error)}") from None
 
     def _job(self, trial: "Trial", drawn: dict[str, str], fixed: list[str]) -> list[str]:
         prunes = OmegaConf.select(self.config, "callbacks.pruning") is not None

@@ -173,7 +173,7 @@ def _label_suspects(folder: Path, rows: list[Row]) -> str | None:
     try:
         return write_label_suspects(folder, [Path(row["folder"]) for row in best])
     except UserError as error:
-        return f"label suspects  not searched for: {error}"
+        return f"label suspects  not computed: {error}"
 
 
 def _unknown_columns(rows: list[Row], figures: Sequence[str] = _UNKNOWN) -> list[str]:

@@ -145,7 +145,7 @@ def test_resume_with_other_images_or_another_split_is_an_error(make_folder, make
         (tmp_path / "class a" / "003.png").rename(tmp_path / "class b" / "103.png")
     with pytest.raises(UserError) as error:
         make_data(tmp_path, **settings).load_state_dict(state)
-    assert str(error.value).startswith(f"ckpt: the run began with {message}")
+    assert str(error.value).startswith(f"ckpt: the run was started with {message}")
 
 
 def test_replayed_split_can_be_resumed(make_data, root, tmp_path):

@@ -87,7 +87,9 @@ def test_16_bits_are_scaled_from_their_white(tmp_path, suffix):
 )
 def test_pixels_without_a_defined_white_are_refused_by_name(tmp_path, pixels, fault):
     Image.fromarray(pixels).save(tmp_path / "a.tif")
-    with pytest.raises(UnreadableImage, match=rf"a\.tif: {fault} pixels, whose white is not defined: convert it to 8"):
+    with pytest.raises(
+        UnreadableImage, match=rf"a\.tif: {fault} pixels, whose white level is undefined: convert it to 8"
+    ):
         decode(tmp_path / "a.tif")
 
 

@@ -89,8 +89,8 @@ def test_59_photographs_without_an_error_promise_5_percent_and_58_do_not():
     fewer = choose_threshold(confidence[20:], correct[20:], names[20:])
     assert fewer.threshold is None
     assert fewer.sentence == (
-        "no threshold can promise an error of at most 5.0%: that needs 59 validation photographs, all answered right, "
-        "and there are 58"
+        "no threshold can promise an error of at most 5.0%: this requires 59 validation photographs, "
+        "all classified correctly; there are 58"
     )
 
 

@@ -151,7 +151,7 @@ def test_a_model_that_changed_images_confuse_is_not_judged():
 def test_a_model_that_always_predicts_one_class_is_not_judged():
     found = audit(*world(), predictor(lambda images: np.zeros(len(images), int)))
     assert found.looks_at == "undecided" and found.follows_object is found.follows_neither is None
-    assert found.verdict == "Not decided: the model predicts the same class whatever the image."
+    assert found.verdict == "Inconclusive: the model predicts the same class whatever the image."
     assert found.accuracy.value == found.chance
 
 

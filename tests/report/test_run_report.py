@@ -165,7 +165,7 @@ def test_the_verdict_has_three_sentences(outputs):
     assert "the checkpoint was chosen" in verdict(analyse(both, training, subset="val"))[1]
     assert "if no image is a copy of another" in verdict(analyse(*halves(make_outputs(known=False))))[0]
     assert verdict(analyse(make_single(1)))[2] == (
-        "There is no error, but so small a test says little: test it on more photographs."
+        "There are no errors, but the test set is too small to conclude much: test it on more photographs."
     )
     perfect = make_outputs({"test": 50}, copies=1, noise=0.1)
     assert verdict(analyse(perfect))[2].startswith("No class has an error")
@@ -218,7 +218,7 @@ def test_unknown_images_have_a_table(report, outputs):
     both, training = halves(outputs)
     foreign = replace(training, logits=np.zeros_like(training.logits))
     text = report(analyse(both, training, unknown=foreign)).text
-    assert "How well each score tells 300 unknown images" in text
+    assert "How well each score separates 300 unknown images" in text
     assert all(name in text for name in ("max_softmax", "max_logit", "energy", "feature_norm", "knn"))
 
 
@@ -270,7 +270,7 @@ def test_heat_maps_lie_over_their_errors(report, analysis):
     page = report(analysis, heat=heat)
     maps = [img for img in page.all("img") if img.get("class") == "heat"]
     assert [img["alt"] for img in maps] == [
-        f"Heat map: what speaks for {analysis.classes[error.prediction]}" for error in analysis.errors[:2]
+        f"Heat map: evidence for {analysis.classes[error.prediction]}" for error in analysis.errors[:2]
     ]
     assert all(img["src"].startswith("data:image/png") and len(img["src"]) < 400 for img in maps)
     assert [tag for tag in page.all("input") if tag["id"] == "heat"]

@@ -67,7 +67,7 @@ def test_a_setting_that_affects_a_step_is_refused_by_name(check, overrides, diff
     with pytest.raises(UserError) as raised:
         check(*overrides)
     first, *rest = str(raised.value).splitlines()
-    assert first.startswith(f"ckpt: the run began with {difference}")
+    assert first.startswith(f"ckpt: the run was started with {difference}")
     assert "python -m fish_lightning.train ckpt=" in rest[-1] and len(rest) == 2
 
 
@@ -92,13 +92,13 @@ def test_images_replaced_under_their_names_are_noticed(check, tiny_data, tmp_pat
     rewritten, replaced = copy / "class a" / "003.png", copy / "class b" / "004.png"
     rewritten.write_bytes(rewritten.read_bytes())
     check(root=copy)
-    assert capsys.readouterr().out == ("note: 1 image has been written again since the run began: class a/003.png\n")
+    assert capsys.readouterr().out == ("note: 1 image has been rewritten since the run was started: class a/003.png\n")
     shutil.copy(copy / "class c" / "004.png", replaced)
     with pytest.raises(UserError) as raised:
         check(root=copy)
     first, second = str(raised.value).splitlines()
-    assert first == "ckpt: 1 image has changed since the run began: class b/004.png"
-    assert second.startswith("put back what they were; or begin a new run with its weights: model.weights=")
+    assert first == "ckpt: 1 image has changed since the run was started: class b/004.png"
+    assert second.startswith("restore the originals, or start a new run with its weights: model.weights=")
 
 
 def test_all_differences_are_reported_at_once(check):

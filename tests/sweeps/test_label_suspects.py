@@ -78,7 +78,7 @@ def test_of_several_settings_the_best_one_is_searched(folds, end, tmp_path):
 def test_what_cannot_be_searched_is_told_and_does_not_end_the_sweep(folds, end, tmp_path):
     folds({})
     (tmp_path / "1" / "logits.npz").write_bytes(b"cut off")
-    assert "label suspects  not searched for: " in end()
+    assert "label suspects  not computed: " in end()
     assert "sweep folder" in end() and not (tmp_path / "label_suspects.csv").exists()
 
 
