@@ -20,6 +20,7 @@ def test_a_run_leaves_every_file_of_the_contract(trained):
         assert (trained.folder / name).is_file()
     assert list(trained.folder.glob("events.out.tfevents*"))
     assert not list(trained.folder.rglob(".*.png"))  # no temporary file is left
+    assert not (trained.folder / "report.html").exists()  # report=false
 
 
 def test_summary_agrees_with_the_files_beside_it(trained):

@@ -169,6 +169,6 @@ def _require_complete_epoch(checkpoint: dict[str, Any], trainer: L.Trainer) -> N
     stays = trainer.max_steps == step or any(isinstance(callback, EarlyStopping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     if ended and following["batches"] and not stays:
         raise UserError(
-            f"ckpt: the run ended at step {step}, within epoch {following['epoch'] + 1}, and would skip its last steps\n"
+            f"ckpt: the run ended at step {step}, within epoch {following['epoch'] + 1}, and would skip its end\n"
             "start a new run with a larger trainer.max_steps"
         )

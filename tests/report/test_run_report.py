@@ -414,10 +414,24 @@ def test_names_run_nothing_in_a_browser(opened, outputs):
     assert not [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-def test_a_phone_shows_the_page_without_scrolling_sideways(opened, analysis, outputs):
+@pytest.fixture
+def resized(browser):
+    """``resized(width)`` changes the width of the window, in pixels, until the end of the test."""
+
+    def resize(width):
+        metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    yield resize
+    resize(400)
+
+
+@pytest.mark.parametrize("width", [400, 1300])
+def test_a_phone_and_a_desktop_show_the_page_without_scrolling_sideways(opened, resized, analysis, width):
+    resized(width)
     for settings in ({"history": HISTORY, "audit": AUDIT, "config": "long: " + 300 * "x"}, {}):
         page = opened(analysis, **settings, environment={"path": 200 * "y"})
-        assert page.execute_script("return document.documentElement.scrollWidth") == 400
+        assert page.execute_script("return document.documentElement.scrollWidth") == width
     loaded = "return performance.getEntriesByType('resource').filter(entry => !entry.name.startsWith('data:'))"
     assert page.execute_script(loaded) == []
 
