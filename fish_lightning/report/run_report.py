@@ -295,7 +295,7 @@ def _curves(history: Sequence[Row], best_epoch: int | None) -> list[Chart]:
         if not measured:
             return None
         said = "; ".join(f"{name} from {_short(v[0], top)} to {_short(v[-1], top)}" for name, v in measured.items())
-        highest = top or 1.05 * max(max(values) for values in measured.values())
+        highest = top or 1.05 * _top(measured.values())
         last = max(epochs)
         drawn = Chart(
             title,
@@ -315,9 +315,15 @@ def _curves(history: Sequence[Row], best_epoch: int | None) -> list[Chart]:
 
     charts = [
         chart("Loss", {"training": "train_loss", "validation": "val_loss"}, None),
-        chart("Validation", {"accuracy": "val_accuracy", "macro F1": "val_macro_f1"}, 1.0),
+        chart("Accuracy", {"training": "train_accuracy", "validation": "val_accuracy"}, 1.0),
     ]
     return [drawn for drawn in charts if drawn]
+
+
+def _top(losses: Iterable[Sequence[float]]) -> float:
+    """Return the loss at the top of a chart; early spikes, which would flatten the rest, leave it."""
+    values = [loss for line in losses for loss in line]
+    return min(max(values), max(10 * float(np.median(values)), min(values) * 2))
 
 
 def _short(value: float, top: float | None) -> str:

@@ -16,9 +16,9 @@ from fish_lightning.report.charts import Chart, ticks
 from fish_lightning.report.run_report import verdict, write_report
 
 HISTORY = [
-    {"epoch": 0.0, "train_loss": None, "val_loss": 1.5, "val_accuracy": 0.25, "val_macro_f1": 0.2},
-    {"epoch": 1.0, "train_loss": 1.2, "val_loss": float("nan"), "val_accuracy": 0.6, "val_macro_f1": 0.5},
-    {"epoch": 2.0, "train_loss": 0.7, "val_loss": 0.8, "val_accuracy": 0.8, "val_macro_f1": 0.75},
+    {"epoch": 0.0, "train_loss": None, "val_loss": 1.5, "train_accuracy": None, "val_accuracy": 0.25},
+    {"epoch": 1.0, "train_loss": 1.2, "val_loss": float("nan"), "train_accuracy": 0.5, "val_accuracy": 0.6},
+    {"epoch": 2.0, "train_loss": 0.7, "val_loss": 0.8, "train_accuracy": 0.9, "val_accuracy": 0.8},
 ]
 FIGURE = {"value": 0.6, "ci95": (0.5, 0.7), "n": 40, "photographs": 12}
 AUDITED = {
@@ -106,6 +106,16 @@ def test_the_page_loads_nothing(report, analysis):
     assert not page.all("script", "src")
     assert not re.search(r"(?:https?:|url\(|@import)", " ".join(str(attrs) for _, attrs in page.tags))
     assert not list(filter(re.compile(r"https?:").search, page.texts))
+
+
+def test_curves_of_training_and_validation_share_a_chart(report, analysis):
+    spike = {"epoch": 3.0, "train_loss": 0.6, "val_loss": 400.0, "train_accuracy": 0.95, "val_accuracy": 0.1}
+    page = report(analysis, history=[*HISTORY, spike])
+    labels = [svg["aria-label"] for svg in page.all("svg")]
+    assert "Accuracy over 3 epochs: training from 50.0% to 95.0%; validation from 25.0% to 10.0%." in labels
+    assert "Loss over 3 epochs: training from 1.200 to 0.600; validation from 1.500 to 400.000." in labels
+    # The axis ends at ten times the median; the spike is drawn at the top of the chart.
+    assert {"0", "2", "4", "6", "8", "10"} <= set(page.texts) and "100" not in page.texts and "400" not in page.texts
 
 
 def test_every_picture_is_described_and_every_link_leads_somewhere(report, analysis):
