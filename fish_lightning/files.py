@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -42,6 +43,16 @@ def whole_file(path: Path) -> Iterator[Path]:
         _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def csv_table(path: Path) -> Iterator[Any]:
+    """Yield a ``csv.writer`` whose file is written atomically; names keep their bytes."""
+    with (
+        whole_file(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors=ENCODE_ERRORS) as stream,
+    ):
+        yield csv.writer(stream)
 
 
 def remove_strays(folder: Path) -> None:

@@ -5,7 +5,6 @@ contains it, so that a later evaluation scores the same images. A *photograph* i
 copies of one photograph.
 """
 
-import csv
 import os
 import re
 import unicodedata
@@ -17,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fish_lightning.errors import UserError
-from fish_lightning.files import size_and_time, whole_file
-from fish_lightning.names import ENCODE_ERRORS, listed, printable
+from fish_lightning.files import csv_table, size_and_time
+from fish_lightning.names import listed, printable
 from fish_lightning.run_log import say
 
 SPLITS = ("train", "val", "test")
@@ -105,11 +104,7 @@ class Catalog:
 
     def write_csv(self, path: Path) -> None:
         """Write the table as CSV, atomically; it is read again, so paths and names keep their bytes."""
-        with (
-            whole_file(path) as temporary,
-            temporary.open("w", newline="", encoding="utf-8", errors=ENCODE_ERRORS) as stream,
-        ):
-            rows = csv.writer(stream)
+        with csv_table(path) as rows:
             rows.writerow(COLUMNS)
             for i in range(len(self)):
                 rows.writerow((self.paths[i], self.classes[self.labels[i]], self.photographs[i], self.splits[i]))

@@ -1,6 +1,5 @@
 """Predictions of single images: table, CSV, JSON and contact sheet."""
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,8 @@ from fish_lightning.data.dataset import UNREADABLE
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.evaluation.arrays import require_finite
 from fish_lightning.evaluation.stored_calibration import apply_calibration
-from fish_lightning.files import whole_file
-from fish_lightning.names import ENCODE_ERRORS, path_cell, printable, shortened, text_cell
+from fish_lightning.files import csv_table, whole_file
+from fish_lightning.names import path_cell, printable, shortened, text_cell
 from fish_lightning.plotting import figures
 from fish_lightning.plotting.thumbnails import thumbnail
 
@@ -106,11 +105,7 @@ def write_predictions(folder: Path, rows: Sequence[PredictionRow], catalog: Cata
     Returns:
         The names of the files, as printed.
     """
-    with (
-        whole_file(folder / "predictions.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors=ENCODE_ERRORS) as stream,
-    ):
-        lines = csv.writer(stream)
+    with csv_table(folder / "predictions.csv") as lines:
         columns = (
             "probability",
             "calibrated_probability",

@@ -1,11 +1,9 @@
 """The files of a run folder, and the text printed at the start and the end of a run."""
 
-import csv
 import json
 import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,10 @@ from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.scores import confusion_matrix
 from fish_lightning.evaluation.stored_calibration import FILE as CALIBRATION_FILE
-from fish_lightning.files import shown, whole_file
+from fish_lightning.files import csv_table, shown, whole_file
 from fish_lightning.models.checkpoint import weights_digest
 from fish_lightning.models.classifier import FishClassifier
-from fish_lightning.names import ENCODE_ERRORS, path_cell, printable, text_cell
+from fish_lightning.names import path_cell, printable, text_cell
 from fish_lightning.plotting import figures
 from fish_lightning.plotting.figures import Row
 from fish_lightning.plotting.thumbnails import thumbnail
@@ -237,7 +235,7 @@ def _finite(value: Any) -> Any:
 def write_test(folder: Path, predictions: Predictions, outputs: Outputs, catalog: Catalog) -> None:
     """Write ``logits.npz``, ``test_predictions.csv``, ``confusion_matrix.csv`` and its plot, and example images."""
     outputs.save(folder / OUTPUTS_FILE)
-    with _csv(folder / "test_predictions.csv") as lines:
+    with csv_table(folder / "test_predictions.csv") as lines:
         lines.writerow(("path", "label", "prediction", "probability", "photograph", "correct"))
         for index, label, pred, probabilities in zip(
             predictions.indices, predictions.labels, predictions.preds, predictions.probabilities, strict=True
@@ -246,22 +244,12 @@ def write_test(folder: Path, predictions: Predictions, outputs: Outputs, catalog
             probability, photograph = f"{probabilities[pred]:.6f}", path_cell(str(catalog.photographs[index]))
             lines.writerow((path_cell(str(catalog.paths[index])), *named, probability, photograph, int(pred == label)))
     matrix = confusion_matrix(predictions, len(catalog.classes))
-    with _csv(folder / "confusion_matrix.csv") as lines:
+    with csv_table(folder / "confusion_matrix.csv") as lines:
         lines.writerow(("true", *map(text_cell, catalog.classes)))
         lines.writerows((text_cell(name), *row) for name, row in zip(catalog.classes, matrix.tolist(), strict=True))
     plots = folder / "plots"
     figures.save(figures.confusion_figure(matrix, catalog.classes), plots / "confusion_matrix.png")
     figures.save(figures.prediction_figure(predictions, catalog, PICTURES), plots / "predictions.png")
-
-
-@contextmanager
-def _csv(file: Path) -> Iterator[Any]:
-    """Write a CSV file atomically; names keep their bytes."""
-    with (
-        whole_file(file) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors=ENCODE_ERRORS) as stream,
-    ):
-        yield csv.writer(stream)
 
 
 def finished(folder: Path, cfg: DictConfig) -> Summary | None:

@@ -1,6 +1,5 @@
 """Label suspects of a sweep over folds: each image was tested once, by a model that saw no copy of it."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,8 @@ import numpy as np
 from fish_lightning.evaluation.label_suspects import find_label_suspects
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs
-from fish_lightning.files import whole_file
-from fish_lightning.names import ENCODE_ERRORS, path_cell, printable, shortened, text_cell
+from fish_lightning.files import csv_table
+from fish_lightning.names import path_cell, printable, shortened, text_cell
 
 FILE = "label_suspects.csv"
 COLUMNS = ("path", "label", "suggested", "given_probability", "suggested_probability", "photograph")
@@ -37,11 +36,7 @@ def write_label_suspects(folder: Path, jobs: Sequence[Path]) -> str:
     names = tested.photographs_or_paths
     suspects = find_label_suspects(tested.probabilities, tested.labels, names if known else None)
     classes = tested.classes.tolist()
-    with (
-        whole_file(folder / FILE) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors=ENCODE_ERRORS) as stream,
-    ):
-        rows = csv.writer(stream)
+    with csv_table(folder / FILE) as rows:
         rows.writerow(COLUMNS)
         for suspect in suspects:
             labels = [text_cell(classes[label]) for label in (suspect.given, suspect.suggested)]
