@@ -325,6 +325,11 @@ def ctrl_c():
     return CtrlC
 
 
+def pytest_collection_modifyitems(items):
+    """Start the longest test first, so that no core is idle while it ends."""
+    items.sort(key=lambda item: "the_default_run" not in item.name)
+
+
 def pytest_runtest_setup(item):
     """Skip tests that are marked ``gpu`` where there is none."""
     if item.get_closest_marker("gpu"):

@@ -17,12 +17,16 @@ EARLY = ("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "cal
     [
         (["trainer.max_epochs=1"], None, ""),
         (["trainer.max_epochs=-1", "trainer.max_steps=2"], None, ""),
-        (["trainer.max_steps=9"], "max_steps", "stopped by max_steps in epoch 2; for more, a new run with a larger"),
+        (
+            ["trainer.max_steps=9"],
+            "max_steps",
+            "stopped by max_steps in epoch 2; to train longer, start a new run with a larger",
+        ),
         ([*EARLY, "trainer.max_epochs=4"], "early_stopping", "stopped by early_stopping in epoch 2\n"),
         (
             ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1"],
             None,
-            "a part of the data only (trainer.limit_train_batches=1, trainer.limit_val_batches=1)",
+            "only part of the data was used (trainer.limit_train_batches=1, trainer.limit_val_batches=1)",
         ),
     ],
 )

@@ -77,9 +77,9 @@ def test_another_number_of_processes_is_refused(check):
 
 
 def test_another_split_and_other_images_are_refused(check, make_folder, tmp_path):
-    with pytest.raises(UserError, match=r"began with seed=42, not 5; another split \(\d+ images"):
+    with pytest.raises(UserError, match=r"was started with seed=42, not 5; another split \(\d+ images"):
         check("seed=5")
-    with pytest.raises(UserError, match=r"began with other images \(36 in 3 classes, now 20 in 2\)"):
+    with pytest.raises(UserError, match=r"was started with other images \(36 in 3 classes, now 20 in 2\)"):
         check(root=make_folder(tmp_path / "other", classes=2, per_class=10))
 
 

@@ -203,7 +203,7 @@ def test_a_trial_without_a_value_has_failed(make_sweeper, tmp_path, value):
         ("hydra.sweeper.study_name=null", "hydra.sweeper.study_name is empty"),
         ("hydra.sweeper.storage=sea://x", "hydra.sweeper.storage=sea://x cannot be opened"),
         ("hydra.sweeper.storage=/no/x.log", "hydra.sweeper.storage=/no/x.log cannot be opened"),
-        ("hydra.sweeper.sampler.n_startup_trials=x", "hydra.sweeper.sampler cannot draw"),
+        ("hydra.sweeper.sampler.n_startup_trials=x", "hydra.sweeper.sampler cannot sample"),
         ("optimizer=adam,lion", "Could not find 'optimizer/lion'"),
         ("optimized_metric=val/acuracy", "optimized_metric=val/acuracy: expected val/accuracy"),
     ],
