@@ -135,7 +135,7 @@ def _end_without_reader(raised: Exception) -> None:
 
 
 def _end_workers() -> None:
-    """End loader workers at once; after SIGTERM they live for a while (``start_worker``)."""
+    """End loader workers immediately; after SIGTERM they live for a while (``start_worker``)."""
     if hasattr(signal, "SIGALRM"):
         for child in multiprocessing.active_children():
             if child.pid is not None:
@@ -170,7 +170,7 @@ def full_disk(error: BaseException | None) -> OSError | None:
 
 
 def _user_error(raised: BaseException) -> UserError | None:
-    """Return what ``raised`` is in words, or None: Hydra wraps what a target raises when it is instantiated."""
+    """Return a description of ``raised``, or None: Hydra wraps what a target raises when it is instantiated."""
     chain: list[BaseException] = []
     while (error := chain[-1].__cause__ if chain else raised) is not None:
         chain.append(error)
@@ -193,7 +193,7 @@ def _user_error(raised: BaseException) -> UserError | None:
 
 
 def refusal(error: OSError) -> UserError:
-    """Return what the operating system has refused, in words."""
+    """Describe what the operating system has refused."""
     what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
     if error.errno in _NO_ROOM:
         what = f"a file cannot be written: {error}"

@@ -2,7 +2,7 @@
 
 On the images of the training run it reproduces the scores of the run to the last digit. In other data, copies of
 training images are excluded from the score and reported separately. With ``unknown=DIR`` it also measures how well
-images of none of the classes are told from the others.
+images of none of the classes are separated from the others.
 """
 
 from pathlib import Path

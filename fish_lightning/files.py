@@ -132,7 +132,7 @@ def _to_disk(path: Path) -> None:
 
 
 def is_alive(process: int) -> bool:
-    """Return whether a process of this machine has that id; True where the system cannot tell."""
+    """Return whether a process of this machine has that id; True where the system does not say."""
     if os.name != "posix":
         return True  # on Windows os.kill(process, 0) terminates the process
     try:

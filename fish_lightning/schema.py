@@ -36,7 +36,7 @@ from fish_lightning.errors import UserError, first_line, shown_without_traceback
 from fish_lightning.run_log import logged
 from fish_lightning.sweeps.table import METRICS
 
-SHOWN = 4  # problems of a command that are told; of others the number
+SHOWN = 4  # problems of a command that are listed; the others are counted
 
 
 @dataclass(frozen=True)
@@ -631,7 +631,7 @@ class _Check:
     """One look at a config.
 
     Attributes:
-        wrong: what is said of settings that are missing or do not follow their rule, by key.
+        wrong: messages for settings that are missing or do not follow their rule, by key.
     """
 
     def __init__(self, cfg: DictConfig, program: str) -> None:
@@ -648,12 +648,12 @@ class _Check:
         self._mapping({**schema, "hydra": UNUSED}, "", node, required=schema.keys() - recipe)
         for key, words in conflicts(self._values, program):
             self.wrong.setdefault(key, f"{key}={_shown(self._values[key])}: {words}")
-        for key, origins in self._references.items():  # what is wrong is said where it comes from
+        for key, origins in self._references.items():  # reported where the value comes from
             if any(f"{origin}.".startswith(f"{other}.") for origin in origins for other in {*self.wrong} - {key}):
                 self.wrong.pop(key, None)
 
     def unknown(self) -> list[str]:
-        """What is said of settings that nothing reads."""
+        """Messages for settings that nothing reads."""
         return [_no_such(key, self._program, target, self._read) for key, target in self._unread.items()]
 
     def _mapping(
@@ -736,7 +736,7 @@ def _choices(group: str, *folders: str) -> list[str]:
 
 
 def _absent(key: str, schema: Schema) -> str:
-    """What is said of a setting that is missing, or of a mapping that makes nothing."""
+    """Message for a setting that is missing, or a mapping that makes nothing."""
     if isinstance(schema, Rule):
         return f"{key} is required: {key}={schema.example}"
     if choices := _choices(key):
@@ -748,7 +748,7 @@ def _absent(key: str, schema: Schema) -> str:
 
 
 def _no_such(key: str, program: str, target: Any, read: Sequence[str]) -> str:
-    """What is said of a setting that nothing reads: what does, or which is near."""
+    """Message for a setting that nothing reads: what does, or which is near."""
     name = key.rpartition(".")[2]
     module, _, owner = str(target).rpartition(".")
     others = [of.rpartition(".")[2] for of in TARGETS if name in TARGETS[of] and of.rpartition(".")[0] == module]
@@ -838,7 +838,7 @@ def _require_working_folder() -> None:
 
 
 def _no_choices(overrides: Sequence[Override], folders: Sequence[str]) -> list[str]:
-    """What is said of groups that are given no name: Hydra ends with a traceback."""
+    """Messages for groups that are given no name: Hydra ends with a traceback."""
     return [
         f"{o.input_line}: expected {_listed(_choices(o.key_or_group, *folders), 'or')}"
         for o in overrides
@@ -869,7 +869,7 @@ def _single(override: Override) -> str:
 def entry_point(
     program: str, complete: Callable[[Sequence[str]], list[str]] = list
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Make a task the entry point of a program: a Hydra application with checked settings and errors in words.
+    """Make a task the entry point of a program: a Hydra application with checked settings and short errors.
 
     Args:
         program: a key of ``SCHEMAS``, and the name of its config.

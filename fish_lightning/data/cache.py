@@ -41,7 +41,7 @@ VERSION = 2
 #: Transforms without randomness, and those after which all images have the same size.
 DETERMINISTIC = (A.Resize, A.CenterCrop, A.LongestMaxSize, A.SmallestMaxSize)
 FIXED_SIZE = (A.Resize, A.CenterCrop)
-#: How often a cache file is written that somebody deletes at once.
+#: How often a cache file is written that is deleted right away.
 ATTEMPTS = 2
 #: Images submitted to the thread pool at a time: bounds the decoded images that wait to be written.
 BLOCK = 1024

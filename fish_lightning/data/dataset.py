@@ -199,7 +199,7 @@ def start_worker(worker_id: int) -> None:
 
     Ctrl-C and a cluster's SIGTERM reach the workers too, which would inherit the handler that saves the run. The main
     process needs one more batch to stop, and then ends its workers; a worker ends by itself ``GRACE`` seconds after
-    SIGTERM, and at once on SIGALRM, which the main process sends when an error ends it. It ends with code 0: torch
+    SIGTERM, and immediately on SIGALRM, which the main process sends when an error ends it. It ends with code 0: torch
     raises in the main process when a worker is killed.
     """
     del worker_id

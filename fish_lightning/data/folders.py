@@ -1,4 +1,4 @@
-"""The one place that walks folders: images are told from masks, hidden files and this program's own output.
+"""The one place that walks folders: images are separated from masks, hidden files and this program's own output.
 
 A link to a folder is read like the folder, at whatever depth. Within one listing each folder is read once, so links may
 form loops.

@@ -13,7 +13,7 @@ from fish_lightning.files import read_rows
 from fish_lightning.names import listed, printable
 from fish_lightning.run_log import say
 
-#: How far the share of a split may be from its target until that is said: 5 percentage points.
+#: How far the share of a split may be from its target before a note is printed: 5 percentage points.
 FAR = 0.05
 #: A path such as ``bass/fish_012_0034.png``: frame 34 of track, session or day 12. The first group is what is shared.
 FRAME = "(.+[0-9])[_-][0-9]+[.]"

@@ -157,7 +157,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Unknowns:
-    """How images of none of the classes are told.
+    """How images of none of the classes are detected.
 
     Attributes:
         score: name of the score that is compared with the threshold, see ``unknowns.py``.

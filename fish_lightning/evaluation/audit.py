@@ -3,8 +3,8 @@
 Each image is classified again with another background and without its object, as by K. Xiao et al. (Noise or Signal:
 The Role of Image Backgrounds in Object Recognition, ICLR 2021, arXiv:2006.09994).
 
-The verdict compares predictions, not accuracies: backgrounds need not tell the class, but the model must take some for
-different classes. Test images may lack the backgrounds that told the class in training: a model that learnt the
+The verdict compares predictions, not accuracies: backgrounds need not reveal the class, but the model must take some
+for different classes. Test images may lack the backgrounds that revealed the class in training: a model that learnt the
 backgrounds then classifies them by what is left to it, the object. So :func:`overall_verdict` judges by an audit of
 training images and one of test images: a model is cleared only if neither finds that the background decides.
 """
@@ -32,7 +32,7 @@ Predict = Callable[[Pixels], npt.NDArray[np.float32]]
 
 #: The object (or the background) decides if predictions follow it twice as often as the other.
 DECIDES = 2 / 3
-#: More composites that follow neither, and the changed images confuse the model more than they tell about it.
+#: More composites that follow neither, and the changed images confuse the model too much to show anything about it.
 CONFUSED = 0.5
 #: A bootstrap of fewer clusters gives intervals that are too narrow.
 MIN_PHOTOGRAPHS = 10
@@ -43,7 +43,7 @@ OVERALL: dict[LooksAt, str] = {
     "both": "The model looks at both object and background.",
     "undecided": "Inconclusive: it is unclear what the model looks at.",
 }
-#: Images changed and classified at once.
+#: Images changed and classified in one batch.
 BATCH = 64
 
 
@@ -219,7 +219,7 @@ def mean_background(images: Pixels, masks: Masks) -> Pixels:
 def without_object(images: Pixels, masks: Masks) -> Pixels:
     """Return images (N, 3, H, W) whose objects are covered by the mean colour of the background.
 
-    The object's bounding box is filled: its outline alone may tell the class.
+    The object's bounding box is filled: its outline alone may reveal the class.
     """
     rows, columns = _extent(masks, 2)[:, :, None], _extent(masks, 1)[:, None, :]
     return np.where((rows & columns)[:, None], _background_colour(images, masks), images)

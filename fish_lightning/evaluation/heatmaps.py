@@ -4,7 +4,7 @@ A heat map is the sum of a stage's channels, each weighted by the mean gradient 
 without the negative parts. Source: R. R. Selvaraju et al., Grad-CAM, ICCV 2017, arXiv:1610.02391.
 
 The stage explained is the last one before the final resolution that has enough cells. For 160x240 pixels the final
-maps of most backbones are 5x8, too coarse to tell a fish from what lies beside it; the stage before has 10x15. Once
+maps of most backbones are 5x8, too coarse to separate a fish from what lies beside it; the stage before has 10x15. Once
 cells are small against the object, still earlier stages gain nothing: their channels stand for edges and textures, and
 one weight a channel explains no class. Share of the heat, and of the maxima, on the fish for a ResNet-18 trained on the
 sample data at 64x96 pixels (all 216 test images right; fish cover 14 % of the image):

@@ -90,7 +90,7 @@ def _fault(content: Any) -> str:
 
 @dataclass(frozen=True)
 class Answers:
-    """What is said of N images.
+    """Calibrated answers for N images.
 
     Attributes:
         probabilities: (N, C) softmax of the logits.

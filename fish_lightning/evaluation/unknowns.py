@@ -1,4 +1,4 @@
-"""Images of none of the classes: scores that tell them, how well they do, and the threshold beyond which to say so.
+"""Images of none of the classes: scores that detect them, their figures, and the threshold for rejection.
 
 Every score is higher for images that look like one of the classes.
 """
@@ -89,7 +89,7 @@ def feature_scores(
 
 @dataclass(frozen=True)
 class Detection:
-    """How well a score tells unknown images from known ones.
+    """How well a score separates unknown images from known ones.
 
     Attributes:
         auroc: probability that a known image scores higher than an unknown one (ties count half), 0 to 1.

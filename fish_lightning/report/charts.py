@@ -18,7 +18,7 @@ class Chart:
 
     Attributes:
         title: above the chart.
-        alt: what the chart shows, in words.
+        alt: text alternative of the chart.
         x: lower and upper end of the axis.
         y: likewise.
         x_label: below the axis.

@@ -95,7 +95,7 @@ def error_heat_maps(
 def audit_report(model: FishClassifier, data: FishDataModule, outputs: Outputs, training: bool) -> dict[str, Any] | str:
     """Return the audit of some tested and some training images, or why there is none.
 
-    A background that tells the class in training only is found by an audit of training images: test images lack it.
+    A background that reveals the class in training only is found by an audit of training images: test images lack it.
 
     Args:
         model: tested.

@@ -77,7 +77,7 @@ def write_report(
         audit: see :func:`~fish_lightning.report.explanations.audit_report`, or why there is none; None: no section.
         config: of the run, as YAML.
         environment: names and values of what else is to be known: versions, device, seconds.
-        pictures: in the gallery at most; how many are left out is said.
+        pictures: in the gallery at most; the page says how many are left out.
     """
     gallery = _sample(analysis, pictures if thumbnail else 0)
     errors, photographs = analysis.errors, analysis.worst_photographs[:PHOTOGRAPHS]
@@ -101,7 +101,7 @@ def write_report(
     page = template.render(
         title=title,
         a=analysis,
-        kind="photographs" if analysis.photographs is not None else "images",
+        unit="photographs" if analysis.photographs is not None else "images",
         verdict=verdict(analysis, split),
         source=source,
         curves=_curves(history, best_epoch),

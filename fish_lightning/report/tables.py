@@ -102,7 +102,7 @@ def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
 
 
 def _unknown_lines(unknowns: Summary) -> list[str]:
-    """Return how well images of none of the classes are told from the tested ones."""
+    """Return how well images of none of the classes are separated from the tested ones."""
     part = "" if unknowns["photographs"] is None else f" of {unknowns['photographs']:,} photographs"
     lines = [f"unknown  {unknowns['n']:,} images{part}"]
     if unknowns["excluded"]:

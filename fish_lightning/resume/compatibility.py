@@ -1,7 +1,7 @@
 """The one place that decides whether and where a run is resumed.
 
 A resumed run continues as if it had never stopped: all settings that affect a training step, the images and their split
-must be the same. All differences are reported at once, before an image is decoded.
+must be the same. All differences are reported together, before an image is decoded.
 """
 
 from pathlib import Path

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 class ResumableEarlyStopping(EarlyStopping):
     """Lightning's callback, except that a run which it has stopped is not trained further when it is resumed.
 
-    Lightning's ``stopped_epoch`` does not tell: it is 0 for a stop in the first epoch too.
+    Lightning's ``stopped_epoch`` is ambiguous: it is 0 for a stop in the first epoch too.
     """
 
     @property

@@ -24,7 +24,7 @@ from fish_lightning.files import shown, whole_file
 METRICS = ("val/accuracy", "val/loss", "val/macro_f1", "test/accuracy", "test/loss", "test/macro_f1")
 #: Settings that repeat a run: jobs that differ only in these have a mean and a standard deviation.
 _REPETITIONS = ("seed", "split.fold", "data.leave_out")
-#: Columns of a sweep whose jobs leave a class out: how well each score tells its images.
+#: Columns of a sweep whose jobs leave a class out: how well each score detects its images.
 _UNKNOWN = ("auroc", "fpr95")
 Row = dict[str, Any]
 

@@ -98,7 +98,7 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         trainer: after the fit, and the test if there was one.
         model: the trained model.
         data: the data it was trained on.
-        cfg: the whole config; ``test`` tells whether the best checkpoint was tested.
+        cfg: the whole config; ``test`` says whether the best checkpoint was tested.
     """
     history, best = _find(trainer, History), _find(trainer, BestCheckpoint)
     nonfinite = _find(trainer, NonFiniteLoss)

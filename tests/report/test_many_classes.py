@@ -32,7 +32,7 @@ LOGGED = {"test/macro_f1": torch.tensor(0.5), "test/loss": torch.tensor(0.5)}
 
 
 @pytest.fixture(scope="module")
-def tested(tmp_path_factory):
+def thousand_classes(tmp_path_factory):
     """Catalog and predictions of 3,000 images of 1,000 classes, of which some 40 % are recognized."""
     rng, images = np.random.default_rng(0), CLASSES * PER_CLASS
     rows = [(f"{i % CLASSES:04}/{i}.png", f"class {i % CLASSES:04}", "", "test") for i in range(images)]
@@ -89,8 +89,8 @@ def write_all(folder, catalog, predictions):
     trainer.loggers[0].save()
 
 
-def test_a_thousand_classes_end_no_run(tested, tmp_path, record_property):
-    megabytes, seconds = measured(lambda: write_all(tmp_path, *tested))
+def test_a_thousand_classes_end_no_run(thousand_classes, tmp_path, record_property):
+    megabytes, seconds = measured(lambda: write_all(tmp_path, *thousand_classes))
     record_property("peak_MB", megabytes)
     record_property("CPU_seconds", seconds)
     print(f"1,000 classes, 3,000 images: peak {megabytes:.0f} MB above that before, {seconds:.1f} s of CPU time")
@@ -110,8 +110,8 @@ def test_a_thousand_classes_end_no_run(tested, tmp_path, record_property):
     assert len([tag for tag in events.Tags()["tensors"] if tag.startswith("test/class")]) == PR_CURVES
 
 
-def test_table_of_many_classes_shows_those_with_the_lowest_recall(tested):
-    catalog, predictions = tested
+def test_table_of_many_classes_shows_those_with_the_lowest_recall(thousand_classes):
+    catalog, predictions = thousand_classes
     scores = score_test(predictions, catalog, catalog.classes, LOGGED)
     lines = score_table(scores, "random").splitlines()
     assert len(lines) < 32 and max(map(len, lines)) < 100
@@ -122,7 +122,7 @@ def test_table_of_many_classes_shows_those_with_the_lowest_recall(tested):
 
 
 @pytest.mark.parametrize("classes", [3, CLASSES])
-def test_thousands_of_files_are_printed_as_twenty_rows_and_a_count_for_each_class(tested, tmp_path, classes):
+def test_thousands_of_files_are_printed_as_twenty_rows_and_a_count_for_each_class(tmp_path, classes):
     files = 3000
     rows = [(f"{'long' * 30}/{i:04}.png", "ab"[i % 2], "", "") for i in range(files)]
     catalog = make_catalog(tmp_path, rows)
