@@ -41,7 +41,8 @@ def evaluate(cfg: DictConfig) -> float:
 
     checkpoint = load_checkpoint(cfg.ckpt)
     model, transform = restore(checkpoint, cfg.ckpt)
-    stored, note = read_calibration(cfg.ckpt, model.class_names, weights_digest(model))
+    model.tta = cfg.tta
+    stored, note = read_calibration(cfg.ckpt, model.class_names, weights_digest(model), cfg.tta)
     foreign = input_catalog(cfg.unknown, model.class_names, "unknown") if cfg.unknown else None
     recorded = checkpoint["FishDataModule"]
     data = instantiate(

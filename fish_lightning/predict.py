@@ -35,7 +35,8 @@ def predict(cfg: DictConfig) -> None:
 
     checkpoint = load_checkpoint(cfg.ckpt)
     model, transform = restore(checkpoint, cfg.ckpt)
-    stored, note = read_calibration(cfg.ckpt, model.class_names, weights_digest(model))
+    model.tta = cfg.tta
+    stored, note = read_calibration(cfg.ckpt, model.class_names, weights_digest(model), cfg.tta)
     catalog = input_catalog(cfg.input, model.class_names)
     dataset = FishDataset(catalog, catalog.indices("all"), transform, seed=0, on_error="skip")
     loader = DataLoader(

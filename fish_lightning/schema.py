@@ -212,6 +212,7 @@ PAIR = NUMBER | several(2, NUMBER, "two numbers")
 MEAN = several(3, NUMBER, "three numbers, of red, green and blue")
 STD = several(3, POSITIVE, "three numbers above 0, of red, green and blue")
 LIMIT = COUNT_OR_NONE | share("[0, 1]") | NULL
+TTA = choice("flips", "turns", None)
 DURATION = Rule(("days:hours:minutes:seconds (00:01:30:00)",), _is_duration)
 
 #: What an epoch logs, and what is better.
@@ -231,7 +232,9 @@ INSTANTIATED = {
 
 #: The arguments of a user's own target are not known, and those of a known one stand in ``TARGETS``.
 COMPONENT = Component({})
-OPTIMIZER = Component({"lr": POSITIVE, "weight_decay": NOT_NEGATIVE})
+OPTIMIZER = Component(
+    {"lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "layer_decay": number("(0, 1]") | NULL, "decay_norms": FLAG}
+)
 
 _MOMENTUM = number("[0, 1)")
 _BETAS = several(2, _MOMENTUM, "two numbers in [0, 1)")
@@ -302,6 +305,29 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "fill_mask": ANYTHING,
         "p": PROBABILITY,
     },
+    "albumentations.OneOf": {"transforms": Each(COMPONENT, list), "p": PROBABILITY},
+    "albumentations.NoOp": {"p": PROBABILITY},
+    "albumentations.Sharpen": {
+        **dict.fromkeys(("alpha", "lightness"), several(2, NOT_NEGATIVE, "two numbers of at least 0")),
+        "method": choice("kernel", "gaussian"),
+        "kernel_size": COUNT,
+        "sigma": POSITIVE,
+        "p": PROBABILITY,
+    },
+    "albumentations.Posterize": {"num_bits": ANYTHING, "p": PROBABILITY},
+    "albumentations.Solarize": {"threshold_range": several(2, PROBABILITY, "two numbers in [0, 1]"), "p": PROBABILITY},
+    "albumentations.AutoContrast": {
+        "cutoff": NUMBER,
+        "ignore": ANYTHING,
+        "method": choice("cdf", "pil"),
+        "p": PROBABILITY,
+    },
+    "albumentations.Equalize": {
+        "mode": choice("cv", "pil"),
+        "by_channels": FLAG,
+        **dict.fromkeys(("mask", "mask_params"), ANYTHING),
+        "p": PROBABILITY,
+    },
     "albumentations.pytorch.ToTensorV2": {"transpose_mask": FLAG, "p": PROBABILITY},
     # optimizer
     "torch.optim.Adam": _ADAM | {"decoupled_weight_decay": FLAG},
@@ -366,6 +392,17 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "start": number("(0, 1]"),
         "full_from": number("[0, 1]"),
     },
+    "fish_lightning.training.mix.Mix": {
+        "seed": SEED,
+        "mixup": POSITIVE | NULL,
+        "cutmix": POSITIVE | NULL,
+        "p": PROBABILITY,
+    },
+    "fish_lightning.training.average.WeightAverage": {"decay": number("[0, 1)") | NULL, "start": number("[0, 1)")},
+    "fish_lightning.training.freeze.Freeze": {"epochs": COUNT | NULL, "every": COUNT_OR_NONE, "features": FLAG},
+    # model.loss
+    "fish_lightning.models.losses.FocalLoss": {"gamma": NOT_NEGATIVE, "label_smoothing": number("[0, 1)")},
+    "fish_lightning.models.losses.CosineLoss": {"cross_entropy": NOT_NEGATIVE, "label_smoothing": number("[0, 1)")},
     "fish_lightning.sweeps.pruning.ReportToStudy": {
         "storage": TEXT,
         "study_name": TEXT,
@@ -455,6 +492,7 @@ DATA: dict[str, Schema] = {
     "keep_split": FLAG,
     "photograph": Rule(("a regular expression",), _is_regex) | NULL,
     "find_copies": FLAG,
+    "balance": choice("class", "photograph", None),
     "leave_out": whole("[0, inf)") | text("the name of a class") | NULL,
     "cache": Rule(("on", "off", "ram"), lambda v: v in ("on", "off", "ram") or isinstance(v, bool)),  # YAML's on, off
     "cache_dir": FOLDER | NULL,
@@ -467,6 +505,8 @@ MODEL: dict[str, Schema] = {
     "name": TEXT,
     "weights": text("imagenet", "a file") | NULL,
     "label_smoothing": number("[0, 1)"),
+    "loss": Component({}, NULL),
+    "class_weights": choice("balanced", None),
     "compile": FLAG,
     "channels_last": FLAG,
     "mean": MEAN,
@@ -497,6 +537,7 @@ TRAIN: dict[str, Schema] = {
     "on_nan": choice("stop", "skip"),
     "test": FLAG,
     "optimized_metric": choice(*METRICS),
+    "tta": TTA,
     "report": FLAG,
     "evaluate": {"target_error": number("(0, 1)")},
     "paths": PATHS,
@@ -515,6 +556,7 @@ EVALUATE = SAMPLE_RECIPE | {
     "ckpt": CHECKPOINT,
     "subset": choice("train", "val", "test", "all"),
     "unknown": text("a folder") | NULL,
+    "tta": TTA,
     "batch_size": COUNT | NULL,
     "report": FLAG,
     "evaluate": {"target_error": number("(0, 1)")},
@@ -526,6 +568,7 @@ EVALUATE = SAMPLE_RECIPE | {
 PREDICT: dict[str, Schema] = {
     "ckpt": CHECKPOINT,
     "input": text("an image", "a folder", "a quoted pattern", example="FILE"),
+    "tta": TTA,
     "batch_size": COUNT,
     "num_workers": COUNT_OR_NONE,
     "contact_sheet": whole("[0, 300]"),
@@ -581,6 +624,8 @@ def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, st
         yield "callbacks.early_stopping.mode", f"expected {LOGGED[monitor]} for {monitor}"
     if get("test") is False and get("optimized_metric", "").startswith("test/"):
         yield "optimized_metric", "expected a metric of the validation, since test=false"
+    if get("callbacks.freeze.features") and get("callbacks.mix._target_"):
+        yield "callbacks.freeze.features", "expected false, since mix changes images that freeze=backbone does not read"
     if get("data.resident") and get("data.cache") in ("off", False):
         yield "data.cache", "expected on or ram, since augment=gpu keeps decoded images"
     if get("data.cache") in ("on", True) and get("data.cache_dir", "") is None:

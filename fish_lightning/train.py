@@ -31,6 +31,7 @@ def train(cfg: DictConfig) -> float | None:
     from lightning.pytorch.callbacks import LearningRateMonitor
 
     from fish_lightning.distributed.ranks import SameConfig, announce_parent
+    from fish_lightning.models.parameter_groups import instantiate_optimizer
     from fish_lightning.report import run as report
     from fish_lightning.resume.checkpoints import LastCheckpoint
     from fish_lightning.resume.compatibility import checkpoint_to_resume, require_resumable
@@ -60,9 +61,11 @@ def train(cfg: DictConfig) -> float | None:
         cfg.model,
         class_names=data.catalog.classes,
         eval_transform=A.to_dict(data.eval_transform),
-        optimizer=instantiate(cfg.optimizer),
+        class_weights=data.class_weights() if cfg.model.class_weights else None,
+        **instantiate_optimizer(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),
     )
+    model.tta = cfg.tta
     report.write_start(folder, trainer, model, data)
     log_config(trainer, cfg)
     if cfg.validate_first and ckpt is None:

@@ -95,3 +95,32 @@ def is_short_error(done, *words):
     for word in words:
         assert word in done.stderr
     return True
+
+
+def kill(hook, step, seconds=0):
+    """Return the override that kills a run."""
+    return f"+callbacks.kill={{_target_:faults.KillAt,hook:{hook},step:{step},seconds:{seconds}}}"
+
+
+def send(hook, step, number):
+    """Return the override that sends a run a signal."""
+    return f"+callbacks.send={{_target_:faults.Send,hook:{hook},step:{step},number:{int(number)}}}"
+
+
+def require_same(parts, whole):
+    """Require equal weights, histories and rows of two runs, and equal summaries except for times."""
+    ours, theirs = checkpoint_of(parts), checkpoint_of(whole)
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        assert same(ours[key], theirs[key]), key
+    history = [[row | {"seconds": None} for row in ckpt["callbacks"]["History"]["rows"]] for ckpt in (ours, theirs)]
+    assert history[0] == history[1]
+    assert rows_of(parts / "metrics.csv") == rows_of(whole / "metrics.csv")
+    summaries = [summary_of(at) for at in (parts, whole)]
+    for key in ("test", "val", "best_epoch", "epochs"):
+        assert summaries[0][key] == summaries[1][key], key
+    return history[0]
+
+
+def codes(done):
+    """Return the exit codes of attempts."""
+    return [attempt.code for attempt in done]

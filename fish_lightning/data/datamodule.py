@@ -53,6 +53,8 @@ class FishDataModule(L.LightningDataModule):
         keep_split: keep a split defined by folders or a table, if ``split`` is random or by photograph.
         photograph: regular expression whose first group, or whole match, names the photograph of a path.
         find_copies: search for near-duplicates, unless the photographs are known.
+        balance: what an epoch of training draws equally often: ``"class"`` or ``"photograph"`` (one of its copies each
+            time); None: each image once. The number of images stays the same.
         leave_out: index or name of a class without which to train and test; its test images are ``left_out``.
         cache: ``"on"`` (decoded images in a file in ``cache_dir``), ``"ram"`` or ``"off"``.
         cache_dir: folder of the cache, also for the result of the near-duplicate search; None: it is not cached.
@@ -85,6 +87,7 @@ class FishDataModule(L.LightningDataModule):
         keep_split: bool = True,
         photograph: str | None = None,
         find_copies: bool = False,
+        balance: str | None = None,
         leave_out: int | str | None = None,
         cache: str | bool = "off",
         cache_dir: str | Path | None = None,
@@ -105,6 +108,9 @@ class FishDataModule(L.LightningDataModule):
         self.train_transform, self.eval_transform = train_transform, eval_transform
         self.start = {"epoch": 0, "batches": 0}
         self.photograph, self.find_copies, self.keep_split = photograph, find_copies, keep_split
+        if balance not in (None, "class", "photograph"):
+            raise UserError(f"data.balance={balance}: expected class, photograph or null")
+        self.balance = balance
         self.leave_out = leave_out
         self.left_out: Catalog | None = None
         self.left_out_class: str | None = None
@@ -266,6 +272,29 @@ class FishDataModule(L.LightningDataModule):
             batch["image"] = self.device_augment(batch["image"], batch.pop("affine"))
         return batch
 
+    def class_weights(self) -> list[float]:
+        """Return class weights, inversely proportional to the training images; their mean over images is 1."""
+        counts = np.bincount(self.catalog.labels[self.catalog.indices("train")], minlength=len(self.catalog.classes))
+        weights: list[float] = (counts.sum() / (len(counts) * counts.clip(1))).tolist()
+        return weights
+
+    def _groups(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+        """Return (N,) what ``balance`` balances of those images; None without it.
+
+        Raises:
+            UserError: photographs are to be balanced and are not known.
+        """
+        if self.balance is None:
+            return None
+        if self.balance == "class":
+            return self.catalog.labels[indices]
+        if not self.catalog.photographs_known:
+            raise UserError(
+                "balance=photograph: it is not known which images are copies of one photograph\n"
+                "search for them with data.find_copies=true, or name them with data.photograph=REGEX"
+            )
+        return np.unique(self.catalog.photographs_or_paths[indices], return_inverse=True)[1]
+
     def _resident_pixels(self, device: torch.device) -> Tensor:
         """Return (N, H, W, 3) uint8 on the device, copied to it once."""
         if self._on_device is None or self._on_device.device != device:
@@ -301,10 +330,11 @@ class FishDataModule(L.LightningDataModule):
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
         dataset = self.dataset(split, train=shuffle)
-        place: dict[str, int] = {}
+        place: dict[str, Any] = {}
         if self.trainer:
             place |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         if shuffle:
             place |= {"start_epoch": self.start["epoch"], "start_batch": self.start["batches"]}
+            place["groups"] = self._groups(dataset.indices)
         batches = KeyedBatches(len(dataset), self.batch_size, self.seed, shuffle, **place)
         return DataLoader(dataset, batch_sampler=batches, **self.loader)

@@ -150,6 +150,8 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
         world_size: number of processes.
         start_epoch: the first epoch, 0-based.
         start_batch: number of batches of that epoch to leave out, on this rank.
+        groups: (n,) integers: an epoch draws all groups equally often instead of each image once
+            (:func:`balanced_order`); requires ``shuffle``.
 
     Raises:
         UserError: there are fewer training images than processes.
@@ -165,13 +167,14 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
         world_size: int = 1,
         start_epoch: int = 0,
         start_batch: int = 0,
+        groups: npt.NDArray[np.int64] | None = None,
     ) -> None:
         if shuffle and n < world_size:
             raise UserError(f"{n} training images for {world_size} processes: set trainer.devices to {n} or fewer")
         self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
         self.epoch = self.start_epoch = start_epoch
-        self.start_batch = start_batch
+        self.start_batch, self.groups = start_batch, groups
         self.sampler = self  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -185,13 +188,37 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
         return max(1, full + (left >= self.world_size * min(2, self.batch_size)))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = (
-            np.random.default_rng([self.seed, self.epoch]).permutation(self.n) if self.shuffle else np.arange(self.n)
-        )
+        generator = np.random.default_rng([self.seed, self.epoch])
+        if not self.shuffle:
+            order = np.arange(self.n)
+        elif self.groups is None:
+            order = generator.permutation(self.n)
+        else:
+            order = balanced_order(self.groups, generator)
         step, last = self.batch_size * self.world_size, len(self) - 1
         for batch in range(self.start_batch if self.epoch == self.start_epoch else 0, last + 1):
             images = order[batch * step : None if batch == last else (batch + 1) * step]
             yield [(self.epoch, int(position)) for position in images[self.rank :: self.world_size]]
+
+
+def balanced_order(groups: npt.NDArray[np.int64], generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return (N,) positions, in which each group comes equally often, give or take one.
+
+    The order consists of rounds, each a permutation of the groups. From round to round a group contributes the next of
+    its images in random order, and begins anew when all have been drawn.
+
+    Args:
+        groups: (N,) the group of each image, any integers.
+        generator: of the epoch.
+    """
+    _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    shuffled = generator.permutation(len(groups))
+    members = shuffled[np.argsort(groups[shuffled], kind="stable")]  # by group, in random order
+    first = np.cumsum(sizes) - sizes
+    rounds = range(-(-len(groups) // len(sizes)))
+    drawn = [(round_, generator.permutation(len(sizes))) for round_ in rounds]
+    order = np.concatenate([members[first[order] + round_ % sizes[order]] for round_, order in drawn])
+    return order[: len(groups)]
 
 
 def start_worker(worker_id: int) -> None:

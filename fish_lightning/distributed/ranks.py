@@ -24,6 +24,25 @@ def gathered(value: T) -> list[T]:
     return values
 
 
+def gathered_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows of all processes in the order in which ``KeyedBatches`` divided them, as a new tensor.
+
+    Args:
+        rows: (n, ...) of this process; ``n`` may differ by one between processes.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows.clone()
+    world = torch.distributed.get_world_size()
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world)]
+    torch.distributed.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    padded = rows.new_zeros(max(int(count) for count in counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(world)]
+    torch.distributed.all_gather(parts, padded)
+    # Image i of the whole batch is image i // world of process i % world.
+    return torch.stack(parts, 1).flatten(0, 1)[: sum(int(count) for count in counts)]
+
+
 def starts_processes(trainer: L.Trainer) -> bool:
     """Return whether Lightning starts the trainer's other ranks, rather than torchrun or Slurm."""
     environment = getattr(trainer.strategy, "cluster_environment", None)

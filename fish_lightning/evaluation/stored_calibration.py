@@ -23,17 +23,18 @@ FILE = "calibration.json"
 Stored = dict[str, Any]
 
 
-def read_calibration(ckpt: str | Path, classes: Sequence[str], weights: str) -> tuple[Stored, str]:
+def read_calibration(ckpt: str | Path, classes: Sequence[str], weights: str, tta: str | None) -> tuple[Stored, str]:
     """Read the ``calibration.json`` of the run that a checkpoint belongs to.
 
     Args:
         ckpt: a checkpoint or a run folder. Of a checkpoint that is in no run folder, the file beside it is read.
         classes: the model's class names.
         weights: digest of the model's weights, see :func:`fish_lightning.models.checkpoint.weights_digest`.
+        tta: the test-time augmentation; None without it.
 
     Returns:
-        The content, and ``""``. Where there is no such file or it is of other weights (those of another epoch): an
-        empty dict, and one line that says that nothing is calibrated.
+        The content, and ``""``. Where there is no such file, or it is of other weights (those of another epoch) or of
+        another test-time augmentation: an empty dict, and one line that says that nothing is calibrated.
 
     Raises:
         UserError: the file is corrupt, or of other classes.
@@ -52,6 +53,8 @@ def read_calibration(ckpt: str | Path, classes: Sequence[str], weights: str) -> 
         raise _corrupt(file, "its classes are not those of the checkpoint")
     if content.get("weights", weights) != weights:
         return {}, f"note: predictions are not calibrated: {shown(file)} belongs to different weights"
+    if (fitted := content.get("tta")) != tta:
+        return {}, f"note: predictions are not calibrated: {shown(file)} was fitted with tta={fitted or 'null'}"
     return content, ""
 
 

@@ -194,9 +194,11 @@ def _faults(checkpoint: dict[str, Any], resumable: bool) -> Iterator[str]:
         callbacks = {name.partition("{")[0]: state for name, state in checkpoint["callbacks"].items()}
         known = {name: of for name, of in CALLBACKS.items() if name in callbacks or name == "SameConfig"}
         yield from _undescribed(callbacks, known, "callbacks")
-        if callbacks["SameConfig"]["settings"].get("model.name", arguments["name"]) != arguments["name"]:
+        began = callbacks["SameConfig"]["settings"]
+        if began.get("model.name", arguments["name"]) != arguments["name"]:
             yield "hyper_parameters.name: expected model.name of the settings"
-        yield from _optimizer(checkpoint, callbacks.get("NonFiniteLoss", {}).get("skipped", 0), network)
+        frozen = began.get("callbacks.freeze._target_") is not None
+        yield from _optimizer(checkpoint, callbacks.get("NonFiniteLoss", {}).get("skipped", 0), network, frozen)
 
 
 def _undescribed(value: Any, description: Description, where: str = "") -> Iterator[str]:
@@ -251,8 +253,8 @@ def _weights(weights: dict[str, torch.Tensor], network: nn.Module) -> Iterator[s
             yield f"state_dict.{name}: expected {noun} of shape {tuple(part.shape)}"
 
 
-def _optimizer(checkpoint: dict[str, Any], skipped: int, network: nn.Module) -> Iterator[str]:
-    """Yield what an optimizer's state lacks for the weights of the network."""
+def _optimizer(checkpoint: dict[str, Any], skipped: int, network: nn.Module, frozen: bool) -> Iterator[str]:
+    """Yield what an optimizer's state lacks for the weights of the network; there is none for frozen ones."""
     weights = list(network.named_parameters())
     indices = list(range(len(weights)))
     stepped = checkpoint["global_step"] > skipped
@@ -278,7 +280,7 @@ def _optimizer(checkpoint: dict[str, Any], skipped: int, network: nn.Module) -> 
                 name, weight = weights[index]
                 if index in of_weights:
                     yield from _state_of_weight(of_weights[index], kept, weight.shape, f"{where}.state.{index}")
-                elif kept and of_weights and not name.startswith(AUXILIARY):
+                elif kept and of_weights and not frozen and not name.startswith(AUXILIARY):
                     yield f"{where}.state.{index} is missing ({name})"
 
 

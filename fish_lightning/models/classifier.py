@@ -3,7 +3,7 @@
 Its checkpoints contain class names and evaluation transform: evaluation and prediction require nothing else.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import lightning as L
@@ -22,6 +22,7 @@ from fish_lightning.errors import UserError, first_line, one_line
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.models.metrics import TrainingMean
 from fish_lightning.models.network import build_network, head_name
+from fish_lightning.models.tta import mean_log_probabilities, views
 from fish_lightning.models.whitelist import require_allowed
 
 Batch = dict[str, Any]
@@ -37,17 +38,22 @@ class FishClassifier(L.LightningModule):
         name: torchvision model name.
         weights: ``"imagenet"``, a file, or None (see :func:`fish_lightning.models.network.build_network`).
         label_smoothing: 0 to 1, for training; validation and test report plain cross-entropy.
+        loss: of training: from logits (N, C) and labels (N,) or class probabilities (N, C), the loss of each image
+            (N,) or their mean; None: cross-entropy with ``label_smoothing``.
+        class_weights: (C,) weight of the training loss of each class's images; None: 1.
         channels_last: memory format of the network; faster on CPUs and recent GPUs, equal up to rounding.
         compile: use ``torch.compile``.
         mean: (3,) mean of normalization, for pixels scaled to 0 to 1.
         std: (3,) standard deviation of normalization.
         eval_transform: ``albumentations.to_dict`` of the evaluation pipeline.
         optimizer: creates an optimizer from parameters; required for training only.
+        parameter_groups: what the optimizer is created with, from the module; None: its parameters.
         scheduler: creates a schedule from (optimizer, total number of steps), stepped each batch; None: constant.
     """
 
     mean: Tensor
     std: Tensor
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -55,19 +61,24 @@ class FishClassifier(L.LightningModule):
         name: str = "resnet34",
         weights: str | None = None,
         label_smoothing: float = 0.0,
+        loss: nn.Module | None = None,
+        class_weights: Sequence[float] | None = None,
         channels_last: bool = True,
         compile: bool = False,
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
         eval_transform: dict[str, Any] | None = None,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        optimizer: Callable[[Any], Optimizer] | None = None,
+        parameter_groups: Callable[[nn.Module], Any] | None = None,
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
         require_allowed(eval_transform or {})
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)
+        of_training = ["loss", "class_weights", "optimizer", "parameter_groups", "scheduler"]
+        self.save_hyperparameters(ignore=of_training, logger=False)
         self.class_names = tuple(class_names)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.parameter_groups = parameter_groups or nn.Module.parameters
         if optimizer is not None:
             _create("optimizer", optimizer, [nn.Parameter(torch.zeros(1))])  # fail early
         self.network = build_network(name, len(self.class_names), weights)
@@ -77,15 +88,20 @@ class FishClassifier(L.LightningModule):
             self.network.compile()  # in place: the names of the weights do not change
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        by_class = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", by_class, persistent=False)
+        self.tta: str | None = None  # see fish_lightning.models.tta
         self.unreadable: set[int] = set()  # indices in the catalog
         self._resumed: dict[str, Any] = {}  # sums of the training means, by process
         self._tested: list[Arrays] = []
-        self.configure_losses()
+        self.configure_losses(loss)
         self.configure_metrics()
 
-    def configure_losses(self) -> None:
-        """Create smoothed cross-entropy for training, plain cross-entropy for validation and test."""
-        self.train_criterion = nn.CrossEntropyLoss(label_smoothing=self.hparams["label_smoothing"])
+    def configure_losses(self, loss: nn.Module | None) -> None:
+        """Set the loss of training; create plain cross-entropy for validation and test."""
+        reduction = "mean" if self.class_weights is None else "none"
+        smoothing = self.hparams["label_smoothing"]
+        self.train_criterion = loss or nn.CrossEntropyLoss(label_smoothing=smoothing, reduction=reduction)
         self.criterion = nn.CrossEntropyLoss(reduction="none")
 
     def configure_metrics(self) -> None:
@@ -108,7 +124,7 @@ class FishClassifier(L.LightningModule):
         """
         if self.make_optimizer is None:
             raise UserError("FishClassifier was created without an optimizer: pass one to train it")
-        optimizer = _create("optimizer", self.make_optimizer, self.parameters())
+        optimizer = _create("optimizer", self.make_optimizer, self.parameter_groups(self.network))
         if self.make_scheduler is None:
             return optimizer
         try:
@@ -188,8 +204,12 @@ class FishClassifier(L.LightningModule):
         if len(labels) < min(2, len(batch["label"])):
             # Other processes wait for the gradients of this one: return zeros.
             return self(batch["image"]).sum() * 0 if self.trainer.world_size > 1 else None
-        logits = self(images)
-        loss: Tensor = self.train_criterion(logits, labels)
+        target = labels if "target" not in batch else self._readable_rows(batch, "target", len(labels))
+        logits = self._logits(batch, images)
+        losses = self.train_criterion(logits, target)
+        if self.class_weights is not None:
+            losses = losses * (self.class_weights[target] if target.dim() == 1 else target @ self.class_weights)
+        loss: Tensor = losses.mean()
         self.train_loss.update(loss.detach(), len(labels))
         self.train_accuracy.update((logits.detach().argmax(1) == labels).float().mean(), len(labels))
         for name, mean in (("loss", self.train_loss), ("accuracy", self.train_accuracy)):
@@ -202,7 +222,7 @@ class FishClassifier(L.LightningModule):
         images, labels, _ = self._readable(batch)
         if len(labels) == 0:
             return
-        logits = self(images).float()
+        logits = self._logits(batch, images).float()
         self.val_loss.update(self.criterion(logits, labels))
         self.val_metrics.update(logits, labels)
         self.log("val/loss", self.val_loss, on_epoch=True, batch_size=len(labels))
@@ -237,7 +257,18 @@ class FishClassifier(L.LightningModule):
         return _as_arrays(batch["index"], batch["label"], *self.logits_and_features(batch["image"]))
 
     def logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (N, C) of images, and features (N, D): what the network's last layer computes them from."""
+        """Return logits (N, C) of images, and features (N, D): what the network's last layer computes them from.
+
+        With test-time augmentation, the logits are the logarithms of the mean probabilities of all views, and the
+        features those of the plain image.
+        """
+        if self.tta is None:
+            return self.single_view(images)
+        (logits, features), *others = map(self.single_view, views(images, self.tta))
+        return mean_log_probabilities([logits, *(other for other, _ in others)]), features
+
+    def single_view(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return :meth:`logits_and_features` without test-time augmentation."""
         seen: list[Tensor] = []
         head = self.network.get_submodule(head_name(self.hparams["name"]))
         hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
@@ -261,6 +292,19 @@ class FishClassifier(L.LightningModule):
         """Restore the unreadable images and the sums of the training loss."""
         self.unreadable |= set(checkpoint.get("unreadable", ()))
         self._resumed = {name: checkpoint[name] for name in ("train_loss", "train_accuracy") if name in checkpoint}
+
+    def _logits(self, batch: Batch, images: Tensor) -> Tensor:
+        """Return logits of the readable images of a batch; of ``features`` where the callback ``Freeze`` has them."""
+        if "features" not in batch:
+            logits: Tensor = self(images)
+            return logits
+        head = self.network.get_submodule(head_name(self.hparams["name"]))
+        return head(self._readable_rows(batch, "features", len(images)).to(self.mean.dtype))  # type: ignore[no-any-return]
+
+    def _readable_rows(self, batch: Batch, name: str, readable: int) -> Tensor:
+        """Return the rows of a tensor of a batch, of which that many are of readable images."""
+        rows: Tensor = batch[name]
+        return rows if len(rows) == readable else rows[batch["label"] != UNREADABLE]
 
     def _readable(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return images, labels and indices of the readable images, and record the others."""

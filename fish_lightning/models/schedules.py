@@ -6,9 +6,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
 
-def onecycle(optimizer: Optimizer, total_steps: int, **arguments: Any) -> LRScheduler:
-    """Return a cycle up to ``max_lr`` and down (Smith and Topin 2018, arXiv:1708.07120)."""
-    return OneCycleLR(optimizer, total_steps=total_steps, **arguments)
+def onecycle(optimizer: Optimizer, total_steps: int, max_lr: float, **arguments: Any) -> LRScheduler:
+    """Return a cycle up to ``max_lr`` and down (Smith and Topin 2018, arXiv:1708.07120).
+
+    A parameter group with ``lr_scale`` has that share of ``max_lr``.
+    """
+    rates = [max_lr * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+    return OneCycleLR(optimizer, rates, total_steps=total_steps, **arguments)
 
 
 def cosine(optimizer: Optimizer, total_steps: int, **arguments: Any) -> LRScheduler:

@@ -181,7 +181,7 @@ def explain(
     target = cfg.evaluate.target_error
     analysis = analyse(outputs, training, target, subset=subset, leaked=leaked, unknown=unknown, stored=stored)
     if stored is None and (outputs.splits == "val").any():
-        content = calibration_file(analysis) | {"weights": weights_digest(model)}
+        content = calibration_file(analysis) | {"weights": weights_digest(model), "tta": model.tta}
         with whole_file(folder / CALIBRATION_FILE) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     audit: dict[str, Any] | str = ""

@@ -26,8 +26,9 @@ from fish_lightning.run_log import say
 
 #: Settings, and groups of settings, that affect a training step.
 _OF_A_STEP = (
-    *("seed", "data.batch_size", "data.resident", "data.on_error", "on_nan"),
-    *("transforms", "model", "optimizer", "scheduler", "callbacks.progressive"),
+    *("seed", "data.batch_size", "data.balance", "data.resident", "data.on_error", "on_nan"),
+    *("transforms", "model", "optimizer", "scheduler"),
+    *("callbacks.progressive", "callbacks.mix", "callbacks.average", "callbacks.freeze"),
     *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"),
     *("trainer.precision", "trainer.deterministic", "trainer.limit_train_batches", "trainer.sync_batchnorm"),
 )

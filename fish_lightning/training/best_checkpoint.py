@@ -1,5 +1,6 @@
 """``best.ckpt``: the weights of the best epoch, for testing and prediction."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,14 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from fish_lightning.training.average import WeightAverage
+
 
 class BestCheckpoint(ModelCheckpoint):
     """Keeps the epoch with the highest monitored metric, among equals the one with the lowest ``tie_breaker``.
 
-    Ties are common with small validation sets; Lightning keeps the earliest epoch.
+    Where weights are averaged, the checkpoint contains the average, which is what was validated. Ties are common with
+    small validation sets; Lightning keeps the earliest epoch.
 
     Args:
         tie_breaker: a logged metric; lower is better.
@@ -43,6 +47,16 @@ class BestCheckpoint(ModelCheckpoint):
             self.best_metrics = {name: float(score) for name, score in measured if name.startswith("val/")}
         return better
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save if it is due."""
+        with _as_validated(trainer, pl_module):
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save if it is due."""
+        with _as_validated(trainer, pl_module):
+            super().on_train_epoch_end(trainer, pl_module)
+
     def state_dict(self) -> dict[str, Any]:
         """Return Lightning's state and that of the best epoch."""
         return super().state_dict() | {name: getattr(self, name) for name in self._KEPT}
@@ -65,6 +79,12 @@ class BestCheckpoint(ModelCheckpoint):
         for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
             moved[name] = here.get(state_dict[name], "")
         super().load_state_dict(state_dict | moved)
+
+
+def _as_validated(trainer: L.Trainer, pl_module: L.LightningModule) -> AbstractContextManager[None]:
+    """Have the validated weights in the model; two averages would replace one another."""
+    averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAverage)]  # type: ignore[attr-defined]
+    return averages[0].in_model(pl_module) if averages else nullcontext()
 
 
 def best_checkpoint(trainer: L.Trainer) -> str | None:

@@ -1,0 +1,137 @@
+"""Fine-tuning in stages: the head is trained first, or alone, while the layers before it stay as they are."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from fish_lightning.data.datamodule import FishDataModule
+from fish_lightning.data.dataset import KeyedBatches
+from fish_lightning.errors import UserError
+from fish_lightning.models.classifier import FishClassifier
+from fish_lightning.models.network import head_name
+from fish_lightning.models.parameter_groups import block_of
+from fish_lightning.run_log import say
+
+
+class Freeze(Callback):
+    """Trains the last block of the network first, then one block more every ``every`` epochs, from the end.
+
+    What is trained depends on the epoch alone. The optimizer has all parameters from the start: it skips those without
+    a gradient and keeps no state for them, so that a resumed run has nothing to rebuild (Lightning issue 21901).
+    Batch normalization of frozen blocks uses its running statistics. For learning rates of their own, see
+    ``optimizer.layer_decay``.
+
+    Args:
+        epochs: number of epochs in which only the head, the last layer, is trained; None: all.
+        every: epochs from one block to the next; 0: all blocks at once.
+        features: compute what the head is given once, from images without augmentation, instead of in each epoch;
+            requires ``epochs=None``.
+
+    Source: Howard and Ruder 2018 (gradual unfreezing, arXiv:1801.06146).
+    """
+
+    def __init__(self, epochs: int | None = 1, every: int = 0, features: bool = False) -> None:
+        if epochs is not None and epochs < 1:
+            raise UserError(f"callbacks.freeze.epochs={epochs}: expected 1 or more, or null")
+        if every < 0:
+            raise UserError(f"callbacks.freeze.every={every}: expected 0 or more")
+        if features and epochs is not None:
+            raise UserError("callbacks.freeze.features=true requires callbacks.freeze.epochs=null")
+        self.epochs, self.every, self.features = epochs, every, features
+        self._table: Tensor | None = None  # (N, D) features of all training and validation images, by index
+        self._frozen: list[nn.Parameter] = []
+
+    def trained_blocks(self, epoch: int, blocks: int) -> int:
+        """Return how many of the network's blocks, from the end, are trained in an epoch (from 0)."""
+        if self.epochs is None or epoch < self.epochs:
+            return 1
+        return blocks if self.every == 0 else min(blocks, 2 + (epoch - self.epochs) // self.every)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compute the features."""
+        if self.features:
+            say("computing the features of the training and validation images, once")
+            self._table = _features(trainer, pl_module)  # type: ignore[arg-type]
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Give the head its features."""
+        if self._table is not None:
+            batch["features"] = self._table[batch["index"]]
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Freeze what is not trained in this epoch; validation has set the modules to training mode."""
+        if self._table is not None:
+            batch["features"] = self._table[batch["index"]]
+        network = pl_module.network
+        assert isinstance(network, nn.Module)
+        blocks = _blocks(network, head_name(pl_module.hparams["name"]))
+        frozen = set(blocks[: len(blocks) - self.trained_blocks(trainer.current_epoch, len(blocks))])
+        self._frozen = []
+        for name, parameter in network.named_parameters():
+            is_frozen = _block(network, name, blocks[-1]) in frozen
+            # Under DDP each parameter must have a gradient; the optimizer does not see it.
+            parameter.requires_grad_(trainer.world_size > 1 or not is_frozen)
+            if is_frozen:
+                self._frozen.append(parameter)
+        for name, module in network.named_modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm):
+                module.train(_block(network, f"{name}.weight", blocks[-1]) not in frozen)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        """Drop the gradients of what is frozen."""
+        for parameter in self._frozen:
+            parameter.grad = None
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the module as other runs do."""
+        pl_module.requires_grad_(True)
+        self._table = None
+
+
+@torch.no_grad()
+def _features(trainer: L.Trainer, model: FishClassifier) -> Tensor:
+    """Return (N, D) what the head is given for training and validation images, 0 for others, on the device.
+
+    Raises:
+        UserError: the network's last layer is not linear.
+    """
+    if not isinstance(model.network.get_submodule(head_name(model.hparams["name"])), nn.Linear):
+        raise UserError(
+            f"freeze=backbone requires a network whose last layer is linear, unlike {model.hparams['name']}\n"
+            "freeze=head_first works with any"
+        )
+    data: FishDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    table: Tensor | None = None
+    was_training = model.training
+    model.eval()
+    for split in ("train", "val"):
+        dataset = data.dataset(split)
+        for loaded in DataLoader(dataset, batch_sampler=KeyedBatches(len(dataset), data.batch_size), **data.loader):
+            batch = data.on_after_batch_transfer(data.transfer_batch_to_device(loaded, model.device, 0), 0)
+            with trainer.precision_plugin.forward_context():
+                features = model.single_view(batch["image"])[1]
+            if table is None:
+                table = torch.zeros(len(data.catalog), features.shape[1], device=model.device)
+            table[batch["index"]] = features
+    assert table is not None
+    model.train(was_training)
+    return table
+
+
+def _blocks(network: nn.Module, head: str) -> list[str]:
+    """Return the names of the network's blocks by depth, the last layer as the last."""
+    names = [name for name, _ in network.named_parameters()]
+    return list(dict.fromkeys([*(block_of(network, name) for name in names if not name.startswith(f"{head}.")), head]))
+
+
+def _block(network: nn.Module, name: str, head: str) -> str:
+    return head if name.startswith(f"{head}.") else block_of(network, name)

@@ -1,0 +1,115 @@
+"""Fine-tuning in stages: what is frozen stays as it is to the last bit, and features are computed once."""
+
+import lightning as L
+import pytest
+import torch
+from helpers import same
+
+from fish_lightning.errors import UserError
+from fish_lightning.training.freeze import Freeze
+
+
+class Epochs(L.Callback):
+    """Records the network at the start of the run and after each epoch."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_train_start(self, trainer, pl_module):
+        self.on_train_epoch_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.states.append({name: part.clone() for name, part in pl_module.network.state_dict().items()})
+
+
+@pytest.fixture
+def frozen(make_data, make_model, make_trainer, tiny_data):
+    """``frozen(freeze, epochs)``: the states of the network, the model and its data."""
+
+    def fit(freeze, epochs=2, **model_settings):
+        data, watch = make_data(tiny_data), Epochs()
+        model = make_model(data, **({"name": "resnet18"} | model_settings))
+        make_trainer(max_epochs=epochs, callbacks=[freeze, watch]).fit(model, datamodule=data)
+        return watch.states, model, data
+
+    return fit
+
+
+def changed(one, other):
+    """The blocks of which a tensor differs."""
+    return {".".join(name.split(".")[:2]) for name in one if not torch.equal(one[name], other[name])}
+
+
+def test_the_head_is_trained_first_and_then_all_layers(frozen):
+    states, model, _ = frozen(Freeze(epochs=1))
+    assert changed(states[0], states[1]) == {"fc.weight", "fc.bias"}  # not even running statistics
+    assert {"conv1.weight", "bn1.running_mean", "layer1.0", "fc.weight"} <= changed(states[1], states[2])
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_blocks_are_unfrozen_from_the_end():
+    callback = Freeze(epochs=2, every=2)
+    assert [callback.trained_blocks(epoch, 5) for epoch in range(11)] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 5]
+    assert [Freeze(epochs=2).trained_blocks(epoch, 5) for epoch in range(4)] == [1, 1, 5, 5]
+    assert [Freeze(epochs=None).trained_blocks(epoch, 5) for epoch in (0, 99)] == [1, 1]
+
+
+def test_one_block_more_is_trained_each_epoch(frozen):
+    states, _, _ = frozen(Freeze(epochs=1, every=1), epochs=3)
+    assert changed(states[1], states[2]) == {"fc.weight", "fc.bias", "layer4.1"}
+    assert changed(states[2], states[3]) == {"fc.weight", "fc.bias", "layer4.1", "layer4.0"}
+
+
+def test_features_are_computed_once_and_the_head_is_trained_from_them(frozen):
+    calls = []
+
+    class Count(Freeze):
+        def on_train_start(self, trainer, pl_module):
+            pl_module.network.conv1.register_forward_hook(lambda *_: calls.append(1))
+
+    states, model, data = frozen(Count(epochs=None, features=True))
+    assert changed(states[0], states[2]) == {"fc.weight", "fc.bias"}
+    assert calls == []  # neither training nor validation computes a convolution
+    model.eval()
+    batch = next(iter(data.val_dataloader()))
+    with torch.no_grad():
+        logits, features = model.single_view(batch["image"])
+        assert torch.allclose(model._logits({**batch, "features": features}, batch["image"]), logits)
+
+
+def test_a_network_without_a_linear_head_has_no_features(frozen):
+    with pytest.raises(UserError, match="last layer is linear, unlike squeezenet1_1\nfreeze=head_first works"):
+        frozen(Freeze(epochs=None, features=True), name="squeezenet1_1")
+
+
+def test_unreadable_images_have_no_features(make_data, make_model, make_trainer, damaged):
+    data = make_data(damaged, on_error="skip")
+    model = make_model(data, name="resnet18")
+    make_trainer(max_epochs=1, callbacks=[Freeze(epochs=None, features=True)]).fit(model, datamodule=data)
+    assert len(model.unreadable) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs=0: expected 1 or more, or null"),
+        ({"every": -1}, "every=-1: expected 0 or more"),
+        ({"features": True}, "features=true requires callbacks.freeze.epochs=null"),
+    ],
+)
+def test_an_impossible_setting_is_an_error(settings, message):
+    with pytest.raises(UserError) as raised:
+        Freeze(**settings)
+    assert message in str(raised.value)
+
+
+def test_frozen_weights_have_the_initial_values_of_a_run_without_freezing(frozen, make_model):
+    states, _, data = frozen(Freeze(epochs=None))
+    assert same(
+        {name: part for name, part in states[-1].items() if not name.startswith("fc.")},
+        {
+            name: part
+            for name, part in make_model(data, name="resnet18").network.state_dict().items()
+            if not name.startswith("fc.")
+        },
+    )
