@@ -330,16 +330,16 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     },
     "albumentations.pytorch.ToTensorV2": {"transpose_mask": FLAG, "p": PROBABILITY},
     # optimizer
-    "torch.optim.Adam": _ADAM | {"decoupled_weight_decay": FLAG},
-    "torch.optim.AdamW": _ADAM,
-    "torch.optim.SGD": {
+    "fish_lightning.models.optimizers.Adam": _ADAM | {"decoupled_weight_decay": FLAG},
+    "fish_lightning.models.optimizers.AdamW": _ADAM,
+    "fish_lightning.models.optimizers.SGD": {
         "momentum": NOT_NEGATIVE,
         "dampening": NUMBER,
         "nesterov": FLAG,
         "fused": FLAG | NULL,
         **_TORCH,
     },
-    "torch.optim.RMSprop": {
+    "fish_lightning.models.optimizers.RMSprop": {
         "alpha": _MOMENTUM,
         "eps": NOT_NEGATIVE,
         "momentum": NOT_NEGATIVE,

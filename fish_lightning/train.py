@@ -31,7 +31,6 @@ def train(cfg: DictConfig) -> float | None:
     from lightning.pytorch.callbacks import LearningRateMonitor
 
     from fish_lightning.distributed.ranks import SameConfig, announce_parent
-    from fish_lightning.models.parameter_groups import instantiate_optimizer
     from fish_lightning.report import run as report
     from fish_lightning.resume.checkpoints import LastCheckpoint
     from fish_lightning.resume.compatibility import checkpoint_to_resume, require_resumable
@@ -62,7 +61,7 @@ def train(cfg: DictConfig) -> float | None:
         class_names=data.catalog.classes,
         eval_transform=A.to_dict(data.eval_transform),
         class_weights=data.class_weights() if cfg.model.class_weights else None,
-        **instantiate_optimizer(cfg.optimizer),
+        optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),
     )
     model.tta = cfg.tta

@@ -3,7 +3,7 @@
 Its checkpoints contain class names and evaluation transform: evaluation and prediction require nothing else.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import lightning as L
@@ -22,6 +22,7 @@ from fish_lightning.errors import UserError, first_line, one_line
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.models.metrics import TrainingMean
 from fish_lightning.models.network import build_network, head_name
+from fish_lightning.models.optimizers import NetworkParameters
 from fish_lightning.models.tta import mean_log_probabilities, views
 from fish_lightning.models.whitelist import require_allowed
 
@@ -47,7 +48,6 @@ class FishClassifier(L.LightningModule):
         std: (3,) standard deviation of normalization.
         eval_transform: ``albumentations.to_dict`` of the evaluation pipeline.
         optimizer: creates an optimizer from parameters; required for training only.
-        parameter_groups: what the optimizer is created with, from the module; None: its parameters.
         scheduler: creates a schedule from (optimizer, total number of steps), stepped each batch; None: constant.
     """
 
@@ -68,19 +68,17 @@ class FishClassifier(L.LightningModule):
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
         eval_transform: dict[str, Any] | None = None,
-        optimizer: Callable[[Any], Optimizer] | None = None,
-        parameter_groups: Callable[[nn.Module], Any] | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
         require_allowed(eval_transform or {})
         super().__init__()
-        of_training = ["loss", "class_weights", "optimizer", "parameter_groups", "scheduler"]
+        of_training = ["loss", "class_weights", "optimizer", "scheduler"]
         self.save_hyperparameters(ignore=of_training, logger=False)
         self.class_names = tuple(class_names)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.parameter_groups = parameter_groups or nn.Module.parameters
         if optimizer is not None:
-            _create("optimizer", optimizer, [nn.Parameter(torch.zeros(1))])  # fail early
+            _create("optimizer", optimizer, NetworkParameters(nn.Linear(1, 1)))  # fail early
         self.network = build_network(name, len(self.class_names), weights)
         if channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)
@@ -124,7 +122,7 @@ class FishClassifier(L.LightningModule):
         """
         if self.make_optimizer is None:
             raise UserError("FishClassifier was created without an optimizer: pass one to train it")
-        optimizer = _create("optimizer", self.make_optimizer, self.parameter_groups(self.network))
+        optimizer = _create("optimizer", self.make_optimizer, NetworkParameters(self.network))
         if self.make_scheduler is None:
             return optimizer
         try:

@@ -14,7 +14,7 @@ from fish_lightning.data.dataset import KeyedBatches
 from fish_lightning.errors import UserError
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.models.network import head_name
-from fish_lightning.models.parameter_groups import block_of
+from fish_lightning.models.optimizers import block_of
 from fish_lightning.run_log import say
 
 

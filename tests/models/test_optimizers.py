@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torchvision.models import get_model
 
-from fish_lightning.models.parameter_groups import block_of, instantiate_optimizer, parameter_groups
+from fish_lightning.errors import UserError
+from fish_lightning.models.optimizers import SGD, NetworkParameters, block_of, parameter_groups
 from fish_lightning.models.schedules import onecycle
 
 
@@ -16,8 +16,9 @@ def resnet():
 
 def test_without_options_an_optimizer_gets_the_parameters_themselves(resnet):
     for options in ({}, {"layer_decay": 1.0}, {"layer_decay": None, "decay_norms": True}):
-        ours = list(parameter_groups(resnet, 0.1, **options))
-        assert len(ours) == 62 and all(one is other for one, other in zip(ours, resnet.parameters(), strict=True))
+        (group,) = SGD(NetworkParameters(resnet), lr=0.1, **options).param_groups
+        assert len(group["params"]) == 62 and "lr_scale" not in group
+        assert all(one is other for one, other in zip(group["params"], resnet.parameters(), strict=True))
 
 
 def test_the_rate_falls_from_block_to_block(resnet):
@@ -66,18 +67,12 @@ def step(optimizer, schedule):
     return rates
 
 
-def test_the_options_do_not_reach_the_optimizer(resnet):
-    cfg = OmegaConf.create(
-        {
-            "target": 0.01,
-            "optimizer": {
-                **{"_target_": "torch.optim.SGD", "_partial_": True, "lr": "${target}", "weight_decay": 0.1},
-                **{"layer_decay": 0.9, "decay_norms": False},
-            },
-        }
-    )
-    arguments = instantiate_optimizer(cfg.optimizer)
-    optimizer = arguments["optimizer"](arguments["parameter_groups"](resnet))
+def test_the_options_reach_the_groups_and_not_the_optimizer(resnet):
+    optimizer = SGD(NetworkParameters(resnet), lr=0.01, weight_decay=0.1, layer_decay=0.9, decay_norms=False)
     assert isinstance(optimizer, torch.optim.SGD) and optimizer.param_groups[-1]["lr"] == pytest.approx(0.01)
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}
-    assert "layer_decay" in cfg.optimizer  # the config that is stored is unchanged
+
+
+def test_options_require_the_names_of_the_parameters(resnet):
+    with pytest.raises(UserError, match=r"optimizer\.layer_decay and optimizer\.decay_norms=false require"):
+        SGD(resnet.parameters(), lr=0.01, layer_decay=0.9)

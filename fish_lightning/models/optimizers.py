@@ -1,0 +1,99 @@
+"""Torch's optimizers with learning rates by depth, and weights that are not decayed."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from fish_lightning.errors import UserError
+
+
+class NetworkParameters(list[nn.Parameter]):
+    """The parameters of a network in its order; optimizers of this module also see their names.
+
+    Args:
+        network: whose parameters they are.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network.parameters())
+        self.network = network
+
+
+def _create(
+    optimizer: Callable[..., Optimizer],
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    layer_decay: float | None = None,
+    decay_norms: bool = True,
+    **arguments: Any,
+) -> Optimizer:
+    """Create an optimizer, with parameter groups where an option requires them.
+
+    Args:
+        optimizer: class of the optimizer.
+        parameters: to optimize; :class:`NetworkParameters` for ``layer_decay`` and ``decay_norms``.
+        lr: learning rate; with ``layer_decay`` that of the last block.
+        layer_decay: see :func:`parameter_groups`.
+        decay_norms: see :func:`parameter_groups`.
+        **arguments: of the optimizer.
+
+    Raises:
+        UserError: an option requires the network.
+    """
+    if layer_decay in (None, 1) and decay_norms:
+        return optimizer(parameters, lr=lr, **arguments)
+    if not isinstance(parameters, NetworkParameters):
+        raise UserError("optimizer.layer_decay and optimizer.decay_norms=false require the parameters of a network")
+    return optimizer(parameter_groups(parameters.network, lr, layer_decay, decay_norms), lr=lr, **arguments)
+
+
+Adam = partial(_create, torch.optim.Adam)
+AdamW = partial(_create, torch.optim.AdamW)
+RMSprop = partial(_create, torch.optim.RMSprop)
+SGD = partial(_create, torch.optim.SGD)
+
+
+def parameter_groups(
+    network: nn.Module, lr: float, layer_decay: float | None = None, decay_norms: bool = True
+) -> list[dict[str, Any]]:
+    """Return groups of parameters for an optimizer.
+
+    Args:
+        network: whose parameters are in the order of their depth, as in torchvision's networks.
+        lr: learning rate of the last block.
+        layer_decay: ratio of the learning rates of neighbouring blocks (see :func:`block_of`); None or 1: one rate.
+        decay_norms: whether biases and normalization layers, all parameters of one dimension, are decayed.
+
+    Returns:
+        Groups with ``params``, ``lr``, ``lr_scale`` (their share of ``lr``), and
+        ``weight_decay`` where it is 0.
+
+    Source: Clark et al. 2020 (ELECTRA, arXiv:2003.10555) for layer-wise rates; He et al. 2019 (arXiv:1812.01187) for
+    weights without decay.
+    """
+    blocks = list(dict.fromkeys(block_of(network, name) for name, _ in network.named_parameters()))
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        scale = (layer_decay or 1.0) ** (len(blocks) - 1 - blocks.index(block_of(network, name)))
+        decayed = decay_norms or parameter.dim() > 1
+        group = {"params": [], "lr": lr * scale, "lr_scale": scale} | ({} if decayed else {"weight_decay": 0.0})
+        groups.setdefault((scale, decayed), group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def block_of(network: nn.Module, name: str) -> str:
+    """Return the block that a parameter belongs to: ``layer1.0``, ``features.3``, ``encoder.layers.encoder_layer_0``.
+
+    It is a part of the first ``nn.Sequential`` or ``nn.ModuleList`` on its path, else a direct part of the network.
+    """
+    parts = name.split(".")
+    module = network
+    for depth, part in enumerate(parts[:-1]):
+        if isinstance(module, nn.Sequential | nn.ModuleList) and module is not network:
+            return ".".join(parts[: depth + 1])
+        module = getattr(module, part)
+    return parts[0]
