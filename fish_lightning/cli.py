@@ -37,4 +37,5 @@ _RESOLVERS = {
 for _name, _resolver in _RESOLVERS.items():
     OmegaConf.register_new_resolver(_name, _resolver, replace=True)
 register_plugins()
+compat.share_config_store()
 compat.before_hydra_reports(end_if_known)

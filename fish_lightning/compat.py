@@ -7,11 +7,13 @@ Libraries are imported inside the functions: Hydra's part is needed at every sta
 import logging
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import lightning as L
+    from omegaconf import DictConfig
     from optuna.distributions import BaseDistribution
     from optuna.study import Study
     from optuna.trial import Trial
@@ -185,7 +187,49 @@ def forget_later_points(writer: Any, step: int) -> None:
     writer._get_file_writer().add_event(start, step)
 
 
-# Hydra: our own sweepers
+# Hydra: one composition of the config, and our own sweepers
+
+
+def share_config_store() -> None:
+    """Keep Hydra from copying its ConfigStore for each composition and each group of ``--help``: a second there.
+
+    What is read from the store is a copy by itself.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+
+
+@contextmanager
+def composed_already(cfg: "DictConfig | None") -> Iterator[None]:
+    """Give Hydra the config of a single run; it would compose one for ``hydra.mode`` alone, and that of the run again.
+
+    Args:
+        cfg: as ``compose(…, return_hydra_config=True)`` returns it, with the task's name as the job's; None: Hydra
+            composes.
+    """
+    if cfg is None:
+        yield
+        return
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.hydra import Hydra
+    from hydra.types import RunMode
+
+    if cfg.hydra.mode is None:  # Hydra adds this override to the run's (_run_app)
+        cfg.hydra.mode = RunMode.RUN
+        cfg.hydra.overrides.hydra.append("hydra.mode=RUN")
+    get_mode, load = Hydra.get_mode, ConfigLoaderImpl.load_configuration
+
+    def load_once(*_: Any, **__: Any) -> "DictConfig":
+        ConfigLoaderImpl.load_configuration = load  # type: ignore[method-assign]
+        return cfg
+
+    Hydra.get_mode = lambda *_, **__: RunMode.RUN  # type: ignore[method-assign]
+    ConfigLoaderImpl.load_configuration = load_once  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode, ConfigLoaderImpl.load_configuration = get_mode, load  # type: ignore[method-assign]
 
 
 def basic_sweeper() -> tuple[type, Callable[..., Any]]:

@@ -4,12 +4,16 @@ A test that fails here names what an upgrade has changed, and the version that h
 """
 
 import ast
+import copy
 import importlib
 import inspect
+import json
 import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 from functools import reduce
 from importlib.metadata import version
 from operator import attrgetter
@@ -440,6 +444,54 @@ def test_tensorboard_forgets_points_from_a_step_on(tmp_path):
 
 
 # Hydra
+
+
+#: Starts each command line of ``argv`` twice, with and without ``composed_already``; prints both runs' files.
+STARTS = """
+import contextlib, json, pathlib, shutil, sys
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from fish_lightning import compat, train
+
+load, seen = ConfigLoaderImpl.load_configuration, []
+ConfigLoaderImpl.load_configuration = lambda *given, **named: seen.append(0) or load(*given, **named)
+train.train = lambda cfg: None
+commands = [command.split() for command in sys.argv[1:]]
+found = []
+for hand_over in (compat.composed_already, lambda cfg: contextlib.nullcontext()):
+    compat.composed_already = hand_over
+    for words in commands:
+        seen.clear()
+        sys.argv = ["train.py", *words, "hydra.run.dir=run"]
+        train.main()
+        found.append([len(seen), *(file.read_text() for file in sorted(pathlib.Path("run/.hydra").iterdir()))])
+        shutil.rmtree("run")
+print(json.dumps(found))
+"""
+
+
+def test_hydra_runs_a_composed_config_as_it_would_compose_it_itself(tmp_path):
+    commands = ["seed=1", "--run hydra.mode=RUN hydra.job.name=other optimizer=sgd ++seed=2 ~logger.csv"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", STARTS, *commands]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    given, composed = found[: len(commands)], found[len(commands) :]
+    assert [run[0] for run in given] == [1, 1], changed("hydra-core", "Hydra.get_mode or Hydra.run")
+    assert [run[0] for run in composed] == [3, 3], changed("hydra-core", "the compositions of a start")
+    assert [run[1:] for run in given] == [run[1:] for run in composed], changed("hydra-core", "Hydra.compose_config")
+
+
+def test_hydra_copies_what_it_reads_from_its_store_and_not_the_store():
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_store import ConfigStore
+
+    compat.share_config_store()
+    store = ConfigStore.instance()
+    repository = copy.deepcopy(ConfigLoaderImpl(create_config_search_path(None)).repository)
+    assert repository.get_schema_source().store is store, changed("hydra-core", "StructuredConfigSource.store")
+    store.load("hydra/config.yaml").node.verbose = "changed"
+    assert store.load("hydra/config.yaml").node.verbose is False, changed("hydra-core", "ConfigStore.load")
 
 
 def test_hydra_asks_a_static_method_whether_it_may_instantiate_a_plugin(monkeypatch):
