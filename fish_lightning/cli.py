@@ -5,6 +5,7 @@ Imported at every start, also for ``--help``: nothing heavier than Hydra belongs
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -21,8 +22,33 @@ _PACKAGE = Path(__file__).parent
 #: Folder of the config groups, as :func:`hydra.main` takes it: beside the package in a checkout, inside it in a wheel.
 CONF = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf")
 
+#: Choices of ``data`` that a program does not have.
+_NOT_OFFERED = {"train": {"checkpoint", "fish_originals"}, "prepare": {"checkpoint"}}
+
+
+def _choices(program: str, sources: Any) -> str:
+    """Return the groups of a program and their choices for ``--help``, a line each.
+
+    Args:
+        program: its name; of another config, the groups of all programs are returned.
+        sources: ``hydra.runtime.config_sources``, with the folders that a user adds (``--config-dir``).
+    """
+    choices: dict[str, set[str]] = {}
+    for folder in [Path(source.path) for source in sources if source.schema == "file"]:
+        for file in folder.rglob("*.yaml"):
+            choices.setdefault(file.parent.relative_to(folder).as_posix(), set()).add(file.stem)
+    if (file := Path(CONF, f"{program}.yaml")).is_file():
+        own = {str(name) for default in OmegaConf.load(file).defaults if OmegaConf.is_dict(default) for name in default}
+        others = {folder.name for folder in Path(CONF).iterdir() if folder.name not in own}
+        choices = {group: names for group, names in choices.items() if group.partition("/")[0] not in others}
+        choices.get("data", set()).difference_update(_NOT_OFFERED.get(program, ()))
+    shown = sorted(group for group in choices if group != "." and group.partition("/")[0] != "hydra")
+    return "\n".join(f"{group}: {', '.join(sorted(choices[group]))}" for group in shown)
+
+
 #: OmegaConf resolvers, for ``${workers:…}``, ``${run_folder:…}`` and so on in the YAML.
 _RESOLVERS = {
+    "choices": _choices,
     "config_folder": config_folder,
     "fused": fused,
     "on_a_terminal": sys.stdout.isatty,
@@ -37,4 +63,5 @@ _RESOLVERS = {
 for _name, _resolver in _RESOLVERS.items():
     OmegaConf.register_new_resolver(_name, _resolver, replace=True)
 register_plugins()
+compat.share_config_store()
 compat.before_hydra_reports(end_if_known)

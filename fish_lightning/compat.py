@@ -7,11 +7,13 @@ Libraries are imported inside the functions: Hydra's part is needed at every sta
 import logging
 import re
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import lightning as L
+    from omegaconf import DictConfig
     from optuna.distributions import BaseDistribution
     from optuna.study import Study
     from optuna.trial import Trial
@@ -74,6 +76,32 @@ def is_saved_within_epoch(checkpoint: dict[str, Any]) -> bool:
 def epochs_processed(checkpoint: dict[str, Any]) -> int:
     """Return the number of epochs that Lightning counts as done in the checkpoint, including those ended early."""
     return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+
+
+#: What a resumed run reads of a checkpoint's ``loops``: the type of each entry, by nested keys.
+_COUNTS: dict[str, Any] = dict.fromkeys(("ready", "started", "processed", "completed"), int)
+_PROGRESS = {"total": _COUNTS, "current": _COUNTS}
+_STEPS = {"total": {"ready": int, "completed": int}}
+LOOPS: dict[str, Any] = {
+    "fit_loop": {
+        "epoch_progress": _PROGRESS,
+        "epoch_loop.batch_progress": _PROGRESS | {"is_last_batch": bool},
+        "epoch_loop.state_dict": {"_batches_that_stepped": int},
+        "epoch_loop.scheduler_progress": _STEPS,
+        "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": _STEPS, "zero_grad": _STEPS}},
+        "epoch_loop.val_loop.batch_progress": _PROGRESS | {"is_last_batch": bool},
+    }
+}
+
+
+def callback_states(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the states of callbacks by the names of their classes, without the arguments that Lightning adds."""
+    return {name.partition("{")[0]: state for name, state in checkpoint["callbacks"].items()}
+
+
+def is_misconfiguration(error: BaseException) -> bool:
+    """Return whether Lightning rejected a setting, without importing Lightning."""
+    return type(error).__name__ == "MisconfigurationException"
 
 
 def metrics_to_be_logged(trainer: "L.Trainer") -> dict[str, float] | None:
@@ -177,6 +205,12 @@ def is_lost_peer(error: Exception) -> bool:
     return re.search(LOST_PEER, str(error)) is not None
 
 
+def refused_global(error: Exception) -> str | None:
+    """Return what a checkpoint would have executed when ``torch.load`` refused it; None if that is not the reason."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return named[1] if named else None
+
+
 def forget_later_points(writer: Any, step: int) -> None:
     """Make TensorBoard discard the points of a ``SummaryWriter`` from ``step`` on, which will be written again."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
@@ -185,7 +219,49 @@ def forget_later_points(writer: Any, step: int) -> None:
     writer._get_file_writer().add_event(start, step)
 
 
-# Hydra: our own sweepers
+# Hydra: one composition of the config, and our own sweepers
+
+
+def share_config_store() -> None:
+    """Keep Hydra from copying its ConfigStore for each composition and each group of ``--help``: a second there.
+
+    What is read from the store is a copy by itself.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+
+
+@contextmanager
+def composed_already(cfg: "DictConfig | None") -> Iterator[None]:
+    """Give Hydra the config of a single run; it would compose one for ``hydra.mode`` alone, and that of the run again.
+
+    Args:
+        cfg: as ``compose(…, return_hydra_config=True)`` returns it, with the task's name as the job's; None: Hydra
+            composes.
+    """
+    if cfg is None:
+        yield
+        return
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.hydra import Hydra
+    from hydra.types import RunMode
+
+    if cfg.hydra.mode is None:  # Hydra adds this override to the run's (_run_app)
+        cfg.hydra.mode = RunMode.RUN
+        cfg.hydra.overrides.hydra.append("hydra.mode=RUN")
+    get_mode, load = Hydra.get_mode, ConfigLoaderImpl.load_configuration
+
+    def load_once(*_: Any, **__: Any) -> "DictConfig":
+        ConfigLoaderImpl.load_configuration = load  # type: ignore[method-assign]
+        return cfg
+
+    Hydra.get_mode = lambda *_, **__: RunMode.RUN  # type: ignore[method-assign]
+    ConfigLoaderImpl.load_configuration = load_once  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode, ConfigLoaderImpl.load_configuration = get_mode, load  # type: ignore[method-assign]
 
 
 def basic_sweeper() -> tuple[type, Callable[..., Any]]:
@@ -207,6 +283,40 @@ def allow_plugins(is_allowed: Callable[[str], bool]) -> None:
     from hydra.core.plugins import Plugins
 
     Plugins.is_in_toplevel_plugins_module = staticmethod(is_allowed)  # type: ignore[method-assign,assignment]
+
+
+#: Modules of Hydra's own plugins, and of those that are installed.
+PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")
+
+
+def quiet_hydra() -> None:
+    """Silence Hydra's warning of configs with the names of a plugin's own; ours are complete."""
+    warnings.filterwarnings("ignore", r"(?s).*is validated against ConfigStore schema")
+
+
+class FailedTarget(NamedTuple):
+    """What Hydra says of a target that it cannot instantiate.
+
+    Attributes:
+        key: of the node with the ``_target_``; ``""`` at the top.
+        target: its dotted name; ``""`` where Hydra does not name it.
+        words: the rest of the message.
+        was_called: whether the target itself failed; else there is no such target.
+    """
+
+    key: str
+    target: str
+    words: str
+    was_called: bool
+
+
+def failed_target(error: BaseException) -> FailedTarget | None:
+    """Return what Hydra's ``InstantiationException`` says; None for another exception."""
+    if type(error).__name__ != "InstantiationException":
+        return None
+    words, _, key = str(error).partition("\nfull_key: ")
+    target = re.search(r"(?:target|loading|locate) '([\w.]+)'", words)
+    return FailedTarget(key, target[1] if target else "", words, words.startswith("Error in call"))
 
 
 def before_hydra_reports(look: Callable[[Exception], None]) -> None:

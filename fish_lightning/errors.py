@@ -10,7 +10,6 @@ import errno
 import functools
 import multiprocessing
 import os
-import re
 import select
 import signal
 import sys
@@ -179,9 +178,9 @@ def _user_error(raised: BaseException) -> UserError | None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         return None
     for error in chain:
-        if type(error).__name__ == "MisconfigurationException":
+        if compat.is_misconfiguration(error):
             return UserError(f"trainer: {one_line(error)}")
-        if type(error).__name__ == "InstantiationException" and (told := _of_target(error)):
+        if told := _of_target(error):
             return told
     fault = full_disk(raised) or next((e for e in chain if isinstance(e, OSError) and e.errno in REFUSALS), None)
     if fault is None:
@@ -203,17 +202,17 @@ def refusal(error: OSError) -> UserError:
 def _of_target(error: BaseException) -> UserError | None:
     """Return the words for what cannot be instantiated: it is not found, or refuses its arguments.
 
-    None for a target of ours, whose failure is a bug.
+    None for another error, and for a target of ours, whose failure is a bug.
     """
-    said, _, key = str(error).partition("\nfull_key: ")
-    target = re.search(r"(?:target|loading|locate) '([\w.]+)'", said)
-    cause: BaseException = error
+    failed = compat.failed_target(error)
+    cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    if isinstance(cause, OSError) or (target and target[1].startswith("fish_lightning.") and "call" in said):
+    ours = failed is not None and failed.was_called and failed.target.startswith("fish_lightning.")
+    if failed is None or ours or isinstance(cause, OSError):
         return None
-    setting = f"{key}._target_={target[1]}" if key and target else key or "_target_"
-    why = one_line(cause) if cause is not error else one_line(Exception(said))
+    setting = f"{failed.key}._target_={failed.target}" if failed.key and failed.target else failed.key or "_target_"
+    why = one_line(cause) if cause is not error else one_line(Exception(failed.words))
     error_class = "" if cause is error or isinstance(cause, ImportError) else f"{type(cause).__name__}: "
     return UserError(f"{setting}: {error_class}{why}\nHYDRA_FULL_ERROR=1 shows where")
 

@@ -26,11 +26,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType
 from hydra.errors import ConfigCompositionException, HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fish_lightning import errors
+from fish_lightning import compat, errors
 from fish_lightning.cli import CONF
 from fish_lightning.errors import UserError, first_line, shown_without_traceback
 from fish_lightning.run_log import logged
@@ -819,7 +820,7 @@ def _has(schema: Schema, names: Sequence[str]) -> bool:
     return isinstance(keys, Mapping) and names[0] in keys and _has(keys[names[0]], names[1:])
 
 
-def require_valid_command(program: str, arguments: Sequence[str]) -> None:
+def require_valid_command(program: str, arguments: Sequence[str]) -> DictConfig | None:
     """Refuse a command line before Hydra reads it, and before anything is written.
 
     What Hydra refuses in good words (an unknown choice of a group, a malformed override) is left to it. Its advice on a
@@ -828,6 +829,9 @@ def require_valid_command(program: str, arguments: Sequence[str]) -> None:
     Args:
         program: a key of ``SCHEMAS``.
         arguments: ``sys.argv[1:]``.
+
+    Returns:
+        The config of a single run, with its ``hydra`` node; None where Hydra itself has to compose one, or to refuse.
 
     Raises:
         UserError: a setting that is unknown, missing, or does not follow its rule; or Hydra cannot work in this folder.
@@ -845,29 +849,31 @@ def require_valid_command(program: str, arguments: Sequence[str]) -> None:
     asks = options.cfg is not None or not flags <= {"-m", "--multirun", "-r", "--run"}
     completes = flags & {"-sc", "--shell-completion"}  # whose words are no settings
     if (asks and not words) or completes or not Path(options.config_path).is_absolute():
-        return
+        return None
     folders = [options.config_path, *([str(Path(options.config_dir).absolute())] if options.config_dir else [])]
     search = [f"hydra.searchpath=[file://{folder}]" for folder in folders[1:]]
     refused = None
     try:
         overrides = OverridesParser.create().parse_overrides(words)
         _refuse(_no_choices(overrides, folders))
-        with initialize_config_dir(folders[0], version_base="1.3"):
+        with initialize_config_dir(folders[0], job_name=program, version_base="1.3"):
             single = [_single(override) for override in overrides]
             try:
-                cfg = compose(options.config_name, search + single)
+                cfg = compose(options.config_name, search + single, return_hydra_config=True)
             except ConfigCompositionException as error:
                 refused = getattr(error.__cause__, "full_key", None)
                 forced = [f"++{one}" if _sets(o, folders) else one for o, one in zip(overrides, single, strict=True)]
-                cfg = compose(options.config_name, search + forced)
+                cfg = compose(options.config_name, search + forced, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, YAMLError, OSError):
-        return
+        return None
     check = _Check(cfg, program)
     swept = {override.key_or_group for override in overrides if override.is_sweep_override()}  # each job is checked
     _refuse(check.unknown() + [said for key, said in check.wrong.items() if not asks and key not in swept])
     for word in words:
         if refused is not None and f"{word.partition('=')[0]}.".startswith(f"{refused}."):
             raise UserError(f"{refused}: not in this config; to add it: +{word}")
+    is_single_run = not asks and not flags & {"-m", "--multirun"} and cfg.hydra.mode != RunMode.MULTIRUN
+    return cfg if is_single_run and search + single == words and refused is None else None
 
 
 def _require_working_folder() -> None:
@@ -935,8 +941,8 @@ def entry_point(
         def main() -> None:
             with errors.program():
                 sys.argv[1:] = complete(sys.argv[1:])
-                require_valid_command(program, sys.argv[1:])
-                application()
+                with compat.composed_already(require_valid_command(program, sys.argv[1:])):
+                    application()
 
         return main
 

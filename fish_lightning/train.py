@@ -33,14 +33,14 @@ def train(cfg: DictConfig) -> float | None:
     from fish_lightning.distributed.ranks import SameConfig, announce_parent
     from fish_lightning.report import run as report
     from fish_lightning.resume.checkpoints import LastCheckpoint
-    from fish_lightning.resume.compatibility import checkpoint_to_resume, require_resumable
+    from fish_lightning.resume.compatibility import checkpoint_to_resume, finished, require_resumable
     from fish_lightning.training.best_checkpoint import best_checkpoint
     from fish_lightning.training.summary import history_rows, summarize_run, test_and_val_outputs
     from fish_lightning.training.tensorboard import log_config, log_hyperparameters
     from fish_lightning.training.trainer import build_trainer
 
     folder = Path(cfg.paths.output)
-    if cfg.ckpt == "auto" and (done := report.finished(folder, cfg)):
+    if cfg.ckpt == "auto" and (done := finished(folder, cfg)):
         return report.metrics(done).get(cfg.optimized_metric)
 
     L.seed_everything(cfg.seed, verbose=False)

@@ -29,6 +29,39 @@ def test_questions_are_answered_without_the_heavy_imports(tmp_path, module, ques
     assert ("paths:" if "cfg" in question else "Powered by Hydra") in done.stdout
 
 
+def offered(run, program, *options, cwd):
+    """Return the groups and choices that ``--help`` shows."""
+    done = run(program, *options, "--help", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    head = done.stdout.partition("== Config ==")[0]
+    return dict(line.split(": ") for line in head.splitlines() if ": " in line)
+
+
+@pytest.mark.parametrize(
+    ("program", "groups", "data"),
+    [
+        ("train", {"optimizer", "transforms", "data", "sweep", "trainer"}, "fish, folder, sample"),
+        ("evaluate", {"data", "paths", "trainer"}, "checkpoint, fish, fish_originals, folder, sample"),
+        ("prepare", {"data", "paths"}, "fish, fish_originals, folder, sample"),
+        ("predict", {"paths", "trainer"}, None),
+    ],
+)
+def test_help_offers_the_groups_and_choices_of_the_program(tmp_path, run, program, groups, data):
+    found = offered(run, program, cwd=tmp_path)
+    assert groups == found.keys() if program != "train" else groups < found.keys()
+    assert found.get("data") == data
+    if program == "train":
+        assert found["transforms"] == "default, notebook, strong"  # no fragments of configs
+
+
+def test_help_offers_the_choices_of_a_folder_of_the_users_own(tmp_path, run):
+    for file in ("optimizer/lion.yaml", "mine/a.yaml"):
+        (tmp_path / "own" / file).parent.mkdir(parents=True)
+        (tmp_path / "own" / file).write_text("x: 1")
+    found = offered(run, "train", "--config-dir=own", cwd=tmp_path)
+    assert found["mine"] == "a" and found["optimizer"] == "adam, adamw, lion, rmsprop, sgd"
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -4,12 +4,17 @@ A test that fails here names what an upgrade has changed, and the version that h
 """
 
 import ast
+import copy
 import importlib
 import inspect
+import json
 import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
+import warnings
 from functools import reduce
 from importlib.metadata import version
 from operator import attrgetter
@@ -217,6 +222,34 @@ def test_a_checkpoint_has_the_key(whole, path):
     )
 
 
+def entries(types, path=()):
+    """Yield the path and type of each entry of ``compat.LOOPS``."""
+    if isinstance(types, dict):
+        for key, part in types.items():
+            yield from entries(part, (*path, key))
+    else:
+        yield path, types
+
+
+@pytest.mark.parametrize(
+    ("path", "of"), [pytest.param(*entry, id=".".join(entry[0])) for entry in entries(compat.LOOPS)]
+)
+def test_the_loops_of_a_checkpoint_have_the_entry(whole, path, of):
+    try:
+        value = reduce(lambda node, key: node[key], path, torch.load(whole.file, weights_only=True)["loops"])
+    except LookupError:
+        value = None
+    assert type(value) is of, changed("lightning", f"checkpoint['loops']{list(path)}")
+
+
+def test_the_states_of_callbacks_are_found_by_the_names_of_their_classes():
+    checkpoint = {"callbacks": {ModelCheckpoint(monitor="val/loss").state_key: 1, Last([]).state_key: 2}}
+    assert list(checkpoint["callbacks"]) != ["ModelCheckpoint", "Last"], "the names alone would do"
+    assert compat.callback_states(checkpoint) == {"ModelCheckpoint": 1, "Last": 2}, changed(
+        "lightning", "Callback.state_key"
+    )
+
+
 def test_the_position_of_a_run_is_read(whole):
     assert whole.seen["next_batch"] == (0, 2), changed("lightning", "the progress of the epoch loop")
     assert whole.seen["is_between_steps"] is True
@@ -320,10 +353,10 @@ def test_gradients_of_a_fused_optimizer_are_clipped_under_bf16_where_lightning_r
     assert module.layer.weight.grad.max() == 0.5, changed("lightning", "MixedPrecision.clip_gradients")
 
 
-def test_a_refused_setting_raises_the_exception_that_errors_py_knows_by_name():
+def test_a_setting_that_lightning_refuses_is_known():
     with pytest.raises(Exception) as raised:
         L.Trainer(accelerator="cpu", fast_dev_run=-1, logger=False)
-    assert type(raised.value).__name__ == "MisconfigurationException", changed("lightning", "MisconfigurationException")
+    assert compat.is_misconfiguration(raised.value), changed("lightning", "MisconfigurationException")
 
 
 #: Where each warning comes from.
@@ -424,6 +457,14 @@ def test_gloo_reports_a_lost_process_in_these_words(tmp_path):
     assert compat.is_lost_peer(RuntimeError(error)), changed("torch", f"gloo's error {error}")
 
 
+def test_torch_names_the_code_that_it_refuses_to_load(tmp_path):
+    torch.save({"code": os.path.join}, tmp_path / "code.ckpt")
+    with pytest.raises(Exception) as raised:
+        torch.load(tmp_path / "code.ckpt", weights_only=True)
+    assert compat.refused_global(raised.value) == "posixpath.join", changed("torch", f"its refusal {raised.value}")
+    assert compat.refused_global(EOFError("Ran out of input")) is None
+
+
 def test_tensorboard_forgets_points_from_a_step_on(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
@@ -440,6 +481,54 @@ def test_tensorboard_forgets_points_from_a_step_on(tmp_path):
 
 
 # Hydra
+
+
+#: Starts each command line of ``argv`` twice, with and without ``composed_already``; prints both runs' files.
+STARTS = """
+import contextlib, json, pathlib, shutil, sys
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from fish_lightning import compat, train
+
+load, seen = ConfigLoaderImpl.load_configuration, []
+ConfigLoaderImpl.load_configuration = lambda *given, **named: seen.append(0) or load(*given, **named)
+train.train = lambda cfg: None
+commands = [command.split() for command in sys.argv[1:]]
+found = []
+for hand_over in (compat.composed_already, lambda cfg: contextlib.nullcontext()):
+    compat.composed_already = hand_over
+    for words in commands:
+        seen.clear()
+        sys.argv = ["train.py", *words, "hydra.run.dir=run"]
+        train.main()
+        found.append([len(seen), *(file.read_text() for file in sorted(pathlib.Path("run/.hydra").iterdir()))])
+        shutil.rmtree("run")
+print(json.dumps(found))
+"""
+
+
+def test_hydra_runs_a_composed_config_as_it_would_compose_it_itself(tmp_path):
+    commands = ["seed=1", "--run hydra.mode=RUN hydra.job.name=other optimizer=sgd ++seed=2 ~logger.csv"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", STARTS, *commands]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    given, composed = found[: len(commands)], found[len(commands) :]
+    assert [run[0] for run in given] == [1, 1], changed("hydra-core", "Hydra.get_mode or Hydra.run")
+    assert [run[0] for run in composed] == [3, 3], changed("hydra-core", "the compositions of a start")
+    assert [run[1:] for run in given] == [run[1:] for run in composed], changed("hydra-core", "Hydra.compose_config")
+
+
+def test_hydra_copies_what_it_reads_from_its_store_and_not_the_store():
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_store import ConfigStore
+
+    compat.share_config_store()
+    store = ConfigStore.instance()
+    repository = copy.deepcopy(ConfigLoaderImpl(create_config_search_path(None)).repository)
+    assert repository.get_schema_source().store is store, changed("hydra-core", "StructuredConfigSource.store")
+    store.load("hydra/config.yaml").node.verbose = "changed"
+    assert store.load("hydra/config.yaml").node.verbose is False, changed("hydra-core", "ConfigStore.load")
 
 
 def test_hydra_asks_a_static_method_whether_it_may_instantiate_a_plugin(monkeypatch):
@@ -476,13 +565,54 @@ def test_hydra_reports_errors_by_a_function_that_can_be_replaced(monkeypatch):
     assert len(seen) == 1, changed("hydra-core", "utils.run_and_report")
 
 
-def test_hydra_chains_the_error_of_a_target():
-    from hydra.errors import InstantiationException
+@pytest.mark.parametrize(
+    ("node", "target", "words", "was_called"),
+    [
+        ({"_target_": "math.sqrt", "_args_": [-1]}, "math.sqrt", "math domain error", True),
+        ({"_target_": "no.callback.here"}, "no.callback.here", "Error locating target", False),
+        ({"_target_": "math.no_such"}, "math.no_such", "Error locating target", False),
+    ],
+)
+def test_hydra_says_what_it_cannot_instantiate(node, target, words, was_called):
     from hydra.utils import instantiate
+    from omegaconf import OmegaConf
 
-    with pytest.raises(InstantiationException) as raised:
-        instantiate({"_target_": "math.sqrt", "_args_": [-1]})
-    assert isinstance(raised.value.__cause__, ValueError), changed("hydra-core", "InstantiationException.__cause__")
+    with pytest.raises(Exception) as raised:
+        instantiate(OmegaConf.create({"a": {"b": node}}).a.b)
+    failed = compat.failed_target(raised.value)
+    assert failed is not None, changed("hydra-core", "InstantiationException")
+    assert (failed.key, failed.target, failed.was_called) == ("a.b", target, was_called), changed(
+        "hydra-core", f"the error {raised.value}"
+    )
+    assert words in failed.words and "full_key" not in failed.words
+    assert raised.value.__cause__ is not None, changed("hydra-core", "InstantiationException.__cause__")
+    assert compat.failed_target(raised.value.__cause__) is None
+
+
+def test_hydras_warning_of_a_config_named_as_one_in_its_store_is_silenced(tmp_path, monkeypatch):
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+
+    (tmp_path / "named.yaml").write_text("a: 1")
+    monkeypatch.setattr(ConfigStore.instance(), "repo", {**ConfigStore.instance().repo})
+    ConfigStore.instance().store("named", {"a": 0})
+    with warnings.catch_warnings(record=True) as told, initialize_config_dir(str(tmp_path), version_base="1.3"):
+        warnings.simplefilter("always")
+        compose("named")
+        before = len(told)
+        compat.quiet_hydra()
+        compose("named")
+    assert before == 1, changed("hydra-core", "the warning of a config with the name of another")
+    assert len(told) == 1, changed("hydra-core", f"the text {told[-1].message}")
+
+
+def test_plugins_of_hydra_and_installed_ones_have_these_names():
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+    from hydra.core import plugins
+
+    for plugin in (BasicLauncher, compat.basic_sweeper()[0]):
+        assert plugin.__module__.startswith(compat.PLUGINS[0]), changed("hydra-core", plugin.__name__)
+    assert f'"{compat.PLUGINS[1]}"' in inspect.getsource(plugins), changed("hydra-core", "the package of plugins")
 
 
 # Optuna

@@ -162,6 +162,7 @@ def test_with_hydras_variable_a_refusal_shows_where(monkeypatch, capsys):
     ("node", "said"),
     [
         ({"_target_": "nope.Spy"}, "callbacks.spy._target_=nope.Spy: No module named 'nope'"),
+        ({"_target_": "fish_lightning.callbacks.Spy"}, "No module named 'fish_lightning.callbacks'"),
         ({"_target_": "fractions.Nope"}, "callbacks.spy._target_=fractions.Nope: "),
         (
             {"_target_": "albumentations.GaussNoise", "p": 7},

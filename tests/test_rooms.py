@@ -64,11 +64,3 @@ def test_packages_import_in_one_direction(room):
 def test_only_compat_touches_internals_of_libraries():
     found = {str(file): list(private_accesses(parsed(file))) for file in FILES}
     assert {file: names for file, names in found.items() if names}.keys() == {"compat.py"}, found
-
-
-def test_help_offers_no_fragments_of_configs(run, tmp_path):
-    done = run("train", "--help", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    groups = dict(line.split(": ") for line in done.stdout.partition("\n\n\n")[0].splitlines() if ": " in line)
-    assert groups["data"] == "checkpoint, fish, fish_originals, folder, sample"
-    assert groups["transforms"] == "default, notebook, strong"

@@ -40,8 +40,25 @@ class EmptyClassError(UserError):
         self.names, self.catalog = names, catalog
 
 
+class OfPhotographs:
+    """A table of images of which some are copies of one photograph."""
+
+    paths: npt.NDArray[np.str_]
+    photographs: npt.NDArray[np.str_]
+
+    @property
+    def photographs_known(self) -> bool:
+        """Whether it is known which images are copies of one photograph."""
+        return bool((self.photographs != "").any())
+
+    @property
+    def photographs_or_paths(self) -> npt.NDArray[np.str_]:
+        """(N,) photograph of each image; an image of unknown photograph is one of its own, named by its path."""
+        return np.where(self.photographs == "", self.paths, self.photographs)
+
+
 @dataclass(frozen=True)
-class Catalog:
+class Catalog(OfPhotographs):
     """A table of N images. Its columns are arrays: lists would be copied page by page into each loader worker.
 
     Attributes:
@@ -70,16 +87,6 @@ class Catalog:
     def with_photographs(self, photographs: npt.NDArray[np.str_]) -> "Catalog":
         """Return the catalog with another photograph column."""
         return replace(self, photographs=photographs)
-
-    @property
-    def photographs_known(self) -> bool:
-        """Whether it is known which images are copies of one photograph."""
-        return bool((self.photographs != "").any())
-
-    @property
-    def photographs_or_paths(self) -> npt.NDArray[np.str_]:
-        """(N,) photograph of each image; an image of unknown photograph is one of its own, named by its path."""
-        return np.where(self.photographs == "", self.paths, self.photographs)
 
     def leaked(self) -> npt.NDArray[np.bool_]:
         """Return (N,) whether an image is in the test split while a copy of it is in the training split."""

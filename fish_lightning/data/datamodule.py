@@ -204,36 +204,49 @@ class FishDataModule(L.LightningDataModule):
             "files": torch.from_numpy(self._files),
             "split": self.split_name,
             "next": {"epoch": epoch, "batches": batches},
-        } | self._batch_settings()
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "processes": self._processes(),
+        }
 
-    def _batch_settings(self) -> dict[str, int]:
-        """Return the settings that decide which images a batch consists of."""
-        processes = self.trainer.world_size if self.trainer else 1
-        return {"seed": self.seed, "batch_size": self.batch_size, "processes": processes}
+    def _processes(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue after the last trained batch.
 
-        Lightning calls this before it configures the optimizers, and so before any loader starts its workers.
+        Lightning calls this before it configures the optimizers, and so before any loader starts its workers. In
+        ``train`` :mod:`fish_lightning.resume.compatibility` has decided before that the run can be resumed; the check
+        is repeated here for a ``Trainer`` that a user's own code resumes.
 
         Raises:
             UserError: the run was started with other images, another split or other batches.
         """
-        settings = self._batch_settings().items()
-        differing = [f"{key}={state_dict[key]}, not {now}" for key, now in settings if state_dict[key] != now]
-        if differences := [*differing, *self.differences(state_dict)]:
+        if differences := self.differences(state_dict, self._processes()):
             raise UserError(f"ckpt: the run was started with {'; '.join(differences)}")
         self.start = state_dict["next"]
 
-    def differences(self, state_dict: dict[str, Any]) -> list[str]:
-        """Describe in a few words each how the images or their split differ from those a run began with."""
+    def differences(self, state_dict: dict[str, Any], processes: int) -> list[str]:
+        """Describe in a few words each how the batches, images or split differ from those a run began with.
+
+        Args:
+            state_dict: of that run.
+            processes: of the resumed run.
+        """
+        batches = {
+            "seed": (state_dict["seed"], self.seed),
+            "data.batch_size": (state_dict["batch_size"], self.batch_size),
+            "trainer.devices": (state_dict["processes"], processes),
+        }
+        found = [f"{key}={then}, not {now}" for key, (then, now) in batches.items() if then != now]
         began, now = Catalog.from_state(state_dict["catalog"]), self.read_catalog()
-        if began.classes == now.classes and all(
+        if began.classes != now.classes or not all(
             np.array_equal(getattr(began, column), getattr(now, column)) for column in ("paths", "labels")
         ):
-            changed = int((began.splits != now.splits).sum())
-            return [f"another split ({changed} images differ; see split.csv in its folder)"] * bool(changed)
-        return [f"other images ({len(began)} in {len(began.classes)} classes, now {len(now)} in {len(now.classes)})"]
+            sizes = f"{len(began)} in {len(began.classes)} classes, now {len(now)} in {len(now.classes)}"
+            return [*found, f"other images ({sizes})"]
+        changed = int((began.splits != now.splits).sum())
+        return found + [f"another split ({changed} images differ; see split.csv in its folder)"] * bool(changed)
 
     def changed_images(self, state_dict: dict[str, Any]) -> tuple[list[str], list[str]]:
         """Return the images whose files have another size than when a run began, and those only written again.

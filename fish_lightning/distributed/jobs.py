@@ -29,6 +29,8 @@ from fish_lightning.files import whole_file
 
 #: Seconds that a process has to save its run after the process that started it is gone.
 GRACE = 10
+#: Windows has no SIGKILL; its SIGTERM ends a process as immediately.
+_KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 #: Variables that Lightning and torchrun set for the ranks of a run.
 _RANKS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
 
@@ -51,7 +53,7 @@ def _watch(parent: int) -> None:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)  # finishes and saves the step, unless it waits for another rank
     time.sleep(GRACE)
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), _KILL)
 
 
 def needs_own_process(cfg: DictConfig) -> bool:
@@ -103,11 +105,11 @@ def run_in_own_process(cfg: DictConfig) -> float | None:
         with _signals_forwarded(process.pid):
             code = process.wait()
     finally:
-        _signal_group(process.pid, signal.SIGKILL)
+        _signal_group(process.pid, _KILL)
     if code in (130, 143):
         sys.exit(code)
     if code != 0:
-        memory = " (possibly out of memory)" if code == -signal.SIGKILL else ""
+        memory = " (possibly out of memory)" if code == -_KILL else ""
         how = f"was killed by signal {-code}{memory}" if code < 0 else f"exited with code {code}"
         raise UserError(f"job {HydraConfig.get().job.num} {how}; see above")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -148,5 +150,6 @@ def _signals_forwarded(group: int) -> Iterator[None]:
 
 
 def _signal_group(group: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, number)
+    """Signal a process and those that it started; Windows has no groups, and ends the process alone."""
+    with suppress(ProcessLookupError, PermissionError):  # it has ended
+        getattr(os, "killpg", os.kill)(group, number)

@@ -23,7 +23,7 @@ from fish_lightning.evaluation.calibration import (
     fit_temperature,
     reliability_curve,
 )
-from fish_lightning.evaluation.label_suspects import find_label_suspects
+from fish_lightning.evaluation.label_suspects import LabelSuspect, find_label_suspects
 from fish_lightning.evaluation.neighbours import nearest_photographs
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.photograph_vote import class_scores, mean_by_photograph, vote_scores
@@ -137,25 +137,6 @@ class Photograph:
 
 
 @dataclass(frozen=True)
-class Suspect:
-    """A photograph whose label is probably wrong.
-
-    Attributes:
-        paths: of its copies.
-        given: its label.
-        suggested: the class that the model is confident of.
-        given_probability: mean over the copies.
-        suggested_probability: likewise.
-    """
-
-    paths: tuple[str, ...]
-    given: int
-    suggested: int
-    given_probability: float
-    suggested_probability: float
-
-
-@dataclass(frozen=True)
 class Unknowns:
     """How images of none of the classes are detected.
 
@@ -247,7 +228,7 @@ class Analysis:
     errors: list[Error]
     error_photographs: int
     neighbours_from: str | None
-    suspects: list[Suspect]
+    suspects: list[LabelSuspect]
     suspect_photographs: int
     suspects_among: int
 
@@ -330,7 +311,10 @@ def analyse(
         images, index, tested, training, val if subset == "test" else None
     )
     searched = (outputs.splits != "train") & (True if leaked is None else ~leaked)
-    suspects, suspect_photographs = _suspects(outputs.take(searched)) if searched.any() else ([], 0)
+    suspects: list[LabelSuspect] = []
+    if searched.any():
+        among = outputs.take(searched)
+        suspects = find_label_suspects(among.probabilities, among.labels, _photographs(among), among.paths)
     return Analysis(
         classes=tuple(str(name) for name in outputs.classes),
         subset=subset,
@@ -360,8 +344,8 @@ def analyse(
         errors=errors,
         error_photographs=error_photographs,
         neighbours_from=neighbours_from,
-        suspects=suspects,
-        suspect_photographs=suspect_photographs,
+        suspects=suspects[:LISTED],
+        suspect_photographs=len(suspects),
         suspects_among=int(searched.sum()),
     )
 
@@ -404,7 +388,7 @@ def unknowns_block(unknowns: Unknowns) -> dict[str, Any]:
 
 def _photographs(outputs: Outputs) -> Names | None:
     """Return the photographs as the statistics take them: None if they are unknown."""
-    return outputs.photographs_or_paths if (outputs.photographs != "").any() else None
+    return outputs.photographs_or_paths if outputs.photographs_known else None
 
 
 def _accuracy_interval(index: Ints, correct: Bools) -> tuple[float, float]:
@@ -506,22 +490,6 @@ def _neighbours(
 
 def _usable(features: Floats) -> bool:
     return bool(features.shape[1]) and bool(np.isfinite(features).all())
-
-
-def _suspects(outputs: Outputs) -> tuple[list[Suspect], int]:
-    """Return the listed label suspects and the number of all."""
-    found = find_label_suspects(outputs.probabilities, outputs.labels, _photographs(outputs))
-    listed = [
-        Suspect(
-            paths=tuple(outputs.paths[suspect.images].tolist()),
-            given=suspect.given,
-            suggested=suspect.suggested,
-            given_probability=suspect.given_probability,
-            suggested_probability=suspect.suggested_probability,
-        )
-        for suspect in found[:LISTED]
-    ]
-    return listed, len(found)
 
 
 def _thinned(curve: RiskCoverage) -> RiskCoverage:

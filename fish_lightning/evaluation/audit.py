@@ -174,7 +174,7 @@ def audit(
         follows_neither=neither,
         follows_object=follows,
         heat_on_object=None if heat is None else _heat_on_object(heat[usable], masks, photographs),
-        object_share=mean_by_photograph(covered[usable], photographs),
+        object_share=clustered_mean(covered[usable], photographs),
         skipped=int((~usable).sum()),
         looks_at=looks_at,
         verdict=verdict,
@@ -267,7 +267,7 @@ def spread_over_photographs(photographs: npt.NDArray[np.str_], limit: int, seed:
     return chosen
 
 
-def mean_by_photograph(values: npt.NDArray[np.float64], photographs: npt.NDArray[np.str_]) -> Figure:
+def clustered_mean(values: npt.NDArray[np.float64], photographs: npt.NDArray[np.str_]) -> Figure:
     """Return the mean of values between 0 and 1; its interval is that of a ratio of sums over photographs.
 
     Source: W. G. Cochran, Sampling Techniques (1977), chapter 9A (clusters of unequal sizes).
@@ -307,7 +307,7 @@ def _heat_on_object(heat: npt.NDArray[np.float32], masks: Masks, photographs: np
         cells = F.adaptive_avg_pool2d(torch.from_numpy(masks[batch]).float(), heat.shape[1:])
         on_object[batch] = (heat[batch] * cells.numpy()).sum((1, 2), dtype=np.float64)
     warm = total > 0
-    return mean_by_photograph(on_object[warm] / total[warm], photographs[warm]) if warm.any() else None
+    return clustered_mean(on_object[warm] / total[warm], photographs[warm]) if warm.any() else None
 
 
 def _share(true: Masks, photographs: npt.NDArray[np.str_]) -> Figure:

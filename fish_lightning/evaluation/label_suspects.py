@@ -13,7 +13,8 @@ class LabelSuspect:
     """A photograph whose label is probably wrong.
 
     Attributes:
-        images: indices of its copies.
+        images: indices of its copies in the given arrays.
+        paths: of its copies; empty where paths are not given.
         given: the label they have.
         suggested: the class that the model is confident of.
         given_probability: of the given label, mean over its copies.
@@ -21,6 +22,7 @@ class LabelSuspect:
     """
 
     images: Ints
+    paths: tuple[str, ...]
     given: int
     suggested: int
     given_probability: float
@@ -34,7 +36,11 @@ CERTAIN = 0.8
 
 
 def find_label_suspects(
-    probabilities: Floats, labels: Ints, photographs: Names | None = None, certain: float = CERTAIN
+    probabilities: Floats,
+    labels: Ints,
+    photographs: Names | None = None,
+    paths: Names | None = None,
+    certain: float = CERTAIN,
 ) -> list[LabelSuspect]:
     """Find labels that confident predictions contradict, the most certain ones first.
 
@@ -48,6 +54,7 @@ def find_label_suspects(
         probabilities: (N, C) of models that were not trained on the image nor on a copy of it: folds by photograph.
         labels: (N,) as given.
         photographs: (N,) each image's photograph; None where they are not known.
+        paths: (N,) of the images.
         certain: highest threshold of a class; 1 leaves the paper's.
 
     Raises:
@@ -67,13 +74,15 @@ def find_label_suspects(
     predicted = means.probabilities.argmax(axis=1)
     suspects = np.flatnonzero(confident.any(axis=1) & (suggested != given) & (predicted != given))
     margin = means.probabilities[entries, suggested] - own
+    copies = {entry: np.flatnonzero(means.index == entry) for entry in suspects.tolist()}
     return [
         LabelSuspect(
-            images=np.flatnonzero(means.index == entry),
+            images=copies[entry],
+            paths=() if paths is None else tuple(paths[copies[entry]].tolist()),
             given=int(given[entry]),
             suggested=int(suggested[entry]),
             given_probability=float(own[entry]),
             suggested_probability=float(means.probabilities[entry, suggested[entry]]),
         )
-        for entry in suspects[np.argsort(-margin[suspects], kind="stable")]
+        for entry in suspects[np.argsort(-margin[suspects], kind="stable")].tolist()
     ]

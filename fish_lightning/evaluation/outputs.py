@@ -7,17 +7,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fish_lightning.data.catalog import Catalog
+from fish_lightning.data.catalog import Catalog, OfPhotographs
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.arrays import softmax
-from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.predictions import Classified, Predictions
 from fish_lightning.files import whole_file
 
 FILE = "logits.npz"
 
 
 @dataclass(frozen=True)
-class Outputs:
+class Outputs(Classified, OfPhotographs):
     """Logits and features of N labelled images of C classes.
 
     Attributes:
@@ -68,27 +67,6 @@ class Outputs:
         """Return the images of both."""
         both = {f.name: np.concatenate([getattr(part, f.name) for part in (self, other)]) for f in fields(self)}
         return replace(self, **(both | {"classes": self.classes}))
-
-    @property
-    def photographs_or_paths(self) -> npt.NDArray[np.str_]:
-        """(N,) photograph of each image; where that is unknown, the image counts as one of its own."""
-        return np.where(self.photographs == "", self.paths, self.photographs)
-
-    @property
-    def probabilities(self) -> npt.NDArray[np.float64]:
-        """(N, C) softmax of the logits, without a temperature."""
-        return softmax(self.logits)
-
-    @property
-    def preds(self) -> npt.NDArray[np.int64]:
-        """(N,) most probable class."""
-        preds: npt.NDArray[np.int64] = self.logits.argmax(1)
-        return preds
-
-    @property
-    def correct(self) -> npt.NDArray[np.bool_]:
-        """(N,) whether the most probable class is the true one."""
-        return np.equal(self.preds, self.labels)
 
     def save(self, file: Path) -> None:
         """Write the arrays atomically."""

@@ -9,8 +9,31 @@ import numpy.typing as npt
 from fish_lightning.evaluation.arrays import softmax
 
 
+class Classified:
+    """What follows from the logits of N labelled images of C classes."""
+
+    labels: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+
+    @cached_property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """(N, C) softmax of the logits, without a temperature."""
+        return softmax(self.logits)
+
+    @property
+    def preds(self) -> npt.NDArray[np.int64]:
+        """(N,) most probable class."""
+        preds: npt.NDArray[np.int64] = self.logits.argmax(1)
+        return preds
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether the most probable class is the true one."""
+        return np.equal(self.preds, self.labels)
+
+
 @dataclass(frozen=True)
-class Predictions:
+class Predictions(Classified):
     """Logits and features of N labelled images.
 
     Attributes:
@@ -24,19 +47,3 @@ class Predictions:
     labels: npt.NDArray[np.int64]
     logits: npt.NDArray[np.float32]
     features: npt.NDArray[np.float16]
-
-    @cached_property
-    def probabilities(self) -> npt.NDArray[np.float64]:
-        """(N, C) softmax of the logits."""
-        return softmax(self.logits)
-
-    @property
-    def preds(self) -> npt.NDArray[np.int64]:
-        """(N,) most probable class."""
-        preds: npt.NDArray[np.int64] = self.logits.argmax(1)
-        return preds
-
-    @property
-    def correct(self) -> npt.NDArray[np.bool_]:
-        """(N,) whether the most probable class is the true one."""
-        return np.equal(self.preds, self.labels)

@@ -1,7 +1,6 @@
 """Read a checkpoint and restore the classifier and its evaluation transform."""
 
 import hashlib
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import albumentations as A
 import torch
 
+from fish_lightning import compat
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.models.checkpoint_schema import require_well_formed
 from fish_lightning.models.classifier import FishClassifier
@@ -32,8 +32,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # arbitrary bytes make torch's unpickler raise anything
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it would run {named[1]}; only data are loaded" if named else first_line(error)
+        code = compat.refused_global(error)
+        why = f"it would run {code}; only data are loaded" if code else first_line(error)
         raise UserError(f"ckpt: {file} is not a checkpoint ({why})") from None
     needed = {"state_dict", "hyper_parameters", "FishDataModule", "precision"}
     if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):

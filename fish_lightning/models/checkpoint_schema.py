@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from fish_lightning import compat
 from fish_lightning.data.catalog import SPLITS
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.arrays import DIVERGED
@@ -90,11 +91,13 @@ CHECKPOINT: dict[str, Description] = {
     "train_accuracy?": SUMS,
 }
 
-_STEPS = {"total": {"ready": COUNT_OR_NONE, "completed": COUNT_OR_NONE}}
-_PROGRESS = {
-    part: dict.fromkeys(("ready", "started", "processed", "completed"), COUNT_OR_NONE) for part in ("total", "current")
-}
-_BATCHES = _PROGRESS | {"is_last_batch": FLAG}
+
+def _typed(types: Any) -> Description:
+    """Return the description of nested counts and flags (:data:`fish_lightning.compat.LOOPS`)."""
+    if isinstance(types, dict):
+        return {key: _typed(part) for key, part in types.items()}
+    return FLAG if types is bool else COUNT_OR_NONE
+
 
 RESUMABLE: dict[str, Description] = {
     "epoch": COUNT_OR_NONE,
@@ -104,16 +107,7 @@ RESUMABLE: dict[str, Description] = {
     "lr_schedulers": list_of(
         Rule((), lambda v: isinstance(v, dict) and COUNT_OR_NONE.accepts(v.get("last_epoch"))), "a list of states"
     ),
-    "loops": {
-        "fit_loop": {
-            "epoch_progress": _PROGRESS,
-            "epoch_loop.batch_progress": _BATCHES,
-            "epoch_loop.state_dict": {"_batches_that_stepped": COUNT_OR_NONE},
-            "epoch_loop.scheduler_progress": _STEPS,
-            "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": _STEPS, "zero_grad": _STEPS}},
-            "epoch_loop.val_loop.batch_progress": _BATCHES,
-        }
-    },
+    "loops": _typed(compat.LOOPS),
     "callbacks": dict_of(DICT, "a dict of states", 1),
     "next_row?": dict_of(FLOAT, "a dict of numbers"),
 }
@@ -191,7 +185,7 @@ def _faults(checkpoint: dict[str, Any], resumable: bool) -> Iterator[str]:
     yield from _weights(checkpoint["state_dict"], network)
     if resumable:
         yield from _undescribed(checkpoint, RESUMABLE)
-        callbacks = {name.partition("{")[0]: state for name, state in checkpoint["callbacks"].items()}
+        callbacks = compat.callback_states(checkpoint)
         known = {name: of for name, of in CALLBACKS.items() if name in callbacks or name == "SameConfig"}
         yield from _undescribed(callbacks, known, "callbacks")
         began = callbacks["SameConfig"]["settings"]

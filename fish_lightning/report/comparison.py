@@ -1,20 +1,19 @@
 """Report a comparison of two runs: a table on the screen, ``compare.json`` and ``compare.html`` with pictures."""
 
-import base64
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.evaluation.arrays import Bools
 from fish_lightning.evaluation.runs import Pair, Run
 from fish_lightning.files import shown, whole_file
+from fish_lightning.plotting.thumbnails import data_uri, shrunk
 from fish_lightning.report.pages import page_template
 
 SHOWN = 24  # maximum number of images in a gallery
@@ -150,20 +149,14 @@ def _gallery(heading: str, pair: Pair, chosen: Bools, roots: Sequence[Path]) -> 
     for i in indices:
         path = str(a.paths[i])
         answers = [(run, str(a.classes[p[i].argmax()]), p[i].max()) for run, p in (("A", p_a), ("B", p_b))]
-        src = _data_uri([root / path for root in roots])
+        src = _first_readable([root / path for root in roots])
         pictures.append({"path": path, "label": str(a.classes[a.labels[i]]), "answers": answers, "src": src})
     return {"heading": heading, "total": int(chosen.sum()), "pictures": pictures}
 
 
-def _data_uri(files: Sequence[Path]) -> str | None:
+def _first_readable(files: Sequence[Path]) -> str | None:
     """Return a thumbnail of the first of the files that can be read, as a data URI; None if none can."""
     for file in files:
-        try:
-            image = Image.fromarray(decode(file))
-        except UnreadableImage:
-            continue
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=75)
-        return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        with suppress(UnreadableImage):
+            return data_uri(shrunk(decode(file), THUMBNAIL))
     return None

@@ -1,7 +1,5 @@
 """Report what ``prepare`` found about a data set: a table on the screen, and ``data_report.html`` with pictures."""
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +15,7 @@ from fish_lightning.data.near_duplicates.search import photograph_numbers
 from fish_lightning.files import whole_file
 from fish_lightning.hardware import cores
 from fish_lightning.names import printable, shortened
-from fish_lightning.plotting.thumbnails import thumbnail
+from fish_lightning.plotting.thumbnails import data_uri, thumbnail
 from fish_lightning.report.pages import page_template
 
 THUMBNAIL = 96  # pixels, longer side; some 3 KB each
@@ -208,7 +206,8 @@ def _rows(found: Inspection, groups: Sequence[Indices], pictures: int) -> list[d
 
     def picture(i: int) -> dict[str, str]:
         path = str(catalog.paths[i])
-        return {"label": catalog.classes[catalog.labels[i]], "path": path, "src": _data_uri(catalog.root / path)}
+        small = thumbnail(catalog.root / path, THUMBNAIL)
+        return {"label": catalog.classes[catalog.labels[i]], "path": path, "src": data_uri(Image.fromarray(small))}
 
     with ThreadPoolExecutor(cores()) as pool:
         shown = [list(pool.map(picture, indices[:pictures].tolist())) for indices in groups]
@@ -221,9 +220,3 @@ def _rows(found: Inspection, groups: Sequence[Indices], pictures: int) -> list[d
         }
         for indices, row in zip(groups, shown, strict=True)
     ]
-
-
-def _data_uri(file: Path) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(thumbnail(file, THUMBNAIL)).save(buffer, "JPEG", quality=75)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -17,8 +17,6 @@ from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.splits import leak_warning
 from fish_lightning.data.trained_sources import OtherSource
 from fish_lightning.data.unknown_images import UnknownImages
-from fish_lightning.distributed.same_config import fingerprint
-from fish_lightning.errors import UserError
 from fish_lightning.evaluation.analysis import analyse, calibration_file, unknowns_block
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs
@@ -250,22 +248,6 @@ def write_test(folder: Path, predictions: Predictions, outputs: Outputs, catalog
     plots = folder / "plots"
     figures.save(figures.confusion_figure(matrix, catalog.classes), plots / "confusion_matrix.png")
     figures.save(figures.prediction_figure(predictions, catalog, PICTURES), plots / "predictions.png")
-
-
-def finished(folder: Path, cfg: DictConfig) -> Summary | None:
-    """Return the ``summary.json`` of a finished run in this folder, or None.
-
-    Raises:
-        UserError: the run has other settings.
-    """
-    file = folder / "summary.json"
-    if not file.is_file():
-        return None
-    summary: Summary = json.loads(file.read_text(encoding="utf-8"))
-    if summary.get("config") != fingerprint(cfg):
-        raise UserError(f"ckpt=auto: {shown(folder)} holds a finished run with other settings\nchoose another folder")
-    print(f"finished before: {shown(folder)}", flush=True)
-    return summary
 
 
 def metrics(summary: Summary) -> dict[str, float]:

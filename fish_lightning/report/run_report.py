@@ -1,7 +1,5 @@
 """``report.html`` of a run or an evaluation: one file that says what a model has learnt and what its score is worth."""
 
-import base64
-import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,7 @@ from fish_lightning.evaluation.arrays import Floats, Ints
 from fish_lightning.evaluation.calibration import ReliabilityCurve
 from fish_lightning.files import whole_file
 from fish_lightning.hardware import cores
+from fish_lightning.plotting.thumbnails import data_uri, shrunk
 from fish_lightning.report.charts import Chart
 from fish_lightning.report.pages import page_template
 
@@ -242,8 +241,8 @@ def _thumbnails(
         path, from_training = key
         source = training if from_training else tested
         assert source is not None
-        picture = Image.fromarray(source(path))
-        return {size: _jpeg(picture, size) for size in sizes[key]}
+        picture = source(path)
+        return {size: data_uri(shrunk(picture, size), quality=70) for size in sizes[key]}
 
     made: dict[tuple[str, bool], dict[int, str]] = {}
     if tested is not None:
@@ -257,18 +256,6 @@ def _thumbnails(
     return source_of
 
 
-def _jpeg(picture: Image.Image, size: int) -> str:
-    small = picture.copy()
-    small.thumbnail((size, size), reducing_gap=2.0)
-    return _data_uri(small, "jpeg", quality=70)
-
-
-def _data_uri(picture: Image.Image, file_format: str, **options: object) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, file_format, **options)
-    return f"data:image/{file_format};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 def _overlay(heat: Mapping[str, Floats] | None, error: Error) -> str:
     """Return a heat map as a PNG of its own few pixels, which the browser enlarges: clear where it is cold."""
     if heat is None or error.path not in heat:
@@ -276,7 +263,7 @@ def _overlay(heat: Mapping[str, Floats] | None, error: Error) -> str:
     warm = np.clip(heat[error.path].astype(np.float64), 0, 1)
     colours = np.zeros((*warm.shape, 4))
     colours[..., 0], colours[..., 1], colours[..., 3] = 255, 220 * (1 - warm), 190 * warm
-    return _data_uri(Image.fromarray(colours.round().astype(np.uint8)), "png")
+    return data_uri(Image.fromarray(colours.round().astype(np.uint8)), "png")
 
 
 def _curves(history: Sequence[Row], best_epoch: int | None) -> list[Chart]:

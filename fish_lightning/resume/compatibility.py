@@ -1,9 +1,11 @@
 """The one place that decides whether and where a run is resumed.
 
 A resumed run continues as if it had never stopped: all settings that affect a training step, the images and their split
-must be the same. All differences are reported together, before an image is decoded.
+must be the same. All differences are reported together, before an image is decoded. A finished run counts as this run
+only if all settings that affect its results are the same.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from fish_lightning import compat
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.distributed.cluster import slurm_restarts
 from fish_lightning.distributed.ranks import SameConfig
-from fish_lightning.distributed.same_config import settings
+from fish_lightning.distributed.same_config import fingerprint, settings
 from fish_lightning.errors import UserError
 from fish_lightning.files import override, remove_strays, shown
 from fish_lightning.models.checkpoint import load_checkpoint, well_formed
@@ -24,9 +26,9 @@ from fish_lightning.models.checkpoint_schema import require_well_formed
 from fish_lightning.names import listed
 from fish_lightning.run_log import say
 
-#: Settings, and groups of settings, that affect a training step.
+#: Settings, and groups of settings, that affect a training step; :meth:`FishDataModule.differences` has the batches.
 _OF_A_STEP = (
-    *("seed", "data.batch_size", "data.balance", "data.resident", "data.on_error", "on_nan"),
+    *("seed", "data.balance", "data.resident", "data.on_error", "on_nan"),
     *("transforms", "model", "optimizer", "scheduler"),
     *("callbacks.progressive", "callbacks.mix", "callbacks.average", "callbacks.freeze"),
     *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"),
@@ -36,6 +38,22 @@ _OF_A_STEP = (
 _NOT_OF_A_STEP = ("model.weights", "model.compile")
 #: The length of a schedule, besides the number of images.
 _OF_THE_SCHEDULE = ("trainer.max_epochs", "trainer.max_steps")
+
+
+def finished(folder: Path, cfg: DictConfig) -> dict[str, Any] | None:
+    """Return the ``summary.json`` of a finished run in this folder, or None.
+
+    Raises:
+        UserError: the run has other settings.
+    """
+    file = folder / "summary.json"
+    if not file.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if summary.get("config") != fingerprint(cfg):
+        raise UserError(f"ckpt=auto: {shown(folder)} holds a finished run with other settings\nchoose another folder")
+    print(f"finished before: {shown(folder)}", flush=True)
+    return summary
 
 
 def checkpoint_to_resume(cfg: DictConfig) -> Path | None:
@@ -85,14 +103,11 @@ def require_resumable(file: Path, cfg: DictConfig, trainer: L.Trainer, data: Fis
     require_well_formed(checkpoint, file, resumable=True)
     with well_formed(file):
         began = checkpoint["FishDataModule"]
-        then: dict[str, Any] = checkpoint["callbacks"][SameConfig.__name__]["settings"] | {
-            "seed": began["seed"],
-            "data.batch_size": began["batch_size"],
-            "trainer.precision": str(checkpoint["precision"]),
-            "trainer.devices": began["processes"],
-        }
-        now = settings(cfg) | {"trainer.precision": str(trainer.precision), "trainer.devices": trainer.world_size}
-        differences = [*_setting_differences(then, now), *data.differences(began)]
+        then: dict[str, Any] = checkpoint["callbacks"][SameConfig.__name__]["settings"]
+        then = then | {"trainer.precision": str(checkpoint["precision"])}
+        now = settings(cfg) | {"trainer.precision": str(trainer.precision)}
+        found = [*_setting_differences(then, now), *data.differences(began, trainer.world_size)]
+        differences = list(dict.fromkeys(found))  # the seed is among both
         if differences:
             more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
             run = file.parent.parent if file.parent.name == "checkpoints" else file
@@ -109,7 +124,7 @@ def require_resumable(file: Path, cfg: DictConfig, trainer: L.Trainer, data: Fis
 def _setting_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return the settings of a step that differ, each as ``optimizer.lr=0.01, not 0.1``."""
     constant = _name(then.get("scheduler._target_")) == "constant"
-    compared = (*_OF_A_STEP, "trainer.devices", *(() if constant else _OF_THE_SCHEDULE))
+    compared = (*_OF_A_STEP, *(() if constant else _OF_THE_SCHEDULE))
 
     def decides(key: str) -> bool:
         return key not in _NOT_OF_A_STEP and any(f"{key}.".startswith(f"{of}.") for of in compared)

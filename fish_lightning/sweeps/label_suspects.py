@@ -32,28 +32,26 @@ def write_label_suspects(folder: Path, jobs: Sequence[Path]) -> str:
     tested = _without_features(jobs[0])
     for job in jobs[1:]:
         tested = tested.joined(_without_features(job))
-    known = (tested.photographs != "").any()
-    names = tested.photographs_or_paths
-    suspects = find_label_suspects(tested.probabilities, tested.labels, names if known else None)
+    known, names = tested.photographs_known, tested.photographs_or_paths
+    suspects = find_label_suspects(tested.probabilities, tested.labels, names if known else None, tested.paths)
     classes = tested.classes.tolist()
     with csv_table(folder / FILE) as rows:
         rows.writerow(COLUMNS)
         for suspect in suspects:
             labels = [text_cell(classes[label]) for label in (suspect.given, suspect.suggested)]
             probabilities = [f"{p:.6f}" for p in (suspect.given_probability, suspect.suggested_probability)]
-            for image in suspect.images.tolist():
-                path, photograph = (path_cell(str(of[image])) for of in (tested.paths, tested.photographs))
-                rows.writerow((path, *labels, *probabilities, photograph))
+            for path, photograph in zip(suspect.paths, tested.photographs[suspect.images].tolist(), strict=True):
+                rows.writerow((path_cell(path), *labels, *probabilities, path_cell(photograph)))
     searched = len(np.unique(names))
     unit = "photographs" if known else "images"
     if not suspects:
         return f"label suspects  none among {searched:,} {unit}"
-    images = f" ({sum(len(suspect.images) for suspect in suspects):,} images)" if known else ""
+    images = f" ({sum(len(suspect.paths) for suspect in suspects):,} images)" if known else ""
     lines = [f"label suspects  {len(suspects):,} of {searched:,} {unit}{images}: {FILE}, the most certain first"]
     for suspect in suspects[:LISTED]:
         given, suggested = (shortened(printable(classes[label])) for label in (suspect.given, suspect.suggested))
         lines.append(
-            f"  {printable(str(tested.paths[suspect.images[0]]))}: labelled {given} "
+            f"  {printable(suspect.paths[0])}: labelled {given} "
             f"({suspect.given_probability:.0%}), perhaps {suggested} ({suspect.suggested_probability:.0%})"
         )
     return "\n".join(lines)

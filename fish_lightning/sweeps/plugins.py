@@ -3,7 +3,6 @@
 Imported at every start: nothing heavier than Hydra belongs here.
 """
 
-import warnings
 from importlib.util import find_spec
 
 from hydra.core.config_store import ConfigStore
@@ -29,8 +28,7 @@ _NEEDS = {
 
 def register_plugins() -> None:
     """Let Hydra instantiate our sweepers, in a checkout and in an installed wheel."""
-    # Hydra warns of configs with the same names as the plugins' own; ours are complete.
-    warnings.filterwarnings("ignore", r"(?s).*is validated against ConfigStore schema")
+    compat.quiet_hydra()
     for sweeper in (OptunaSweeper, GridSweeper):
         Plugins.instance().register(sweeper)
     _, BasicSweeperConf = compat.basic_sweeper()
@@ -49,7 +47,7 @@ def _is_allowed(target: str) -> bool:
                     f"pip install '{package}'  (in a checkout: pip install '.[{extra}]')"
                 )
             )
-    return target.startswith(("hydra_plugins.", "hydra._internal.core_plugins.", "fish_lightning.sweeps."))
+    return target.startswith((*compat.PLUGINS, "fish_lightning.sweeps."))
 
 
 def _installed(module: str) -> bool:

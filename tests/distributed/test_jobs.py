@@ -199,3 +199,31 @@ def test_a_second_program_waits_for_the_one_that_trains_in_the_folder(tmp_path):
     first.kill()  # -9: the lock is released
     first.wait()
     assert second.communicate(timeout=60)[0] == "in\nout\n"
+
+
+#: Starts Python as where these do not exist, on Windows.
+WINDOWS = """
+import os, select, signal
+del os.killpg, select.poll, signal.SIGKILL, signal.SIGALRM, signal.SIGUSR1, signal.SIGPIPE
+"""
+#: Ends a job of another process, and one that has ended.
+END = """
+import os, signal, subprocess, sys
+from fish_lightning.distributed import jobs
+assert not hasattr(os, "killpg") and not hasattr(signal, "SIGKILL")
+process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+for _ in range(2):
+    jobs._signal_group(process.pid, jobs._KILL)
+    print(process.wait())
+"""
+
+
+def test_a_run_and_the_end_of_a_job_need_no_signals_that_windows_lacks(tmp_path, train_tiny):
+    (tmp_path / "sitecustomize.py").write_text(WINDOWS)
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
+    done = train_tiny(tmp_path, *ONCE, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert summary_of(run_folder(tmp_path))["processes"] == 1
+    command = [sys.executable, "-c", END]
+    ended = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == [str(-signal.SIGTERM)] * 2

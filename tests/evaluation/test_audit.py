@@ -11,8 +11,8 @@ from fish_lightning.evaluation.audit import (
     MIN_PHOTOGRAPHS,
     audit,
     choose_donors,
+    clustered_mean,
     mean_background,
-    mean_by_photograph,
     on_background,
     overall_verdict,
     spread_over_photographs,
@@ -276,7 +276,7 @@ def test_the_interval_of_a_mean_covers_the_truth_where_copies_agree():
     for _ in range(trials):
         copies = rng.integers(1, 30, 40)
         values = np.repeat(rng.beta(2, 3, 40), copies)  # mean 0.4
-        low, high = mean_by_photograph(values, np.repeat(np.arange(40), copies).astype(str)).ci95
+        low, high = clustered_mean(values, np.repeat(np.arange(40), copies).astype(str)).ci95
         covered += low <= 0.4 <= high
     assert 0.90 <= covered / trials <= 0.98
 

@@ -61,6 +61,7 @@ def test_settings_that_do_not_affect_a_step_may_change(check, overrides):
         (["data.batch_size=8"], "data.batch_size=4, not 8"),
         (["on_nan=skip"], "on_nan=stop, not skip"),
         (["seed=5"], "seed=42, not 5"),
+        (["data.seed=5"], "seed=42, not 5; another split"),
     ],
 )
 def test_a_setting_that_affects_a_step_is_refused_by_name(check, overrides, difference):

@@ -12,7 +12,7 @@ from tensorboard.program import TensorBoard
 
 from fish_lightning.distributed.same_config import fingerprint
 from fish_lightning.errors import UserError
-from fish_lightning.report.run import finished
+from fish_lightning.resume.compatibility import finished
 from fish_lightning.sweeps.grid_sweeper import launch_all
 from fish_lightning.sweeps.study import sweep_lock
 
