@@ -4,6 +4,7 @@ A server has imported everything; each program is a fork of it that runs its mod
 arguments, working directory, environment, output and exit code, and dies of signals like any other process.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -119,4 +121,16 @@ def become(arguments, cwd, env, folder):
 if __name__ == "__main__" and (order := serve()):
     name = order.pop("name")
     become(**order)
-    runpy.run_module(name, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as left:
+        if not isinstance(left.code, int | None):
+            raise
+        code = left.code or 0
+    # What Python does at its end, except to free each imported object, for which it would first copy the pages.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 0xFF)
