@@ -23,12 +23,12 @@ def inherited(number):
         return False
 
 
-numbers = [number for number in map(int, os.listdir("/dev/fd")) if inherited(number)]
+numbers = [number for number in map(int, os.listdir("/dev/fd")) if inherited(number)]  # noqa: PTH208 - pathlib: 20 ms
 parent = os.getppid()
 order = {
     "name": module[1],
     "arguments": module[2:],
-    "cwd": os.getcwd(),
+    "cwd": os.getcwd(),  # noqa: PTH109
     "env": dict(os.environ),
     "numbers": numbers,
     "parent": parent,
