@@ -69,7 +69,7 @@ def start():
 
     def start_program(module, *overrides, cwd, env=None):
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
-        name = module if module == "faults" else f"fish_lightning.{module}"
+        name = module if module in ("faults", "torch.distributed.run") else f"fish_lightning.{module}"
         return programs.start(name, overrides, cwd, environment)
 
     yield start_program

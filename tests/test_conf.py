@@ -34,6 +34,11 @@ def composed(*overrides, program="train"):
         return compose(program, ["paths.output=OUT", *overrides])
 
 
+def of_choice(choice):
+    """The config with one choice of a group."""
+    return composed(choice, "data.root=x", *(["split.path=x"] if choice == "split=file" else []))
+
+
 def plain(node):
     return OmegaConf.to_container(node, resolve=True)
 
@@ -45,7 +50,7 @@ def parameters():
 @pytest.mark.parametrize("choice", [g for g in GROUPS if not g.startswith(("hydra", "transforms=pipeline", "data="))])
 def test_every_choice_of_every_group_composes(choice):
     group, _, option = choice.partition("=")
-    cfg = composed(choice, *(["split.path=split.csv"] if choice == "split=file" else []))
+    cfg = of_choice(choice)
     assert group in ("experiment", "sweep", "debug") or group in (*cfg, "gradient_clip", "augment"), option
     for part in ("data", "model", "optimizer", "scheduler", "trainer", "transforms"):
         assert plain(cfg[part])
@@ -95,7 +100,7 @@ WITHOUT_HYDRA = [g for g in GROUPS if not g.startswith(("hydra", "sweep=optuna",
 
 @pytest.mark.parametrize("choice", WITHOUT_HYDRA)
 def test_every_key_beside_a_target_is_an_argument_of_it(choice):
-    cfg = plain(composed(choice, "data.root=x", *(["split.path=x"] if choice == "split=file" else [])))
+    cfg = plain(of_choice(choice))
     found = 0
     for node in targets_in(cfg):
         arguments = inspect.signature(hydra.utils.get_object(node["_target_"])).parameters

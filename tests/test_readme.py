@@ -40,6 +40,7 @@ SMALL = {
     "compare": (),
 }
 SAMPLE = ("data.source.photographs_per_kind=3", "data.source.copies=1", "report=false")
+SWEEP = (*SAMPLE, "test=false")  # tests/sweeps tests their jobs
 ONE_JOB = ("optimizer=adam", "optimizer.lr=0.002")
 TRAIN, EVALUATE, PREDICT = (f"python -m fish_lightning.{name}" for name in ("train", "evaluate", "predict"))
 PREPARE = "python -m fish_lightning.prepare"
@@ -58,22 +59,22 @@ RUN = {
     f"{TRAIN} data.source.shortcut=true": (SAMPLE, "split  folders, seed 42"),
     f"{TRAIN} sweep=folds data.source.label_errors=0.05": ((*SAMPLE, "split.folds=2"), "label suspects"),
     f"{TRAIN} sweep=unknown": ((*SAMPLE, "data.leave_out=range(2)"), "AUROC knn"),
-    f"{TRAIN} -m optimizer=adam,sgd optimizer.lr=0.001,0.01": ((*SAMPLE, "optimizer.lr=0.001"), "optimizer=sgd"),
-    f"{TRAIN} sweep=grid": ((*SAMPLE, *ONE_JOB), "sweep.csv"),
-    f"{TRAIN} sweep=seeds": ((*SAMPLE, "seed=range(2)"), "(of 2 jobs)"),
+    f"{TRAIN} -m optimizer=adam,sgd optimizer.lr=0.001,0.01": ((*SWEEP, "optimizer.lr=0.001"), "optimizer=sgd"),
+    f"{TRAIN} sweep=grid": ((*SWEEP, *ONE_JOB), "sweep.csv"),
+    f"{TRAIN} sweep=seeds": ((*SWEEP, "seed=range(2)"), "(of 2 jobs)"),
     f"{TRAIN} sweep=optuna hydra.sweep.dir=logs/search": (
-        (*SAMPLE, "hydra.sweeper.n_trials=1"),
+        (*SWEEP, "hydra.sweeper.n_trials=1"),
         "optuna-dashboard sqlite:///logs/search/study.db",
     ),
     f"{TRAIN} sweep=optuna hydra.sweep.dir=logs/search hydra.sweeper.n_trials=60": (
-        (*SAMPLE, "hydra.sweeper.n_trials=2"),
+        (*SWEEP, "hydra.sweeper.n_trials=2"),
         "sweep folder  logs/search",
     ),
-    f"{TRAIN} sweep=grid hydra.sweep.dir=logs/grid ckpt=auto": ((*SAMPLE, *ONE_JOB), "sweep folder  logs/grid"),
+    f"{TRAIN} sweep=grid hydra.sweep.dir=logs/grid ckpt=auto": ((*SWEEP, *ONE_JOB), "sweep folder  logs/grid"),
     f"{TRAIN} ckpt=RUN": ((), "run folder   "),
     "python -m fish_lightning.compare a=RUN_A b=RUN_B margin=0.01": ((), "compare.html"),
     f"{TRAIN} sweep=optuna hydra/launcher=joblib hydra.launcher.n_jobs=2 hydra.sweeper.n_jobs=2": (
-        (*SAMPLE, "hydra.launcher.n_jobs=1", "hydra.sweeper.n_trials=1"),  # more start workers, as tests/sweeps does
+        (*SWEEP, "hydra.launcher.n_jobs=1", "hydra.sweeper.n_trials=1"),  # more start workers, as tests/sweeps does
         "sweep.csv",
     ),
     f"{PREDICT} ckpt=RUN input=DIR": ((), "contact_sheet.png"),

@@ -97,13 +97,9 @@ def test_a_job_of_several_processes_runs_on_submitit(tmp_path, train_tiny):
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_ranks_of_one_run_in_one_folder(tmp_path, tiny_data):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    program = ["-m", "fish_lightning.train", *TINY, *DDP, *SPY, *ONCE, f"data.root={tiny_data}"]
-    environment = os.environ | HELPERS | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, *program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=200
-    )
+def test_torchrun_starts_the_ranks_of_one_run_in_one_folder(tmp_path, tiny_data, run):
+    program = ("-m", "fish_lightning.train", *TINY, *DDP, *SPY, *ONCE, f"data.root={tiny_data}")
+    done = run("torch.distributed.run", "--standalone", "--nproc-per-node=2", *program, cwd=tmp_path, env=HELPERS)
     assert done.returncode == 0, done.stderr
     folder = run_folder(tmp_path)
     assert folder.name.startswith("torchrun-")

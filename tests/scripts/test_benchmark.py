@@ -71,13 +71,13 @@ def test_without_a_gpu_its_table_is_refused_in_one_line(benchmark, monkeypatch):
 
 def test_the_table_of_a_gpu_compares_runs_in_turns(benchmark, monkeypatch, tmp_path, capsys):
     tiny = benchmark.Load(
-        "cpu", batch=4, steps=1, rounds=3, variants=True, height=32, width=48, model="shufflenet_v2_x0_5"
+        "cpu", batch=4, steps=1, rounds=2, variants=True, height=32, width=48, model="shufflenet_v2_x0_5"
     )
     compiled = []
     monkeypatch.setitem(benchmark.LOADS, ("gpu", True), tiny)
     monkeypatch.setattr(benchmark, "require_gpu", lambda: None)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))  # noqa: PLW0108 - a method
-    monkeypatch.setattr(benchmark, "GPU_SECONDS", benchmark.GOAL_SECONDS - 1)  # three rounds, and no time for goal
+    monkeypatch.setattr(benchmark, "GPU_SECONDS", benchmark.GOAL_SECONDS - 1)  # no time for goal
     benchmark.main(["--gpu", "--quick", "--output", str(tmp_path / "figures.json")])
     rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
     what = f"shufflenet_v2_x0_5, 32x48, batch 4, {fastest_precision('cpu')}, {tiny.workers} workers"

@@ -180,18 +180,20 @@ def test_another_seed_gives_other_pixels(small, tmp_path, one_class):
 @pytest.mark.slow
 def test_nearest_class_means_do_not_solve_it(tmp_path):
     root = tmp_path / "sample"
-    make_sample(root, photographs_per_kind=15)
+    make_sample(root, photographs_per_kind=8, copies=2)
     catalog = SampleSource(root).read()
-    assert len(catalog) == 9 * 15 * 4
-    assert sum(f.stat().st_size for f in root.rglob("*") if f.is_file()) < 60e6
+    assert len(catalog) == 9 * 8 * 2
+    assert sum(f.stat().st_size for f in root.rglob("*") if f.is_file()) < 20e6
     tiny = np.stack([cv2.resize(read(root / p), (32, 24), interpolation=cv2.INTER_AREA) for p in catalog.paths])
     pixels = tiny.reshape(len(tiny), -1).astype(np.float64)
-    splits = photograph_split(catalog, seed=0)
-    train, test = splits == "train", splits == "test"
-    means = np.stack([pixels[train & (catalog.labels == label)].mean(0) for label in range(9)])
-    nearest = ((pixels[test, None] - means) ** 2).sum(-1).argmin(1)
-    accuracy = (nearest == catalog.labels[test]).mean()
-    assert 1 / 9 < accuracy < 0.60
+    correct = []
+    for seed in range(5):
+        splits = photograph_split(catalog, seed=seed)
+        train, test = splits == "train", splits == "test"
+        means = np.stack([pixels[train & (catalog.labels == label)].mean(0) for label in range(9)])
+        nearest = ((pixels[test, None] - means) ** 2).sum(-1).argmin(1)
+        correct.extend(nearest == catalog.labels[test])
+    assert 1 / 9 < np.mean(correct) < 0.60
 
 
 def test_a_complete_set_is_not_generated_again(small):
