@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
+from fish_lightning.evaluation.abstention import BOUND
 from fish_lightning.evaluation.analysis import Analysis, Error
 from fish_lightning.evaluation.arrays import Floats, Ints
 from fish_lightning.evaluation.calibration import ReliabilityCurve
@@ -118,6 +119,7 @@ def write_report(
         suspects=suspects,
         audit=audit,
         AUDIT_ROWS=AUDIT_ROWS,
+        BOUND=BOUND,
         SUBSETS=SUBSETS | {"training": "training "},
         config=config,
         environment=environment or {},
