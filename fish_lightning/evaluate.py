@@ -31,7 +31,7 @@ def evaluate(cfg: DictConfig) -> float:
     from fish_lightning.data.catalog import Catalog
     from fish_lightning.data.folders import input_catalog
     from fish_lightning.data.splits import recorded_split
-    from fish_lightning.data.trained_sources import evaluation_source
+    from fish_lightning.data.trained_sources import RecordedSource, evaluation_source
     from fish_lightning.data.unknown_images import without_copies
     from fish_lightning.evaluation.stored_calibration import read_calibration
     from fish_lightning.models.checkpoint import load_checkpoint, restore, weights_digest
@@ -72,6 +72,9 @@ def evaluate(cfg: DictConfig) -> float:
     trainer.test(model, datamodule=data, verbose=False)
     predictions = model.test_predictions()
     summary = summarize_evaluation(trainer, model, data, cfg, recorded["split"])
+    if isinstance(data.source, RecordedSource):
+        changed, written = data.changed_images(recorded, cfg.subset)
+        summary |= {"changed_images": changed, "rewritten_images": written}
     if trainer.is_global_zero:
         found = None if unknown is None or outputs is None else (unknown, outputs)
         write_evaluation(Path(cfg.paths.output), summary, predictions, model, data, cfg, stored, found)

@@ -74,7 +74,8 @@ def train(cfg: DictConfig) -> float | None:
         trainer.test(model, datamodule=data, ckpt_path=best_checkpoint(trainer), verbose=False, weights_only=True)
 
     summary = summarize_run(trainer, model, data, cfg)
-    outputs = test_and_val_outputs(trainer, model, data) if cfg.test else None
+    reported = cfg.test or not summary["pruned"]
+    outputs = test_and_val_outputs(trainer, model, data, cfg.test) if reported else None
     log_hyperparameters(trainer, cfg, folder)
     predictions = model.test_predictions() if cfg.test else None
     if trainer.is_global_zero:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import numpy as np
@@ -55,6 +56,25 @@ def test_images_may_be_moved(tmp_path, summary, tiny_data, evaluated):
     found = evaluated("data.root=moved", "subset=val")["val"]
     assert found["n"] == summary["val"]["n"] == 3
     assert found["loss"] == pytest.approx(summary["val"]["loss"], rel=1e-5)
+
+
+def test_images_replaced_after_training_are_named(tmp_path, trained, tiny_data, evaluated, capsys):
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_data, moved)  # keeps the times
+    with (trained.folder / "split.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    first, second = [row["path"] for row in rows if row["split"] == "test"][:2]
+    trained_on = next(row["path"] for row in rows if row["split"] == "train")
+    found = evaluated("data.root=moved")
+    assert found["changed_images"] == found["rewritten_images"] == []
+    for path in (first, trained_on):
+        (moved / path).write_bytes((moved / path).read_bytes() + b"0")
+    os.utime(moved / second, ns=(1, 1))
+    found = evaluated("data.root=moved")
+    assert (found["changed_images"], found["rewritten_images"]) == ([first], [second])
+    printed = capsys.readouterr().out
+    assert f"warning: 1 image has other content than in the training run: {first}\n" in printed
+    assert f"note: 1 image has been rewritten since the training run: {second}\n" in printed
 
 
 def test_all_of_other_data_is_scored_by_the_class_names_of_the_model(tmp_path, evaluated, make_folder):

@@ -248,16 +248,22 @@ class FishDataModule(L.LightningDataModule):
         changed = int((began.splits != now.splits).sum())
         return found + [f"another split ({changed} images differ; see split.csv in its folder)"] * bool(changed)
 
-    def changed_images(self, state_dict: dict[str, Any]) -> tuple[list[str], list[str]]:
+    def changed_images(self, state_dict: dict[str, Any], subset: str = "all") -> tuple[list[str], list[str]]:
         """Return the images whose files have another size than when a run began, and those only written again.
 
         Both are empty for a checkpoint that does not say.
+
+        Args:
+            state_dict: of the run, with the same images.
+            subset: train, val, test or all: the images that are compared.
         """
         self.read_catalog()
         if "files" not in state_dict:
             return [], []
-        sized, written = changed_files(state_dict["files"].numpy(), self._files)
-        return self.catalog.paths[sized].tolist(), self.catalog.paths[written].tolist()
+        compared = self.catalog.indices(subset)
+        sized, written = changed_files(state_dict["files"].numpy()[compared], self._files[compared])
+        paths = self.catalog.paths[compared]
+        return paths[sized].tolist(), paths[written].tolist()
 
     def dataset(self, split: str, train: bool = False) -> FishDataset:
         """Return the images of one split (``"all"`` for every image), augmented for training."""

@@ -10,6 +10,12 @@ from fish_lightning.errors import UserError
 from fish_lightning.evaluation.arrays import Bools, Floats, Ints, Names, photograph_index, require_finite
 from fish_lightning.evaluation.bootstrap import per_photograph, ratio_interval
 
+#: The bound of :func:`choose_threshold`, for readers of a report.
+BOUND = (
+    "selective risk control (Geifman and El-Yaniv 2017) with photographs instead of images as independent trials: the "
+    "betting bound of Waudby-Smith and Ramdas (2024), which is Chernoff's where photographs have equally many copies, "
+    "with fixed-sequence testing of the thresholds from high to low"
+)
 STEPS = 20  # thresholds that are tried at most: more would find a few more images and stop more often on the way
 
 

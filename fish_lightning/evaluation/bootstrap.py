@@ -78,9 +78,12 @@ def bootstrap_ratio(numerator: Floats, denominator: Floats, resamples: int = 400
 def ratio_interval(numerator: Floats, denominator: Floats, resamples: int = 4000) -> tuple[float, float]:
     """95 % interval of a share, clustered by photograph.
 
-    The bounds are the 2.5 and 97.5 % quantiles of :func:`bootstrap_ratio`. Where all photographs have the same share,
-    for instance where every image is right, a bootstrap sees no spread: then Wilson's interval with one trial for each
-    photograph.
+    The bounds are the 2.5 and 97.5 % quantiles of :func:`bootstrap_ratio`, after two invented photographs of mean size
+    are added, one all right and one all wrong, as Agresti and Coull add two successes and two failures. Without them
+    the interval covers the truth in only 80 to 92 % of draws for 10 to 60 photographs or an accuracy of 95 %; with them
+    in 93 to 99 % (simulated, ``tests/evaluation/test_coverage.py``). Where all photographs have the same share, for
+    instance where every image is right, nothing says how much they vary: then Wilson's interval with one trial for
+    each photograph.
 
     Args:
         numerator: (G,) each photograph's part of the numerator.
@@ -89,15 +92,18 @@ def ratio_interval(numerator: Floats, denominator: Floats, resamples: int = 4000
 
     Returns:
         Lower and upper bound, 0 to 1; NaN where the denominator is 0 for all photographs.
+
+    Source: A. Agresti and B. A. Coull, The American Statistician 52 (1998) 119-126.
     """
-    photographs = int(np.count_nonzero(denominator))
+    counted = denominator > 0
+    photographs = int(np.count_nonzero(counted))
     if not photographs:
         return math.nan, math.nan
-    drawn = bootstrap_ratio(numerator, denominator, resamples)
-    drawn = drawn[~np.isnan(drawn)]
-    if np.ptp(drawn) < 1e-12:
-        return wilson_interval(float(numerator.sum() / denominator.sum()) * photographs, photographs)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    shares, size = numerator[counted] / denominator[counted], float(denominator[counted].mean())
+    if np.ptp(shares) < 1e-12:
+        return wilson_interval(float(shares[0]) * photographs, photographs)
+    drawn = bootstrap_ratio(np.append(numerator, [size, 0]), np.append(denominator, [size, size]), resamples)
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -113,9 +113,12 @@ def detection(
 ) -> Detection:
     """Measure a score on images of the classes and of none of them.
 
-    Intervals are 2.5 and 97.5 % quantiles of a bootstrap that draws known and unknown photographs with replacement.
-    Where it sees no spread, as with complete separation: Wilson's interval, with the photographs of the smaller side as
-    trials for the AUROC and the unknown ones for the FPR.
+    Intervals are 2.5 and 97.5 % quantiles of a bootstrap that draws known and unknown photographs with replacement,
+    after two invented photographs of mean size are added to each side, one with its highest and one with its lowest
+    score: without them an AUROC of 0.98 on 40 photographs is covered in 84 % of draws only, with them in 90 % or more
+    (simulated, ``tests/evaluation/test_coverage.py``). The FPR rests on a threshold that 5 % of the known photographs
+    miss: with fewer than 20 of them its interval is too narrow. Complete separation has no spread: then Wilson's
+    interval, with the photographs of the smaller side as trials for the AUROC and the unknown ones for the FPR.
 
     Args:
         known: (N,) scores of images of the classes, higher for known.
@@ -127,30 +130,28 @@ def detection(
     Raises:
         UserError: there are no images on one side, or scores are NaN or infinite.
     """
-    known_index, unknown_index = (
-        photograph_index(known_photographs, len(known)),
-        photograph_index(unknown_photographs, len(unknown)),
-    )
+    known_index = photograph_index(known_photographs, len(known))
+    unknown_index = photograph_index(unknown_photographs, len(unknown))
     require_finite(known, "scores")
     require_finite(unknown, "scores")
-    by_known, by_unknown = np.argsort(-known, kind="stable"), np.argsort(-unknown, kind="stable")
-    measure = _Ranking(known[by_known], unknown[by_unknown]).measure
-    auroc, fpr = measure(np.ones((1, len(known))), np.ones((1, len(unknown))))
-    ones_known, ones_unknown = (np.ones(int(i.max()) + 1, dtype=np.int64) for i in (known_index, unknown_index))
-    length, (first, second) = len(known) + len(unknown), np.random.default_rng(0).spawn(2)
-    draws = zip(
-        resampled_counts(ones_known, resamples, length, first),
-        resampled_counts(ones_unknown, resamples, length, second),
-        strict=True,
+    auroc, fpr = _figures(_Side(known, known_index), _Side(unknown, unknown_index))
+    photographs = int(known_index.max()) + 1, int(unknown_index.max()) + 1
+    if auroc[0] in (0, 1):
+        return Detection(
+            float(auroc[0]),
+            wilson_interval(float(auroc[0]) * min(photographs), min(photographs)),
+            float(fpr[0]),
+            wilson_interval(float(fpr[0]) * photographs[1], photographs[1]),
+        )
+    sides = _Side.with_extremes(known, known_index), _Side.with_extremes(unknown, unknown_index)
+    length = sum(len(side.scores) for side in sides)
+    draws = (
+        resampled_counts(np.ones(n + 2, dtype=np.int64), resamples, length, rng)
+        for n, rng in zip(photographs, np.random.default_rng(0).spawn(2), strict=True)
     )
-    drawn = [measure(w[:, known_index[by_known]], v[:, unknown_index[by_unknown]]) for w, v in draws]
+    drawn = [_figures(*sides, counts) for counts in zip(*draws, strict=True)]
     aurocs, fprs = (np.concatenate(values) for values in zip(*drawn, strict=True))
-    return Detection(
-        float(auroc[0]),
-        _interval(aurocs, float(auroc[0]), min(len(ones_known), len(ones_unknown))),
-        float(fpr[0]),
-        _interval(fprs, float(fpr[0]), len(ones_unknown)),
-    )
+    return Detection(float(auroc[0]), _interval(aurocs), float(fpr[0]), _interval(fprs))
 
 
 def best_score(detections: Mapping[str, Detection]) -> str:
@@ -178,27 +179,45 @@ def keep_threshold(scores: Floats, photographs: Names | None = None, kept: float
     return float(scores[order[min(int(np.searchsorted(share, kept - 1e-9)), len(scores) - 1)]])
 
 
-class _Ranking:
-    """Where unknown images stand among known ones, both sorted by falling score; weights come later."""
+class _Side:
+    """Scores of known or of unknown images, sorted to fall, each with its photograph and its weight."""
 
-    def __init__(self, known: Floats, unknown: Floats) -> None:
-        self.above = np.searchsorted(-known, -unknown, side="left")
-        self.not_below = np.searchsorted(-known, -unknown, side="right")
-        self.accepted = np.searchsorted(-unknown, -known, side="right")
+    def __init__(self, scores: Floats, index: Ints, weights: npt.NDArray[np.float64] | None = None) -> None:
+        order = np.argsort(-scores, kind="stable")
+        self.scores, self.index = scores[order], index[order]
+        self.weights = np.ones(len(scores)) if weights is None else weights[order]
 
-    def measure(
-        self, known: Floats | Ints, unknown: Floats | Ints
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """(B,) AUROC and (B,) FPR at 95 % of B draws; (B, N) and (B, M) weights of the sorted images."""
-        kept, taken = (np.pad(np.cumsum(w, axis=1, dtype=np.float64), ((0, 0), (1, 0))) for w in (known, unknown))
-        pairs = kept[:, -1] * taken[:, -1]
-        auroc = ((kept[:, self.above] + kept[:, self.not_below]) * unknown).sum(axis=1) / (2 * pairs)
-        last = (kept[:, 1:] >= KEPT * kept[:, -1:] - 1e-9).argmax(axis=1)
-        return auroc, taken[np.arange(len(taken)), self.accepted[last]] / taken[:, -1]
+    @classmethod
+    def with_extremes(cls, scores: Floats, index: Ints) -> "_Side":
+        """Add two photographs of mean size, one with the highest and one with the lowest score."""
+        photographs = int(index.max()) + 1
+        return cls(
+            np.append(scores, [scores.max(), scores.min()]),
+            np.append(index, [photographs, photographs + 1]),
+            np.append(np.ones(len(scores)), np.full(2, len(scores) / photographs)),
+        )
+
+    def drawn(self, counts: Ints | None) -> npt.NDArray[np.float64]:
+        """(B, N) weights of the images where photographs are drawn (B, G) times; None: each once."""
+        return self.weights[None] if counts is None else self.weights * counts[:, self.index]
 
 
-def _interval(drawn: npt.NDArray[np.float64], value: float, photographs: int) -> tuple[float, float]:
-    if np.ptp(drawn) < 1e-12:
-        return wilson_interval(value * photographs, photographs)
+def _figures(
+    known: _Side, unknown: _Side, counts: tuple[Ints, Ints] | tuple[None, None] = (None, None)
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(B,) AUROC and (B,) FPR at 95 % TPR of B draws of known and of unknown photographs."""
+    above = np.searchsorted(-known.scores, -unknown.scores, side="left")
+    not_below = np.searchsorted(-known.scores, -unknown.scores, side="right")
+    accepted = np.searchsorted(-unknown.scores, -known.scores, side="right")
+    drawn = unknown.drawn(counts[1])
+    kept, taken = (
+        np.pad(np.cumsum(w, axis=1, dtype=np.float64), ((0, 0), (1, 0))) for w in (known.drawn(counts[0]), drawn)
+    )
+    auroc = ((kept[:, above] + kept[:, not_below]) * drawn).sum(axis=1) / (2 * kept[:, -1] * taken[:, -1])
+    last = (kept[:, 1:] >= KEPT * kept[:, -1:] - 1e-9).argmax(axis=1)
+    return auroc, taken[np.arange(len(taken)), accepted[last]] / taken[:, -1]
+
+
+def _interval(drawn: npt.NDArray[np.float64]) -> tuple[float, float]:
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)

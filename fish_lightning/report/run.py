@@ -17,6 +17,7 @@ from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.splits import leak_warning
 from fish_lightning.data.trained_sources import OtherSource
 from fish_lightning.data.unknown_images import UnknownImages
+from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.analysis import analyse, calibration_file, unknowns_block
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs
@@ -78,8 +79,8 @@ def write_run(
         folder: of the run.
         summary: see :func:`fish_lightning.training.summary.summarize_run`.
         history: one row per epoch.
-        predictions: of the test; None: not tested.
-        outputs: of test and validation images.
+        predictions: of the test; None: not tested, then the report is of the validation.
+        outputs: of test and validation images, of the latter only if there was no test; None for a pruned run.
         model: tested.
         data: of the run.
         cfg: the whole config.
@@ -90,6 +91,12 @@ def write_run(
     if predictions and outputs:
         write_test(folder, predictions, outputs, data.catalog)
         summary["test"] |= explain(folder, model, data, outputs, cfg, history=history)
+    elif outputs:
+        outputs.save(folder / OUTPUTS_FILE)
+        try:
+            summary["val"] |= explain(folder, model, data, outputs, cfg, "val", history=history)
+        except UserError as error:  # no score depends on it, as it would if there were a test
+            print(f"no report: {first_line(error)}")
     write_summary(folder, summary)
     print("\n" + closing_table(folder, summary), flush=True)
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
+from fish_lightning.evaluation.abstention import BOUND
 from fish_lightning.evaluation.analysis import Analysis, Error
 from fish_lightning.evaluation.arrays import Floats, Ints
 from fish_lightning.evaluation.calibration import ReliabilityCurve
@@ -39,6 +40,7 @@ AUDIT_ROWS = (
     ("heat_on_object", "heat on the object"),
     ("object_share", "share of the image that the object covers"),
 )
+SUBSETS = {"train": "training ", "val": "validation ", "test": "test ", "all": ""}  # before "images"
 FEW = 10  # photographs of a class, or of a test, that say little
 
 
@@ -116,6 +118,8 @@ def write_report(
         suspects=suspects,
         audit=audit,
         AUDIT_ROWS=AUDIT_ROWS,
+        BOUND=BOUND,
+        SUBSETS=SUBSETS | {"training": "training "},
         config=config,
         environment=environment or {},
         LARGE=LARGE,
@@ -133,7 +137,7 @@ def verdict(analysis: Analysis, split: str | None = None) -> list[str]:
 
 def _score(analysis: Analysis) -> str:
     images = analysis.images
-    n = f"{len(images):,} {'' if analysis.subset == 'all' else analysis.subset + ' '}{_plural(len(images), 'image')}"
+    n = f"{len(images):,} {SUBSETS[analysis.subset]}{_plural(len(images), 'image')}"
     low, high = analysis.accuracy_ci95_photographs or analysis.accuracy_ci95
     counted = (
         f"clustered by photograph, n={analysis.photographs:,}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from fish_lightning.evaluation.scores import leak_warning
 from fish_lightning.files import override, shown
-from fish_lightning.names import printable, shortened
+from fish_lightning.names import listed, printable, shortened
 
 Summary = dict[str, Any]
 
@@ -93,6 +93,13 @@ def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
             f"warning: {summary['missing_training_images']:,} training images no longer exist: copies of them may be\n"
             "         among the scored images"
         )
+    for key, severity, what in (
+        ("changed_images", "warning", "other content than in the training run"),
+        ("rewritten_images", "note", "been rewritten since the training run"),
+    ):
+        if paths := summary.get(key):
+            count = "1 image has" if len(paths) == 1 else f"{len(paths):,} images have"
+            lines.append(f"{severity}: {count} {what}: {listed(paths, 4)}")
     if unknowns := summary[subset].get("unknowns"):
         lines += [""] * bool(lines) + _unknown_lines(unknowns)
     lines += ["", f"data     {printable(summary['data'])}", f"folder   {shown(folder)}"]

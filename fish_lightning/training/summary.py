@@ -21,7 +21,7 @@ from fish_lightning.errors import UserError
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.scores import accuracy_of, score_test
 from fish_lightning.models.classifier import FishClassifier, collect
-from fish_lightning.training.best_checkpoint import BestCheckpoint
+from fish_lightning.training.best_checkpoint import BestCheckpoint, best_checkpoint
 from fish_lightning.training.history import History, Row
 from fish_lightning.training.nonfinite import NonFiniteLoss
 
@@ -58,14 +58,23 @@ def history_rows(trainer: L.Trainer) -> list[Row]:
     return history.rows if history else []
 
 
-def test_and_val_outputs(trainer: L.Trainer, model: FishClassifier, data: FishDataModule) -> Outputs:
-    """Return what the tested model computes for test and validation images. Call it on every process, after the test.
+def test_and_val_outputs(
+    trainer: L.Trainer, model: FishClassifier, data: FishDataModule, tested: bool = True
+) -> Outputs:
+    """Return what the best checkpoint computes for test and validation images. Call it on every process.
 
     The validation images are for what must not be chosen on the test: temperature and thresholds.
+
+    Args:
+        trainer: after the test, if there was one.
+        model: of the run.
+        data: of the run.
+        tested: whether there was a test, which has loaded the best checkpoint; False: validation images only.
     """
-    tested = Outputs.of(model.test_predictions(), data.catalog)
-    validated: Any = trainer.predict(model, datamodule=data)
-    return tested.joined(Outputs.of(collect(validated), data.catalog))
+    ckpt = None if tested else best_checkpoint(trainer)
+    validated: Any = trainer.predict(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    val = Outputs.of(collect(validated), data.catalog)
+    return Outputs.of(model.test_predictions(), data.catalog).joined(val) if tested else val
 
 
 def unknown_outputs(trainer: L.Trainer, model: FishClassifier, data: FishDataModule, catalog: Catalog) -> Outputs:

@@ -227,6 +227,36 @@ def test_closing_table_of_a_run_without_a_test_says_so(tmp_path, summary):
     assert text.startswith("not tested (test=false)") and "test accuracy" not in text
 
 
+def test_a_run_without_a_test_reports_its_validation(tmp_path, train_tiny):
+    run = train_tiny(tmp_path, "test=false", "report=true", "hydra.run.dir=run")
+    assert run.returncode == 0, run.stderr
+    folder = tmp_path / "run"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert f"of {summary['val']['n']} validation images" in page
+    assert "so the figures after scaling are too good" in page
+    assert "not tested (test=false)" in run.stdout and "report       " in run.stdout
+    outputs = Outputs.load(folder / "logits.npz")
+    assert set(outputs.splits) == {"val"} and len(outputs) == summary["val"]["n"]
+    # of the best checkpoint, not of the last epoch's weights
+    assert outputs.correct.mean() == pytest.approx(summary["val"]["accuracy"])
+    assert summary["test"] == {} and summary["val"]["calibration"]["temperature"] > 0
+    assert json.loads((folder / "calibration.json").read_text())["classes"] == summary["classes"]
+    assert not (folder / "test_predictions.csv").exists()
+
+
+def test_a_run_without_a_test_whose_validation_cannot_be_reported_says_why(
+    tmp_path, capsys, run_folder, summary, make_data, make_model
+):
+    outputs = Outputs.load(run_folder[0] / "logits.npz").subset("val")
+    outputs.logits[:2] = np.nan
+    data = make_data(run_folder[0] / "photos")
+    cfg = OmegaConf.create({"report": True, "evaluate": {"target_error": 0.05}})
+    report.write_run(tmp_path, summary | {"test": {}}, [], None, outputs, make_model(data), data, cfg)
+    assert "no report: 2 of 5 images have NaN or infinite logits\n" in capsys.readouterr().out
+    assert (tmp_path / "summary.json").is_file() and not (tmp_path / "report.html").exists()
+
+
 def test_metrics_have_the_names_they_are_logged_with(summary):
     assert report.metrics(summary)["val/accuracy"] == summary["val"]["accuracy"]
     assert report.metrics(summary)["test/macro_f1"] == summary["test"]["macro_f1"]
