@@ -51,7 +51,8 @@ def parameters():
 def test_every_choice_of_every_group_composes(choice):
     group, _, option = choice.partition("=")
     cfg = of_choice(choice)
-    assert group in ("experiment", "sweep", "debug") or group in (*cfg, "gradient_clip", "augment"), option
+    elsewhere = ("gradient_clip", "augment", "mix", "average", "freeze", "balance", "loss")
+    assert group in ("experiment", "sweep", "debug") or group in (*cfg, *elsewhere), option
     for part in ("data", "model", "optimizer", "scheduler", "trainer", "transforms"):
         assert plain(cfg[part])
 
@@ -308,11 +309,13 @@ def test_experiment_notebook_is_the_reference_recipe():
     assert cfg.data.source._target_ == "fish_lightning.data.sources.ArchiveSource"
     assert plain(cfg.data.train_transform) == plain(composed("transforms=notebook", "data=fish").transforms.train)
     assert plain(cfg.optimizer) == {
-        "_target_": "torch.optim.Adam",
+        "_target_": "fish_lightning.models.optimizers.Adam",
         "_partial_": True,
         "lr": 0.01,
         "weight_decay": 0.0001,
         "fused": True,
+        "layer_decay": None,
+        "decay_norms": True,
     }
     assert cfg.scheduler._target_ == "fish_lightning.models.schedules.onecycle"
     assert cfg.scheduler.max_lr == 0.01

@@ -39,7 +39,7 @@ REQUIRED = {
 GROUPS = {
     "train": [
         *("transforms", "split", "model", "optimizer", "scheduler", "trainer", "gradient_clip", "callbacks", "logger"),
-        *("data", "augment", "experiment", "debug", "sweep", "paths"),
+        *("data", "augment", "mix", "average", "freeze", "balance", "loss", "experiment", "debug", "sweep", "paths"),
     ],
     "evaluate": ["trainer", "data", "paths"],
     "predict": ["trainer", "paths"],
@@ -152,6 +152,10 @@ def test_every_target_of_the_configs_is_known_and_no_other():
 
 #: Where the arguments of ``**arguments`` go.
 PASSED_ON = {
+    **{
+        f"fish_lightning.models.optimizers.{name}": f"torch.optim.{name}"
+        for name in ("Adam", "AdamW", "RMSprop", "SGD")
+    },
     "fish_lightning.training.best_checkpoint.BestCheckpoint": "lightning.pytorch.callbacks.ModelCheckpoint",
     "fish_lightning.data.sources.SampleSource": "fish_lightning.data.sample.generate.make_sample",
     "fish_lightning.models.schedules.onecycle": "torch.optim.lr_scheduler.OneCycleLR",
@@ -162,7 +166,7 @@ GIVEN = {
     "lightning.Trainer": {"logger", "callbacks"},
     "fish_lightning.data.datamodule.FishDataModule": {"test_subset"},
     "fish_lightning.models.classifier.FishClassifier": {"class_names", "eval_transform", "optimizer", "scheduler"},
-    "torch.optim": {"params"},
+    "fish_lightning.models.optimizers": {"parameters"},
     "fish_lightning.models.schedules": {"optimizer", "total_steps"},
     "fish_lightning.data.splits": {"catalog", "seed"},
     "fish_lightning.data.sources": {"root"},
@@ -172,7 +176,7 @@ OF_GROUP = {
     "lightning.Trainer": SCHEMAS["train"]["trainer"].keys,
     "fish_lightning.data.datamodule.FishDataModule": SCHEMAS["train"]["data"].keys,
     "fish_lightning.models.classifier.FishClassifier": SCHEMAS["train"]["model"].keys,
-    "torch.optim": SCHEMAS["train"]["optimizer"].keys,
+    "fish_lightning.models.optimizers": SCHEMAS["train"]["optimizer"].keys,
 }
 
 

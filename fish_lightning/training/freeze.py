@@ -16,6 +16,7 @@ from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.models.network import head_name
 from fish_lightning.models.optimizers import block_of
 from fish_lightning.run_log import say
+from fish_lightning.training.mix import Mix
 
 
 class Freeze(Callback):
@@ -53,8 +54,17 @@ class Freeze(Callback):
         return blocks if self.every == 0 else min(blocks, 2 + (epoch - self.epochs) // self.every)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compute the features."""
+        """Compute the features.
+
+        Raises:
+            UserError: training images are also to be mixed.
+        """
         if self.features:
+            if any(isinstance(callback, Mix) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+                raise UserError(
+                    "freeze=backbone reads no images while it trains, so that there is nothing to mix\n"
+                    "use mix=none, or freeze=head_first"
+                )
             say("computing the features of the training and validation images, once")
             self._table = _features(trainer, pl_module)  # type: ignore[arg-type]
 

@@ -7,6 +7,7 @@ from helpers import same
 
 from fish_lightning.errors import UserError
 from fish_lightning.training.freeze import Freeze
+from fish_lightning.training.mix import Mix
 
 
 class Epochs(L.Callback):
@@ -80,6 +81,13 @@ def test_features_are_computed_once_and_the_head_is_trained_from_them(frozen):
 def test_a_network_without_a_linear_head_has_no_features(frozen):
     with pytest.raises(UserError, match="last layer is linear, unlike squeezenet1_1\nfreeze=head_first works"):
         frozen(Freeze(epochs=None, features=True), name="squeezenet1_1")
+
+
+def test_images_that_are_not_read_cannot_be_mixed(make_data, make_model, make_trainer, tiny_data):
+    data = make_data(tiny_data)
+    trainer = make_trainer(max_epochs=1, callbacks=[Freeze(epochs=None, features=True), Mix(1)])
+    with pytest.raises(UserError, match="there is nothing to mix\nuse mix=none, or freeze=head_first"):
+        trainer.fit(make_model(data, name="resnet18"), datamodule=data)
 
 
 def test_unreadable_images_have_no_features(make_data, make_model, make_trainer, damaged):
