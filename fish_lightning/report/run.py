@@ -32,7 +32,14 @@ from fish_lightning.names import path_cell, printable, text_cell
 from fish_lightning.plotting import figures
 from fish_lightning.plotting.figures import Row
 from fish_lightning.plotting.thumbnails import thumbnail
-from fish_lightning.report.explanations import audit_report, error_heat_maps, left_out_outputs, training_outputs
+from fish_lightning.report.explanations import (
+    KNN_PHOTOGRAPHS,
+    NEIGHBOURS,
+    audit_report,
+    error_heat_maps,
+    left_out_outputs,
+    training_outputs,
+)
 from fish_lightning.report.inputs import FILE as INPUTS_FILE
 from fish_lightning.report.inputs import ReportInputs
 from fish_lightning.report.run_report import write_report
@@ -184,9 +191,10 @@ def explain(
     if cfg.report or unknown is not None:
         # Of an evaluation on other data, the training images are in another folder, if they are still there.
         known_catalog = data.source.known if isinstance(data.source, OtherSource) else catalog
-        training = training_outputs(model, data, known_catalog)
+        most = NEIGHBOURS if unknown is None else KNN_PHOTOGRAPHS
+        training = training_outputs(model, data, known_catalog, most)
         if training is None:
-            training, known_catalog = training_outputs(model, data, catalog), catalog
+            training, known_catalog = training_outputs(model, data, catalog, most), catalog
     target = cfg.evaluate.target_error or ((stored or {}).get("selective") or {}).get("target_error", TARGET_ERROR)
     analysis = analyse(outputs, training, target, subset=subset, leaked=leaked, unknown=unknown, stored=stored)
     weights = weights_digest(model)
