@@ -2,7 +2,8 @@
 
 On the images of the training run it reproduces the scores of the run to the last digit. In other data, copies of
 training images are excluded from the score and reported separately. With ``unknown=DIR`` it also measures how well
-images of none of the classes are separated from the others.
+images of none of the classes are separated from the others. ``recompute=true`` needs no model: it computes calibration,
+abstention and report of a run again from its ``logits.npz``.
 """
 
 from pathlib import Path
@@ -34,11 +35,20 @@ def evaluate(cfg: DictConfig) -> float:
     from fish_lightning.data.trained_sources import RecordedSource, evaluation_source
     from fish_lightning.data.unknown_images import without_copies
     from fish_lightning.evaluation.stored_calibration import read_calibration
+    from fish_lightning.files import run_of
     from fish_lightning.models.checkpoint import load_checkpoint, restore, weights_digest
-    from fish_lightning.report.run import write_evaluation
+    from fish_lightning.report.run import recompute, write_evaluation
+    from fish_lightning.report.tables import recomputed_table
     from fish_lightning.training.summary import summarize_evaluation, unknown_outputs
     from fish_lightning.training.trainer import build_trainer
 
+    if cfg.recompute:
+        if cfg.unknown:
+            raise UserError("recompute=true loads no model, so it can score no new images: leave out unknown=DIR")
+        folder = run_of(Path(cfg.ckpt).expanduser())
+        subset, scores = recompute(folder, cfg.evaluate.target_error)
+        print(recomputed_table(folder, subset, scores))
+        return float(scores["accuracy"])
     checkpoint = load_checkpoint(cfg.ckpt)
     model, transform = restore(checkpoint, cfg.ckpt)
     model.tta = cfg.tta

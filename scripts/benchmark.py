@@ -17,6 +17,10 @@ rounds; their quartiles show how much they scatter. Parts:
 
 ``--gpu`` measures ``train`` on one CUDA GPU, with augment=gpu, model.compile=true and peak memory, and ``goal`` if time
 is left: 8 minutes in all. ``--tests`` first runs the tests that need a GPU.
+
+``--report`` measures what the report of 1,350 test images adds to a run, step by step, in CPU seconds (which other load
+does not change) and seconds: ResNet-34 with random weights at 112x168, images of the archive's size with masks, and as
+many errors as a report lists.
 """
 
 import argparse
@@ -38,6 +42,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -708,6 +713,74 @@ class Clock(Callback):
         self.file.write_text(json.dumps(self.stages))
 
 
+def measure_report(count: int, height: int, width: int, model: str) -> None:
+    """Print what each step of a report costs: CPU seconds of all threads, and seconds.
+
+    Args:
+        count: number of test images; half as many are validated, and as many are trained on, a photograph each.
+        height: of the model's input, pixels.
+        width: likewise.
+        model: of torchvision.
+    """
+    import albumentations as A
+    import cv2
+    import numpy as np
+    import torch
+    from hydra.utils import instantiate
+
+    from fish_lightning.evaluation.outputs import Outputs
+    from fish_lightning.evaluation.predictions import Predictions
+    from fish_lightning.report import run
+
+    def timed(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        def measured(*arguments: Any, **settings: Any) -> Any:
+            cpu, wall = time.process_time(), time.perf_counter()
+            result = step(*arguments, **settings)
+            print(f"{name:<52} {time.process_time() - cpu:8.1f} {time.perf_counter() - wall:8.1f}", flush=True)
+            return result
+
+        return measured
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, splits = Path(temporary) / "images", {"train": count, "val": count // 2, "test": count}
+        drawn = make_images(Path(temporary) / "drawn", 45)
+        mask = Path(temporary) / "mask.png"
+        cv2.imwrite(str(mask), cv2.ellipse(np.zeros((445, 590), np.uint8), (295, 220), (200, 80), 0, 0, 360, 255, -1))
+        for split, images in splits.items():
+            for index in range(images):  # links: the files of a large set need not be drawn
+                name, stem = f"class {index % 9}", f"{index:05}.png"
+                for file, kind in ((drawn[index % 45], name), (mask, f"{name} GT")):
+                    (folder / split / kind).mkdir(parents=True, exist_ok=True)
+                    os.link(file, folder / split / kind / stem)
+        cfg = compose_run(folder, height, width, f"model.name={model}", "split=folders", "data.cache=off", "seed=1")
+        data = make_data(cfg)
+        network = instantiate(
+            cfg.model,
+            class_names=data.catalog.classes,
+            eval_transform=A.to_dict(data.eval_transform),
+            optimizer=instantiate(cfg.optimizer),
+            scheduler=None,
+        )
+        rng = np.random.default_rng(0)  # as many errors as a report lists, whatever the network computes
+        at = np.flatnonzero(data.catalog.splits != "train")
+        logits = rng.normal(0, 2, (len(at), 9)).astype(np.float32)
+        blank = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+        features = rng.normal(size=(len(at), network.eval().logits_and_features(blank)[1].shape[1]))
+        outputs = Outputs.of(
+            Predictions(at, data.catalog.labels[at], logits, features.astype(np.float16)), data.catalog
+        )
+        print(f"{'step':<52} {'CPU s':>8} {'s':>8}")
+        output = Path(cfg.paths.output)
+        steps = ("training_outputs", "analyse", "audit_report", "error_heat_maps", "write_report")
+        whole = timed(f"report of {count:,} images ({model}, {height}x{width})", run.explain)
+        with patch.multiple(run, **{name: timed(f"  {name}", getattr(run, name)) for name in steps}):
+            whole(output, network, data, outputs, cfg)
+        sizes = (
+            f"{(output / name).stat().st_size / 1e6:.1f} MB {name}" for name in ("report.html", "report_inputs.npz")
+        )
+        print("; ".join(sizes))
+
+
 def catalog(options: Options) -> list[Row]:
     """Measure each size in a process of its own, so that its peak memory is its own."""
     megabytes = {}
@@ -802,6 +875,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", action="store_true", help="measure on one CUDA GPU, within 8 minutes")
     parser.add_argument("--tests", action="store_true", help="with --gpu: first run the tests that need one")
+    parser.add_argument("--report", action="store_true", help="only: what the report of 1,350 images adds to a run")
     parser.add_argument("--quick", action="store_true", help="smaller and fewer: under two minutes on two cores")
     parser.add_argument("--only", help=f"some of {','.join(PARTS)}; with --gpu of {','.join(GPU_PARTS)}")
     parser.add_argument("--data", type=Path, metavar="DIR", help="class folders for the part goal")
@@ -810,6 +884,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.catalog:
         simulate(given.catalog)
+        return
+    if given.report:
+        print(f"{machine()}\n")
+        measure_report(*((54, 32, 48, "shufflenet_v2_x0_5") if given.quick else (1350, 112, 168, "resnet34")))
         return
     parts = GPU_PARTS if given.gpu else PARTS
     chosen = given.only.split(",") if given.only else parts

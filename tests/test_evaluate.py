@@ -374,3 +374,37 @@ def test_calibration_json_of_the_run_is_used_or_said_to_be_missing(tmp_path, tra
     file.write_text("{")
     with pytest.raises(UserError, match=r"run/calibration\.json is corrupt \(Expecting property name"):
         evaluated(ckpt=copy)
+
+
+@pytest.fixture
+def reported(tmp_path, trained, evaluated):
+    """An evaluation with a report; its checkpoint is of no use afterwards."""
+    evaluated("report=true", "subset=all", "evaluate.target_error=0.2")
+    return tmp_path / "out"
+
+
+def test_a_report_is_recomputed_without_the_model(reported, evaluated, monkeypatch, capsys):
+    before = {name: (reported / name).read_text(encoding="utf-8") for name in ("report.html", "summary.json")}
+    (reported / "report.html").unlink()
+    monkeypatch.setattr("fish_lightning.models.checkpoint.load_checkpoint", None)
+    evaluated("recompute=true", ckpt=reported)
+    for name, text in before.items():
+        assert (reported / name).read_text(encoding="utf-8") == text
+    capsys.readouterr()
+    changed = evaluated("recompute=true", "evaluate.target_error=0.6", ckpt=reported)["all"]["selective"]
+    assert changed["target_error"] == 0.6 != json.loads(before["summary.json"])["all"]["selective"]["target_error"]
+    printed = capsys.readouterr().out
+    assert "recomputed   from logits.npz" in printed and "(target_error=0.6)" in printed
+    assert "at most 60.0%" in (reported / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_recomputed_is_said(reported, evaluated):
+    with pytest.raises(UserError, match="recompute=true loads no model"):
+        evaluated("recompute=true", "unknown=photos", ckpt=reported)
+    file = reported / "report_inputs.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"report_inputs\.npz is corrupt or incomplete"):
+        evaluated("recompute=true", ckpt=reported)
+    file.unlink()
+    with pytest.raises(UserError, match="it was made with report=false or by an earlier version"):
+        evaluated("recompute=true", ckpt=reported)

@@ -195,6 +195,7 @@ class Analysis:
         errors: at most ``LISTED``, the most confident first.
         error_photographs: number of errors, listed or not.
         neighbours_from: split that neighbours were searched for in; None where there was none.
+        neighbours_among: number of photographs that were searched.
         suspects: at most ``LISTED``, the most certain first.
         suspect_photographs: number of suspects, listed or not.
         suspects_among: number of images that were searched for suspects.
@@ -228,6 +229,7 @@ class Analysis:
     errors: list[Error]
     error_photographs: int
     neighbours_from: str | None
+    neighbours_among: int
     suspects: list[LabelSuspect]
     suspect_photographs: int
     suspects_among: int
@@ -331,7 +333,7 @@ def analyse(
         votes=vote_scores(probabilities, images.labels, names),
         copies_correct=copies_correct,
         worst_photographs=worst,
-        validation=(len(val), len(np.unique(val.photographs_or_paths))),
+        validation=(len(val), _number_of_photographs(val)),
         leaked_validation=None if leaked is None else int(leaked[validated].sum()),
         fitted_here=bool(len(val)),
         calibration=calibration_scores(tested.logits, images.labels, temperature),
@@ -344,6 +346,7 @@ def analyse(
         errors=errors,
         error_photographs=error_photographs,
         neighbours_from=neighbours_from,
+        neighbours_among=_number_of_photographs({"train": training, "val": val}.get(neighbours_from or "")),
         suspects=suspects[:LISTED],
         suspect_photographs=len(suspects),
         suspects_among=int(searched.sum()),
@@ -389,6 +392,10 @@ def unknowns_block(unknowns: Unknowns) -> dict[str, Any]:
 def _photographs(outputs: Outputs) -> Names | None:
     """Return the photographs as the statistics take them: None if they are unknown."""
     return outputs.photographs_or_paths if outputs.photographs_known else None
+
+
+def _number_of_photographs(outputs: Outputs | None) -> int:
+    return 0 if outputs is None else len(np.unique(outputs.photographs_or_paths))
 
 
 def _accuracy_interval(index: Ints, correct: Bools) -> tuple[float, float]:

@@ -52,7 +52,7 @@ class Stage(NamedTuple):
     channels_last: bool
 
 
-def heat_maps(network: nn.Module, images: Tensor, classes: Tensor) -> npt.NDArray[np.float32]:
+def heat_maps(network: nn.Module, images: Tensor, classes: Tensor | None = None) -> npt.NDArray[np.float32]:
     """Return the Grad-CAM heat map of one class for each image of a batch.
 
     The network keeps its mode, gradients and hooks. Equal arguments give equal maps (on a GPU up to rounding).
@@ -60,7 +60,7 @@ def heat_maps(network: nn.Module, images: Tensor, classes: Tensor) -> npt.NDArra
     Args:
         network: returns logits (N, C) for ``images``; a compiled one runs uncompiled.
         images: (N, 3, H, W) as ``network`` takes them, on its device.
-        classes: (N,) int64, the class to explain for each image.
+        classes: (N,) int64, the class to explain for each image; None: the predicted one.
 
     Returns:
         (N, h, w), each map divided by its maximum; zeros where nothing speaks for the class.
@@ -85,7 +85,8 @@ def heat_maps(network: nn.Module, images: Tensor, classes: Tensor) -> npt.NDArra
             logits = network(images)
         finally:
             hook.remove()
-        score = logits.gather(1, classes.to(logits.device).unsqueeze(1)).sum()
+        explained = logits.argmax(1) if classes is None else classes.to(logits.device)
+        score = logits.gather(1, explained.unsqueeze(1)).sum()
         gradient, maps = torch.autograd.grad(score, kept[0])[0].float(), kept[0].detach().float()
         positions, channels = ((1, 2), 3) if stage.channels_last else ((2, 3), 1)
         heat = (gradient.mean(positions, keepdim=True) * maps).sum(channels).relu()

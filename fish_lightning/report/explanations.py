@@ -1,7 +1,7 @@
 """What a report needs from the model besides ``logits.npz``: nearest training images, heat maps, and the audit."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.datamodule import FishDataModule
@@ -24,8 +25,12 @@ from fish_lightning.models.classifier import FishClassifier
 
 Indices = npt.NDArray[np.int64]
 BATCH = 32  # images at a time
-NEIGHBOURS = 1000  # training photographs compared at most, one image of each
-AUDITED = 96  # images at most: four variants and a heat map of each
+#: Images at most. Each passes through the network here, once or, in the audit, four times and for its heat map: with
+#: these numbers a report costs about as much as a test of 600 images.
+NEIGHBOURS = 150  # training photographs compared, one image of each
+KNN_PHOTOGRAPHS = 1000  # the same where the score knn is measured too
+AUDITED = 40  # of the tested images and of the training images
+HEAT_MAPS = 40  # of the most confident errors; each costs two passes
 
 
 def training_outputs(
@@ -65,7 +70,7 @@ def _outputs(model: FishClassifier, data: FishDataModule, catalog: Catalog, chos
     """Return what the model computes for some images of a catalog; None if none can be read."""
     kept, logits, features = [], [], []
     for indices, images in _batches(data, chosen, catalog):
-        with torch.inference_mode():
+        with torch.inference_mode(), _precision(model):
             computed = model.logits_and_features(images.to(model.device))
         kept.append(indices)
         logits.append(computed[0].cpu().numpy())
@@ -79,8 +84,8 @@ def _outputs(model: FishClassifier, data: FishDataModule, catalog: Catalog, chos
 def error_heat_maps(
     model: FishClassifier, data: FishDataModule, analysis: Analysis
 ) -> tuple[dict[str, npt.NDArray[np.float32]], str]:
-    """Return the heat map of each error's predicted class by path, and why there is none."""
-    predicted = {error.path: error.prediction for error in analysis.errors}
+    """Return heat maps of the errors' predicted classes by path, and why there are none or of which there are."""
+    predicted = {error.path: error.prediction for error in analysis.errors[:HEAT_MAPS]}
     found = np.flatnonzero(np.isin(data.catalog.paths, list(predicted)))
     maps: dict[str, npt.NDArray[np.float32]] = {}
     try:
@@ -89,7 +94,7 @@ def error_heat_maps(
             maps |= zip(paths, _heat(model, images, [predicted[path] for path in paths]), strict=True)
     except UserError as error:
         return {}, str(error)
-    return maps, ""
+    return maps, f"Heat maps of the {HEAT_MAPS} most confident errors." if len(analysis.errors) > HEAT_MAPS else ""
 
 
 def audit_report(model: FishClassifier, data: FishDataModule, outputs: Outputs, training: bool) -> dict[str, Any] | str:
@@ -146,19 +151,17 @@ def _audit(model: FishClassifier, data: FishDataModule, indices: Indices, with_h
     def predict(variants: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         parts = []
         for start in range(0, len(variants), BATCH):
-            with torch.inference_mode():
+            with torch.inference_mode(), _precision(model):
                 logits = model(torch.from_numpy(variants[start : start + BATCH]).to(model.device))
             parts.append(logits.float().softmax(1).cpu().numpy())
         return np.concatenate(parts)
 
     heat = None
     if with_heat:
-        predicted = predict(pixels).argmax(1).tolist()
         # A network without feature maps has no heat maps; the rest of the audit needs none.
         with suppress(UserError):
             parts = [
-                _heat(model, torch.from_numpy(pixels[start : start + BATCH]), predicted[start : start + BATCH])
-                for start in range(0, len(pixels), BATCH)
+                _heat(model, torch.from_numpy(pixels[start : start + BATCH])) for start in range(0, len(pixels), BATCH)
             ]
             heat = upsampled(np.concatenate(parts), *pixels.shape[2:])
     try:
@@ -167,9 +170,19 @@ def _audit(model: FishClassifier, data: FishDataModule, indices: Indices, with_h
         return str(error)
 
 
-def _heat(model: FishClassifier, images: Tensor, classes: Sequence[int]) -> npt.NDArray[np.float32]:
+def _heat(model: FishClassifier, images: Tensor, classes: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
+    """Return heat maps of these classes, or of the predicted ones."""
     normalized = model.normalize(images.to(model.device))
-    return heat_maps(model.network, normalized, torch.tensor(list(classes), device=model.device))
+    explained = None if classes is None else torch.tensor(list(classes), device=model.device)
+    return heat_maps(model.network, normalized, explained)
+
+
+def _precision(model: FishClassifier) -> AbstractContextManager[Any]:
+    """Compute as in the test that was: in bf16 where that is fast."""
+    try:
+        return model.trainer.precision_plugin.forward_context()
+    except RuntimeError:  # of no trainer
+        return nullcontext()
 
 
 def _batches(
@@ -183,7 +196,7 @@ def _batches(
         catalog: of the images; None: that of ``data``.
     """
     catalog = catalog or data.catalog
-    for start in range(0, len(indices), BATCH):
+    for start in tqdm(range(0, len(indices), BATCH), "report", unit="batch", leave=False, disable=None):
         kept, images = [], []
         for index in indices[start : start + BATCH].tolist():
             try:

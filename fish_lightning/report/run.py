@@ -18,7 +18,7 @@ from fish_lightning.data.splits import leak_warning
 from fish_lightning.data.trained_sources import OtherSource
 from fish_lightning.data.unknown_images import UnknownImages
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.analysis import analyse, calibration_file, unknowns_block
+from fish_lightning.evaluation.analysis import Analysis, analyse, calibration_file, unknowns_block
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
@@ -31,12 +31,22 @@ from fish_lightning.names import path_cell, printable, text_cell
 from fish_lightning.plotting import figures
 from fish_lightning.plotting.figures import Row
 from fish_lightning.plotting.thumbnails import thumbnail
-from fish_lightning.report.explanations import audit_report, error_heat_maps, left_out_outputs, training_outputs
+from fish_lightning.report.explanations import (
+    KNN_PHOTOGRAPHS,
+    NEIGHBOURS,
+    audit_report,
+    error_heat_maps,
+    left_out_outputs,
+    training_outputs,
+)
+from fish_lightning.report.inputs import FILE as INPUTS_FILE
+from fish_lightning.report.inputs import ReportInputs
 from fish_lightning.report.run_report import write_report
 from fish_lightning.report.tables import closing_table, evaluation_table
 
 PICTURES = 18  # test images in plots/predictions.png
 UNKNOWN_FILE = "unknown_logits.npz"
+TARGET_ERROR = 0.05  # of an evaluation of a run that says none
 Summary = dict[str, Any]
 
 
@@ -151,7 +161,7 @@ def explain(
     stored: Mapping[str, Any] | None = None,
     unknown: Outputs | None = None,
 ) -> Summary:
-    """Write ``calibration.json`` and ``report.html``.
+    """Write ``calibration.json``, ``report.html`` and ``report_inputs.npz``.
 
     Args:
         folder: of the run or evaluation.
@@ -180,15 +190,14 @@ def explain(
     if cfg.report or unknown is not None:
         # Of an evaluation on other data, the training images are in another folder, if they are still there.
         known_catalog = data.source.known if isinstance(data.source, OtherSource) else catalog
-        training = training_outputs(model, data, known_catalog)
+        most = NEIGHBOURS if unknown is None else KNN_PHOTOGRAPHS
+        training = training_outputs(model, data, known_catalog, most)
         if training is None:
-            training, known_catalog = training_outputs(model, data, catalog), catalog
-    target = cfg.evaluate.target_error
+            training, known_catalog = training_outputs(model, data, catalog, most), catalog
+    target = cfg.evaluate.target_error or ((stored or {}).get("selective") or {}).get("target_error", TARGET_ERROR)
     analysis = analyse(outputs, training, target, subset=subset, leaked=leaked, unknown=unknown, stored=stored)
-    if stored is None and (outputs.splits == "val").any():
-        content = calibration_file(analysis) | {"weights": weights_digest(model), "tta": model.tta}
-        with whole_file(folder / CALIBRATION_FILE) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    fitted_to = {"weights": weights_digest(model), "tta": model.tta}
+    _write_calibration(folder, analysis, stored, fitted_to)
     audit: dict[str, Any] | str = ""
     if cfg.report:
         audit = audit_report(
@@ -198,27 +207,109 @@ def explain(
             training=subset in ("test", "val"),
         )
         heat, heat_note = error_heat_maps(model, data, analysis)
-        write_report(
-            folder / "report.html",
-            analysis,
-            title=f"{model.hparams['name']} on {printable(catalog.root.resolve().name)}",
-            thumbnail=lambda path: thumbnail(catalog.root / path, 256),
-            training_thumbnail=lambda path: thumbnail(known_catalog.root / path, 256),
-            heat=heat,
-            heat_note=heat_note,
-            history=history,
-            split=data.split_name,
-            audit=audit,
-            config=OmegaConf.to_yaml(cfg, resolve=True),
-            environment={"torch": torch.__version__, "lightning": L.__version__, "python": platform.python_version()},
-        )
-    blocks = {
-        "calibration": analysis.calibration,
-        "selective": analysis.selective,
-        "audit": None if isinstance(audit, str) else audit,
-    }
+        texts = {
+            "title": f"{model.hparams['name']} on {printable(catalog.root.resolve().name)}",
+            "subset": subset,
+            "split": data.split_name,
+            "root": str(catalog.root.resolve()),
+            "training_root": str(known_catalog.root.resolve()),
+            "heat_note": heat_note,
+            "audit": audit,
+            "history": list(history),
+            "config": OmegaConf.to_yaml(cfg, resolve=True),
+            "environment": {
+                "torch": torch.__version__,
+                "lightning": L.__version__,
+                "python": platform.python_version(),
+            },
+            "target_error": target,
+            "stored": None if stored is None else dict(stored),
+            "fitted_to": fitted_to,
+        }
+        inputs = ReportInputs(training, leaked, {path: warm.astype(np.float16) for path, warm in heat.items()}, texts)
+        inputs.save(folder / INPUTS_FILE)
+        _draw(folder, analysis, inputs)
+        if unknown is not None and data.left_out is not None:
+            unknown.save(folder / UNKNOWN_FILE)
+    blocks = _blocks(analysis, unknown) | {"audit": None if isinstance(audit, str) else audit}
+    if "unknowns" in blocks:
+        blocks["unknowns"]["excluded"] = excluded
+    return blocks
+
+
+def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Summary]:
+    """Compute calibration, abstention and report of a run or an evaluation from ``logits.npz`` again.
+
+    ``report.html``, ``calibration.json`` and their figures in ``summary.json`` are replaced.
+
+    Args:
+        folder: of the run or evaluation.
+        target_error: see :func:`~fish_lightning.evaluation.abstention.choose_threshold`; None: as before.
+
+    Returns:
+        The subset that was tested, and its scores in ``summary.json``.
+
+    Raises:
+        UserError: one of the files is missing or corrupt.
+    """
+    outputs, file = Outputs.load(folder / OUTPUTS_FILE), folder / "summary.json"
+    inputs = ReportInputs.load(folder / INPUTS_FILE)
+    texts, subset = inputs.texts, inputs.texts["subset"]
+    if inputs.leaked is not None and len(inputs.leaked) != len(outputs):
+        raise UserError(f"{shown(folder)}: {OUTPUTS_FILE} and {INPUTS_FILE} are not of the same run")
+    try:
+        summary: Summary = json.loads(file.read_text(encoding="utf-8"))
+        scores = summary[subset]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{shown(file)} is missing or corrupt ({first_line(error)})") from None
+    unknown = Outputs.load(folder / UNKNOWN_FILE) if (folder / UNKNOWN_FILE).is_file() else None
+    analysis = analyse(
+        outputs,
+        inputs.training,
+        target_error or texts["target_error"],
+        subset=subset,
+        leaked=inputs.leaked,
+        unknown=unknown,
+        stored=texts["stored"],
+    )
+    _write_calibration(folder, analysis, texts["stored"], texts["fitted_to"])
+    _draw(folder, analysis, inputs)
+    blocks = _blocks(analysis, unknown)
+    if "unknowns" in blocks:
+        blocks["unknowns"] = scores.get("unknowns", {}) | blocks["unknowns"]
+    scores |= blocks
+    write_summary(folder, summary)
+    return subset, scores
+
+
+def _write_calibration(
+    folder: Path, analysis: Analysis, stored: Mapping[str, Any] | None, fitted_to: Mapping[str, str | None]
+) -> None:
+    """Write ``calibration.json`` of a training run, for which nothing is stored yet."""
+    if stored is None and analysis.fitted_here:
+        with whole_file(folder / CALIBRATION_FILE) as temporary:
+            content = calibration_file(analysis) | dict(fitted_to)
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _draw(folder: Path, analysis: Analysis, inputs: ReportInputs) -> None:
+    texts = inputs.texts
+    root, training_root = Path(texts["root"]), Path(texts["training_root"])
+    write_report(
+        folder / "report.html",
+        analysis,
+        thumbnail=lambda path: thumbnail(root / path, 256),
+        training_thumbnail=lambda path: thumbnail(training_root / path, 256),
+        heat=inputs.heat,
+        **{key: texts[key] for key in ("title", "heat_note", "history", "split", "audit", "config", "environment")},
+    )
+
+
+def _blocks(analysis: Analysis, unknown: Outputs | None) -> Summary:
+    """Return what the analysis adds to the scores in ``summary.json``."""
+    blocks: Summary = {"calibration": analysis.calibration, "selective": analysis.selective}
     if unknown is not None and analysis.unknowns:
-        blocks["unknowns"] = unknowns_block(analysis.unknowns) | {"excluded": excluded}
+        blocks["unknowns"] = unknowns_block(analysis.unknowns)
     return blocks
 
 

@@ -108,6 +108,27 @@ def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
     return "\n".join([scores, "", *lines])
 
 
+def recomputed_table(folder: Path, subset: str, scores: Summary) -> str:
+    """Return what was computed again from the ``logits.npz`` of a run or an evaluation."""
+    calibration, selective = scores["calibration"], scores["selective"]
+    after = calibration["after"]
+    scaled = f", {after['ece']:.2%} with the temperature {calibration['temperature']:.3f}" if after else ""
+    target = f"(target_error={selective['target_error']:g})"
+    answered = f"no threshold can promise it {target}"
+    if selective["threshold"] is not None:
+        wrong = "" if selective["error"] is None else f", {selective['error']:.1%} of the answers are wrong"
+        answered = f"answers {selective['coverage']:.1%} of the images{wrong} {target}"
+    return "\n".join(
+        [
+            f"recomputed   from logits.npz: {scores['n']:,} images, subset={subset}",
+            f"calibration  ECE {calibration['ece']:.2%}{scaled}",
+            f"abstention   {answered}",
+            f"folder       {shown(folder)}",
+            f"report       {shown(folder / 'report.html')}",
+        ]
+    )
+
+
 def _unknown_lines(unknowns: Summary) -> list[str]:
     """Return how well images of none of the classes are separated from the tested ones."""
     part = "" if unknowns["photographs"] is None else f" of {unknowns['photographs']:,} photographs"

@@ -178,6 +178,9 @@ def test_hooks_and_modes_are_restored_after_an_error(images):
 def test_equal_images_have_equal_maps_in_any_batch(resnet, images):
     heat = heat_maps(resnet, images, CLASSES)
     assert np.array_equal(heat, heat_maps(resnet, images, CLASSES))
+    with torch.no_grad():
+        predicted = resnet.eval()(images).argmax(1)
+    assert np.array_equal(heat_maps(resnet, images), heat_maps(resnet, images, predicted))
     alone = heat_maps(resnet, images[1:2], CLASSES[1:2])
     assert alone[0] == pytest.approx(heat[1], abs=1e-4)
 

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 
 import lightning as L
 import numpy as np
@@ -98,6 +99,18 @@ def test_the_report_and_the_calibration_are_written(summary, run_folder):
     assert stored["classes"] == summary["classes"] and stored["temperature"] > 0
     assert set(summary["test"]["calibration"]) >= {"ece", "nll", "brier", "temperature", "after"}
     assert set(summary["test"]["selective"]) >= {"aurc", "target_error", "threshold", "coverage", "error"}
+
+
+def test_a_run_is_recomputed_from_its_logits(run_folder, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder[0], folder)
+    names = ("report.html", "calibration.json", "summary.json")
+    before = {name: (folder / name).read_text(encoding="utf-8") for name in names}
+    for name in names[:2]:
+        (folder / name).unlink()
+    assert report.recompute(folder)[0] == "test"
+    assert {name: (folder / name).read_text(encoding="utf-8") for name in names} == before
+    assert (folder / "report_inputs.npz").stat().st_size < 100_000
 
 
 def test_logits_of_test_and_validation_images_are_kept(run_folder):

@@ -126,3 +126,13 @@ def test_tests_that_need_a_gpu_run_first_where_they_are_asked_for(benchmark, mon
     start_with(monkeypatch, benchmark, lambda command, **_: started.append(command[1:]))
     benchmark.main(["--gpu", "--tests", "--output", str(tmp_path / "figures.json")])
     assert started == [["-m", "pytest", "-m", "gpu"], "train", "goal"]
+
+
+def test_the_cost_of_a_report_is_told_step_by_step(benchmark, capsys):
+    benchmark.main(["--report", "--quick"])
+    printed = capsys.readouterr().out
+    rows = {line[:52].strip(): float(line[52:].split()[0]) for line in printed.splitlines() if line[:2] == "  "}
+    assert list(rows) == ["training_outputs", "analyse", "audit_report", "error_heat_maps", "write_report"]
+    (total,) = [line for line in printed.splitlines() if line.startswith("report of 54 images")]
+    assert 0 < rows["audit_report"] <= float(total[52:].split()[0]) < 60
+    assert "MB report.html" in printed and "MB report_inputs.npz" in printed
