@@ -16,6 +16,7 @@ from fish_lightning.data.catalog import SPLITS
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.arrays import DIVERGED
 from fish_lightning.models.network import AUXILIARY, PREFIX, build_network, non_finite
+from fish_lightning.models.optimizers import parameter_groups
 from fish_lightning.models.whitelist import pipeline_fault
 from fish_lightning.schema import COUNT, COUNT_OR_NONE, FLAG, NULL, PRECISION, PROBABILITY, SEED, TEXT, Rule, number
 
@@ -192,7 +193,8 @@ def _faults(checkpoint: dict[str, Any], resumable: bool) -> Iterator[str]:
         if began.get("model.name", arguments["name"]) != arguments["name"]:
             yield "hyper_parameters.name: expected model.name of the settings"
         frozen = began.get("callbacks.freeze._target_") is not None
-        yield from _optimizer(checkpoint, callbacks.get("NonFiniteLoss", {}).get("skipped", 0), network, frozen)
+        weights = _in_groups(network, began.get("optimizer.layer_decay"), began.get("optimizer.decay_norms", True))
+        yield from _optimizer(checkpoint, callbacks.get("NonFiniteLoss", {}).get("skipped", 0), weights, frozen)
 
 
 def _undescribed(value: Any, description: Description, where: str = "") -> Iterator[str]:
@@ -247,9 +249,19 @@ def _weights(weights: dict[str, torch.Tensor], network: nn.Module) -> Iterator[s
             yield f"state_dict.{name}: expected {noun} of shape {tuple(part.shape)}"
 
 
-def _optimizer(checkpoint: dict[str, Any], skipped: int, network: nn.Module, frozen: bool) -> Iterator[str]:
+def _in_groups(network: nn.Module, layer_decay: Any, decay_norms: Any) -> list[tuple[str, nn.Parameter]]:
+    """Return the weights of the network in the order of the optimizer's parameter groups, which numbers them."""
+    names = {id(weight): name for name, weight in network.named_parameters()}
+    if layer_decay is None and decay_norms:
+        return [(names[id(weight)], weight) for weight in network.parameters()]
+    groups = parameter_groups(network, 1.0, layer_decay, bool(decay_norms))
+    return [(names[id(weight)], weight) for group in groups for weight in group["params"]]
+
+
+def _optimizer(
+    checkpoint: dict[str, Any], skipped: int, weights: list[tuple[str, nn.Parameter]], frozen: bool
+) -> Iterator[str]:
     """Yield what an optimizer's state lacks for the weights of the network; there is none for frozen ones."""
-    weights = list(network.named_parameters())
     indices = list(range(len(weights)))
     stepped = checkpoint["global_step"] > skipped
     for number_, state in enumerate(checkpoint["optimizer_states"]):

@@ -78,7 +78,7 @@ class FishClassifier(L.LightningModule):
         self.class_names = tuple(class_names)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         if optimizer is not None:
-            _create("optimizer", optimizer, NetworkParameters(nn.Linear(1, 1)))  # fail early
+            _create("optimizer", optimizer, NetworkParameters(nn.ParameterList([torch.zeros(1)])))  # fail early
         self.network = build_network(name, len(self.class_names), weights)
         if channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)

@@ -49,7 +49,7 @@ def test_fewer_images_in_a_split_than_processes_are_an_error(monkeypatch):
 GROUPS = {
     "plain": [],
     "mix": ["mix=both", "average=ema", "balance=class"],
-    "freeze": ["freeze=head_first", "balance=photograph", "data.photograph=[0-9]", "loss=focal"],
+    "freeze": ["freeze=head_first", "balance=photograph", "data.photograph='[0-9]'", "loss=focal"],
 }
 
 

@@ -13,7 +13,7 @@ GROUPS = {
     "head_first": ["freeze=head_first", "callbacks.freeze.every=1"],
     "backbone": ["freeze=backbone"],
     "class": ["balance=class", "loss=focal", "optimizer.layer_decay=0.9", "optimizer.decay_norms=false"],
-    "photograph": ["balance=photograph", "data.photograph=[0-9]", "loss=cosine", "transforms=auto"],
+    "photograph": ["balance=photograph", "data.photograph='[0-9]'", "loss=cosine", "transforms=auto"],
     "two": ["mix=cutmix", "average=ema", "balance=loss", "tta=flips"],
 }
 
