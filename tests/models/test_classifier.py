@@ -283,3 +283,9 @@ def test_invalid_setting_of_the_optimizer_is_an_immediate_error(setting):
         FishClassifier(NAMES, name="squeezenet1_1", optimizer=partial(torch.optim.Adam, **setting))
     assert str(raised.value).startswith("optimizer: invalid setting (")
     assert all(f"optimizer.{name}={value}" in str(raised.value) for name, value in setting.items())
+
+
+def test_the_initial_weights_do_not_depend_on_the_optimizer(make_data, make_model, tiny_data):
+    data = make_data(tiny_data)
+    one, other = (make_model(data, optimizer=optimizer).state_dict() for optimizer in (None, torch.optim.Adam))
+    assert all(torch.equal(one[name], other[name]) for name in one)
