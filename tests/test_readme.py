@@ -81,6 +81,7 @@ RUN = {
     f"""{PREDICT} {BEST} input="'photos/*.jpg'\"""": ((), "photos/1.jpg"),
     f"{EVALUATE} ckpt=RUN": ((), "subset=test"),
     f"{EVALUATE} ckpt=RUN unknown=DIR": ((), "unknown  4 images of 4 photographs"),
+    f"{EVALUATE} ckpt=RUN recompute=true evaluate.target_error=0.02": ((), "recomputed   from logits.npz"),
     f"{EVALUATE} ckpt=RUN data=folder data.root=DIR": ((), "subset=test"),
     f"{EVALUATE} ckpt=RUN data=fish_originals data.root=DIR": ((), "test accuracy"),
     f"{TRAIN} experiment=notebook data.root=DIR": ((), "split  random, seed 42"),
