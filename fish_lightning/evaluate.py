@@ -34,9 +34,8 @@ def evaluate(cfg: DictConfig) -> float:
     from fish_lightning.data.splits import recorded_split
     from fish_lightning.data.trained_sources import RecordedSource, evaluation_source
     from fish_lightning.data.unknown_images import without_copies
-    from fish_lightning.evaluation.stored_calibration import read_calibration
     from fish_lightning.files import run_of
-    from fish_lightning.models.checkpoint import load_checkpoint, restore, weights_digest
+    from fish_lightning.models.trained import open_model
     from fish_lightning.report.run import recompute, write_evaluation
     from fish_lightning.report.tables import recomputed_table
     from fish_lightning.training.summary import summarize_evaluation, unknown_outputs
@@ -49,19 +48,16 @@ def evaluate(cfg: DictConfig) -> float:
         subset, scores = recompute(folder, cfg.evaluate.target_error)
         print(recomputed_table(folder, subset, scores))
         return float(scores["accuracy"])
-    checkpoint = load_checkpoint(cfg.ckpt)
-    model, transform = restore(checkpoint, cfg.ckpt)
-    model.tta = cfg.tta
-    stored, note = read_calibration(cfg.ckpt, model.class_names, weights_digest(model), cfg.tta)
+    trained = open_model(cfg.ckpt, cfg.tta)
+    model, recorded = trained.module, trained.data
     foreign = input_catalog(cfg.unknown, model.class_names, "unknown") if cfg.unknown else None
-    recorded = checkpoint["FishDataModule"]
     data = instantiate(
         cfg.data,
         source=evaluation_source(cfg.data, instantiate(cfg.data.source), recorded["catalog"], cfg.subset),
         catalog=None,  # read by the source
         split=recorded_split,
-        train_transform=transform,
-        eval_transform=transform,
+        train_transform=trained.transform,
+        eval_transform=trained.transform,
         seed=recorded["seed"],
         batch_size=cfg.data.batch_size or recorded["batch_size"],
         test_subset=cfg.subset,
@@ -69,15 +65,15 @@ def evaluate(cfg: DictConfig) -> float:
     data.prepare_data()
     data.setup()
     if len(data.catalog.indices(cfg.subset)) == 0:
-        trained = len(data.catalog.indices("train"))
+        others = len(data.catalog.indices("train"))
         raise UserError(
             f"subset={cfg.subset}: none of the {len(data.catalog)} images in {data.catalog.root} is in that split\n"
-            f"of the training run ({trained} are training images or their copies); to score all of them: subset=all"
+            f"of the training run ({others} are training images or their copies); to score all of them: subset=all"
         )
     unknown = None
     if foreign is not None:
         unknown = without_copies(foreign, Catalog.from_state(recorded["catalog"]), data.catalog, data.cache_dir)
-    trainer = build_trainer(cfg.trainer, precision=checkpoint["precision"])
+    trainer = build_trainer(cfg.trainer, precision=trained.precision)
     outputs = unknown_outputs(trainer, model, data, unknown.catalog) if unknown else None
     trainer.test(model, datamodule=data, verbose=False)
     predictions = model.test_predictions()
@@ -87,9 +83,9 @@ def evaluate(cfg: DictConfig) -> float:
         summary |= {"changed_images": changed, "rewritten_images": written}
     if trainer.is_global_zero:
         found = None if unknown is None or outputs is None else (unknown, outputs)
-        write_evaluation(Path(cfg.paths.output), summary, predictions, model, data, cfg, stored, found)
-        if note:
-            print(note)
+        write_evaluation(Path(cfg.paths.output), summary, predictions, model, data, cfg, trained.calibration, found)
+        if trained.note:
+            print(trained.note)
     return float(summary[cfg.subset]["accuracy"])
 
 

@@ -27,18 +27,14 @@ def predict(cfg: DictConfig) -> None:
 
     from fish_lightning.data.dataset import FishDataset, start_worker
     from fish_lightning.data.folders import input_catalog
-    from fish_lightning.evaluation.stored_calibration import read_calibration
     from fish_lightning.files import shown
-    from fish_lightning.models.checkpoint import load_checkpoint, restore, weights_digest
+    from fish_lightning.models.trained import open_model
     from fish_lightning.report import predictions as report
     from fish_lightning.training.trainer import build_trainer
 
-    checkpoint = load_checkpoint(cfg.ckpt)
-    model, transform = restore(checkpoint, cfg.ckpt)
-    model.tta = cfg.tta
-    stored, note = read_calibration(cfg.ckpt, model.class_names, weights_digest(model), cfg.tta)
-    catalog = input_catalog(cfg.input, model.class_names)
-    dataset = FishDataset(catalog, catalog.indices("all"), transform, seed=0, on_error="skip")
+    trained = open_model(cfg.ckpt, cfg.tta)
+    catalog = input_catalog(cfg.input, trained.module.class_names)
+    dataset = FishDataset(catalog, catalog.indices("all"), trained.transform, seed=0, on_error="skip")
     loader = DataLoader(
         dataset,
         sampler=[(0, index) for index in range(len(dataset))],
@@ -46,14 +42,14 @@ def predict(cfg: DictConfig) -> None:
         num_workers=cfg.num_workers,
         worker_init_fn=start_worker,
     )
-    trainer = build_trainer(cfg.trainer, precision=checkpoint["precision"])
-    batches: Any = trainer.predict(model, loader)
+    trainer = build_trainer(cfg.trainer, precision=trained.precision)
+    batches: Any = trainer.predict(trained.module, loader)
 
-    rows = report.prediction_rows(catalog, batches, model.class_names, stored)
+    rows = report.prediction_rows(catalog, batches, trained.module.class_names, trained.calibration)
     folder = Path(cfg.paths.output)
     files = report.write_predictions(folder, rows, catalog, cfg.contact_sheet)
     print(report.prediction_table(rows))
-    for line in [note] if note else report.missing_thresholds(stored):
+    for line in [trained.note] if trained.note else report.missing_thresholds(trained.calibration):
         print(line)
     print(f"\nfolder  {shown(folder)}  ({files})")
     unreadable = sum(row.error is not None for row in rows)

@@ -1,0 +1,49 @@
+"""A trained model as the programs that use it take it: module, transform, precision, calibration."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+
+from fish_lightning.evaluation.stored_calibration import Stored, read_calibration
+from fish_lightning.models.checkpoint import load_checkpoint, restore, weights_digest
+from fish_lightning.models.classifier import FishClassifier
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What ``ckpt`` names.
+
+    Attributes:
+        module: the classifier, in evaluation mode.
+        transform: the pipeline from decoded RGB pixels to what the module is given.
+        precision: of the training run, as ``lightning.Trainer`` takes it.
+        calibration: content of the run's ``calibration.json``; empty: nothing is calibrated.
+        note: why nothing is calibrated, or ``""``.
+        data: state of the run's data module: catalog, name of the split, seed, batch size.
+    """
+
+    module: FishClassifier
+    transform: A.Compose
+    precision: str
+    calibration: Stored
+    note: str
+    data: dict[str, Any]
+
+
+def open_model(ckpt: str | Path, tta: str | None = None) -> TrainedModel:
+    """Open a trained model.
+
+    Args:
+        ckpt: a checkpoint or a run folder, which stands for its best checkpoint.
+        tta: test-time augmentation, see :mod:`fish_lightning.models.tta`.
+
+    Raises:
+        UserError: there is no checkpoint, or it or the run's ``calibration.json`` is corrupt.
+    """
+    checkpoint = load_checkpoint(ckpt)
+    module, transform = restore(checkpoint, ckpt)
+    module.tta = tta
+    calibration, note = read_calibration(ckpt, module.class_names, weights_digest(module), tta)
+    return TrainedModel(module, transform, checkpoint["precision"], calibration, note, checkpoint["FishDataModule"])
