@@ -26,7 +26,7 @@ def names_run(ckpt: str | None) -> bool:
 
 def resumes_if_possible(ckpt: str | None) -> bool:
     """Return whether the run in the folder is resumed where there is one, and a new one started where there is none."""
-    return ckpt == "auto" or (ckpt is None and slurm_restarts())
+    return ckpt == "auto" or (ckpt is None and slurm_restarts() > 0)
 
 
 def run_folder(ckpt: str | None, new: str) -> str:
