@@ -510,15 +510,15 @@ MODEL: dict[str, Schema] = {
     "class_weights": choice("balanced", None),
     "compile": FLAG,
     "channels_last": FLAG,
-    "mean": MEAN,
-    "std": STD,
+    "mean": MEAN | NULL,
+    "std": STD | NULL,
 }
 
 TRANSFORMS: dict[str, Schema] = {
     "height": SIZE,
     "width": SIZE,
-    "mean": MEAN,
-    "std": STD,
+    "mean": MEAN | NULL,
+    "std": STD | NULL,
     "train": COMPONENT,
     "eval": COMPONENT,
 }

@@ -17,6 +17,7 @@ from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.arrays import DIVERGED
 from fish_lightning.models.network import AUXILIARY, PREFIX, build_network, non_finite
 from fish_lightning.models.optimizers import parameter_groups
+from fish_lightning.models.timm_networks import NotInstalled
 from fish_lightning.models.whitelist import pipeline_fault
 from fish_lightning.schema import COUNT, COUNT_OR_NONE, FLAG, NULL, PRECISION, PROBABILITY, SEED, TEXT, Rule, number
 
@@ -163,7 +164,8 @@ def require_well_formed(checkpoint: dict[str, Any], file: Any, resumable: bool =
         resumable: whether a run is to be resumed from it.
 
     Raises:
-        UserError: names the first entry that is missing or not as described, or weights that are NaN or infinite.
+        UserError: names the first entry that is missing or not as described, or weights that are NaN or infinite; or
+            the network is one of timm's, which is not installed.
     """
     for fault in _faults(checkpoint, resumable):
         raise UserError(f"ckpt: {file} is corrupt or incomplete ({fault})")
@@ -180,6 +182,8 @@ def _faults(checkpoint: dict[str, Any], resumable: bool) -> Iterator[str]:
     try:
         with torch.device("meta"):  # names and shapes only
             network = build_network(arguments["name"], len(arguments["class_names"]), None)
+    except NotInstalled:
+        raise
     except UserError as error:
         yield f"hyper_parameters.name: {first_line(error)}"
         return
