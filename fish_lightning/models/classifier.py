@@ -20,6 +20,7 @@ from fish_lightning.data.dataset import UNREADABLE
 from fish_lightning.distributed.ranks import gathered
 from fish_lightning.errors import UserError, first_line, one_line
 from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.models.ensemble import EnsembleNetwork
 from fish_lightning.models.metrics import TrainingMean
 from fish_lightning.models.network import accepted_size, build_network, head_name, normalization, weights_record
 from fish_lightning.models.optimizers import NetworkParameters
@@ -47,6 +48,7 @@ class FishClassifier(L.LightningModule):
         mean: (3,) mean of normalization, for pixels scaled to 0 to 1; None: that of the network's pretrained weights.
         std: (3,) standard deviation of normalization; None likewise.
         eval_transform: ``albumentations.to_dict`` of the evaluation pipeline.
+        members: of an ensemble, see :class:`~fish_lightning.models.ensemble.EnsembleNetwork`; None: a single network.
         optimizer: creates an optimizer from parameters; required for training only.
         scheduler: creates a schedule from (optimizer, total number of steps), stepped each batch; None: constant.
 
@@ -72,6 +74,7 @@ class FishClassifier(L.LightningModule):
         mean: Sequence[float] | None = (0.0, 0.0, 0.0),
         std: Sequence[float] | None = (1.0, 1.0, 1.0),
         eval_transform: dict[str, Any] | None = None,
+        members: Sequence[dict[str, Any]] | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
@@ -102,7 +105,12 @@ class FishClassifier(L.LightningModule):
 
     def configure_network(self) -> None:
         """Build the network, in its memory format and compiled if asked for."""
-        network = build_network(self.hparams["name"], len(self.class_names), self.hparams["weights"])
+        classes, members = len(self.class_names), self.hparams["members"]
+        network: nn.Module = (
+            EnsembleNetwork(members, classes)
+            if members
+            else build_network(self.hparams["name"], classes, self.hparams["weights"])
+        )
         if self.hparams["channels_last"]:
             network = network.to(memory_format=torch.channels_last)
         if self.hparams["compile"]:
@@ -280,20 +288,25 @@ class FishClassifier(L.LightningModule):
         return mean_log_probabilities([logits, *(other for other, _ in others)]), features
 
     def single_view(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return :meth:`logits_and_features` without test-time augmentation."""
+        """Return :meth:`logits_and_features` without test-time augmentation.
+
+        The features of an ensemble are those of its members, one after the other.
+        """
         seen: list[Tensor] = []
-        head = self.network.get_submodule(head_name(self.hparams["name"]))
-        hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+        heads = (
+            [member.last_layer for member in self.network]
+            if isinstance(self.network, EnsembleNetwork)
+            else [self.network.get_submodule(head_name(self.hparams["name"]))]
+        )
+        hooks = [head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach())) for head in heads]
         try:
             # A compiled network may ignore hooks added later, and runs uncompiled here.
             with torch.compiler.set_stance("force_eager"):
                 logits: Tensor = self(images).float()
         finally:
-            hook.remove()
-        features = seen[0].float()
-        # SqueezeNet classifies each position, and a few networks of timm each token.
-        places = {3: (1,), 4: (2, 3)}.get(features.dim())
-        return logits, features.mean(places) if places else features
+            for hook in hooks:
+                hook.remove()
+        return logits, torch.cat([_pooled(features.float()) for features in seen], dim=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the precision for evaluations, and training-loss sums and unreadable images for resumed runs."""
@@ -345,6 +358,12 @@ def collect(batches: Sequence[Arrays]) -> Predictions:
     order = np.argsort(indices, kind="stable")
     order = order[labels[order] != UNREADABLE]
     return Predictions(indices[order], labels[order], logits[order], features[order])
+
+
+def _pooled(features: Tensor) -> Tensor:
+    """Return features (N, D) also of networks that classify positions (SqueezeNet) or tokens (a few of timm's)."""
+    places = {3: (1,), 4: (2, 3)}.get(features.dim())
+    return features.mean(places) if places else features
 
 
 def _as_arrays(indices: Tensor, labels: Tensor, logits: Tensor, features: Tensor) -> Arrays:

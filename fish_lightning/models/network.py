@@ -51,7 +51,7 @@ def build_network(name: str, num_classes: int, weights: str | None) -> nn.Module
 
 
 def normalization(name: str) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation, of red, green and blue, that a network's pretrained weights were trained with.
+    """Return mean and standard deviation (of red, green, blue) that the pretrained weights were trained with.
 
     Raises:
         UserError: see :func:`build_network`.

@@ -46,10 +46,8 @@ def pretrained_config(name: str) -> "PretrainedCfg":
     own = name.removeprefix(PREFIX)
     architecture = own.partition(".")[0]
     if not timm.is_model(architecture):
-        near = (
-            ", ".join(difflib.get_close_matches(architecture, timm.list_models(), n=8)) or "resnet18, convnext_atto, …"
-        )
-        raise UserError(f"model.name: timm has no network '{architecture}'; similar: {near}")
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=8) or ["resnet18", "convnext_atto", "…"]
+        raise UserError(f"model.name: timm has no network '{architecture}'; similar: {', '.join(near)}")
     try:
         return get_pretrained_cfg(own) or PretrainedCfg()
     except RuntimeError:

@@ -304,9 +304,7 @@ def test_a_checkpoint_with_a_name_that_would_download_a_model_is_refused(saved, 
     content = torch.load(saved[1], weights_only=True)
     content["hyper_parameters"]["name"] = "timm/hf-hub:someone/something"
     torch.save(content, tmp_path / "best.ckpt")
-    with pytest.raises(
-        UserError, match="corrupt or incomplete .hyper_parameters.name: model.name: timm has no network"
-    ):
+    with pytest.raises(UserError, match=r"corrupt or incomplete \(hyper_parameters.name: .*timm has no network"):
         load_checkpoint(tmp_path / "best.ckpt")
 
 
