@@ -210,8 +210,8 @@ COUNT_OR_NONE = whole("[0, inf)")
 SEED = whole("[0, 4294967295]")  # 32 bits: what numpy takes
 SIZE = whole("[1, 10000]")  # pixels
 PAIR = NUMBER | several(2, NUMBER, "two numbers")
-MEAN = several(3, NUMBER, "three numbers, of red, green and blue")
-STD = several(3, POSITIVE, "three numbers above 0, of red, green and blue")
+MEAN = several(3, NUMBER, "three numbers (red, green, blue)") | NULL
+STD = several(3, POSITIVE, "three numbers above 0 (red, green, blue)") | NULL
 LIMIT = COUNT_OR_NONE | share("[0, 1]") | NULL
 TTA = choice("flips", "turns", None)
 DURATION = Rule(("days:hours:minutes:seconds (00:01:30:00)",), _is_duration)
@@ -510,15 +510,15 @@ MODEL: dict[str, Schema] = {
     "class_weights": choice("balanced", None),
     "compile": FLAG,
     "channels_last": FLAG,
-    "mean": MEAN | NULL,
-    "std": STD | NULL,
+    "mean": MEAN,
+    "std": STD,
 }
 
 TRANSFORMS: dict[str, Schema] = {
     "height": SIZE,
     "width": SIZE,
-    "mean": MEAN | NULL,
-    "std": STD | NULL,
+    "mean": MEAN,
+    "std": STD,
     "train": COMPONENT,
     "eval": COMPONENT,
 }
