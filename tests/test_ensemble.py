@@ -3,12 +3,11 @@
 import copy
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, is_short_error, rows_of, summary_of
+from helpers import TINY, rows_of, summary_of
 
 from fish_lightning.errors import UserError
 from fish_lightning.evaluation.heatmaps import heat_maps
@@ -118,12 +117,10 @@ def test_evaluate_reproduces_its_score_and_its_calibration(world, run):
     assert again["calibration"]["temperature"] == before["calibration"]["temperature"]
 
 
-def test_predict_takes_it_with_its_calibration(world, run, tiny_data):
-    done = run("predict", "ckpt=joined", f"input='{tiny_data}/class a'", "hydra.run.dir=predicted", cwd=world.cwd)
-    assert done.returncode == 0, done.stderr
-    assert "not calibrated" not in done.stdout
-    rows = json.loads((world.cwd / "predicted" / "predictions.json").read_text())
-    assert len(rows) == 12 and sum(rows[0]["probabilities"].values()) == pytest.approx(1)
+def test_its_calibration_belongs_to_its_weights(world):
+    trained = open_model(world.folder)  # as predict does
+    assert trained.note == "" and trained.calibration["classes"] == list(trained.module.class_names)
+    assert "fitted with tta=null" in open_model(world.folder, "flips").note
 
 
 def test_its_checkpoint_is_data_only_and_has_nothing_but_its_members_weights(world, members):
@@ -274,9 +271,3 @@ def test_failed_jobs_of_a_sweep_are_no_members(world, monkeypatch, tmp_path):
     (tmp_path / "3" / "error.txt").touch()
     monkeypatch.chdir(tmp_path.parent)
     assert list(find_members(str(tmp_path))) == [f"{tmp_path.name}/2", f"{tmp_path.name}/10"]
-
-
-def test_one_run_is_no_ensemble(world, run):
-    done = run("ensemble", "runs=sweep/0", "hydra.run.dir=refused", cwd=world.cwd)
-    assert is_short_error(done, "an ensemble requires two runs or more, not sweep/0 alone"), done.stderr
-    assert not Path(world.cwd, "refused", "checkpoints").exists()

@@ -139,7 +139,7 @@ def pooled_members(files: Mapping[str, Path]) -> dict[str, Any] | None:
     tested = [load_run("runs", folder).test for folder in folders]
     paths, correct, units = (
         np.concatenate(column)
-        for column in zip(*((of.paths, of.correct, of.photographs_or_paths) for of in tested), strict=True)  # type: ignore[arg-type]
+        for column in zip(*((of.paths, of.correct, of.photographs_or_paths) for of in tested), strict=True)
     )
     if len(set(paths.tolist())) < len(paths):
         return None

@@ -43,7 +43,7 @@ def write_ensemble(
         write_test(folder, tested.predictions, tested.outputs, data.catalog)
         summary[tested.subset] |= explain(folder, model, data, tested.outputs, cfg, tested.subset)
     write_summary(folder, summary | {"checkpoint": str(folder / BEST)})
-    print(ensemble_table(folder, summary, tested and tested.subset))
+    print(ensemble_table(folder, summary, tested.subset if tested else None))
 
 
 def ensemble_table(folder: Path, summary: Summary, subset: str | None) -> str:
@@ -84,7 +84,7 @@ def _gain_lines(gain: Summary) -> list[str]:
     names = [("the mean member", gain["mean_member"])]
     if best:
         names.append((f"the best by validation, {printable(best['run'])}", best))
-    lines = []
+    lines: list[str] = []
     for name, found in names:
         low, high = (f"{100 * bound:+.1f}" for bound in found["difference_ci95_photographs"])
         lines.append(

@@ -182,8 +182,8 @@ def _heat(model: FishClassifier, images: Tensor, classes: Sequence[int] | None =
             explained = model.network(normalized).argmax(1)
     maps = [heat_maps(member.network, member.normalize(normalized), explained) for member in model.network]
     height, width = max(heat.shape[1:] for heat in maps)
-    mean: npt.NDArray[np.float32] = np.mean([upsampled(heat, height, width) for heat in maps], axis=0)
-    return mean / np.maximum(mean.max((1, 2), keepdims=True), np.finfo(mean.dtype).tiny)
+    mean = np.mean([upsampled(heat, height, width) for heat in maps], axis=0)
+    return np.asarray(mean / np.maximum(mean.max((1, 2), keepdims=True), np.finfo(np.float32).tiny), dtype=np.float32)
 
 
 def _precision(model: FishClassifier) -> AbstractContextManager[Any]:

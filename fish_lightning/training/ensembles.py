@@ -126,7 +126,7 @@ def _gain(files: Mapping[str, Path], tested: Tested, catalog: Catalog, margin: f
 
 
 def _megabytes(network: nn.Module) -> float:
-    return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()) / 1e6
+    return float(sum(tensor.nbytes for tensor in network.state_dict().values())) / 1e6
 
 
 def _forward_ratio(model: FishClassifier, data: FishDataModule) -> float:
