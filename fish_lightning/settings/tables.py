@@ -448,7 +448,23 @@ COMPARE: dict[str, Schema] = {
     "paths": PATHS,
 }
 
+ENSEMBLE: dict[str, Schema] = {
+    "runs": Rule(
+        ("a sweep's folder", "a list of runs ([RUN_A,RUN_B])"),
+        lambda v: FOLDER.accepts(v) or (isinstance(v, list) and bool(v) and all(map(FOLDER.accepts, v))),
+        example="DIR",
+    ),
+    "margin": number("[0, 1)"),
+    "batch_size": COUNT | NULL,
+    "report": FLAG,
+    "evaluate": {"target_error": number("(0, 1)")},
+    "data": {"root": FOLDER | NULL, "num_workers": COUNT_OR_NONE},
+    "paths": PATHS,
+    "trainer": Component(TRAINER, complete=True),
+}
+
 SCHEMAS: dict[str, Mapping[str, Schema]] = {
+    "ensemble": ENSEMBLE,
     "compare": COMPARE,
     "train": TRAIN,
     "evaluate": EVALUATE,
