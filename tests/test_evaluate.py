@@ -193,7 +193,7 @@ def test_originals_whose_copies_were_trained_on_are_excluded(tmp_path, archive_r
     assert found["left_out"]["n"] == len(trained) and 0 <= found["left_out"]["accuracy"] <= 1
     assert found["test"]["n"] == found["test"]["photographs"] == 12 - len(trained)
     assert found["test"]["leaked_test_images"] == 0 and found["missing_training_images"] == 0
-    assert f"left out: {len(trained)} images that are copies of training images" in capsys.readouterr().out
+    assert f"excluded: {len(trained)} images that are copies of training images" in capsys.readouterr().out
     with (tmp_path / "out" / "test_predictions.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert {prefix + row["path"] for row in rows} == set(originals) - trained
@@ -303,8 +303,8 @@ def test_unknown_images_are_told_from_the_classes_without_copies_of_the_run(
     assert block["known_rejected"] == (scores[0]["energy"] < block["threshold"]).mean()
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("unknown  8 images of 8 photographs")
-    assert lines[at + 1].split()[:5] == ["left", "out:", "3", "that", "are"]
-    assert lines[at + 2].split()[:4] == ["left", "out:", "1", "unreadable,"]
+    assert lines[at + 1].split()[:5] == ["excluded:", "3", "that", "are", "copies"]
+    assert lines[at + 2].split()[:3] == ["excluded:", "1", "unreadable,"]
     assert [line.split()[0] for line in lines[at + 4 : at + 9]] == list(block["scores"])
     assert lines[at + 9].startswith(f"threshold     energy below {block['threshold']:.4g}: {block['rejected']:.1%} of")
 

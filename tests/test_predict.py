@@ -226,7 +226,7 @@ def test_a_run_calibrates_the_probabilities_of_its_predictions(entries, trained,
         bool(energy < stored["unknown"]["threshold"]) for energy in np.log(np.exp(logits).sum(1))
     ]
     assert stored["selective"]["threshold"] is entries[str(photos / "a.png")]["uncertain"] is None
-    note = "note: nothing is marked as uncertain: no threshold can promise an error of at most 5.0%"
+    note = "note: nothing is marked as uncertain: no threshold can guarantee an error of at most 5.0%"
     assert note in predicted.stdout.splitlines()
 
 
@@ -270,7 +270,7 @@ def test_without_thresholds_nothing_is_marked(tmp_path, photos, predict_here, ca
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["path", "prediction", "probability", "calibrated", "runner-up"]
     assert [line for line in printed if line.startswith("note: ")] == [
-        "note: nothing is marked as uncertain: no threshold can promise an error of at most 5.0%",
+        "note: nothing is marked as uncertain: no threshold can guarantee an error of at most 5.0%",
         "note: nothing is marked as none of these: calibration.json has no threshold for it",
     ]
 

@@ -73,7 +73,7 @@ def test_the_screen_shows_one_line_per_epoch_and_the_results(trained):
     folder = trained.folder.relative_to(trained.cwd)
     assert f"tensorboard  tensorboard --logdir {folder}" in lines
     assert f"run folder   {folder}" in lines
-    assert any(re.match(r"test accuracy  \d+\.\d\d%   95 % CI \S+% to \S+%", line) for line in lines)
+    assert any(re.match(r"test accuracy  \d+\.\d\d%   95% CI \S+% to \S+%", line) for line in lines)
     assert trained.stderr == ""
 
 

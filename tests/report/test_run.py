@@ -190,7 +190,7 @@ def test_start_prints_model_data_split_and_folder(run_folder):
 def test_closing_table_has_scores_folders_and_next_commands(run_folder, summary):
     text, test = run_folder[2], summary["test"]
     low, high = test["accuracy_ci95"]
-    assert f"test accuracy  {test['accuracy']:.2%}   95 % CI {low:.1%} to {high:.1%}" in text
+    assert f"test accuracy  {test['accuracy']:.2%}   95% CI {low:.1%} to {high:.1%}" in text
     assert f"{6 - round(6 * test['accuracy'])} of 6 wrong; split=random" in text
     for name, scores in test["per_class"].items():
         precision = "-" if scores["precision"] is None else f"{scores['precision']:.1%}"
@@ -232,7 +232,7 @@ def test_summary_is_valid_json_whatever_was_measured(tmp_path):
 
 def test_closing_table_counts_unreadable_images(tmp_path, summary):
     text = closing_table(tmp_path, summary | {"unreadable_images": ["a/1.png", "b/2.png"]})
-    assert "left out: 2 unreadable images, listed in summary.json" in text
+    assert "excluded: 2 unreadable images, listed in summary.json" in text
 
 
 def test_closing_table_of_a_run_without_a_test_says_so(tmp_path, summary):
@@ -247,7 +247,7 @@ def test_a_run_without_a_test_reports_its_validation(tmp_path, train_tiny):
     page = (folder / "report.html").read_text(encoding="utf-8")
     summary = json.loads((folder / "summary.json").read_text())
     assert f"of {summary['val']['n']} validation images" in page
-    assert "so the figures after scaling are too good" in page
+    assert "so the figures after scaling are optimistic" in page
     assert "not tested (test=false)" in run.stdout and "report       " in run.stdout
     outputs = Outputs.load(folder / "logits.npz")
     assert set(outputs.splits) == {"val"} and len(outputs) == summary["val"]["n"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from synthetic import halves, make_outputs, make_single
 
-from fish_lightning.evaluation.analysis import analyse, calibration_file
+from fish_lightning.evaluation.analysis import analyse, calibration_of
 from fish_lightning.report.charts import Chart, ticks
 from fish_lightning.report.run_report import verdict, write_report
 
@@ -140,10 +140,10 @@ def test_figures_of_every_section_are_told(report, analysis):
     assert f"{analysis.per_class[0]['recall']:.1%}" in text
     assert f"The temperature {analysis.calibration['temperature']:.3f} was fitted on 400 validation images" in text
     assert f"{analysis.calibration['after']['ece']:.1%}" in text
-    assert analysis.promise.sentence[1:] in text
+    assert analysis.guarantee.sentence[1:] in text
     assert "Beside each the nearest of 60 training photographs" in text
     assert "Bound: selective risk control (Geifman and El-Yaniv 2017) with photographs" in text
-    assert f"below {analysis.unknowns.threshold:.4g}, which keeps 95 % of the validation photographs" in text
+    assert f"below {analysis.unknowns.threshold:.4g}, which keeps 95% of the validation photographs" in text
     assert "The model looks at the object." in text
     assert "heat on the object 77.0%" in text
     assert "not as the background 83.0%" in text
@@ -159,12 +159,13 @@ def test_the_verdict_has_three_sentences(outputs):
     clean = verdict(analyse(both, training), "photograph")
     assert re.fullmatch(
         r"The model recognizes 8\d\.\d% of 500 test images; on other images like these expect \d\d\.\d% to "
-        r"\d\d\.\d% \(95 % CI, clustered by photograph, n=100\)\.",
+        r"\d\d\.\d% \(95% CI, clustered by photograph, n=100\)\.",
         clean[0],
     )
     assert clean[1].startswith("None of them has a copy among the training images (split=photograph), so the score")
     assert re.fullmatch(
-        r"Its worst class is class \w, \d+ of 125 recognized and \d+ taken for class \w: .*\.", clean[2]
+        r"The class with the lowest recall is class \w, \d+ of 125 recognized and \d+ predicted as class \w: .*\.",
+        clean[2],
     )
     leaked = np.arange(len(both)) % 2 == 0
     leaky = verdict(analyse(both, training, leaked=leaked), "random")
@@ -200,9 +201,9 @@ def test_what_is_absent_is_said(report, outputs, analysis):
 
 
 def test_stored_figures_are_told_apart_from_fitted_ones(report, outputs, analysis):
-    text = report(analyse(outputs.subset("test"), stored=calibration_file(analysis))).text
+    text = report(analyse(outputs.subset("test"), stored=calibration_of(analysis))).text
     assert "comes from the validation images of the training run" in text
-    assert "On the validation images of the training run no threshold could promise an error of at most 5.0%" in text
+    assert "On the validation images of the training run no threshold could guarantee an error of at most 5.0%" in text
     assert "no validation images" not in text
 
 
@@ -379,7 +380,7 @@ def test_a_cell_of_the_confusion_matrix_filters_the_gallery(opened, analysis):
     label, pred = np.argwhere(analysis.confusion * (1 - np.eye(4, dtype=int)))[0]
     cell = page.find_element("css selector", f"[data-cell='{label}-{pred}']")
     assert cell.accessible_name == (
-        f"{analysis.confusion[label, pred]} images: {analysis.classes[label]}, taken for {analysis.classes[pred]}"
+        f"{analysis.confusion[label, pred]} images: {analysis.classes[label]}, predicted as {analysis.classes[pred]}"
     )
     cell.click()
     figures = shown(page)
@@ -387,7 +388,7 @@ def test_a_cell_of_the_confusion_matrix_filters_the_gallery(opened, analysis):
     assert {cell for cell, _ in figures} == {f"{label}-{pred}"}
     assert cell.get_attribute("aria-pressed") == "true"
     assert status(page) == (
-        f"{analysis.classes[label]}, taken for {analysis.classes[pred]}: {len(figures)} of "
+        f"{analysis.classes[label]}, predicted as {analysis.classes[pred]}: {len(figures)} of "
         f"{analysis.confusion[label, pred]} shown"
     )
     cell.click()
@@ -418,7 +419,7 @@ def test_names_run_nothing_in_a_browser(opened, outputs):
     page = opened(analysis, title="</title><script>window.hacked=1</script>", config="</pre><script>hacked=1</script>")
     for cell in page.find_elements("css selector", ".matrix button"):
         cell.click()
-    assert "taken for" in status(page) or "recognized" in status(page)
+    assert "predicted as" in status(page) or "recognized" in status(page)
     assert page.execute_script("return window.hacked") is None
     headings = [h3.text for h3 in page.find_elements("css selector", ".card h3")]
     assert any("<b>bold</b>" in text for text in headings)

@@ -25,9 +25,9 @@ def test_rows_are_the_validation_before_training_and_one_per_epoch(make_scripted
     assert first["train_loss"] == pytest.approx((0 + 0.5 + 1.0) / 3)
     assert second["train_loss"] == pytest.approx((1.5 + 2.0 + 2.5) / 3)
     printed = [" ".join(text.split()) for text in capsys.readouterr().out.splitlines()]
-    assert printed[0] == "before training val loss 2.0000 val accuracy 25.00 %"
-    assert printed[1].startswith("epoch 1/2 lr 5.00e-01 train loss 0.5000 val loss 2.0000 val accuracy 25.00 %")
-    assert printed[2].startswith("epoch 2/2 lr 5.00e-01 train loss 2.0000 val loss 1.0000 val accuracy 75.00 %")
+    assert printed[0] == "before training val loss 2.0000 val accuracy 25.00%"
+    assert printed[1].startswith("epoch 1/2 lr 5.00e-01 train loss 0.5000 val loss 2.0000 val accuracy 25.00%")
+    assert printed[2].startswith("epoch 2/2 lr 5.00e-01 train loss 2.0000 val loss 1.0000 val accuracy 75.00%")
     assert len(printed) == 3
 
 
