@@ -272,7 +272,7 @@ def test_a_thousand_classes_take_seconds():
     assert len(analysis.errors) <= ERRORS
 
 
-def test_the_report_of_a_hundred_thousand_images_takes_little_more_memory_than_of_ten_thousand(tmp_path):
+def test_a_report_of_a_hundred_thousand_images_takes_little_more_memory_than_one_of_ten_thousand(tmp_path):
     """Beyond logits and features, whose arrays grow with the images."""
 
     def extra(photographs):
@@ -287,13 +287,14 @@ def test_the_report_of_a_hundred_thousand_images_takes_little_more_memory_than_o
         return megabytes, sum(array.nbytes for array in outputs.arrays().values()) / 1e6
 
     (few, few_arrays), (many, many_arrays) = extra(1000), extra(10_000)
+    print(f"10,000 and 100,000 images: {few:.0f} and {many:.0f} MB, arrays {few_arrays:.0f} and {many_arrays:.0f} MB")
     # Some copies of the arrays of N images are made: probabilities, and those of one subset.
     assert many - few < 8 * (many_arrays - few_arrays)
     assert (tmp_path / "report.html").stat().st_size < 1e6
 
 
-def test_what_is_kept_of_a_hundred_thousand_images_is_short():
-    outputs = make_outputs({"val": 2000, "test": 10000}, copies=10, classes=9, noise=1.5)
+def test_what_is_kept_of_many_images_is_short():
+    outputs = make_outputs({"val": 500, "test": 3000}, copies=10, classes=9, noise=1.5)
     analysis = analyse(outputs)
     assert analysis.error_photographs > ERRORS == len(analysis.errors)
     assert len(analysis.worst_photographs) == LISTED
