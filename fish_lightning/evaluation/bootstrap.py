@@ -81,7 +81,7 @@ def ratio_interval(numerator: Floats, denominator: Floats, resamples: int = 4000
     The bounds are the 2.5 and 97.5 % quantiles of :func:`bootstrap_ratio`, after two invented photographs of mean size
     are added, one all right and one all wrong, as Agresti and Coull add two successes and two failures. Without them
     the interval covers the truth in only 80 to 92 % of draws for 10 to 60 photographs or an accuracy of 95 %; with them
-    in 93 to 99 % (simulated, ``tests/evaluation/test_coverage.py``). Where all photographs have the same share, for
+    in 92 % or more (simulated, ``tests/evaluation/test_coverage.py``). Where all photographs have the same share, for
     instance where every image is right, nothing says how much they vary: then Wilson's interval with one trial for
     each photograph.
 

@@ -17,7 +17,7 @@ from fish_lightning.evaluation.arrays import Bools, Names, require_finite
 from fish_lightning.evaluation.comparison import common_images, compare, joined_photographs
 from fish_lightning.evaluation.outputs import FILE, Outputs
 from fish_lightning.evaluation.photograph_vote import vote_scores
-from fish_lightning.files import read_rows, run_of, shown
+from fish_lightning.files import read_rows, shown
 from fish_lightning.names import listed
 
 
@@ -224,7 +224,8 @@ def _load_fold(folder: Path) -> Fold:
     summary, split = _summary(folder), folder / "split.csv"
     started_in = Path(_setting(folder, "hydra", "hydra.runtime.cwd") or "")
     if not split.is_file() and summary.get("checkpoint"):  # an evaluation: the split is the evaluated run's
-        split = run_of(started_in / Path(summary["checkpoint"]).expanduser()) / "split.csv"
+        ckpt = started_in / Path(summary["checkpoint"]).expanduser()
+        split = (ckpt if ckpt.is_dir() else ckpt.parent.parent) / "split.csv"
     other_data = "left_out" in summary  # that evaluation has left training images out; the same paths are other images
     rows = read_rows(split, split.name, COLUMNS) if split.is_file() and not other_data else []
     root = summary.get("data") or _setting(folder, "config", "data.root")

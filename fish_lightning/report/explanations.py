@@ -29,7 +29,7 @@ BATCH = 32  # images at a time
 TRAINING_PHOTOGRAPHS = 150  # that errors and unknown images are compared with, one image of each
 PER_CLASS = 5  # of these, where there are many classes
 MOST_TRAINING_PHOTOGRAPHS = 1000
-AUDITED = 40  # of the tested images and of the training images
+AUDITED = 32  # of the tested images and of the training images: one batch
 
 
 def training_outputs(model: FishClassifier, data: FishDataModule, catalog: Catalog) -> Outputs | None:
