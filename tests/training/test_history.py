@@ -33,7 +33,7 @@ def test_rows_are_the_validation_before_training_and_one_per_epoch(make_scripted
 
 def test_a_row_is_printed_in_columns():
     row = {"epoch": 3, "lr": 0.0081, "train_loss": 0.412, "val_loss": 0.355, "val_accuracy": 0.882, "seconds": 41.04}
-    expected = "epoch 3/6 lr 8.10e-03 train loss 0.4120 val loss 0.3550 val accuracy 88.20 % 41.0 s"
+    expected = "epoch 3/6 lr 8.10e-03 train loss 0.4120 val loss 0.3550 val accuracy 88.20% 41.0 s"
     assert " ".join(line(row, 6).split()) == expected
     before = {"epoch": 0, "lr": None, "train_loss": None, "val_loss": 2.3, "val_accuracy": 0.1, "seconds": None}
     assert line(row, 6).index("val loss") == line(before, 6).index("val loss")
