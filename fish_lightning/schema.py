@@ -419,9 +419,23 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "log_momentum": FLAG,
         "log_weight_decay": FLAG,
     },
+    # tune
+    "fish_lightning.training.tune.learning_rate": {
+        "lowest": POSITIVE,
+        "highest": POSITIVE,
+        "steps": whole("[20, 100000]"),
+    },
+    "fish_lightning.training.tune.batch_size": {"start": COUNT, "steps": whole("[2, 1000]")},
     # logger
     "fish_lightning.training.tensorboard.RunTensorBoardLogger": {"save_dir": FOLDER},
     "fish_lightning.resume.metrics_csv.ResumableCSVLogger": {"save_dir": FOLDER},
+    "fish_lightning.training.trackers.RunWandbLogger": {"save_dir": FOLDER, "project": TEXT, "group": TEXT | NULL},
+    "fish_lightning.training.trackers.RunMLFlowLogger": {
+        "save_dir": FOLDER,
+        "tracking_uri": text("a tracking URI of MLflow"),
+        "experiment": TEXT,
+        "artifacts": text("a folder", "a URI") | NULL,
+    },
 }
 
 PATHS = {"logs": FOLDER, "output": FOLDER, "cache": FOLDER}
@@ -498,9 +512,12 @@ DATA: dict[str, Schema] = {
     "cache": Rule(("on", "off", "ram"), lambda v: v in ("on", "off", "ram") or isinstance(v, bool)),  # YAML's on, off
     "cache_dir": FOLDER | NULL,
     "on_error": choice("raise", "skip"),
+    "backgrounds": PROBABILITY | NULL,
 }
 #: Of evaluate and prepare: these are the training run's.
-_OF_TRAINING = dict.fromkeys(("split", "train_transform", "eval_transform", "seed"), UNUSED) | {"leave_out": NULL}
+_OF_TRAINING = dict.fromkeys(("split", "train_transform", "eval_transform", "backgrounds", "seed"), UNUSED) | {
+    "leave_out": NULL
+}
 
 MODEL: dict[str, Schema] = {
     "name": TEXT,
@@ -521,6 +538,7 @@ TRANSFORMS: dict[str, Schema] = {
     "std": STD,
     "train": COMPONENT,
     "eval": COMPONENT,
+    "backgrounds": PROBABILITY | NULL,
 }
 
 #: What data=sample also sets, in programs that do not train.
@@ -541,6 +559,7 @@ TRAIN: dict[str, Schema] = {
     "tta": TTA,
     "report": FLAG,
     "evaluate": {"target_error": number("(0, 1)")},
+    "tune": Component({}, NULL),
     "paths": PATHS,
     "transforms": TRANSFORMS,
     "split": COMPONENT,
@@ -626,6 +645,10 @@ def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, st
         yield "callbacks.early_stopping.mode", f"expected {LOGGED[monitor]} for {monitor}"
     if get("test") is False and get("optimized_metric", "").startswith("test/"):
         yield "optimized_metric", "expected a metric of the validation, since test=false"
+    if get("tune._target_") and get("ckpt") is not None:
+        yield "ckpt", "expected null, since tune trains new models"
+    if get("tune.lowest", 0) >= get("tune.highest", math.inf):
+        yield "tune.lowest", f"expected less than tune.highest={values['tune.highest']}"
     if get("data.resident") and get("data.cache") in ("off", False):
         yield "data.cache", "expected on or ram, since augment=gpu keeps decoded images"
     if get("data.cache") in ("on", True) and get("data.cache_dir", "") is None:
