@@ -80,7 +80,8 @@ def learning_rate(cfg: DictConfig, data: FishDataModule, lowest: float, highest:
     _trainer(cfg, steps, recorder).fit(model, datamodule=data)
     losses = np.array(recorder.losses)
     rates = rates[: len(losses)]
-    curve = smoothed(losses, SMOOTHING * steps)
+    ceiling = 2 * losses[:RECENT].mean()  # what has diverged must not raise the mean of what has not
+    curve = smoothed(losses.clip(max=ceiling), SMOOTHING * steps)
     chosen, best = suggestion(curve)
     found = {} if chosen is None else {"falls fastest": rates[chosen], "lowest": rates[best]}
     marks = {name: float(f"{rate:.2g}") for name, rate in found.items()}
