@@ -76,7 +76,7 @@ def learning_rate_figure(
     axes.plot(rates, smoothed, color=TRAIN, label="smoothed")
     for (label, rate), color in zip(marks.items(), (GOOD, VAL), strict=False):
         axes.axvline(rate, color=color, linestyle="--", label=f"{label}: {rate:g}")
-    axes.set(xlabel="learning rate", ylabel="training loss", xscale="log")
+    axes.set(xlabel="learning rate", ylabel="training loss", xscale="log", ylim=(0, 1.5 * np.max(smoothed)))
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

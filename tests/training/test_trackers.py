@@ -92,7 +92,8 @@ def points_of(history):
 
 
 def test_a_run_killed_and_resumed_is_one_run_with_each_point_once(tmp_path, attempts):
-    recipe = [LOGGERS, "callbacks.last.every_n_steps=2", "paths.logs=logs"]  # 14 steps
+    pictures = "callbacks.tensorboard={_target_:fish_lightning.training.tensorboard.TensorBoardPictures}"
+    recipe = [LOGGERS, pictures, "callbacks.last.every_n_steps=2", "paths.logs=logs"]  # 14 steps
     kills = [("on_validation_end", 7), ("on_before_optimizer_step", 11)]
     orders = [[*recipe, kill(hook, step), *["ckpt=last"] * bool(i)] for i, (hook, step) in enumerate(kills)]
     done = attempts(tmp_path, *(("run", order) for order in orders), ("run", [*recipe, "ckpt=last"]))
