@@ -3,14 +3,15 @@
 import json
 import sqlite3
 import struct
+from importlib.util import find_spec
 
 import pytest
 from helpers import SHORT, codes, kill, rows_of, summary_of
 
 from fish_lightning.training.trackers import Sent
 
-pytest.importorskip("wandb", reason="the extra is not installed")
-pytest.importorskip("mlflow", reason="the extra is not installed")
+#: Not importorskip: the programs import them, and collecting the tests need not.
+pytestmark = pytest.mark.skipif(not (find_spec("wandb") and find_spec("mlflow")), reason="the extras are not installed")
 
 LOGGERS = "logger=[csv,wandb,mlflow]"
 
@@ -179,3 +180,7 @@ def test_what_earlier_processes_sent_is_known_and_a_torn_line_is_not(tmp_path):
     second.begin()
     second.add({"val/loss": 0.75}, 10)
     assert [json.loads(line).get("step") for line in first.file.read_text().splitlines()] == [None, 0, 9, 10]
+    second.forget()
+    second.begin()
+    assert second.new({"val/loss": 0.5}, 0) == {"val/loss": 0.5} and second.calls == 0
+    assert json.loads(first.file.read_text()) == {"run": second.id}
