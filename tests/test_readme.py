@@ -100,6 +100,9 @@ RUN = {
 }
 #: What is only composed, and why.
 COMPOSED = {
+    f"{TRAIN} 'logger=[default,wandb,mlflow]'": "tests/training/test_trackers.py runs it",
+    f"{TRAIN} tune=lr": "tests/training/test_tune.py runs it",
+    f"{TRAIN} tune=batch_size": "tests/training/test_tune.py runs it",
     f"{PREPARE} data=fish": "it downloads 9,000 images; tests/test_prepare.py has a stand-in",
     f"{TRAIN} trainer.accelerator=gpu": "a GPU",
     f"{TRAIN} trainer=ddp trainer.accelerator=gpu trainer.devices=8 data.batch_size=16": "8 GPUs",
@@ -117,7 +120,9 @@ COMPOSED = {
     "hydra.sweeper.n_jobs=8 hydra.sweep.dir=logs/search hydra.sweeper.storage=logs/search/study.log": "a Slurm cluster",
 }
 #: Extras of pyproject.toml that pip would install.
-INSTALLED = {f"pip install '.[{extra}]'": extra for extra in ("optuna", "joblib", "submitit", "timm")}
+INSTALLED = {
+    f"pip install '.[{extra}]'": extra for extra in ("optuna", "joblib", "submitit", "timm", "wandb", "mlflow")
+}
 #: Targets of the Makefile, and what they start. The first is run below; the second runs this test.
 MADE = {"make train": "-m fish_lightning.train", "make test": "-m pytest"}
 
