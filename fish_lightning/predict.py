@@ -98,7 +98,7 @@ def finish(  # noqa: D417
         written = "predictions.csv, predictions.json"
     for _ in rows:  # counted
         pass
-    if not writer.shown:
+    if tally.n and not writer.shown:
         print(report.prediction_table(tally.first[: report.ROWS]))
     if tally.n > report.ROWS:
         print(f"{report.ROWS} of {tally.n:,} files; all in {written.partition(',')[0]}", "", *tally.lines(), sep="\n")

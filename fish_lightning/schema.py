@@ -580,7 +580,7 @@ PREDICT: dict[str, Schema] = {
     "num_workers": COUNT_OR_NONE,
     "contact_sheet": whole("[0, 300]"),
     "shard": Rule(("a part of the work (3/64)",), _is_shard) | NULL,
-    "part_size": COUNT | NULL,
+    "part_rows": COUNT | NULL,
     "format": choice("csv", "parquet"),
     "paths": PATHS,
     # Every file gets its row.

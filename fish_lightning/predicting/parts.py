@@ -28,7 +28,7 @@ from fish_lightning.run_log import say
 
 MANIFEST = "manifest.json"
 VERSION = 1
-#: Parts of a run unless ``part_size`` is given, and rows in the largest.
+#: Parts of a run unless ``part_rows`` is given, and rows in the largest.
 PARTS, LARGEST = 64, 1024
 #: What decides about the rows.
 SETTINGS = ("ckpt", "calibration.json", "tta", "trainer.precision", "format")
@@ -149,7 +149,7 @@ def open_parts(
     model = [trained.weights, list(trained.module.class_names), A.to_dict(trained.transform)]
     precision = trained.precision if cfg.trainer.precision == "auto" else cfg.trainer.precision
     # Several processes share also a few files; a batch never has files of two parts.
-    size = cfg.part_size or min(LARGEST, cfg.batch_size * math.ceil(len(files) / PARTS / cfg.batch_size))
+    size = cfg.part_rows or min(LARGEST, cfg.batch_size * math.ceil(len(files) / PARTS / cfg.batch_size))
     manifest = {
         "version": VERSION,
         "command": list(command),

@@ -29,7 +29,7 @@ def settings(tmp_path, trained):
     def composed(*overrides):
         words = (f"ckpt={trained.folder}", f"paths.output={tmp_path / 'out'}", "trainer=cpu", "num_workers=0")
         with initialize_config_dir(CONF, version_base="1.3"):
-            return compose("predict", [*words, "batch_size=2", "part_size=4", "contact_sheet=0", *overrides])
+            return compose("predict", [*words, "batch_size=2", "part_rows=4", "contact_sheet=0", *overrides])
 
     return composed
 

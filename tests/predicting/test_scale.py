@@ -44,7 +44,7 @@ def test_shards_are_disjoint_and_the_last_one_merges_them(predict_here, photos, 
 
 
 def test_two_processes_share_the_work(run, trained, photos, tmp_path):
-    words = (f"ckpt={trained.folder}", f"input={photos}", "batch_size=2", "part_size=4", "num_workers=0")
+    words = (f"ckpt={trained.folder}", f"input={photos}", "batch_size=2", "part_rows=4", "num_workers=0")
     ddp = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "hydra.run.dir=out", "contact_sheet=0")
     done = run("predict", *words, *ddp, cwd=tmp_path)
     assert done.returncode == 1
