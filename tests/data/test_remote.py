@@ -6,13 +6,15 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
+import albumentations as A
 import fsspec
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from fish_lightning.data import remote
 from fish_lightning.data.decoding import UnreadableImage, decode
-from fish_lightning.data.inputs import read_inputs
+from fish_lightning.data.inputs import InputImages, read_inputs
 from fish_lightning.errors import UserError
 
 BUCKET = "memory:///bucket/fish"
@@ -143,6 +145,13 @@ def test_images_on_a_web_server_are_read_in_place(tmp_path, make_image):
         files = read_inputs(str(tmp_path / "list.txt"))
         assert list(files) == [url, str(image)]
         assert (decode(files[0]) == decode(files[1])).all()
+        # A worker forked from a process that has a connection opens its own.
+        images = InputImages(files, A.Compose([A.ToTensorV2()]))
+        (((one, other),),) = [
+            [group["image"] for group in batch]
+            for batch in DataLoader(images, batch_size=None, sampler=[range(2)], num_workers=1)
+        ]
+        assert (one == other).all()
     finally:
         server.shutdown()
         server.server_close()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import struct
 import zlib
@@ -13,6 +14,7 @@ from PIL import Image
 
 from fish_lightning import predict as program
 from fish_lightning.errors import UserError, full_disk
+from fish_lightning.predicting import loop
 
 GOOD = "input='{photos}/[01]?.png'"
 
@@ -23,6 +25,15 @@ def test_the_first_rows_are_printed_before_the_last_are_predicted(predict_here, 
     assert lines[0].split()[:3] == ["path", "prediction", "probability"]
     assert [line.split()[0] for line in lines[1:21]] == [str(photos / f"{number:02}.png") for number in range(20)]
     assert lines[21] != ""
+
+
+def test_progress_is_a_bar_on_a_terminal_and_a_line_now_and_then_elsewhere(predict_here, photos, capsys, monkeypatch):
+    predict_here(f"input='{photos}/0?.png'", "trainer.enable_progress_bar=true")
+    assert re.search(r"10/10 \[00:\d\d<00:00, +[\d.]+ images/s\]", capsys.readouterr().out)
+    monkeypatch.setattr(loop, "PAUSE", -1)
+    predict_here(f"input='{photos}/1?.png'", f"paths.output={photos.parent / 'out'}")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" left")]
+    assert re.fullmatch(r"2 of 10 images, \d+ images/s, 0:00:0\d left", lines[0]) and len(lines) == 5
 
 
 def test_shards_are_disjoint_and_the_last_one_merges_them(predict_here, photos, out, capsys):
