@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from fish_lightning.distributed.jobs import end_with_parent
 from fish_lightning.errors import UserError
 from fish_lightning.predicting.folders import command_of, resume_command
-from fish_lightning.schema import entry_point
+from fish_lightning.settings.command import entry_point
 
 if TYPE_CHECKING:
     from fish_lightning.models.trained import TrainedModel
