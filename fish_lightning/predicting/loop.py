@@ -99,8 +99,8 @@ class PartWriter(Callback):
             Stopped: a signal was received.
         """
         indices, _, logits, features = outputs
-        errors = {int(i): error for group in batch for i, error in zip(group["index"], group["error"], strict=True)}
-        paths, said = [self.parts.files[int(i)] for i in indices], [errors[int(i)] for i in indices]
+        errors = {i: said for group in batch for i, said in zip(group["index"].tolist(), group["error"], strict=True)}
+        paths, said = [self.parts.files[i] for i in indices.tolist()], [errors[i] for i in indices.tolist()]
         rows = prediction_rows(paths, said, logits, features, self.class_names, self.calibration)
         self._add(int(indices[0]), rows)
         self._done += len(rows)
