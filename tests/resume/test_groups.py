@@ -1,4 +1,4 @@
-"""Groups that change how a run trains, two or more at a time: killed ten times at random, it ends as if never killed."""
+"""Groups that change how a run trains, two or more at a time: killed ten times, a run ends as if it had not been."""
 
 import random
 
