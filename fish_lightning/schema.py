@@ -214,6 +214,9 @@ MEAN = several(3, NUMBER, "three numbers, of red, green and blue")
 STD = several(3, POSITIVE, "three numbers above 0, of red, green and blue")
 LIMIT = COUNT_OR_NONE | share("[0, 1]") | NULL
 TTA = choice("flips", "turns", None)
+MODEL_NAME = Rule(  # of an export: a folder's name, also for Triton
+    ("letters, digits, - and _",), lambda v: isinstance(v, str) and bool(re.fullmatch(r"\w[\w-]*", v, re.ASCII))
+)
 DURATION = Rule(("days:hours:minutes:seconds (00:01:30:00)",), _is_duration)
 
 #: What an epoch logs, and what is better.
@@ -585,6 +588,17 @@ PREPARE = SAMPLE_RECIPE | {
     "report": {"photographs": COUNT_OR_NONE, "pictures": COUNT},
 }
 
+EXPORT: dict[str, Schema] = {
+    "ckpt": CHECKPOINT,
+    "tta": TTA,
+    "half": FLAG,
+    "int8": FLAG,
+    "name": MODEL_NAME | NULL,
+    "data": {"root": FOLDER | NULL},
+    "export": {"tolerance": PART, "images": COUNT | NULL, "calibration_images": COUNT, "margin": number("[0, 1)")},
+    "paths": PATHS,
+}
+
 COMPARE: dict[str, Schema] = {
     "a": text("a run's folder", "a sweep's folder", example="RUN"),
     "b": text("a run's folder", "a sweep's folder", example="RUN"),
@@ -595,6 +609,7 @@ COMPARE: dict[str, Schema] = {
 
 SCHEMAS: dict[str, Mapping[str, Schema]] = {
     "compare": COMPARE,
+    "export": EXPORT,
     "train": TRAIN,
     "evaluate": EVALUATE,
     "predict": PREDICT,
@@ -626,6 +641,8 @@ def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, st
         yield "callbacks.early_stopping.mode", f"expected {LOGGED[monitor]} for {monitor}"
     if get("test") is False and get("optimized_metric", "").startswith("test/"):
         yield "optimized_metric", "expected a metric of the validation, since test=false"
+    if get("half") and get("int8"):
+        yield "half", "expected false, since int8=true quantizes the float32 network"
     if get("data.resident") and get("data.cache") in ("off", False):
         yield "data.cache", "expected on or ram, since augment=gpu keeps decoded images"
     if get("data.cache") in ("on", True) and get("data.cache_dir", "") is None:

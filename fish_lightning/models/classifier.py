@@ -79,11 +79,7 @@ class FishClassifier(L.LightningModule):
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         if optimizer is not None:
             _create("optimizer", optimizer, NetworkParameters(nn.ParameterList([torch.zeros(1)])))  # fail early
-        self.network = build_network(name, len(self.class_names), weights)
-        if channels_last:
-            self.network = self.network.to(memory_format=torch.channels_last)
-        if compile:
-            self.network.compile()  # in place: the names of the weights do not change
+        self.configure_network()
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         by_class = None if class_weights is None else torch.tensor(class_weights)
@@ -94,6 +90,15 @@ class FishClassifier(L.LightningModule):
         self._tested: list[Arrays] = []
         self.configure_losses(loss)
         self.configure_metrics()
+
+    def configure_network(self) -> None:
+        """Build the network, in its memory format and compiled if asked for."""
+        network = build_network(self.hparams["name"], len(self.class_names), self.hparams["weights"])
+        if self.hparams["channels_last"]:
+            network = network.to(memory_format=torch.channels_last)
+        if self.hparams["compile"]:
+            network.compile()  # in place: the names of the weights do not change
+        self.network = network
 
     def configure_losses(self, loss: nn.Module | None) -> None:
         """Set the loss of training; create plain cross-entropy for validation and test."""
