@@ -1,5 +1,6 @@
 """README.md: its commands run as they are written, at tiny size; its Python examples run; what it quotes exists."""
 
+import functools
 import os
 import re
 import shlex
@@ -38,11 +39,13 @@ SMALL = {
     "predict": ("trainer.accelerator=cpu", "num_workers=0"),
     "prepare": (),
     "compare": (),
+    "export": (),
 }
 SAMPLE = ("data.source.photographs_per_kind=3", "data.source.copies=1", "report=false")
 SWEEP = (*SAMPLE, "test=false")  # tests/sweeps tests their jobs
 ONE_JOB = ("optimizer=adam", "optimizer.lr=0.002")
 TRAIN, EVALUATE, PREDICT = (f"python -m fish_lightning.{name}" for name in ("train", "evaluate", "predict"))
+EXPORT = "python -m fish_lightning.export"
 PREPARE = "python -m fish_lightning.prepare"
 BEST = "ckpt=RUN/checkpoints/best.ckpt"
 
@@ -85,6 +88,9 @@ RUN = {
     f"{EVALUATE} ckpt=RUN data=folder data.root=DIR": ((), "subset=test"),
     f"{EVALUATE} ckpt=RUN data=fish_originals data.root=DIR": ((), "test accuracy"),
     f"{TRAIN} experiment=notebook data.root=DIR": ((), "split  random, seed 42"),
+    f"{EXPORT} ckpt=RUN": ((), "0 flips, 0 beyond the margin"),
+    f"{PREDICT} ckpt=EXPORT input=DIR": ((), "contact_sheet.png"),
+    f"{EVALUATE} ckpt=EXPORT": ((), "subset=test"),
 }
 #: What is only composed, and why.
 COMPOSED = {
@@ -105,7 +111,7 @@ COMPOSED = {
     "hydra.sweeper.n_jobs=8 hydra.sweep.dir=logs/search hydra.sweeper.storage=logs/search/study.log": "a Slurm cluster",
 }
 #: Extras of pyproject.toml that pip would install.
-INSTALLED = {f"pip install '.[{extra}]'": extra for extra in ("optuna", "joblib", "submitit")}
+INSTALLED = {f"pip install '.[{extra}]'": extra for extra in ("optuna", "joblib", "submitit", "onnx")}
 #: Targets of the Makefile, and what they start. The first is run below; the second runs this test.
 MADE = {"make train": "-m fish_lightning.train", "make test": "-m pytest"}
 
@@ -145,6 +151,8 @@ def world(tmp_path_factory, make_image, make_archive, run):
             places["DIR"] = str(archive)
         if "unknown=" in text:
             places["DIR"] = "others"
+        if "EXPORT" in text:
+            places["EXPORT"] = str(command.exported())
         if "RUN" in text:
             places |= dict.fromkeys(("RUN_A", "RUN_B", "RUN"), str(command.run))
         for name, place in places.items():
@@ -155,6 +163,14 @@ def world(tmp_path_factory, make_image, make_archive, run):
     assert command.first.returncode == 0, command.first.stderr
     (command.run,) = (cwd / "logs" / "train" / "runs").iterdir()
     command.cwd = cwd
+
+    @functools.cache
+    def exported():
+        done = command(f"{EXPORT} ckpt=RUN")
+        assert done.returncode == 0, done.stderr
+        return next((cwd / "logs" / "export" / "runs").iterdir())
+
+    command.exported = exported
     return command
 
 
@@ -265,7 +281,7 @@ def test_python_examples_run_as_they_are_written(world, tmp_path, monkeypatch, c
 
 def test_settings_and_groups_that_the_text_names_exist():
     cfg = composed("train", ["callbacks=progressive", "sweep=optuna", "hydra/launcher=submitit_slurm"])
-    others = [composed(name, []) for name in ("evaluate", "predict", "prepare")]
+    others = [composed(name, []) for name in ("evaluate", "predict", "prepare", "export")]
     named = [word.strip("'") for text in INLINE for word in text.split() if re.fullmatch(r"'?[a-z][\w./]*=\S+", word)]
     unknown = [
         word

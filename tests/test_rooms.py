@@ -9,15 +9,16 @@ import fish_lightning
 
 PACKAGE = Path(fish_lightning.__file__).parent
 FILES = sorted(file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py"))
-ENTRY_POINTS = {"train", "evaluate", "predict", "prepare", "compare"}
+ENTRY_POINTS = {"train", "evaluate", "predict", "prepare", "compare", "export"}
 #: Packages, and what none of their modules imports.
 FORBIDDEN = {
-    "data": {"models", "training", "resume", "report", "sweeps"},
-    "models": {"training", "resume", "report", "sweeps"},
+    "data": {"models", "training", "resume", "report", "sweeps", "exporting"},
+    "models": {"training", "resume", "report", "sweeps", "exporting"},
     "evaluation": {"models", "training", "resume", "report", "sweeps", "lightning"},
     "plotting": {"models", "training", "resume", "report", "sweeps", "lightning"},
     "report": {"training", "resume", "sweeps"},
     "training": {"report", "sweeps"},
+    "exporting": {"training", "resume", "report", "sweeps", "lightning"},
     "resume": {"report", "sweeps"},
 }
 

@@ -24,10 +24,13 @@ def half_precision(network: ModelProto) -> ModelProto:
         network: of :func:`fish_lightning.exporting.graph.network_graph`.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights below the smallest float16, which become that
-        return convert_float_to_float16(network, keep_io_types=True, op_block_list=list(NORMALIZATION))
+        converted = convert_float_to_float16(_copied(network), keep_io_types=True, op_block_list=list(NORMALIZATION))
+    OnnxModel(converted).topological_sort()  # the converter appends its casts
+    return converted
 
 
 def eight_bits(network: ModelProto, batches: Iterable[npt.NDArray[np.uint8]]) -> ModelProto:
@@ -54,7 +57,7 @@ def eight_bits(network: ModelProto, batches: Iterable[npt.NDArray[np.uint8]]) ->
 
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantized = Path(folder, "prepared.onnx"), Path(folder, "quantized.onnx")
-        quant_pre_process(network, str(prepared), skip_symbolic_shape=True)  # batch normalization into convolutions
+        quant_pre_process(_copied(network), str(prepared), skip_symbolic_shape=True)  # folds batch normalization
         graph = onnx.load(prepared).graph
         quantize_static(
             str(prepared),
@@ -68,3 +71,10 @@ def eight_bits(network: ModelProto, batches: Iterable[npt.NDArray[np.uint8]]) ->
             nodes_to_exclude=[node.name for node in graph.node if node.op_type in NORMALIZATION],
         )
         return onnx.load(quantized)
+
+
+def _copied(network: ModelProto) -> ModelProto:
+    """Return a copy: the tools of ONNX Runtime change what they are given."""
+    copy = ModelProto()
+    copy.CopyFrom(network)
+    return copy
