@@ -152,7 +152,8 @@ def world(tmp_path_factory, make_image, make_archive, run):
         if "unknown=" in text:
             places["DIR"] = "others"
         if "EXPORT" in text:
-            places["EXPORT"] = str(command.exported())
+            command.exported()
+            places["EXPORT"] = str(next((cwd / "logs" / "export" / "runs").iterdir()))
         if "RUN" in text:
             places |= dict.fromkeys(("RUN_A", "RUN_B", "RUN"), str(command.run))
         for name, place in places.items():
@@ -168,7 +169,7 @@ def world(tmp_path_factory, make_image, make_archive, run):
     def exported():
         done = command(f"{EXPORT} ckpt=RUN")
         assert done.returncode == 0, done.stderr
-        return next((cwd / "logs" / "export" / "runs").iterdir())
+        return done
 
     command.exported = exported
     return command
@@ -180,7 +181,8 @@ TABLE = ((0, "a.png", "train"), (0, "b.png", "train"), (1, "a.png", "val"), (2, 
 @pytest.mark.parametrize("command", RUN)
 def test_commands_run_as_they_are_written(world, command):
     extra, words = RUN[command]
-    done = world.first if command == next(iter(RUN)) else world(command, *extra)
+    once = {next(iter(RUN)): lambda: world.first, f"{EXPORT} ckpt=RUN": world.exported}
+    done = once[command]() if command in once else world(command, *extra)
     assert done.returncode == 0, done.stdout + done.stderr
     assert words in done.stdout
     assert done.stderr == ""
@@ -289,7 +291,7 @@ def test_settings_and_groups_that_the_text_names_exist():
         if not (REPOSITORY / "conf" / key).is_dir()
         and not any(OmegaConf.is_missing(c, key) or ("." not in key and key in c) for c in others)
         and OmegaConf.select(cfg, key, default="?", throw_on_missing=False) == "?"
-        and key not in ("split.path", "split.fold", "hydra.launcher.ray.init")  # of other choices
+        and key not in ("split.path", "split.fold", "hydra.launcher.ray.init", "export.tolerance")  # of other choices
     ]
     assert len(named) > 30 and unknown == []
 

@@ -7,9 +7,10 @@ Inception, ConvNeXt, ViT, Swin), in a second or two, needs no package besides ``
 exporter based on ``torch.export`` gives the same logits and takes 8 to 40 seconds.
 """
 
-import io
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -58,23 +59,23 @@ def network_graph(model: FishClassifier, height: int, width: int) -> ModelProto:
     if size > MOST_BYTES:
         raise UserError(f"{setting}: an ONNX file holds 2 GB, and these weights are {byte_size(size)}")
     example = torch.zeros(2, 3, height, width, dtype=torch.uint8)
-    stream, names = io.BytesIO(), [PIXELS, LOGITS, FEATURES]
+    names = [PIXELS, LOGITS, FEATURES]
     try:
-        with warnings.catch_warnings(), torch.inference_mode():
+        with TemporaryDirectory() as folder, warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # of the tracer, and that this exporter is no longer the default
             torch.onnx.export(
                 _Network(model).eval(),
                 (example,),
-                stream,
+                file := Path(folder, "network.onnx"),
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=names[:1],
                 output_names=names[1:],
                 dynamic_axes={name: {0: "N"} for name in names},
             )
+            return onnx.load(file)
     except torch.onnx.errors.OnnxExporterError as error:
         raise UserError(f"{setting}: cannot be exported ({first_line(error)})") from None
-    return onnx.load_from_string(stream.getvalue())
 
 
 def assembled(

@@ -257,7 +257,8 @@ def compare_precisions(
     """
     sessions = {"fp32": Session(full, OUTPUTS), "int8": Session(small, OUTPUTS)}
     preds: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in sessions}
-    kept, first = [], []
+    kept: list[Indices] = []
+    first: list[Pixels] = []
     for at, images in _blocks(catalog, indices):
         kept.append(at)
         first = first or [image for image in images if image.shape == images[0].shape]

@@ -28,7 +28,9 @@ def half_precision(network: ModelProto) -> ModelProto:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights below the smallest float16, which become that
-        converted = convert_float_to_float16(_copied(network), keep_io_types=True, op_block_list=list(NORMALIZATION))
+        converted: ModelProto = convert_float_to_float16(
+            _copied(network), keep_io_types=True, op_block_list=list(NORMALIZATION)
+        )
     OnnxModel(converted).topological_sort()  # the converter appends its casts
     return converted
 

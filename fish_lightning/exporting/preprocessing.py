@@ -177,14 +177,14 @@ def _add_center_crop(nodes: Nodes, images: _Images, step: Mapping[str, Any]) -> 
 
 
 def _add_pad(nodes: Nodes, images: _Images, step: Mapping[str, Any]) -> _Images:
-    least = step.get("min_height"), step.get("min_width")
+    least: list[Any] = [step.get("min_height"), step.get("min_width")]
     fill = step.get("fill", 0)
     values = {float(value) for value in (fill if isinstance(fill, list | tuple) else [fill])}
     if None in least or step.get("position", "center") != "center" or len(values) != 1 or step.get("border_mode", 0):
         raise _refused("PadIfNeeded", "min_height, min_width, position=center, border_mode=0, one fill")
     before, after, size = [], [], []
     for length, minimum, known, bound in zip(
-        _lengths(nodes, images.name), map(int, least), images.size, images.bounds, strict=True
+        _lengths(nodes, images.name), least, images.size, images.bounds, strict=True
     ):
         missing = nodes.add("Max", nodes.add("Sub", nodes.constant(minimum), length), nodes.constant(0))
         before.append(nodes.add("Div", missing, nodes.constant(2)))
