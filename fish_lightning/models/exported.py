@@ -27,7 +27,7 @@ from fish_lightning.evaluation.stored_calibration import calibration_fault
 from fish_lightning.files import read_rows, shown
 from fish_lightning.models.checkpoint_schema import CLASSES, DICT, NAME, PIPELINE, Description, undescribed
 from fish_lightning.models.classifier import FishClassifier
-from fish_lightning.schema import COUNT, MODEL_NAME, NULL, SEED, SIZE, TEXT, TTA, Rule, choice
+from fish_lightning.settings.rules import COUNT, MODEL_NAME, NULL, SEED, SIZE, TEXT, TTA, Rule, choice
 
 #: Increment it with every change to ``model.json`` or to the graph's inputs and outputs that a reader must know of.
 FORMAT = 1
