@@ -1,5 +1,6 @@
 """README.md: its commands run as they are written, at tiny size; its Python examples run; what it quotes exists."""
 
+import functools
 import os
 import re
 import shlex
@@ -39,12 +40,13 @@ SMALL = {
     "prepare": (),
     "compare": (),
     "ensemble": ("trainer.accelerator=cpu", "report=false"),
+    "export": (),
 }
 SAMPLE = ("data.source.photographs_per_kind=3", "data.source.copies=1", "report=false")
 SWEEP = (*SAMPLE, "test=false")  # tests/sweeps tests their jobs
 ONE_JOB = ("optimizer=adam", "optimizer.lr=0.002")
 TRAIN, EVALUATE, PREDICT = (f"python -m fish_lightning.{name}" for name in ("train", "evaluate", "predict"))
-PREPARE, ENSEMBLE = (f"python -m fish_lightning.{name}" for name in ("prepare", "ensemble"))
+PREPARE, ENSEMBLE, EXPORT = (f"python -m fish_lightning.{name}" for name in ("prepare", "ensemble", "export"))
 BEST = "ckpt=RUN/checkpoints/best.ckpt"
 
 #: What is run: further settings that make it small, and words that it must print.
@@ -99,6 +101,9 @@ RUN = {
     f"{EVALUATE} ckpt=RUN data=folder data.root=DIR": ((), "subset=test"),
     f"{EVALUATE} ckpt=RUN data=fish_originals data.root=DIR": ((), "test accuracy"),
     f"{TRAIN} experiment=notebook data.root=DIR": ((), "split  random, seed 42"),
+    f"{EXPORT} ckpt=RUN": ((), "0 flips, 0 beyond the margin"),
+    f"{PREDICT} ckpt=EXPORT input=DIR": ((), "contact_sheet.png"),
+    f"{EVALUATE} ckpt=EXPORT": ((), "subset=test"),
 }
 #: What is only composed, and why.
 COMPOSED = {
@@ -125,7 +130,7 @@ COMPOSED = {
 }
 #: Extras of pyproject.toml that pip would install.
 INSTALLED = {
-    f"pip install '.[{extra}]'": extra for extra in ("optuna", "joblib", "submitit", "timm", "wandb", "mlflow")
+    f"pip install '.[{extra}]'": extra for extra in ("optuna", "joblib", "submitit", "timm", "wandb", "mlflow", "onnx")
 }
 #: Targets of the Makefile, and what they start. The first is run below; the second runs this test.
 MADE = {"make train": "-m fish_lightning.train", "make test": "-m pytest"}
@@ -167,6 +172,9 @@ def world(tmp_path_factory, make_image, make_archive, run):
             places["DIR"] = str(archive)
         if "unknown=" in text:
             places["DIR"] = "others"
+        if "EXPORT" in text:
+            command.exported()
+            places["EXPORT"] = str(next((cwd / "logs" / "export" / "runs").iterdir()))
         if program == "ensemble" or "ENSEMBLE" in text:
             sweep = make_sweep()
             places |= {"SWEEP": "sweep", "RUN_A": str(sweep / "0"), "RUN_B": str(sweep / "1"), "ENSEMBLE": "joined"}
@@ -189,6 +197,14 @@ def world(tmp_path_factory, make_image, make_archive, run):
     assert command.first.returncode == 0, command.first.stderr
     (command.run,) = (cwd / "logs" / "train" / "runs").iterdir()
     command.cwd = cwd
+
+    @functools.cache
+    def exported():
+        done = command(f"{EXPORT} ckpt=RUN")
+        assert done.returncode == 0, done.stderr
+        return done
+
+    command.exported = exported
     return command
 
 
@@ -198,7 +214,8 @@ TABLE = ((0, "a.png", "train"), (0, "b.png", "train"), (1, "a.png", "val"), (2, 
 @pytest.mark.parametrize("command", RUN)
 def test_commands_run_as_they_are_written(world, command):
     extra, words = RUN[command]
-    done = world.first if command == next(iter(RUN)) else world(command, *extra)
+    once = {next(iter(RUN)): lambda: world.first, f"{EXPORT} ckpt=RUN": world.exported}
+    done = once[command]() if command in once else world(command, *extra)
     assert done.returncode == 0, done.stdout + done.stderr
     assert words in done.stdout
     assert done.stderr == ""
@@ -299,7 +316,7 @@ def test_python_examples_run_as_they_are_written(world, tmp_path, monkeypatch, c
 
 def test_settings_and_groups_that_the_text_names_exist():
     cfg = composed("train", ["callbacks=progressive", "sweep=optuna", "hydra/launcher=submitit_slurm"])
-    others = [composed(name, []) for name in ("evaluate", "predict", "prepare")]
+    others = [composed(name, []) for name in ("evaluate", "predict", "prepare", "export")]
     named = [word.strip("'") for text in INLINE for word in text.split() if re.fullmatch(r"'?[a-z][\w./]*=\S+", word)]
     unknown = [
         word
@@ -307,7 +324,7 @@ def test_settings_and_groups_that_the_text_names_exist():
         if not (REPOSITORY / "conf" / key).is_dir()
         and not any(OmegaConf.is_missing(c, key) or ("." not in key and key in c) for c in others)
         and OmegaConf.select(cfg, key, default="?", throw_on_missing=False) == "?"
-        and key not in ("split.path", "split.fold", "hydra.launcher.ray.init")  # of other choices
+        and key not in ("split.path", "split.fold", "hydra.launcher.ray.init", "export.tolerance")  # of other choices
     ]
     assert len(named) > 30 and unknown == []
 

@@ -9,16 +9,17 @@ import fish_lightning
 
 PACKAGE = Path(fish_lightning.__file__).parent
 FILES = sorted(file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py"))
-ENTRY_POINTS = {"train", "evaluate", "predict", "prepare", "compare", "ensemble"}
+ENTRY_POINTS = {"train", "evaluate", "predict", "prepare", "compare", "ensemble", "export"}
 #: Packages, and what none of their modules imports.
 FORBIDDEN = {
-    "data": {"models", "training", "resume", "report", "sweeps", "cli"},
-    "models": {"training", "resume", "report", "sweeps", "cli"},
+    "data": {"models", "training", "resume", "report", "sweeps", "exporting", "cli"},
+    "models": {"training", "resume", "report", "sweeps", "exporting", "cli"},
     "evaluation": {"models", "training", "resume", "report", "sweeps", "cli", "lightning"},
     "plotting": {"models", "training", "resume", "report", "sweeps", "cli", "lightning"},
     "report": {"training", "resume", "sweeps"},
     "training": {"report", "sweeps"},
     "predicting": {"training", "sweeps"},
+    "exporting": {"training", "resume", "report", "sweeps", "cli", "lightning"},
     "resume": {"report", "sweeps"},
 }
 

@@ -69,7 +69,7 @@ def read_calibration(ckpt: str | Path, classes: Sequence[str], weights: str, tta
         return {}, f"note: predictions are not calibrated: {shown(file)} not found"
     except (OSError, ValueError, RecursionError) as error:
         raise _corrupt(file, first_line(error)) from None
-    if fault := _fault(content):
+    if fault := calibration_fault(content):
         raise _corrupt(file, fault)
     if content["classes"] != list(classes):
         raise _corrupt(file, "its classes are not those of the checkpoint")
@@ -97,8 +97,8 @@ def _corrupt(file: Path, why: str) -> UserError:
     return UserError(f"{shown(file)} is corrupt ({why})\nrestore it, or remove it to continue without calibration")
 
 
-def _fault(content: Any) -> str:
-    """Return what is wrong with the content of a file, or ``""``."""
+def calibration_fault(content: Any) -> str:
+    """Return what is wrong with the content of a ``calibration.json``, or ``""``."""
     if not isinstance(content, dict):
         return "it is not a JSON object"
     if missing := [key for key in ("temperature", "selective", "unknown", "classes") if key not in content]:

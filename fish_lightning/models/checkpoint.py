@@ -15,6 +15,12 @@ from fish_lightning.models.checkpoint_schema import require_well_formed
 from fish_lightning.models.classifier import FishClassifier
 
 
+def checkpoint_file(path: str | Path) -> Path:
+    """Return the file that ``ckpt`` names: of a run's folder, its best checkpoint."""
+    file = Path(path).expanduser()
+    return file / "checkpoints" / "best.ckpt" if file.is_dir() else file
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a training checkpoint with ``weights_only=True``, so that no code in it is executed, and check it.
 
@@ -22,9 +28,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: the file does not exist or is not a checkpoint of this project, or is corrupt or incomplete
             (:mod:`fish_lightning.models.checkpoint_schema`).
     """
-    file = Path(path).expanduser()
-    if file.is_dir():
-        file /= "checkpoints/best.ckpt"
+    file = checkpoint_file(path)
     if not file.is_file():
         raise UserError(
             f"ckpt: no file {file} (working directory: {Path.cwd()})\ngive one: ckpt=…/checkpoints/best.ckpt"

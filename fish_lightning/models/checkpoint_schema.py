@@ -195,7 +195,7 @@ def require_well_formed(checkpoint: dict[str, Any], file: Any, resumable: bool =
 
 def _faults(checkpoint: dict[str, Any], resumable: bool) -> Iterator[str]:
     """Yield what is wrong; each part may rely on those before it."""
-    yield from _undescribed(checkpoint, CHECKPOINT)
+    yield from undescribed(checkpoint, CHECKPOINT)
     yield from _lengths(checkpoint)
     arguments = checkpoint["hyper_parameters"]
     try:
@@ -209,10 +209,10 @@ def _faults(checkpoint: dict[str, Any], resumable: bool) -> Iterator[str]:
         return
     yield from _weights(checkpoint["state_dict"], network)
     if resumable:
-        yield from _undescribed(checkpoint, RESUMABLE)
+        yield from undescribed(checkpoint, RESUMABLE)
         callbacks = compat.callback_states(checkpoint)
         known = {name: of for name, of in CALLBACKS.items() if name in callbacks or name == "SameConfig"}
-        yield from _undescribed(callbacks, known, "callbacks")
+        yield from undescribed(callbacks, known, "callbacks")
         began = callbacks["SameConfig"]["settings"]
         if began.get("model.name", arguments["name"]) != arguments["name"]:
             yield "hyper_parameters.name: expected model.name of the settings"
@@ -221,7 +221,7 @@ def _faults(checkpoint: dict[str, Any], resumable: bool) -> Iterator[str]:
         yield from _optimizer(checkpoint, callbacks.get("NonFiniteLoss", {}).get("skipped", 0), weights, frozen)
 
 
-def _undescribed(value: Any, description: Description, where: str = "") -> Iterator[str]:
+def undescribed(value: Any, description: Description, where: str = "") -> Iterator[str]:
     """Yield the entries of ``value`` that are missing or break their rule."""
     if isinstance(description, Rule):
         if not description.accepts(value):
@@ -233,7 +233,7 @@ def _undescribed(value: Any, description: Description, where: str = "") -> Itera
             name = key.removesuffix("?")
             path = f"{where}.{name}" if where else name
             if name in value:
-                yield from _undescribed(value[name], of, path)
+                yield from undescribed(value[name], of, path)
             elif name == key:
                 yield f"{path} is missing"
 

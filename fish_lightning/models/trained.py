@@ -6,9 +6,11 @@ from typing import Any
 
 import albumentations as A
 
+from fish_lightning.errors import UserError
 from fish_lightning.evaluation.stored_calibration import Stored, read_calibration
 from fish_lightning.models.checkpoint import load_checkpoint, restore, weights_digest
 from fish_lightning.models.classifier import FishClassifier
+from fish_lightning.models.exported import is_export, read_export, restore_export, trained_on
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,15 @@ def open_model(ckpt: str | Path, tta: str | None = None) -> TrainedModel:
     """Open a trained model.
 
     Args:
-        ckpt: a checkpoint or a run folder, which stands for its best checkpoint.
+        ckpt: a checkpoint, a run folder, which stands for its best checkpoint, or the folder of an export.
         tta: test-time augmentation, see :mod:`fish_lightning.models.tta`.
 
     Raises:
-        UserError: there is no checkpoint, or it or the run's ``calibration.json`` is corrupt.
+        UserError: there is no checkpoint, it or the run's ``calibration.json`` is corrupt, or an export was altered, is
+            of another version or has other views than ``tta`` in its graph.
     """
+    if is_export(ckpt):
+        return _open_export(ckpt, tta)
     checkpoint = load_checkpoint(ckpt)
     module, transform = restore(checkpoint, ckpt)
     module.tta = tta
@@ -51,4 +56,24 @@ def open_model(ckpt: str | Path, tta: str | None = None) -> TrainedModel:
     calibration, note = read_calibration(ckpt, module.class_names, weights, tta)
     return TrainedModel(
         module, transform, checkpoint["precision"], calibration, note, weights, checkpoint["FishDataModule"]
+    )
+
+
+def _open_export(folder: str | Path, tta: str | None) -> TrainedModel:
+    content, graph = read_export(folder)
+    if tta not in (None, content["tta"]):
+        raise UserError(
+            f"tta={tta}: the graph of this export has {content['tta'] or 'no'} views\n"
+            f"export with tta={tta}, or give the checkpoint"
+        )
+    module, transform = restore_export(content, graph)
+    data = trained_on(folder, content)
+    return TrainedModel(
+        module,
+        transform,
+        "32-true",
+        content["calibration"] or {},
+        content["note"],
+        content["checkpoint"]["weights"],
+        data,
     )

@@ -13,7 +13,12 @@ VIEWS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
         lambda x: x.flip(2),
         lambda x: x.flip(2, 3),
     ),
-    "turns": tuple(lambda x, k=k: x.rot90(k, (2, 3)) for k in range(4)),  # type: ignore[misc]
+    "turns": (  # by transposing and flipping, which ONNX has; rot90 gives the same
+        lambda x: x,
+        lambda x: x.transpose(2, 3).flip(2),
+        lambda x: x.flip(2, 3),
+        lambda x: x.transpose(2, 3).flip(3),
+    ),
 }
 
 

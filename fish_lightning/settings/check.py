@@ -49,6 +49,8 @@ def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, st
         yield "ckpt", "expected null, since tune trains new models"
     if get("tune.lowest", 0) >= get("tune.highest", math.inf):
         yield "tune.lowest", f"expected less than tune.highest={values['tune.highest']}"
+    if get("half") and get("int8"):
+        yield "half", "expected false, since int8=true quantizes the float32 network"
     if get("data.resident") and get("data.cache") in ("off", False):
         yield "data.cache", "expected on or ram, since augment=gpu keeps decoded images"
     if get("data.cache") in ("on", True) and get("data.cache_dir", "") is None:

@@ -155,6 +155,9 @@ MEAN = several(3, NUMBER, "three numbers (red, green, blue)") | NULL
 STD = several(3, POSITIVE, "three numbers above 0 (red, green, blue)") | NULL
 LIMIT = COUNT_OR_NONE | share("[0, 1]") | NULL
 TTA = choice("flips", "turns", None)
+MODEL_NAME = Rule(  # of an export: a folder's name, also for Triton
+    ("letters, digits, - and _",), lambda v: isinstance(v, str) and bool(re.fullmatch(r"\w[\w-]*", v, re.ASCII))
+)
 #: Lightning's other names of them.
 _PRECISIONS = Rule(
     (), choice("32", "16", "64", "bf16", 32, 16, 64, None, "transformer-engine", "transformer-engine-float16").accepts

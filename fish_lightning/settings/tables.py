@@ -19,6 +19,7 @@ from fish_lightning.settings.rules import (
     FOLDER,
     LIMIT,
     MEAN,
+    MODEL_NAME,
     NOT_NEGATIVE,
     NULL,
     NUMBER,
@@ -467,6 +468,17 @@ PREPARE = SAMPLE_RECIPE | {
     "report": {"photographs": COUNT_OR_NONE, "pictures": COUNT},
 }
 
+EXPORT: dict[str, Schema] = {
+    "ckpt": CHECKPOINT,
+    "tta": TTA,
+    "half": FLAG,
+    "int8": FLAG,
+    "name": MODEL_NAME | NULL,
+    "data": {"root": FOLDER | NULL},
+    "export": {"tolerance": PART, "images": COUNT | NULL, "calibration_images": COUNT, "margin": number("[0, 1)")},
+    "paths": PATHS,
+}
+
 COMPARE: dict[str, Schema] = {
     "a": text("a run's folder", "a sweep's folder", example="RUN"),
     "b": text("a run's folder", "a sweep's folder", example="RUN"),
@@ -493,6 +505,7 @@ ENSEMBLE: dict[str, Schema] = {
 SCHEMAS: dict[str, Mapping[str, Schema]] = {
     "ensemble": ENSEMBLE,
     "compare": COMPARE,
+    "export": EXPORT,
     "train": TRAIN,
     "evaluate": EVALUATE,
     "predict": PREDICT,

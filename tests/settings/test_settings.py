@@ -30,6 +30,7 @@ REQUIRED = {
     "split=file": ["split.path=split.csv"],
     "evaluate": ["ckpt=best.ckpt"],
     "predict": ["ckpt=best.ckpt", "input=photos"],
+    "export": ["ckpt=best.ckpt"],
 }
 GROUPS = {
     "train": [
@@ -42,6 +43,7 @@ GROUPS = {
     "prepare": ["data", "paths"],
     "compare": ["paths"],
     "ensemble": ["trainer", "paths"],
+    "export": ["paths"],
 }
 
 
@@ -346,6 +348,13 @@ FAULTS = [
     ("predict", "ckpt=x input=x contact_sheet=x", "contact_sheet=x: expected an integer in [0, 300]"),
     ("predict", "ckpt=x input=x trainer.limit_predict_batches=1", "trainer.limit_predict_batches=1: expected null"),
     ("predict", "ckpt=x input=x trainer.fast_dev_run=true", "trainer.fast_dev_run=true: expected false"),
+    ("export", "ckpt=x name=a/b", "name=a/b: expected letters, digits, - and _ or null"),
+    ("export", "ckpt=x export.tolerance=0", "export.tolerance=0: expected a number in (0, 1)"),
+    (
+        "export",
+        "ckpt=x int8=true half=true",
+        "half=true: expected false, since int8=true quantizes the float32 network",
+    ),
     ("prepare", "data.archive_limit=0", "data.archive_limit=0: expected a number above 0"),
     ("prepare", "report.pictures=0", "report.pictures=0: expected an integer of at least 1"),
     # together

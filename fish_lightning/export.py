@@ -1,0 +1,57 @@
+"""``python -m fish_lightning.export ckpt=FILE``: write a trained model as one ONNX file, with its proof.
+
+Preprocessing is in the graph: decoded images of any size go in, calibrated probabilities come out. Nothing is written
+but ``parity.json`` unless the file answers as the checkpoint does, measured from the bytes of the validation images.
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from fish_lightning.errors import UserError
+from fish_lightning.settings.command import entry_point
+
+
+def export(cfg: DictConfig) -> None:
+    """Export one checkpoint.
+
+    Args:
+        cfg: the composed ``conf/export.yaml``.
+
+    Raises:
+        UserError: there is no checkpoint, its images are not there, the graph cannot compute its pipeline or its
+            network, a package is missing, or the answers differ by more than ``export.tolerance``.
+    """
+    from fish_lightning.models.exported import is_export, require_onnx
+    from fish_lightning.models.trained import open_model
+
+    require_onnx()
+    from fish_lightning.exporting.build import build, judging_images
+    from fish_lightning.exporting.folder import PARITY_FILE, write_export, write_parity
+    from fish_lightning.exporting.tables import export_table, refusal
+
+    if is_export(cfg.ckpt):
+        raise UserError(f"ckpt: {cfg.ckpt} is an export already: give the checkpoint that it was made from")
+    trained = open_model(cfg.ckpt, cfg.tta)
+    images = judging_images(trained, cfg.data.root, cfg.export.images, cfg.export.calibration_images)
+    built, graph, parity = build(trained, images, cfg)
+    folder = Path(cfg.paths.output)
+    if parity["passed"]:
+        write_export(folder, built, graph, parity)
+    else:
+        write_parity(folder, parity)
+    print(export_table(folder, built, len(graph), parity))
+    if trained.note:
+        print(trained.note)
+    if not parity["passed"]:
+        raise UserError(refusal(parity, folder / PARITY_FILE))
+
+
+@entry_point("export")
+def main(cfg: DictConfig) -> None:
+    """Command-line entry point."""
+    export(cfg)
+
+
+if __name__ == "__main__":
+    main()
