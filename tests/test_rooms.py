@@ -19,7 +19,7 @@ FORBIDDEN = {
     "report": {"training", "resume", "sweeps"},
     "training": {"report", "sweeps"},
     "predicting": {"training", "sweeps"},
-    "exporting": {"training", "resume", "report", "sweeps", "cli", "lightning"},
+    "exporting": {"training", "resume", "report", "sweeps", "cli"},
     "resume": {"report", "sweeps"},
 }
 

@@ -6,6 +6,7 @@ import numpy.typing as npt
 from fish_lightning.evaluation.arrays import Floats, Ints, Names, photograph_index, require_finite
 
 QUERIES, KEYS = 512, 8192  # images compared at a time: 16 MiB of similarities
+SHORTEST = 1e-12  # length that a feature vector is divided by at least
 
 
 def nearest_photographs(
@@ -34,11 +35,11 @@ def nearest_photographs(
     nearest = np.full((len(queries), k), -1)
     similarity = np.full((len(queries), k), -np.inf)
     for key in range(0, len(training), KEYS):
-        keys = _unit(training[key : key + KEYS])
+        keys = unit_length(training[key : key + KEYS])
         owners = index[key : key + KEYS]
         for start in range(0, len(queries), QUERIES):
             block = slice(start, start + QUERIES)
-            best, cosine = _top(_unit(queries[block]) @ keys.T, owners, k)
+            best, cosine = _top(unit_length(queries[block]) @ keys.T, owners, k)
             nearest[block], similarity[block] = _merge(
                 np.hstack([nearest[block], np.where(best < 0, -1, best + key)]),
                 np.hstack([similarity[block], cosine]),
@@ -47,9 +48,10 @@ def nearest_photographs(
     return nearest, similarity
 
 
-def _unit(features: Floats) -> npt.NDArray[np.float32]:
+def unit_length(features: Floats) -> npt.NDArray[np.float32]:
+    """Return features (N, D), each of length 1; of length 0 where all are 0."""
     wide = features.astype(np.float32)
-    return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+    return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), SHORTEST), dtype=np.float32)
 
 
 def _top(similarity: npt.NDArray[np.float32], owners: Ints, k: int) -> tuple[Ints, Floats]:

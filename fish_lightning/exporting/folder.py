@@ -114,7 +114,7 @@ def description(export: Export, sha256: str) -> dict[str, Any]:
             "std": list(model.hparams["std"]),
         },
         "tta": model.tta,
-        "calibration": calibration or None,
+        "calibration": _without_features(calibration) or None,
         "note": "" if calibration else UNCALIBRATED,
         "checkpoint": {
             "file": file.name,
@@ -134,6 +134,12 @@ def description(export: Export, sha256: str) -> dict[str, Any]:
             **{package: version(package) for package in PACKAGES},
         },
     }
+
+
+def _without_features(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a calibration as JSON: the training features are in the graph."""
+    unknown = {key: value for key, value in (calibration.get("unknown") or {}).items() if key != "features"}
+    return {**calibration, "unknown": unknown or None} if calibration else {}
 
 
 def write_parity(folder: Path, parity: Mapping[str, Any]) -> None:

@@ -74,7 +74,7 @@ SUMS = list_of(list_of(FLOAT, ""), "a list of sums and numbers of images")
 MEMBER: dict[str, Description] = {"name": TEXT, "mean": THREE, "std": THREE_POSITIVE}
 MEMBERS = Rule(
     ("at least two dicts of name, mean and std",),
-    lambda v: list_of(DICT, "", 2).accepts(v) and not any(next(_undescribed(of, MEMBER), "") for of in v),
+    lambda v: list_of(DICT, "", 2).accepts(v) and not any(next(undescribed(of, MEMBER), "") for of in v),
 )
 
 CHECKPOINT: dict[str, Description] = {

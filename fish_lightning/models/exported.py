@@ -23,7 +23,8 @@ from torch import Tensor
 
 from fish_lightning.data.catalog import COLUMNS, Catalog
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.stored_calibration import calibration_fault
+from fish_lightning.evaluation.stored_calibration import Stored, calibration_fault
+from fish_lightning.evaluation.unknowns import SCORE
 from fish_lightning.files import read_rows, shown
 from fish_lightning.models.checkpoint_schema import CLASSES, DICT, NAME, PIPELINE, Description, undescribed
 from fish_lightning.models.classifier import FishClassifier
@@ -35,6 +36,8 @@ MODEL_FILE, SPLIT_FILE = "model.json", "split.csv"
 #: Input and outputs of the graph, and the tensor between preprocessing and network.
 IMAGES, PIXELS = "images", "pixels"
 PROBABILITIES, LOGITS, FEATURES, UNKNOWN_SCORE = "probabilities", "logits", "features", "unknown_score"
+#: Constant of the graph: features of training photographs, each of length 1, which the score ``knn`` compares with.
+TRAINING_FEATURES = "training_features"
 
 _HASH = Rule(("a SHA-256",), lambda v: isinstance(v, str) and bool(re.fullmatch(r"[0-9a-f]{64}", v)))
 DESCRIPTION: dict[str, Description] = {
@@ -178,6 +181,28 @@ def parts(graph: bytes) -> tuple[bytes, bytes]:
     before = extractor.extract_model([IMAGES], [PIXELS])
     after = extractor.extract_model([PIXELS], [LOGITS, FEATURES])
     return before.SerializeToString(), after.SerializeToString()
+
+
+def stored_calibration(content: dict[str, Any], graph: bytes) -> Stored:
+    """Return what ``read_calibration`` returns for the exported run; empty: nothing is calibrated.
+
+    Args:
+        content: of ``model.json``.
+        graph: the ONNX file, which contains the training features of the score ``knn``.
+
+    Raises:
+        UserError: they are missing.
+    """
+    import onnx
+
+    calibration: Stored = content["calibration"] or {}
+    unknown = calibration.get("unknown") or {}
+    if unknown.get("score") == SCORE:
+        constants = {part.name: part for part in onnx.load_from_string(graph).graph.initializer}
+        if TRAINING_FEATURES not in constants:
+            raise UserError("ckpt: the graph is not that of an export (no training features)")
+        unknown["features"] = onnx.numpy_helper.to_array(constants[TRAINING_FEATURES])
+    return calibration
 
 
 class GraphPreprocessing(A.DualTransform):

@@ -10,7 +10,7 @@ from fish_lightning.errors import UserError
 from fish_lightning.evaluation.stored_calibration import Stored, read_calibration
 from fish_lightning.models.checkpoint import load_checkpoint, restore, weights_digest
 from fish_lightning.models.classifier import FishClassifier
-from fish_lightning.models.exported import is_export, read_export, restore_export, trained_on
+from fish_lightning.models.exported import is_export, read_export, restore_export, stored_calibration, trained_on
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,5 @@ def _open_export(folder: str | Path, tta: str | None) -> TrainedModel:
         )
     module, transform = restore_export(content, graph)
     data = trained_on(folder, content)
-    return TrainedModel(
-        module,
-        transform,
-        "32-true",
-        content["calibration"] or {},
-        content["note"],
-        content["checkpoint"]["weights"],
-        data,
-    )
+    calibration, weights = stored_calibration(content, graph), content["checkpoint"]["weights"]
+    return TrainedModel(module, transform, "32-true", calibration, content["note"], weights, data)

@@ -185,7 +185,8 @@ def shard_of(text: str | None) -> Shard:
 
 
 def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    text = json.dumps(content, sort_keys=True, default=lambda part: part.tolist())  # training features are an array
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

@@ -51,6 +51,11 @@ def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, st
         yield "tune.lowest", f"expected less than tune.highest={values['tune.highest']}"
     if get("half") and get("int8"):
         yield "half", "expected false, since int8=true quantizes the float32 network"
+    yield from _data_conflicts(values, program)
+
+
+def _data_conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, str]]:
+    get = values.get
     if get("data.resident") and get("data.cache") in ("off", False):
         yield "data.cache", "expected on or ram, since augment=gpu keeps decoded images"
     if get("data.cache") in ("on", True) and get("data.cache_dir", "") is None:

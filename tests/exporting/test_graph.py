@@ -9,11 +9,12 @@ pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 import onnx
 
 from fish_lightning.evaluation.arrays import softmax
+from fish_lightning.evaluation.stored_calibration import unknown_score
 from fish_lightning.evaluation.unknowns import IMAGE_SCORES, image_scores
 from fish_lightning.exporting.graph import assembled, network_graph
 from fish_lightning.exporting.precision import eight_bits, half_precision
 from fish_lightning.models.classifier import FishClassifier
-from fish_lightning.models.exported import FEATURES, LOGITS, PIXELS, Session, parts
+from fish_lightning.models.exported import FEATURES, LOGITS, PIXELS, Session, parts, stored_calibration
 
 SIZE = (48, 40)
 PIPELINE = A.Compose([A.Resize(*SIZE), A.ToTensorV2()])
@@ -71,6 +72,21 @@ def test_temperature_and_scores_are_those_of_evaluation(images, network, score):
     probabilities, logits, features, unknown = Session(whole(network, calibration), OUTPUTS)(images)
     assert probabilities == pytest.approx(softmax(logits.astype(np.float64) / 0.25), abs=1e-6)
     assert unknown == pytest.approx(image_scores(logits, features)[score], rel=1e-5)
+
+
+@pytest.mark.parametrize("photographs", [3, 40])
+def test_nearest_neighbours_in_the_graph_are_those_of_evaluation(images, network, photographs):
+    (_, _, features, _) = Session(whole(network, {}), OUTPUTS)(images)
+    training = np.random.default_rng(1).normal(
+        features.mean(0), features.std(0) + 0.1, (photographs, features.shape[1])
+    )
+    detector = {"score": "knn", "threshold": 0.5, "features": training.astype(np.float16)}
+    graph = whole(network, {"temperature": None, "unknown": detector})
+    _, logits, features, unknown = Session(graph, OUTPUTS)(images)
+    assert unknown == pytest.approx(unknown_score(detector, logits, features), abs=1e-5) and np.ptp(unknown) > 1e-4
+    content = {"calibration": {"unknown": {"score": "knn", "threshold": 0.5}}}
+    restored = stored_calibration(content, graph)["unknown"]
+    assert unknown_score(restored, logits, features) == pytest.approx(unknown, abs=1e-5)
 
 
 def test_scores_of_large_logits_do_not_overflow(images, network):
