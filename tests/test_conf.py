@@ -51,7 +51,7 @@ def parameters():
 def test_every_choice_of_every_group_composes(choice):
     group, _, option = choice.partition("=")
     cfg = of_choice(choice)
-    elsewhere = ("gradient_clip", "augment", "mix", "average", "freeze", "balance", "loss")
+    elsewhere = ("gradient_clip", "augment", "mix", "average", "freeze", "balance", "loss", "tune")
     assert group in ("experiment", "sweep", "debug") or group in (*cfg, *elsewhere), option
     for part in ("data", "model", "optimizer", "scheduler", "trainer", "transforms"):
         assert plain(cfg[part])

@@ -91,6 +91,8 @@ RUN = {
     ),
     f"{PREDICT} ckpt=RUN input=DIR": ((), "contact_sheet.png"),
     f"""{PREDICT} {BEST} input="'photos/*.jpg'\"""": ((), "photos/1.jpg"),
+    f"{PREDICT} ckpt=RUN input=LIST.txt hydra.run.dir=FOLDER": ((), "folder  FOLDER"),
+    f"{PREDICT} ckpt=RUN input=DIR shard=3/64": ((), "shard 3 of 64 is complete"),
     f"{EVALUATE} ckpt=RUN": ((), "subset=test"),
     f"{EVALUATE} ckpt=RUN unknown=DIR": ((), "unknown  4 images of 4 photographs"),
     f"{EVALUATE} ckpt=RUN recompute=true evaluate.target_error=0.02": ((), "recomputed   from logits.npz"),
@@ -100,10 +102,15 @@ RUN = {
 }
 #: What is only composed, and why.
 COMPOSED = {
+    f"{TRAIN} 'logger=[default,wandb,mlflow]'": "tests/training/test_trackers.py runs it",
+    f"{TRAIN} tune=lr": "tests/training/test_tune.py runs it",
+    f"{TRAIN} tune=batch_size": "tests/training/test_tune.py runs it",
     f"{PREPARE} data=fish": "it downloads 9,000 images; tests/test_prepare.py has a stand-in",
     f"{TRAIN} trainer.accelerator=gpu": "a GPU",
     f"{TRAIN} trainer=ddp trainer.accelerator=gpu trainer.devices=8 data.batch_size=16": "8 GPUs",
     f"{TRAIN} -m trainer=ddp trainer.accelerator=gpu trainer.devices=8 optimizer.lr=0.01,0.001": "8 GPUs",
+    f"{PREDICT} ckpt=RUN input=DIR trainer=ddp trainer.accelerator=gpu trainer.devices=8": "8 GPUs",
+    f"{PREDICT} ckpt=RUN input=s3://BUCKET/FOLDER format=parquet": "a bucket; tests/data/test_remote.py has a stand-in",
     "torchrun --standalone --nproc-per-node=8 -m fish_lightning.train "
     "trainer=ddp trainer.accelerator=gpu trainer.devices=8": "8 GPUs",
     "torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29400 --rdzv-id=NAME "
@@ -117,7 +124,9 @@ COMPOSED = {
     "hydra.sweeper.n_jobs=8 hydra.sweep.dir=logs/search hydra.sweeper.storage=logs/search/study.log": "a Slurm cluster",
 }
 #: Extras of pyproject.toml that pip would install.
-INSTALLED = {f"pip install '.[{extra}]'": extra for extra in ("optuna", "joblib", "submitit", "timm")}
+INSTALLED = {
+    f"pip install '.[{extra}]'": extra for extra in ("optuna", "joblib", "submitit", "timm", "wandb", "mlflow")
+}
 #: Targets of the Makefile, and what they start. The first is run below; the second runs this test.
 MADE = {"make train": "-m fish_lightning.train", "make test": "-m pytest"}
 
@@ -143,6 +152,7 @@ def world(tmp_path_factory, make_image, make_archive, run):
                 image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file.with_name(f"IMG_{label}{number}_b.png"))
         rows += [f"{name}/IMG_{label}{i}_{copy},{name},{split}" for i, copy, split in TABLE]
     (cwd / "table.csv").write_text("\n".join(rows))
+    (cwd / "LIST.txt").write_text("photos/1.jpg\n")
     make_image(cwd / "photos" / "1.jpg", colours[0], 99)
     for number in range(4):
         make_image(cwd / "others" / f"{number}.png", (20, 40 * number, 90), 500 + number)

@@ -18,6 +18,7 @@ FORBIDDEN = {
     "plotting": {"models", "training", "resume", "report", "sweeps", "cli", "lightning"},
     "report": {"training", "resume", "sweeps"},
     "training": {"report", "sweeps"},
+    "predicting": {"training", "sweeps"},
     "resume": {"report", "sweeps"},
 }
 
