@@ -37,7 +37,8 @@ STEP = "trainer/global_step"
 class Sent:
     """The id of a run at a service, and the points sent to it, kept in a file of the run folder.
 
-    The first line has the id; each further line is one call, written after the call.
+    The first line has the id; each further line is one call, written after the call: at a process killed in between,
+    MLflow gets that call twice (W&B drops a call whose number it has).
 
     Args:
         file: the file; ignored if its folder holds no run, which then begins anew.
@@ -208,7 +209,10 @@ class RunMLFlowLogger(MLFlowLogger):
                 number = client.create_experiment(experiment, artifacts) if found is None else found.experiment_id
             known = client.search_runs([number], f"tags.`{RUN_TAG}` = '{self.sent.id}'") if self.sent.resumed else []
         except MlflowException as error:
-            raise UserError(f"logger.mlflow.tracking_uri={tracking_uri}: {one_line(error)}") from None
+            raise UserError(
+                f"logger.mlflow.tracking_uri={tracking_uri}: {one_line(error)}\n"
+                "without MLFLOW_TRACKING_URI, runs are logged to a file"
+            ) from None
         if not known:
             self.sent.forget()
         run = known[0].info.run_id if known else None
