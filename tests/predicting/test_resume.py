@@ -75,7 +75,7 @@ def test_ten_kills_lose_no_row_and_repeat_none(settings, photos, out, tmp_path):
     links.mkdir()
     for number in range(files):
         (links / f"{number:03}.png").symlink_to(photos / f"{number % 22:02}.png")
-    cfg = settings(f"input={links}")
+    cfg = settings(f"input={links}", "batch_size=4")
     seen = 0
     for _ in range(10):
         child = os.fork()
