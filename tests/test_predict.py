@@ -14,6 +14,7 @@ from PIL import Image
 from fish_lightning.cli import CONF
 from fish_lightning.data.decoding import decode
 from fish_lightning.errors import UserError
+from fish_lightning.evaluation.unknowns import feature_scores
 from fish_lightning.models.checkpoint import load_checkpoint, restore
 from fish_lightning.plotting import figures
 from fish_lightning.predict import predict
@@ -166,12 +167,23 @@ FILES = ("a.png", "deep/b.png", "turned.png")
 
 
 @pytest.fixture(scope="module")
-def logits(photos, checkpoint):
-    """(3, C) logits of ``FILES``, one image at a time."""
+def computed(photos, checkpoint):
+    """(3, C) logits and (3, D) features of ``FILES``, one image at a time."""
     model, transform = restore(load_checkpoint(checkpoint), checkpoint)
     with torch.inference_mode():
         images = [transform(image=decode(photos / name))["image"].unsqueeze(0) for name in FILES]
-        return np.concatenate([model(image).double().numpy() for image in images])
+        parts = zip(*(model.logits_and_features(image) for image in images), strict=True)
+        return [torch.cat(part).double().numpy() for part in parts]
+
+
+@pytest.fixture(scope="module")
+def logits(computed):
+    return computed[0]
+
+
+@pytest.fixture(scope="module")
+def features(computed):
+    return computed[1]
 
 
 @pytest.fixture
@@ -215,16 +227,19 @@ def rows_of_readable(folder, photos):
     return [found[str(photos / name)] for name in FILES]
 
 
-def test_a_run_calibrates_the_probabilities_of_its_predictions(entries, trained, photos, logits, predicted):
+def test_a_run_calibrates_the_probabilities_of_its_predictions(entries, trained, photos, logits, features, predicted):
     stored = json.loads((trained.folder / "calibration.json").read_text())
     expected = softmax(logits / stored["temperature"]).max(1)
     found = [entries[str(photos / name)]["calibrated_probability"] for name in FILES]
     assert found == pytest.approx(expected, abs=1e-5)
+    with np.load(trained.folder / stored["unknown"]["features"]) as arrays:
+        cosines = feature_scores(features, arrays["features"])[stored["unknown"]["score"]]
+    assert stored["unknown"]["score"] == "knn"
     assert [entries[str(photos / name)]["unknown"] for name in FILES] == [
-        bool(energy < stored["unknown"]["threshold"]) for energy in np.log(np.exp(logits).sum(1))
+        bool(cosine < stored["unknown"]["threshold"]) for cosine in cosines
     ]
     assert stored["selective"]["threshold"] is entries[str(photos / "a.png")]["uncertain"] is None
-    note = "note: nothing is marked as uncertain: no threshold can promise an error of at most 5.0%"
+    note = "note: nothing is marked as uncertain: no threshold can guarantee an error of at most 5.0%"
     assert note in predicted.stdout.splitlines()
 
 
@@ -275,7 +290,7 @@ def test_without_thresholds_nothing_is_marked(tmp_path, photos, predict_here, ca
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["path", "prediction", "probability", "calibrated", "runner-up"]
     assert [line for line in printed if line.startswith("note: ")] == [
-        "note: nothing is marked as uncertain: no threshold can promise an error of at most 5.0%",
+        "note: nothing is marked as uncertain: no threshold can guarantee an error of at most 5.0%",
         "note: nothing is marked as none of these: calibration.json has no threshold for it",
     ]
 
@@ -313,7 +328,7 @@ CORRUPT = [
     (content(selective={"threshold": 0.5}), "selective.target_error is None"),
     (content(selective=[]), "selective or unknown is not a JSON object"),
     (content(least=float("-inf")), "unknown.threshold is -inf, not a number"),
-    (content(score="knn"), "unknown.score is not one of energy, max_logit, max_softmax, feature_norm"),
+    (content(score="entropy"), "unknown.score is not one of energy, max_logit, max_softmax, feature_norm, knn"),
     (content(classes=["bass", "eel", "trout"]), "its classes are not those of the checkpoint"),
 ]
 

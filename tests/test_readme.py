@@ -38,12 +38,13 @@ SMALL = {
     "predict": ("trainer.accelerator=cpu", "num_workers=0"),
     "prepare": (),
     "compare": (),
+    "ensemble": ("trainer.accelerator=cpu", "report=false"),
 }
 SAMPLE = ("data.source.photographs_per_kind=3", "data.source.copies=1", "report=false")
 SWEEP = (*SAMPLE, "test=false")  # tests/sweeps tests their jobs
 ONE_JOB = ("optimizer=adam", "optimizer.lr=0.002")
 TRAIN, EVALUATE, PREDICT = (f"python -m fish_lightning.{name}" for name in ("train", "evaluate", "predict"))
-PREPARE = "python -m fish_lightning.prepare"
+PREPARE, ENSEMBLE = (f"python -m fish_lightning.{name}" for name in ("prepare", "ensemble"))
 BEST = "ckpt=RUN/checkpoints/best.ckpt"
 
 #: What is run: further settings that make it small, and words that it must print.
@@ -73,6 +74,17 @@ RUN = {
     f"{TRAIN} sweep=grid hydra.sweep.dir=logs/grid ckpt=auto": ((*SWEEP, *ONE_JOB), "sweep folder  logs/grid"),
     f"{TRAIN} ckpt=RUN": ((), "run folder   "),
     "python -m fish_lightning.compare a=RUN_A b=RUN_B margin=0.01": ((), "compare.html"),
+    f"{ENSEMBLE} runs=SWEEP": ((), "points over the mean member"),
+    f"{ENSEMBLE} 'runs=[RUN_A,RUN_B]'": ((), "points over the mean member"),
+    f"{PREDICT} ckpt=ENSEMBLE input=DIR": ((), "contact_sheet.png"),
+    f"{TRAIN} -m seed=1,2,3 split=file split.path=RUN/split.csv": (
+        ("data=folder", "data.root=photos", "seed=1,2", "hydra.sweep.dir=shared", "report=false"),
+        "(of 2 jobs)",
+    ),
+    f"{TRAIN} data=folder data.root=DIR model.name=timm/convnext_atto": (
+        ("model.name=timm/test_convnext", "test=false", "report=false"),
+        "model  timm/test_convnext, random weights",
+    ),
     f"{TRAIN} sweep=optuna hydra/launcher=joblib hydra.launcher.n_jobs=2 hydra.sweeper.n_jobs=2": (
         (*SWEEP, "hydra.launcher.n_jobs=1", "hydra.sweeper.n_trials=1"),  # more start workers, as tests/sweeps does
         "sweep.csv",
@@ -90,6 +102,9 @@ RUN = {
 }
 #: What is only composed, and why.
 COMPOSED = {
+    f"{TRAIN} 'logger=[default,wandb,mlflow]'": "tests/training/test_trackers.py runs it",
+    f"{TRAIN} tune=lr": "tests/training/test_tune.py runs it",
+    f"{TRAIN} tune=batch_size": "tests/training/test_tune.py runs it",
     f"{PREPARE} data=fish": "it downloads 9,000 images; tests/test_prepare.py has a stand-in",
     f"{TRAIN} trainer.accelerator=gpu": "a GPU",
     f"{TRAIN} trainer=ddp trainer.accelerator=gpu trainer.devices=8 data.batch_size=16": "8 GPUs",
@@ -109,7 +124,9 @@ COMPOSED = {
     "hydra.sweeper.n_jobs=8 hydra.sweep.dir=logs/search hydra.sweeper.storage=logs/search/study.log": "a Slurm cluster",
 }
 #: Extras of pyproject.toml that pip would install.
-INSTALLED = {f"pip install '.[{extra}]'": extra for extra in ("optuna", "joblib", "submitit")}
+INSTALLED = {
+    f"pip install '.[{extra}]'": extra for extra in ("optuna", "joblib", "submitit", "timm", "wandb", "mlflow")
+}
 #: Targets of the Makefile, and what they start. The first is run below; the second runs this test.
 MADE = {"make train": "-m fish_lightning.train", "make test": "-m pytest"}
 
@@ -150,11 +167,23 @@ def world(tmp_path_factory, make_image, make_archive, run):
             places["DIR"] = str(archive)
         if "unknown=" in text:
             places["DIR"] = "others"
-        if "RUN" in text:
+        if program == "ensemble" or "ENSEMBLE" in text:
+            sweep = make_sweep()
+            places |= {"SWEEP": "sweep", "RUN_A": str(sweep / "0"), "RUN_B": str(sweep / "1"), "ENSEMBLE": "joined"}
+        elif "RUN" in text:
             places |= dict.fromkeys(("RUN_A", "RUN_B", "RUN"), str(command.run))
         for name, place in places.items():
             overrides = overrides.replace(name, place)
         return run(program, *shlex.split(overrides), *SMALL[program], *extra, cwd=cwd, env=environment)
+
+    def make_sweep():
+        """Copies of the run, as jobs of a sweep on one split, and their ensemble."""
+        if not (cwd / "sweep").exists():
+            for job in "01":
+                shutil.copytree(command.run, cwd / "sweep" / job)
+            words = (*SMALL["ensemble"], "runs=sweep", "hydra.run.dir=joined")
+            assert run("ensemble", *words, cwd=cwd, env=environment).returncode == 0
+        return cwd / "sweep"
 
     command.first = command(next(iter(RUN)))
     assert command.first.returncode == 0, command.first.stderr

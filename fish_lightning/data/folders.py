@@ -22,7 +22,7 @@ MASK_SUFFIX = " GT"
 #: What marks a folder that a run, or a sweep of runs, was written to.
 RUN_FILES = (".hydra", "multirun.yaml")
 #: Folders below ``logs``.
-PROGRAMS = ("train", "evaluate", "predict", "prepare", "compare", "ensemble", "export", "serve")
+PROGRAMS = ("train", "evaluate", "predict", "prepare", "compare", "ensemble", "export", "serve", "tune")
 
 Identity = tuple[int, int]
 

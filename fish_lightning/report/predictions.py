@@ -259,7 +259,9 @@ def missing_thresholds(stored: Mapping[str, Any]) -> list[str]:
     lines = []
     if stored["selective"]["threshold"] is None:
         error = stored["selective"]["target_error"]
-        lines.append(f"note: nothing is marked as uncertain: no threshold can promise an error of at most {error:.1%}")
+        lines.append(
+            f"note: nothing is marked as uncertain: no threshold can guarantee an error of at most {error:.1%}"
+        )
     if (stored["unknown"] or {}).get("threshold") is None:
         lines.append(f"note: nothing is marked as {NONE}: calibration.json has no threshold for it")
     return lines

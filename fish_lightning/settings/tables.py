@@ -285,9 +285,23 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "log_momentum": FLAG,
         "log_weight_decay": FLAG,
     },
+    # tune
+    "fish_lightning.training.tune.learning_rate": {
+        "lowest": POSITIVE,
+        "highest": POSITIVE,
+        "steps": whole("[20, 100000]"),
+    },
+    "fish_lightning.training.tune.batch_size": {"start": COUNT, "steps": whole("[2, 1000]")},
     # logger
     "fish_lightning.training.tensorboard.RunTensorBoardLogger": {"save_dir": FOLDER},
     "fish_lightning.resume.metrics_csv.ResumableCSVLogger": {"save_dir": FOLDER},
+    "fish_lightning.training.trackers.RunWandbLogger": {"save_dir": FOLDER, "project": TEXT, "group": TEXT | NULL},
+    "fish_lightning.training.trackers.RunMLFlowLogger": {
+        "save_dir": FOLDER,
+        "tracking_uri": text("a tracking URI of MLflow"),
+        "experiment": TEXT,
+        "artifacts": text("a folder", "a URI") | NULL,
+    },
 }
 
 PATHS = {"logs": FOLDER, "output": FOLDER, "cache": FOLDER}
@@ -358,9 +372,12 @@ DATA: dict[str, Schema] = {
     "cache": Rule(("on", "off", "ram"), lambda v: v in ("on", "off", "ram") or isinstance(v, bool)),  # YAML's on, off
     "cache_dir": FOLDER | NULL,
     "on_error": choice("raise", "skip"),
+    "backgrounds": PROBABILITY | NULL,
 }
 #: Of evaluate and prepare: these are the training run's.
-_OF_TRAINING = dict.fromkeys(("split", "train_transform", "eval_transform", "seed"), UNUSED) | {"leave_out": NULL}
+_OF_TRAINING = dict.fromkeys(("split", "train_transform", "eval_transform", "backgrounds", "seed"), UNUSED) | {
+    "leave_out": NULL
+}
 
 MODEL: dict[str, Schema] = {
     "name": TEXT,
@@ -381,6 +398,7 @@ TRANSFORMS: dict[str, Schema] = {
     "std": STD,
     "train": COMPONENT,
     "eval": COMPONENT,
+    "backgrounds": PROBABILITY | NULL,
 }
 
 #: What data=sample also sets, in programs that do not train.
@@ -401,6 +419,7 @@ TRAIN: dict[str, Schema] = {
     "tta": TTA,
     "report": FLAG,
     "evaluate": {"target_error": number("(0, 1)")},
+    "tune": Component({}, NULL),
     "paths": PATHS,
     "transforms": TRANSFORMS,
     "split": COMPONENT,
@@ -456,7 +475,23 @@ COMPARE: dict[str, Schema] = {
     "paths": PATHS,
 }
 
+ENSEMBLE: dict[str, Schema] = {
+    "runs": Rule(
+        ("a sweep's folder", "a list of runs ([RUN_A,RUN_B])"),
+        lambda v: FOLDER.accepts(v) or (isinstance(v, list) and bool(v) and all(map(FOLDER.accepts, v))),
+        example="DIR",
+    ),
+    "margin": number("[0, 1)"),
+    "batch_size": COUNT | NULL,
+    "report": FLAG,
+    "evaluate": {"target_error": number("(0, 1)")},
+    "data": {"root": FOLDER | NULL, "num_workers": COUNT_OR_NONE},
+    "paths": PATHS,
+    "trainer": Component(TRAINER, complete=True),
+}
+
 SCHEMAS: dict[str, Mapping[str, Schema]] = {
+    "ensemble": ENSEMBLE,
     "compare": COMPARE,
     "train": TRAIN,
     "evaluate": EVALUATE,

@@ -1,14 +1,12 @@
 """What is drawn or printed has a size that does not depend on the number of classes or files."""
 
 import json
-import os
-import resource
-import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import measured
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -45,26 +43,6 @@ def thousand_classes(tmp_path_factory):
     logits = rng.normal(size=(images, CLASSES)).astype(np.float32)
     logits[np.arange(images), catalog.labels] += 3
     return catalog, Predictions(np.arange(images), catalog.labels, logits, rng.normal(size=(images, 64)).astype("f2"))
-
-
-def measured(task):
-    """Run ``task`` in a fork: peak memory above that before, in MB, and seconds of its CPU time."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        start = time.process_time()
-        try:
-            task()
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            os.write(writer, json.dumps([peak / 1000, time.process_time() - start]).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as stream:
-        text = stream.read()
-    os.waitpid(child, 0)
-    return json.loads(text)
 
 
 def write_all(folder, catalog, predictions):
