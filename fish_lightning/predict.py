@@ -41,6 +41,7 @@ def predict(cfg: DictConfig) -> None:
     from fish_lightning.data.dataset import start_worker
     from fish_lightning.data.inputs import InputImages, read_inputs
     from fish_lightning.distributed.ranks import announce_parent, gathered
+    from fish_lightning.files import remove_strays
     from fish_lightning.models.trained import open_model
     from fish_lightning.predicting.loop import ImagesBar, PartWriter, Predictor
     from fish_lightning.predicting.parts import busy, open_parts, shard_of
@@ -56,6 +57,8 @@ def predict(cfg: DictConfig) -> None:
         writer = PartWriter(parts, trained.module.class_names, trained.calibration, resume)
         bars = [ImagesBar()] if cfg.trainer.enable_progress_bar else []
         trainer = build_trainer(cfg.trainer, [writer, *bars], precision=trained.precision)
+        if trainer.world_size == 1 and cfg.shard is None:  # no other process writes here
+            remove_strays(parts.folder)
         if missing := parts.missing(shard):
             parts.say_if_resumed(shard, missing)
             announce_parent(trainer)

@@ -75,7 +75,7 @@ def test_ten_kills_lose_no_row_and_repeat_none(settings, photos, out, tmp_path):
     links.mkdir()
     for number in range(files):
         (links / f"{number:03}.png").symlink_to(photos / f"{number % 22:02}.png")
-    cfg = settings(f"input={links}")
+    cfg = settings(f"input={links}", "batch_size=4")
     seen = 0
     for _ in range(10):
         child = os.fork()
@@ -93,6 +93,8 @@ def test_ten_kills_lose_no_row_and_repeat_none(settings, photos, out, tmp_path):
         seen = len(parts)
         assert [len(part) for part in parts] == [4] * seen
     assert 10 <= seen < files // 4
+    half = out.folder / "predictions" / f".{child}.part-00059.csv"
+    half.write_text("path")  # of a kill within a write
     predict(cfg)
     expected = [str(links / f"{number:03}.png") for number in range(files)]
     entries = out.entries()
@@ -146,7 +148,7 @@ def test_a_folder_in_which_another_program_works_is_refused(predict_here, photos
         os.waitpid(child, 0)
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"version": 1, "size": 0, "settings": {}}'])
+@pytest.mark.parametrize("damage", ["{", '{"version": 1, "size": 1, "settings": {}}'])
 def test_a_damaged_manifest_or_part_is_a_short_error(predict_here, photos, out, damage):
     predict_here(f"input='{photos}/0*.png'")
     part = out.folder / "predictions" / "part-00001.csv"
@@ -189,7 +191,7 @@ def test_the_folder_of_a_stopped_run_with_the_same_command_is_found(tmp_path, mo
 def test_ctrl_c_in_the_program_ends_with_130_and_the_command_it_prints_resumes(start, run, trained, photos, tmp_path):
     links = tmp_path / "links"
     links.mkdir()
-    for number in range(2000):
+    for number in range(1000):
         (links / f"{number:04}.png").symlink_to(photos / f"{number % 22:02}.png")
     words = (f"ckpt={trained.folder}", f"input={links}", "trainer=cpu", "num_workers=0", "contact_sheet=0")
     program = start("predict", *words, cwd=tmp_path)
@@ -210,4 +212,4 @@ def test_ctrl_c_in_the_program_ends_with_130_and_the_command_it_prints_resumes(s
     resumed = run("predict", *words, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout.startswith(f"resuming {folder.relative_to(tmp_path)}: ")
-    assert (folder / "predictions.csv").read_text().count("\n") == 2001
+    assert (folder / "predictions.csv").read_text().count("\n") == 1001
