@@ -69,7 +69,7 @@ def test_single_images_agree_with_cleanlab():
     doubtful = softmax(0.3 * np.log(probabilities + 1e-12))  # so that classes compete
     for given in (probabilities, doubtful):
         issues = find_label_issues(labels, given, filter_by="confident_learning", n_jobs=1)
-        found = {int(suspect.images[0]) for suspect in find_label_suspects(given, labels, certain=1, confident=0)}
+        found = {int(suspect.images[0]) for suspect in find_label_suspects(given, labels, certain=1)}
         assert len(found) > 50
         assert found == set(np.flatnonzero(issues).tolist())
 
@@ -83,6 +83,12 @@ def test_a_class_that_is_always_recognized_has_suspects_below_its_mean():
     assert find_label_suspects(probabilities, labels, certain=1) == []
     (suspect,) = find_label_suspects(probabilities, labels)
     assert (suspect.images.tolist(), suspect.given, suspect.suggested) == ([0], 0, 1)
+
+
+def test_a_weak_model_contradicts_no_label_where_confidence_is_required():
+    probabilities, labels = np.tile([0.39, 0.37, 0.24], (30, 1)), np.repeat([0, 1, 2], 10)
+    assert len(find_label_suspects(probabilities, labels)) == 20
+    assert find_label_suspects(probabilities, labels, confident=0.5) == []
 
 
 def test_copies_that_are_labelled_differently_are_suspected_apart():
