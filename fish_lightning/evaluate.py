@@ -59,6 +59,7 @@ def evaluate(cfg: DictConfig) -> float:
         catalog=None,  # read by the source
         split=recorded_split,
         train_transform=trained.transform,
+        backgrounds=None,
         eval_transform=trained.transform,
         seed=recorded["seed"],
         batch_size=cfg.data.batch_size or recorded["batch_size"],

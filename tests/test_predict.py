@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 from contextlib import nullcontext
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,13 +13,12 @@ from PIL import Image
 
 from fish_lightning.cli import CONF
 from fish_lightning.data.decoding import decode
-from fish_lightning.data.folders import input_catalog
 from fish_lightning.errors import UserError
 from fish_lightning.evaluation.unknowns import feature_scores
 from fish_lightning.models.checkpoint import load_checkpoint, restore
 from fish_lightning.plotting import figures
 from fish_lightning.predict import predict
-from fish_lightning.report.predictions import prediction_rows, prediction_table
+from fish_lightning.report.predictions import Tally, prediction_rows, prediction_table
 
 
 @pytest.fixture(scope="module")
@@ -345,22 +343,23 @@ def test_corrupt_calibration_is_a_short_error(tmp_path, photos, predict_here, ca
     assert not (tmp_path / "out").exists()
 
 
-def test_verdicts_of_many_files_are_counted(tmp_path, make_image):
+def test_verdicts_of_many_files_are_counted():
     files, classes = 30, ["bass", "eel"]
-    catalog = input_catalog(str(make_image(tmp_path / "a.png", (9, 9, 9), 0)), classes)
-    catalog = replace(catalog, paths=np.repeat(catalog.paths, files))
     logits = np.zeros((files, 2), np.float32)
     logits[:, 0] = 4
     logits[:12, 0] = 0.1  # uncertain
     features = np.ones((files, 4), np.float16)
     features[8:15] = 0.1  # none of these
-    batches = [(np.arange(files), np.zeros(files, np.int64), logits, features)]
     stored = content(1.0, 0.9, "feature_norm", 1.5)
-    table = prediction_table(prediction_rows(catalog, batches, classes, stored)).splitlines()
-    assert table[-2:] == ["uncertain: 8 (counted above)", "none of these: 7 (counted above)"]
-    assert sum(line.endswith("uncertain") for line in table[:21]) == 8
-    assert [line for line in table if line.split()[:1] == ["bass"]] == ["bass      30"]
+
+    def counted():
+        rows = prediction_rows(["a.png"] * files, [""] * files, logits, features, classes, stored)
+        tally = Tally(keep=0)
+        return list(tally.counted(rows)), tally.lines()
+
+    rows, lines = counted()
+    assert lines[-2:] == ["uncertain: 8 (counted above)", "none of these: 7 (counted above)"]
+    assert sum(line.endswith("uncertain") for line in prediction_table(rows).splitlines()) == 8
+    assert [line for line in lines if line.split()[:1] == ["bass"]] == ["bass      30"]
     stored["unknown"]["threshold"] = None
-    assert prediction_table(prediction_rows(catalog, batches, classes, stored)).endswith(
-        "\nuncertain: 12 (counted above)"
-    )
+    assert counted()[1][-1] == "uncertain: 12 (counted above)"

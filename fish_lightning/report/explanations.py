@@ -22,6 +22,7 @@ from fish_lightning.evaluation.heatmaps import heat_maps, upsampled
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.models.classifier import FishClassifier
+from fish_lightning.models.ensemble import EnsembleNetwork
 
 Indices = npt.NDArray[np.int64]
 BATCH = 32  # images at a time
@@ -170,10 +171,18 @@ def _audit(model: FishClassifier, data: FishDataModule, indices: Indices, with_h
 
 
 def _heat(model: FishClassifier, images: Tensor, classes: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
-    """Return heat maps of these classes, or of the predicted ones."""
+    """Return heat maps of these classes, or of the predicted ones; of an ensemble, the mean of its members' maps."""
     normalized = model.normalize(images.to(model.device))
     explained = None if classes is None else torch.tensor(list(classes), device=model.device)
-    return heat_maps(model.network, normalized, explained)
+    if not isinstance(model.network, EnsembleNetwork):
+        return heat_maps(model.network, normalized, explained)
+    if explained is None:
+        with torch.no_grad(), _precision(model):
+            explained = model.network(normalized).argmax(1)
+    maps = [heat_maps(member.network, member.normalize(normalized), explained) for member in model.network]
+    height, width = max(heat.shape[1:] for heat in maps)
+    mean = np.mean([upsampled(heat, height, width) for heat in maps], axis=0)
+    return np.asarray(mean / np.maximum(mean.max((1, 2), keepdims=True), np.finfo(np.float32).tiny), dtype=np.float32)
 
 
 def _precision(model: FishClassifier) -> AbstractContextManager[Any]:

@@ -45,6 +45,10 @@ def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, st
         yield "callbacks.early_stopping.mode", f"expected {LOGGED[monitor]} for {monitor}"
     if get("test") is False and get("optimized_metric", "").startswith("test/"):
         yield "optimized_metric", "expected a metric of the validation, since test=false"
+    if get("tune._target_") and get("ckpt") is not None:
+        yield "ckpt", "expected null, since tune trains new models"
+    if get("tune.lowest", 0) >= get("tune.highest", math.inf):
+        yield "tune.lowest", f"expected less than tune.highest={values['tune.highest']}"
     if get("data.resident") and get("data.cache") in ("off", False):
         yield "data.cache", "expected on or ram, since augment=gpu keeps decoded images"
     if get("data.cache") in ("on", True) and get("data.cache_dir", "") is None:
