@@ -45,6 +45,9 @@ NEIGHBOURS = 3  # nearest training photographs of an error
 ERRORS = 40  # kept at most, each with a heat map in the report; the total is counted
 LISTED = 100  # photographs and label suspects kept at most, likewise
 CURVE = 200  # points of the risk-coverage curve kept at most
+#: Of a single run, a lower probability contradicts no label: its model may be weak. A sweep over folds is made to find
+#: label errors, and finds more of them with the paper's thresholds.
+CONFIDENT = 0.5
 #: Share of photographs whose label the model contradicts, and their number: more, and it is the model that is wrong.
 SUSPECT_SHARE, FEW_SUSPECTS = 0.1, 2
 MANY_CLASSES = 100  # beyond, intervals of classes come from fewer draws, to stay within seconds
@@ -333,7 +336,9 @@ def analyse(
     credible = True
     if searched.any():
         among = outputs.take(searched)
-        suspects = find_label_suspects(among.probabilities, among.labels, _photographs(among), among.paths)
+        suspects = find_label_suspects(
+            among.probabilities, among.labels, _photographs(among), among.paths, confident=CONFIDENT
+        )
         credible = len(suspects) <= max(FEW_SUSPECTS, SUSPECT_SHARE * _number_of_photographs(among))
     return Analysis(
         classes=tuple(str(name) for name in outputs.classes),

@@ -33,8 +33,6 @@ class LabelSuspect:
 #: with 0.97 on average, nearly half of the mislabelled photographs would stay below it. On the sample data with 5 %
 #: planted errors (3 folds) 0.75 to 0.9 find 13 of 14 and nothing else, the paper's 12.
 CERTAIN = 0.8
-#: A lower probability is not confident, whatever the mean of its class: that of a weak model may be 0.3.
-CONFIDENT = 0.5
 
 
 def find_label_suspects(
@@ -43,7 +41,7 @@ def find_label_suspects(
     photographs: Names | None = None,
     paths: Names | None = None,
     certain: float = CERTAIN,
-    confident: float = CONFIDENT,
+    confident: float = 0.0,
 ) -> list[LabelSuspect]:
     """Find labels that confident predictions contradict, the most certain ones first.
 
@@ -59,7 +57,7 @@ def find_label_suspects(
         photographs: (N,) each image's photograph; None where they are not known.
         paths: (N,) of the images.
         certain: highest threshold of a class; 1 leaves the paper's.
-        confident: lowest threshold of a class; 0 leaves the paper's.
+        confident: lowest threshold of a class; 0 leaves the paper's, which of a weak model may be 0.3.
 
     Raises:
         UserError: there are no images, or probabilities are NaN or infinite.

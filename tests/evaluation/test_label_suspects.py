@@ -64,7 +64,7 @@ def test_planted_errors_are_found():
 
 
 def test_single_images_agree_with_cleanlab():
-    find_label_issues = pytest.importorskip("cleanlab.filter").find_label_issues
+    find_label_issues = pytest.importorskip("cleanlab.filter", reason="cleanlab is not installed").find_label_issues
     probabilities, labels, *_ = planted(0)
     doubtful = softmax(0.3 * np.log(probabilities + 1e-12))  # so that classes compete
     for given in (probabilities, doubtful):
@@ -83,6 +83,12 @@ def test_a_class_that_is_always_recognized_has_suspects_below_its_mean():
     assert find_label_suspects(probabilities, labels, certain=1) == []
     (suspect,) = find_label_suspects(probabilities, labels)
     assert (suspect.images.tolist(), suspect.given, suspect.suggested) == ([0], 0, 1)
+
+
+def test_a_weak_model_contradicts_no_label_where_confidence_is_required():
+    probabilities, labels = np.tile([0.39, 0.37, 0.24], (30, 1)), np.repeat([0, 1, 2], 10)
+    assert len(find_label_suspects(probabilities, labels)) == 20
+    assert find_label_suspects(probabilities, labels, confident=0.5) == []
 
 
 def test_copies_that_are_labelled_differently_are_suspected_apart():
