@@ -6,6 +6,7 @@ PROGRAMS = {
     "predict": "predict the classes of images: ckpt=RUN input=FILE|DIR",
     "prepare": "get a data set, check its images, find near-duplicates: data=folder data.root=DIR",
     "compare": "is one model better than another on the same test images: a=RUN b=RUN",
+    "serve": "answer requests, on a page and an API: model=RUN",
 }
 
 

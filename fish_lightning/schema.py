@@ -593,12 +593,40 @@ COMPARE: dict[str, Schema] = {
     "paths": PATHS,
 }
 
+BYTES = whole("[1, 1000000000000]")
+
+SERVE: dict[str, Schema] = {
+    "ckpt": CHECKPOINT,
+    "host": text("an address of this machine"),
+    "port": whole("[0, 65535]"),
+    "serve": {
+        # What a header can carry.
+        "token": Rule(("text of ASCII characters",), lambda v: isinstance(v, str) and bool(re.fullmatch("[!-~]+", v)))
+        | NULL,
+        "batch_size": COUNT,
+        "batch_wait": number("[0, 1]"),
+        "threads": COUNT,
+        "max_files": COUNT,
+        "max_file_bytes": BYTES,
+        "max_request_bytes": BYTES,
+        "max_pixels": whole("[1, 200000000]"),  # data/decoding.py refuses more
+        "queue": COUNT,
+        "queue_bytes": BYTES,
+        "timeout": number("(0, 86400]"),
+    },
+    "paths": PATHS,
+    "trainer": Component(
+        {"accelerator": TRAINER["accelerator"], "devices": choice(1), "precision": PRECISION}, complete=True
+    ),
+}
+
 SCHEMAS: dict[str, Mapping[str, Schema]] = {
     "compare": COMPARE,
     "train": TRAIN,
     "evaluate": EVALUATE,
     "predict": PREDICT,
     "prepare": PREPARE,
+    "serve": SERVE,
 }
 
 
@@ -630,6 +658,8 @@ def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, st
         yield "data.cache", "expected on or ram, since augment=gpu keeps decoded images"
     if get("data.cache") in ("on", True) and get("data.cache_dir", "") is None:
         yield "data.cache_dir", "expected a folder, since data.cache=on keeps decoded images in it"
+    if get("serve.max_request_bytes", 0) > get("serve.queue_bytes", math.inf):
+        yield "serve.max_request_bytes", f"expected at most serve.queue_bytes={values['serve.queue_bytes']}"
     if get("data.catalog", "") is None:
         if get("data.source", "") is None and program != "evaluate":
             yield "data.source", "expected data=sample, data=fish, data=folder or data.catalog=FILE"

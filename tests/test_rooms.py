@@ -9,7 +9,7 @@ import fish_lightning
 
 PACKAGE = Path(fish_lightning.__file__).parent
 FILES = sorted(file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py"))
-ENTRY_POINTS = {"train", "evaluate", "predict", "prepare", "compare"}
+ENTRY_POINTS = {"train", "evaluate", "predict", "prepare", "compare", "serve"}
 #: Packages, and what none of their modules imports.
 FORBIDDEN = {
     "data": {"models", "training", "resume", "report", "sweeps"},
@@ -19,6 +19,7 @@ FORBIDDEN = {
     "report": {"training", "resume", "sweeps"},
     "training": {"report", "sweeps"},
     "resume": {"report", "sweeps"},
+    "serving": {"resume", "sweeps"},
 }
 
 

@@ -35,6 +35,7 @@ REQUIRED = {
     "split=file": ["split.path=split.csv"],
     "evaluate": ["ckpt=best.ckpt"],
     "predict": ["ckpt=best.ckpt", "input=photos"],
+    "serve": ["ckpt=run"],
 }
 GROUPS = {
     "train": [
@@ -45,6 +46,7 @@ GROUPS = {
     "predict": ["trainer", "paths"],
     "prepare": ["data", "paths"],
     "compare": ["paths"],
+    "serve": ["paths"],
 }
 
 
