@@ -3,7 +3,7 @@
 It stands on FastAPI and uvicorn. LitServe (0.2.19), Lightning's own engine, cannot carry these requirements: it answers
 a whole batch with the error of one file in it, counts requests instead of images into a batch, decodes them one after
 another in the process that then computes, passes each upload through a queue without a bound in a process of its own,
-and replaces attributes of Starlette for the whole process. ``scripts/benchmark.py --serve`` compares the two.
+and replaces attributes of Starlette for the whole process. ``scripts/benchmark_serving.py`` compares the two.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
 """``report.html``: one file that anyone can read, click through and pass on."""
 
 import re
-import shutil
 import time
 from collections import Counter
 from dataclasses import replace
@@ -9,6 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browser import headless_chromium, resize
 from synthetic import halves, make_outputs, make_single
 
 from fish_lightning.evaluation.analysis import analyse, calibration_file
@@ -334,19 +334,8 @@ def test_points_that_are_nan_are_left_out_of_charts():
 @pytest.fixture(scope="module")
 def browser():
     """Headless Chromium, 400 x 800 pixels, that reaches nothing."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip(f"no {'Chromium' if driver else 'chromedriver'} on this machine")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    metrics = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    started.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    started = headless_chromium()
+    resize(started, 400, 800)
     yield started
     started.quit()
 

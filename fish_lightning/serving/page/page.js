@@ -38,7 +38,7 @@ function add(files) {
   for (const file of pictures) {
     const card = at("card").content.firstElementChild.cloneNode(true);
     const part = (name) => card.querySelector(`.${name}`);
-    card.part = part;
+    card.find = part;
     card.file = file;
     part("name").textContent = file.name || "pasted picture";
     const image = card.querySelector("img");
@@ -54,9 +54,11 @@ function add(files) {
 
 function send(card) {
   card.classList.remove("failed", "unsure");
+  card.find("verdict").textContent = "";
+  card.find("verdict").hidden = true;
   card.classList.add("waiting");
-  card.part("again").hidden = true;
-  card.part("class").textContent = "…";
+  card.find("again").hidden = true;
+  card.find("class").textContent = "…";
   queue.push(card);
   next();
 }
@@ -83,10 +85,9 @@ async function answer(card) {
     show(card, found.predictions[0]);
   } catch (error) {
     card.classList.add("failed");
-    card.part("bars").replaceChildren();
-    card.part("certain").textContent = "";
-    card.part("class").textContent = error instanceof TypeError ? "The server does not answer." : sentence(error.message);
-    card.part("again").hidden = false;
+    card.find("bars").replaceChildren();
+    card.find("class").textContent = error instanceof TypeError ? "The server does not answer." : sentence(error.message);
+    card.find("again").hidden = false;
   }
   card.classList.remove("waiting");
 }
@@ -97,12 +98,12 @@ function show(card, found) {
   const ranked = Object.entries(found.calibrated_probabilities ?? found.probabilities);
   const unsure = found.unknown ? "None of these" : found.uncertain ? "Uncertain" : "";
   card.classList.toggle("unsure", unsure !== "");
-  card.part("verdict").hidden = !unsure;
-  card.part("verdict").textContent = unsure;
-  card.part("class").textContent = found.unknown ? `of the classes, ${found.class} is nearest` :
+  card.find("verdict").hidden = !unsure;
+  card.find("verdict").textContent = unsure;
+  card.find("class").textContent = found.unknown ? `${found.class} is the nearest class` :
     found.uncertain ? `perhaps ${found.class}` : found.class;
-  card.part("certain").textContent = about.calibrated ? "" : "probabilities are not calibrated";
-  card.part("bars").replaceChildren(...ranked.slice(0, 2).map(([name, p], place) => bar(name, p, place)));
+  // Of an image of none of the classes, their probabilities say nothing.
+  card.find("bars").replaceChildren(...ranked.slice(0, found.unknown ? 0 : 2).map(([name, p], place) => bar(name, p, place)));
   const rows = ranked.map(([name, p]) => {
     const row = document.createElement("tr");
     row.append(cell(name), cell(percent(p)));
@@ -110,12 +111,12 @@ function show(card, found) {
   });
   card.querySelector("tbody").replaceChildren(...rows);
   card.querySelector("details").hidden = ranked.length < 3;
-  card.querySelector("img").alt = card.part("name").textContent;
+  card.querySelector("img").alt = card.find("name").textContent;
   if (found.heat_map) {
-    card.part("heat").src = found.heat_map;
-    card.part("heat").alt = `What speaks for ${found.class}, marked in orange on the picture as the model sees it`;
+    card.find("heat").src = found.heat_map;
+    card.find("heat").alt = `What speaks for ${found.class}, marked in orange on the picture as the model sees it`;
   }
-  card.part("heat").hidden = !(found.heat_map && at("heat").checked);
+  card.find("heat").hidden = !(found.heat_map && at("heat").checked);
 }
 
 function cell(text) {
@@ -130,7 +131,8 @@ function bar(name, p, place) {
   const filled = document.createElement("b");
   filled.style.width = `${100 * p}%`;
   length.append(filled);
-  for (const text of [place ? `runner-up: ${name}` : name, percent(p)]) {
+  const first = about.calibrated ? "calibrated probability" : "probability, not calibrated";
+  for (const text of [place ? `runner-up: ${name}` : first, percent(p)]) {
     const span = document.createElement("span");
     span.textContent = text;
     made.append(span);
@@ -139,11 +141,14 @@ function bar(name, p, place) {
   return made;
 }
 
+const told = (card) => ["name", "verdict", "class"].map((name) => card.find(name).textContent).filter(Boolean).join(": ");
+
 function say() {
   const open = queue.length + running;
   const failed = cards.filter((card) => card.classList.contains("failed")).length;
   const done = cards.length - open;
   at("status").textContent = !cards.length ? "" : open ? `${done} of ${cards.length} pictures answered …` :
+    cards.length === 1 ? told(cards[0]) :
     `${cards.length - failed} of ${cards.length} pictures answered` + (failed ? `, ${failed} failed` : "");
 }
 
@@ -169,8 +174,8 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 }
 at("heat").onchange = () => {
   for (const card of cards) {
-    const ready = card.part("heat").hasAttribute("src");
-    card.part("heat").hidden = !(ready && at("heat").checked);
+    const ready = card.find("heat").hasAttribute("src");
+    card.find("heat").hidden = !(ready && at("heat").checked);
     if (at("heat").checked && !ready && !card.classList.contains("failed") && !card.classList.contains("waiting")) send(card);
   }
 };

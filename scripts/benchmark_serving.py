@@ -1,0 +1,364 @@
+"""Measure ``python -m fish_lightning.serve``: is every answer right under load, and what does serving cost?
+
+    python scripts/benchmark_serving.py RUN [--requests 2000] [--rounds 5] [--images DIR] [--quick]
+
+``RUN`` is a run's folder; its images (or those of ``--images``) are what clients send. Two parts:
+
+    soak        requests of good and hostile files, 32 at a time: each answer is compared with what ``predict`` writes,
+                each refusal with its code; the server's memory after the first tenth and at the end
+    throughput  images/s of 32 clients that send one file a request, against the bare model in batches of 32 (decoded
+                before), against decoding and the model in turns, as a loop of ``predict`` batches does, and against a
+                minimal server on LitServe (``pip install litserve``), all in turns; ratios are medians of the rounds
+
+Clients are threads of this process: what they take of the machine counts against the servers.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import random
+import re
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import fish_lightning  # noqa: E402, F401 - sets what torch and albumentations read when they are imported
+
+CLIENTS = 32
+BATCH = 32
+FILES = 64  # different files that are sent
+MARGIN = 0.02  # a class may change only if the two most probable were closer
+BOUNDARY = "benchmark"
+
+
+def bomb(side: int) -> bytes:
+    """Return a PNG of a few bytes that says to be of any size."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(9))))
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def hostile(good: bytes) -> list[tuple[bytes, str]]:
+    """Return files that are refused, and the code of the error."""
+    return [
+        (b"", "unreadable_image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%EOF\n", "unreadable_image"),
+        (b"GIF89a" + bytes(200), "unreadable_image"),
+        (good[: len(good) // 2], "unreadable_image"),
+        (b"\xff\xd8\xff\xe0" + os.urandom(2000), "unreadable_image"),
+        (bomb(20_000), "too_many_pixels"),
+        (bomb(100_000), "too_many_pixels"),
+        (bytes(20_000_001), "file_too_large"),
+    ]
+
+
+def post(connection: http.client.HTTPConnection, files: Sequence[tuple[str, bytes]]) -> tuple[int, Any]:
+    """Send files; return status and JSON."""
+    parts = [
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+        + content
+        + b"\r\n"
+        for name, content in files
+    ]
+    body = b"".join([*parts, f"--{BOUNDARY}--\r\n".encode()])
+    connection.request("POST", "/predict", body, {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"})
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
+
+
+def in_parallel(port: int, work: Sequence[Any], each: Callable[[http.client.HTTPConnection, Any], Any]) -> list[Any]:
+    """Do work with ``CLIENTS`` clients, each with a connection of its own; return what each piece gave, in order."""
+
+    def client(number: int) -> list[Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        done = [each(connection, piece) for piece in work[number::CLIENTS]]
+        connection.close()
+        return done
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        parts = list(pool.map(client, range(CLIENTS)))
+    return [parts[i % CLIENTS][i // CLIENTS] for i in range(len(work))]
+
+
+@contextmanager
+def program(*command: str) -> Iterator[int]:
+    """Run a server on a free port, which replaces PORT in the command, until the block ends."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [sys.executable, *(word.replace("PORT", str(port)) for word in command)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory() as folder:
+        started = subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603
+        try:
+            wait_for(port, started)
+            yield port
+        finally:
+            started.terminate()
+            started.wait(60)
+
+
+def wait_for(port: int, started: "subprocess.Popen[bytes]") -> None:
+    """Wait until a server answers."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if started.poll() is not None:
+            sys.exit(f"error: the server ended with exit code {started.returncode}")
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            time.sleep(0.2)
+    sys.exit("error: the server does not answer")
+
+
+def predicted(run: Path, files: dict[str, bytes]) -> dict[str, Any]:
+    """Return what ``predict`` writes for files, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            Path(folder, name).write_bytes(content)
+        words = [f"ckpt={run}", f"input={folder}", "num_workers=0", "contact_sheet=0", "trainer.accelerator=cpu"]
+        command = [sys.executable, "-m", "fish_lightning.predict", *words]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        (written,) = Path(folder).rglob("predictions.json")
+        return {Path(row["path"]).name: row for row in json.loads(written.read_text(encoding="utf-8"))}
+
+
+def resident(port: int) -> float:
+    """Return the MB of memory that the server's process has."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    found = re.search(r"^process_resident_memory_bytes ([\d.e+]+)$", text, re.M)
+    return float(found[1]) / 1e6 if found else float("nan")
+
+
+def soak(port: int, files: dict[str, bytes], truth: dict[str, Any], count: int) -> None:
+    """Send mixed requests and print what was wrong."""
+    draw = random.Random(0)  # noqa: S311
+    names = list(files)
+    bad = hostile(next(iter(files.values())))
+    orders: list[tuple[list[tuple[str, bytes]], list[str] | str]] = []
+    for number in range(count):
+        chosen = draw.choices(names, k=draw.choice((1, 1, 1, 2, 5)))
+        sent = [(f"{number}-{place}", files[name]) for place, name in enumerate(chosen)]
+        expected: list[str] | str = chosen
+        if number % 4 == 3:
+            content, expected = draw.choice(bad)
+            sent.insert(draw.randrange(len(sent) + 1), (f"{number}-bad", content))
+        orders.append((sent, expected))
+    worst, flips, wrong = 0.0, 0, []
+    times: list[float] = []
+
+    def ask(connection: http.client.HTTPConnection, order: tuple[list[tuple[str, bytes]], Any]) -> tuple[int, Any]:
+        start = time.perf_counter()
+        answer = post(connection, order[0])
+        times.append(time.perf_counter() - start)
+        return answer
+
+    first = max(CLIENTS, count // 10)
+    start = time.perf_counter()
+    answers = in_parallel(port, orders[:first], ask)
+    before = resident(port)
+    answers += in_parallel(port, orders[first:], ask)
+    seconds, after = time.perf_counter() - start, resident(port)
+    codes: Counter[str] = Counter()
+    for (sent, expected), (status, found) in zip(orders, answers, strict=True):
+        if isinstance(expected, str):
+            codes[expected] += 1
+            if status == 200 or found["error"]["code"] != expected:
+                wrong.append(f"{status} {found} for {expected}")
+            continue
+        codes["answered"] += 1
+        if status != 200 or [answer["file"] for answer in found["predictions"]] != [name for name, _ in sent]:
+            wrong.append(f"{status} {found}")
+            continue
+        for answer, name in zip(found["predictions"], expected, strict=True):
+            ranked = list(truth[name]["probabilities"].values())
+            worst = max(
+                [worst, *(abs(p - truth[name]["probabilities"][c]) for c, p in answer["probabilities"].items())]
+            )
+            if answer["class"] != truth[name]["prediction"] and ranked[0] - ranked[1] > MARGIN:
+                flips += 1
+    print(f"{count:,} requests, {CLIENTS} at a time, in {seconds:.0f} s: {dict(codes)}")
+    print(f"  wrong, lost or mixed up: {len(wrong)}; classes other than predict's: {flips}; max |dp| {worst:.1e}")
+    print(f"  p50 {1000 * statistics.median(times):.0f} ms, p99 {1000 * statistics.quantiles(times, n=100)[98]:.0f} ms")
+    print(f"  memory {before:.0f} MB after {first} requests, {after:.0f} MB at the end")
+    for line in wrong[:3]:
+        print(f"  {line[:300]}")
+
+
+class Bare:
+    """The model without a server."""
+
+    def __init__(self, run: Path) -> None:
+        import torch
+
+        from fish_lightning.models.trained import open_model
+
+        trained = open_model(run)
+        mixed = trained.precision == "bf16-mixed"
+        self.model, self.transform = trained.module, trained.transform
+        self.context = lambda: torch.autocast("cpu", torch.bfloat16, enabled=mixed)
+
+    def decoded(self, content: bytes) -> Any:
+        """Return an image as the model takes it."""
+        from fish_lightning.data.decoding import InMemory, decode
+
+        return self.transform(image=decode(InMemory(content, "benchmark")))["image"]
+
+    def compute(self, images: Any) -> None:
+        """Compute a batch."""
+        import torch
+
+        with torch.inference_mode(), self.context():
+            self.model.logits_and_features(images)
+
+    def batch(self, files: Sequence[bytes], start: int) -> Any:
+        """Return a batch of decoded images."""
+        import torch
+
+        return torch.stack([self.decoded(files[i % len(files)]) for i in range(start, start + BATCH)])
+
+
+def throughput(run: Path, files: Sequence[bytes], ports: dict[str, int], rounds: int, count: int) -> None:
+    """Print images/s and ratios; the first round warms up and does not count."""
+    bare = Bare(run)
+    decoded = bare.batch(files, 0)
+    times: list[float] = []
+
+    def ask(connection: http.client.HTTPConnection, number: int) -> None:
+        start = time.perf_counter()
+        status, found = post(connection, [(str(number), files[number % len(files)])])
+        times.append(time.perf_counter() - start)
+        if status != 200:
+            sys.exit(f"error: {status} {found}")
+
+    def of_server(port: int) -> Callable[[int], Any]:
+        return lambda n: in_parallel(port, range(n), ask)
+
+    sides: dict[str, Callable[[int], Any]] = {
+        "serve": of_server(ports["serve"]),
+        "bare model in batches of 32": lambda n: [bare.compute(decoded) for _ in range(n // BATCH)],
+        "loop of predict batches": lambda n: [bare.compute(bare.batch(files, i)) for i in range(0, n, BATCH)],
+    }
+    if "litserve" in ports:
+        sides["minimal server on LitServe"] = of_server(ports["litserve"])
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    latencies: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds + 1):
+        for name, side in sides.items():
+            times.clear()
+            start = time.perf_counter()
+            side(count)
+            if turn:
+                rates[name].append(count / (time.perf_counter() - start))
+                latencies[name] += times
+    print(f"\n{'what':<30} {'images/s':>9} {'serve is':>9} {'p50':>8} {'p99':>8}")
+    for name in sides:
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(rates["serve"], rates[name], strict=True))
+        cells = [f"{1000 * q:.0f} ms" for q in statistics.quantiles(latencies[name], n=100)[49::49]] or ["", ""]
+        print(f"{name:<30} {statistics.median(rates[name]):>9.1f} {ratio:>8.2f}x {cells[0]:>8} {cells[1]:>8}")
+
+
+def serve_with_litserve(run: str, port: int) -> None:
+    """Serve a model as LitServe's documentation does it."""
+    import litserve
+
+    class Minimal(litserve.LitAPI):  # type: ignore[misc]
+        def setup(self, device: str) -> None:
+            self.bare = Bare(Path(run))
+
+        def decode_request(self, request: Any) -> Any:
+            return self.bare.decoded(request["files"].file.read())
+
+        def batch(self, inputs: Sequence[Any]) -> Any:
+            import torch
+
+            return torch.stack(list(inputs))
+
+        def predict(self, x: Any) -> Any:
+            import torch
+
+            with torch.inference_mode(), self.bare.context():
+                return self.bare.model.logits_and_features(x)[0].softmax(1).numpy()
+
+        def unbatch(self, output: Any) -> list[Any]:
+            return list(output)
+
+        def encode_response(self, output: Any) -> dict[str, Any]:
+            return {"class": self.bare.model.class_names[output.argmax()], "probabilities": output.tolist()}
+
+    server = litserve.LitServer(Minimal(max_batch_size=BATCH, batch_timeout=0.005), accelerator="cpu")
+    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
+
+
+def main() -> None:
+    """Command-line entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("--images", type=Path, help="folder of the images that are sent")
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="200 requests, 2 rounds of fewer images")
+    parser.add_argument("--litserve", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.litserve:
+        return serve_with_litserve(str(given.run), given.litserve)
+    from fish_lightning.hardware import cores
+
+    run = given.run.resolve()
+    files = {f"{i:02}{file.suffix}": file.read_bytes() for i, file in enumerate(images_of(run, given.images))}
+    truth = predicted(run, files)
+    print(f"{cores()} cores, load {os.getloadavg()[0]:.1f}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}\n")
+    serve = ("-m", "fish_lightning.serve", f"model={run}", "port=PORT", "trainer.accelerator=cpu")
+    with program(*serve) as port:
+        soak(port, files, truth, 200 if given.quick else given.requests)
+        ports = {"serve": port}
+        rounds, count = (2, 4 * BATCH) if given.quick else (given.rounds, 16 * BATCH)
+        if find_spec("litserve") is None:
+            print("\nLitServe is not installed: pip install litserve")
+            return throughput(run, list(files.values()), ports, rounds, count)
+        with program(str(Path(__file__).resolve()), str(run), "--litserve", "PORT") as other:
+            throughput(run, list(files.values()), ports | {"litserve": other}, rounds, count)
+    return None
+
+
+def images_of(run: Path, folder: Path | None) -> list[Path]:
+    """Return ``FILES`` images of a folder, or of a run's test."""
+    if folder is None:
+        from fish_lightning.models.trained import open_model
+
+        root = Path(open_model(run).data["catalog"]["root"])
+        rows = (run / "test_predictions.csv").read_text(encoding="utf-8").splitlines()[1:]
+        found = [root / row.split(",")[0] for row in rows]
+    else:
+        found = [file for file in sorted(folder.rglob("*")) if file.suffix.lower() in (".png", ".jpg", ".jpeg")]
+    if not found:
+        sys.exit(f"error: no images in {folder or run}")
+    return [found[i * len(found) // FILES] for i in range(FILES)]
+
+
+if __name__ == "__main__":
+    main()
