@@ -228,12 +228,12 @@ class Bare:
 
         return self.transform(image=decode(InMemory(content, "benchmark")))["image"]
 
-    def compute(self, images: Any) -> None:
-        """Compute a batch."""
+    def compute(self, images: Any) -> Any:
+        """Return the logits of a batch."""
         import torch
 
         with torch.inference_mode(), self.context():
-            self.model.logits_and_features(images)
+            return self.model.logits_and_features(images)[0]
 
     def batch(self, files: Sequence[bytes], start: int) -> Any:
         """Return a batch of decoded images."""
@@ -282,38 +282,6 @@ def throughput(run: Path, files: Sequence[bytes], ports: dict[str, int], rounds:
         print(f"{name:<30} {statistics.median(rates[name]):>9.1f} {ratio:>8.2f}x {cells[0]:>8} {cells[1]:>8}")
 
 
-def serve_with_litserve(run: str, port: int) -> None:
-    """Serve a model as LitServe's documentation does it."""
-    import litserve
-
-    class Minimal(litserve.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            self.bare = Bare(Path(run))
-
-        def decode_request(self, request: Any) -> Any:
-            return self.bare.decoded(request["files"].file.read())
-
-        def batch(self, inputs: Sequence[Any]) -> Any:
-            import torch
-
-            return torch.stack(list(inputs))
-
-        def predict(self, x: Any) -> Any:
-            import torch
-
-            with torch.inference_mode(), self.bare.context():
-                return self.bare.model.logits_and_features(x)[0].softmax(1).numpy()
-
-        def unbatch(self, output: Any) -> list[Any]:
-            return list(output)
-
-        def encode_response(self, output: Any) -> dict[str, Any]:
-            return {"class": self.bare.model.class_names[output.argmax()], "probabilities": output.tolist()}
-
-    server = litserve.LitServer(Minimal(max_batch_size=BATCH, batch_timeout=0.005), accelerator="cpu")
-    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
-
-
 def main() -> None:
     """Command-line entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -322,10 +290,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="200 requests, 2 rounds of fewer images")
-    parser.add_argument("--litserve", type=int, metavar="PORT", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.litserve:
-        return serve_with_litserve(str(given.run), given.litserve)
     from fish_lightning.hardware import cores
 
     run = given.run.resolve()
@@ -340,7 +305,7 @@ def main() -> None:
         if find_spec("litserve") is None:
             print("\nLitServe is not installed: pip install litserve")
             return throughput(run, list(files.values()), ports, rounds, count)
-        with program(str(Path(__file__).resolve()), str(run), "--litserve", "PORT") as other:
+        with program(str(ROOT / "scripts" / "serve_litserve.py"), str(run), "PORT") as other:
             throughput(run, list(files.values()), ports | {"litserve": other}, rounds, count)
     return None
 

@@ -48,7 +48,7 @@ def protocol_routes(name: str, predictor: Predictor, limits: Limits, work: Work)
         for output, (datatype, _) in _TYPES.items()
         if output == "probabilities" or output in predictor.marks
     ]
-    known = [output["name"] for output in outputs]
+    known = [str(output["name"]) for output in outputs]
 
     def require_model(given: str, version: str = VERSION) -> None:
         if (given, version) != (name, VERSION):

@@ -21,7 +21,6 @@ from fish_lightning.errors import UserError
 from fish_lightning.evaluation.arrays import Floats
 from fish_lightning.evaluation.heatmaps import find_stage, heat_maps, upsampled
 from fish_lightning.evaluation.stored_calibration import apply_calibration
-from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.models.trained import TrainedModel
 from fish_lightning.plotting.thumbnails import data_uri
 from fish_lightning.serving.batching import Batcher
@@ -202,12 +201,13 @@ class Predictor:
         return [data_uri(Image.fromarray(picture), "png") for picture in mixed.clip(0, 255).astype(np.uint8)]
 
     def _finds_feature_maps(self) -> bool:
-        if not isinstance(self._module, FishClassifier):
+        network = getattr(self._module, "network", None)
+        if network is None:  # an export
             return False
         blank: Tensor = self._transformed(np.zeros((224, 224, 3), np.uint8)).unsqueeze(0).to(self._device)
         try:
             with self._precision.predict_step_context():
-                find_stage(self._module.network, self._module.normalize(blank))
+                find_stage(network, self._module.normalize(blank))
         except UserError:
             return False
         return True
