@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fish_lightning.schema import entry_point
+from fish_lightning.settings.command import entry_point
 
 
 def compare(cfg: DictConfig) -> float:

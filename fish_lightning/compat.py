@@ -219,6 +219,19 @@ def forget_later_points(writer: Any, step: int) -> None:
     writer._get_file_writer().add_event(start, step)
 
 
+def has_started(logger: Any) -> bool:
+    """Return whether a Lightning logger has created its writer, as reading ``logger.experiment`` would."""
+    return logger._experiment is not None
+
+
+# torch: errors of loader workers
+
+
+def without_worker_traceback(error: BaseException) -> str:
+    """Return the text of an error without the traceback that torch puts before it in a loader worker."""
+    return str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
+
+
 # Hydra: one composition of the config, and our own sweepers
 
 
@@ -272,6 +285,11 @@ def basic_sweeper() -> tuple[type, Callable[..., Any]]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
 
     return BasicSweeper, BasicSweeperConf
+
+
+def wrap_launch(sweeper: Any, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replace how Hydra's grid sweeper launches jobs, after its ``setup``."""
+    sweeper.launcher.launch = wrap(sweeper.launcher.launch)
 
 
 def allow_plugins(is_allowed: Callable[[str], bool]) -> None:

@@ -30,17 +30,17 @@ R = TypeVar("R")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ELSEWHERE = "check its permissions, or write elsewhere: paths.logs=FOLDER paths.cache=FOLDER"
 _GONE = "it was removed, renamed or unmounted while the program used it"
-_FILE_OR_FOLDER = "a file is where a folder is expected, or a folder where a file is"
+_FILE_OR_FOLDER = "a file exists where a folder is expected, or a folder where a file is"
 #: What the system refuses, and what to do.
 REFUSALS = {
-    **dict.fromkeys(_NO_ROOM, "make room"),
+    **dict.fromkeys(_NO_ROOM, "free disk space"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _ELSEWHERE),
     **dict.fromkeys((errno.ENOENT, errno.ESTALE), _GONE),
     **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), _FILE_OR_FOLDER),
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EIO: "the disk or the network has failed",
     errno.EMFILE: "the limit of open files is too low: ulimit -n 4096",
-    errno.ENOMEM: "memory is full: fewer data.num_workers, or a smaller data.batch_size",
+    errno.ENOMEM: "out of memory: reduce data.num_workers or data.batch_size",
 }
 
 
@@ -218,9 +218,8 @@ def _of_target(error: BaseException) -> UserError | None:
 
 
 def _message(error: UserError) -> str:
-    """Return the text of the error without the traceback that a loader worker puts before it, safe for a terminal."""
-    text = str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
-    return "\n".join(map(printable, text.split("\n")))
+    """Return the text of the error, safe for a terminal."""
+    return "\n".join(map(printable, compat.without_worker_traceback(error).split("\n")))
 
 
 def _error_file() -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fish_lightning.errors import UserError
-from fish_lightning.schema import entry_point
+from fish_lightning.settings.command import entry_point
 
 
 def evaluate(cfg: DictConfig) -> float:

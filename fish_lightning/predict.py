@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fish_lightning.errors import UserError
-from fish_lightning.schema import entry_point
+from fish_lightning.settings.command import entry_point
 
 
 def predict(cfg: DictConfig) -> None:

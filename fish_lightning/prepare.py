@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fish_lightning.errors import UserError
-from fish_lightning.schema import entry_point
+from fish_lightning.settings.command import entry_point
 
 
 def prepare(cfg: DictConfig) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from fish_lightning.errors import UserError
-from fish_lightning.schema import entry_point
+from fish_lightning.settings.command import entry_point
 
 
 def serve(cfg: DictConfig) -> None:

@@ -30,9 +30,10 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from fish_lightning import compat
+from fish_lightning.data.dataset import KeyedBatches
 
 
 def changed(library, what):
@@ -480,6 +481,43 @@ def test_tensorboard_forgets_points_from_a_step_on(tmp_path, monkeypatch):
         writer.close()
     points = [(point.step, point.value) for point in EventAccumulator(str(tmp_path)).Reload().Scalars("loss")]
     assert points == [(0, 0), (1, 1), (2, 20), (3, 21), (4, 22)], changed("tensorboard", "SessionLog.START")
+
+
+def test_a_logger_has_no_writer_before_it_is_used(tmp_path):
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    logger = TensorBoardLogger(tmp_path)
+    assert not compat.has_started(logger), changed("lightning", "TensorBoardLogger._experiment")
+    assert logger.experiment and compat.has_started(logger), changed("lightning", "TensorBoardLogger._experiment")
+
+
+class Unreadable(Dataset):
+    """One item, whose error is raised in a loader worker."""
+
+    class Error(Exception):
+        """With a message of two lines."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise Unreadable.Error("a.png is empty\nremove it")
+
+
+def test_a_worker_puts_its_traceback_before_the_message():
+    with pytest.raises(Unreadable.Error) as raised:
+        next(iter(DataLoader(Unreadable(), num_workers=1)))
+    assert "Traceback" in str(raised.value)
+    said = compat.without_worker_traceback(raised.value)
+    assert said == "a.png is empty\nremove it", changed("torch", "ExceptionWrapper's message")
+
+
+def test_lightning_sets_the_epoch_of_what_a_batch_sampler_samples_from():
+    from lightning.fabric.utilities.data import _set_sampler_epoch
+
+    sampler = KeyedBatches(4, 2, seed=0, shuffle=True)
+    _set_sampler_epoch(DataLoader(range(4), batch_sampler=sampler), 3)
+    assert sampler.epoch == 3, changed("lightning", "batch_sampler.sampler.set_epoch")
 
 
 # Hydra

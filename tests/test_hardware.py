@@ -1,5 +1,7 @@
 """Defaults for the machine."""
 
+import os
+
 import pytest
 import torch
 
@@ -30,3 +32,22 @@ def test_bf16_is_for_gpus_with_native_support(monkeypatch, accelerator, capabili
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     assert hardware.fastest_precision(accelerator) == precision
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "accelerator", "noted"),
+    [
+        (2.0, 2, "cpu", True),
+        (6.0, 2, "cpu", True),
+        (0.4, 2, "cpu", False),
+        (6.0, 1, "cpu", False),
+        (6.0, 2, "mps", False),
+    ],
+)
+def test_the_note_says_what_to_set(monkeypatch, load, threads, accelerator, noted):
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    note = hardware.busy_note(accelerator)
+    assert bool(note) == noted
+    assert not note or ("set OMP_NUM_THREADS=1" in note and "\n" not in note)

@@ -59,9 +59,9 @@ def name_too_long(cwd):
     ("situation", "words"),
     [
         (read_only, ["check its permissions, or write elsewhere: paths.logs=FOLDER"]),
-        (no_room, ["File too large", "make room"]),
+        (no_room, ["File too large", "free disk space"]),
         (deleted, ["the working folder cannot be read", "start from another"]),
-        (a_file, ["a file is where a folder is expected"]),
+        (a_file, ["a file exists where a folder is expected"]),
         (name_too_long, ["File name too long", "choose a shorter name"]),
     ],
 )

@@ -179,7 +179,7 @@ def open_cache(catalog: Catalog, pipelines: Pipelines, folder: Path, workers: in
         ) from None
     if cache is None:
         raise UserError(
-            f"data.cache: {file} was deleted or damaged {ATTEMPTS} times as soon as it was written\n"
+            f"data.cache: {file} was deleted or corrupted right after it was written, {ATTEMPTS} times\n"
             "find out what deletes it, choose another folder (data.cache_dir=DIR) or use data.cache=off"
         )
     return cache

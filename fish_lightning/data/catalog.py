@@ -173,7 +173,7 @@ def make_catalog(root: Path, rows: list[tuple[str, str, str, str]], classes: lis
     if len(names) < 2:
         raise UserError(f"only one class, '{names[0]}', in {root}\na classifier requires at least two class folders")
     for alike in _alike(names)[:3]:
-        say(f"note: class names that differ in case or spaces only: {listed(alike)}")
+        say(f"note: class names that differ only in case or spaces: {listed(alike)}")
     return catalog
 
 

@@ -38,20 +38,20 @@ class LeftOut:
         self.reasons: dict[Path, str] = {}
 
     def runs_below(self, folder: Path) -> bool:
-        """Return whether runs of this program were left out of ``folder``."""
+        """Return whether runs of this program in ``folder`` were skipped."""
         return any(why == RUN and path.is_relative_to(folder) for path, why in self.reasons.items())
 
     def say(self) -> None:
-        """Print what was left out."""
+        """Print what was skipped."""
         for why in dict.fromkeys(self.reasons.values()):
             paths = [printable(str(path)) for path, reason in self.reasons.items() if reason == why]
             more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
-            say(f"note: left out, {why}: {', '.join(paths[:3])}{more}")
+            say(f"note: skipped {why}: {', '.join(paths[:3])}{more}")
 
 
-RUN = "since it is output of this program"
-LOOP = "since the link leads to a folder that is read anyway"
-SPECIAL = "since it is not a regular file"
+RUN = "output of this program"
+LOOP = "a link to a folder that is read anyway"
+SPECIAL = "what is not a regular file"
 
 
 def require_folder(root: Path) -> None:

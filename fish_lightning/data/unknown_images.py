@@ -54,8 +54,8 @@ def without_copies(catalog: Catalog, run: Catalog, tested: Catalog, cache: Path 
     copied = np.isin(groups[:n], groups[n:])
     if copied.all():
         raise UserError(
-            f"unknown: the {n} images given are copies of images that the model was trained, validated or tested on\n"
-            "give images of none of its classes: unknown=DIR"
+            f"unknown: all {n} images are copies of images that the model was trained, validated or tested on\n"
+            "give images of other things: unknown=DIR"
         )
     kept = ~copied
     names = photograph_names(catalog.paths.tolist(), groups[:n])

@@ -1,7 +1,7 @@
 """One description of a checkpoint: keys, types, lengths, shapes and bounds, checked before anything loaded is used.
 
 The description is a table in the shape of the checkpoint, of the same rules as that of the settings
-(:mod:`fish_lightning.schema`); what relates two entries, such as the number of labels to that of images, follows it.
+(:mod:`fish_lightning.settings`); what relates two entries, such as the number of labels to that of images, follows it.
 :data:`CHECKPOINT` is what evaluation and prediction read, :data:`RESUMABLE` what a resumed run reads besides.
 """
 
@@ -18,19 +18,30 @@ from fish_lightning.evaluation.arrays import DIVERGED
 from fish_lightning.models.network import AUXILIARY, PREFIX, build_network, non_finite
 from fish_lightning.models.optimizers import parameter_groups
 from fish_lightning.models.whitelist import pipeline_fault
-from fish_lightning.schema import COUNT, COUNT_OR_NONE, FLAG, NULL, PRECISION, PROBABILITY, SEED, TEXT, Rule, number
+from fish_lightning.settings.rules import (
+    COUNT,
+    COUNT_OR_NONE,
+    FLAG,
+    NULL,
+    PRECISION,
+    PROBABILITY,
+    SEED,
+    TEXT,
+    Rule,
+    number,
+)
 
 #: A rule, or a dict of descriptions; a key that ends in ``?`` may be missing.
 Description: TypeAlias = "Rule | Mapping[str, Description]"
 
 
 def list_of(item: Rule, words: str, least: int = 0) -> Rule:
-    """A list (or tuple, which a checkpoint keeps) of at least ``least`` items."""
+    """Return a rule for lists (or tuples, which a checkpoint keeps) of at least ``least`` items."""
     return Rule((words,), lambda v: isinstance(v, list | tuple) and len(v) >= least and all(map(item.accepts, v)))
 
 
 def dict_of(item: Rule, words: str, least: int = 0) -> Rule:
-    """A dict from text to items."""
+    """Return a rule for dicts from text to items."""
     return Rule(
         (words,),
         lambda v: (

@@ -42,8 +42,8 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure:
 
 
 def _curves(rows: Sequence[Row], title: str, columns: dict[str, tuple[str, str]]) -> Figure:
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(7, 4.2))
+    axes = figure.add_axes((0.1, 0.13, 0.88, 0.84))
     for label, (column, color) in columns.items():
         points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
         if points:
@@ -148,14 +148,23 @@ def picture_figure(
     """
     columns = min(columns, max(1, len(pictures)))
     lines = math.ceil(len(pictures) / columns)
-    figure = Figure(figsize=(2.3 * columns, 2.15 * lines + (0.4 if title else 0.1)), layout="constrained")
+    fontsize = 8 if columns > 3 else 11
+    top = 0.4 if title else 0.1  # inches
+    width, height = 2.3 * columns, 2.15 * lines + top
+    figure = Figure(figsize=(width, height))
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(title, fontsize=11, y=1 - 0.1 / height, va="top")
+    # One Axes in inches for all pictures: one each, and their layout, take five times as long to draw.
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
     for i, picture in enumerate(pictures):
-        axes = figure.add_subplot(lines, columns, i + 1)
-        axes.imshow(picture)
-        axes.set_title(
-            figure_text(titles[i], lines=True), fontsize=8 if columns > 3 else 11, color=colors[i] if colors else PLAIN
-        )
-        axes.axis("off")
+        line, column = divmod(i, columns)
+        x, y = 2.3 * (column + 0.5), height - top - 2.15 * line
+        text = figure_text(titles[i], lines=True)
+        used = 0.05 + fontsize / 72 * 1.2 * (text.count("\n") + 1)  # by the title
+        scale = min(2.2 / picture.shape[1], (2.1 - used) / picture.shape[0])
+        half, high = scale * picture.shape[1] / 2, scale * picture.shape[0]
+        axes.text(x, y - used, text, ha="center", va="bottom", fontsize=fontsize, color=colors[i] if colors else PLAIN)
+        axes.imshow(picture, extent=(x - half, x + half, y - used - high - 0.03, y - used - 0.03), aspect="auto")
+    axes.set(xlim=(0, width), ylim=(0, height))
     return figure

@@ -40,8 +40,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise
             kept = "; the previous one is intact" if Path(path).is_file() else ""
             raise UserError(
-                f"no room for the checkpoint {shown(path)} ({fault.strerror}){kept}\n"
-                "make room and resume from it, or write elsewhere: paths.logs=FOLDER"
+                f"not enough disk space for the checkpoint {shown(path)} ({fault.strerror}){kept}\n"
+                "free some and resume from it, or write elsewhere: paths.logs=FOLDER"
             ) from None
 
 

@@ -1,8 +1,8 @@
-"""The one place that decides whether and where a run is resumed.
+"""Whether a run is resumed: which checkpoint ``ckpt`` names, and whether it may be resumed with these settings.
 
 A resumed run continues as if it had never stopped: all settings that affect a training step, the images and their split
-must be the same. All differences are reported together, before an image is decoded. A finished run counts as this run
-only if all settings that affect its results are the same.
+must be the same. All differences are reported together, before training images are decoded. A finished run counts as
+this run only if all settings that affect its results are the same.
 """
 
 import json
@@ -16,15 +16,16 @@ from omegaconf import DictConfig
 
 from fish_lightning import compat
 from fish_lightning.data.datamodule import FishDataModule
-from fish_lightning.distributed.cluster import slurm_restarts
 from fish_lightning.distributed.ranks import SameConfig
 from fish_lightning.distributed.same_config import fingerprint, settings
 from fish_lightning.errors import UserError
-from fish_lightning.files import override, remove_strays, shown
+from fish_lightning.files import override, remove_strays, run_of, shown
 from fish_lightning.models.checkpoint import load_checkpoint, well_formed
 from fish_lightning.models.checkpoint_schema import require_well_formed
 from fish_lightning.names import listed
+from fish_lightning.resume.folders import resumes_if_possible
 from fish_lightning.run_log import say
+from fish_lightning.settings.rules import as_typed
 
 #: Settings, and groups of settings, that affect a training step; :meth:`FishDataModule.differences` has the batches.
 _OF_A_STEP = (
@@ -51,8 +52,10 @@ def finished(folder: Path, cfg: DictConfig) -> dict[str, Any] | None:
         return None
     summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if summary.get("config") != fingerprint(cfg):
-        raise UserError(f"ckpt=auto: {shown(folder)} holds a finished run with other settings\nchoose another folder")
-    print(f"finished before: {shown(folder)}", flush=True)
+        raise UserError(
+            f"ckpt=auto: {shown(folder)} contains a finished run with other settings\nchoose another folder"
+        )
+    print(f"already finished: {shown(folder)}", flush=True)
     return summary
 
 
@@ -69,7 +72,7 @@ def checkpoint_to_resume(cfg: DictConfig) -> Path | None:
     folder, ckpt = Path(cfg.paths.output), cfg.ckpt
     if ckpt == "":
         raise UserError("ckpt= is empty: name a run's folder or its checkpoints/last.ckpt, or leave it out")
-    if ckpt == "auto" or (ckpt is None and slurm_restarts()):
+    if resumes_if_possible(ckpt):
         ckpt = "last" if (folder / "checkpoints" / "last.ckpt").is_file() else None
     if ckpt is None:
         return None
@@ -110,11 +113,10 @@ def require_resumable(file: Path, cfg: DictConfig, trainer: L.Trainer, data: Fis
         differences = list(dict.fromkeys(found))  # the seed is among both
         if differences:
             more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
-            run = file.parent.parent if file.parent.name == "checkpoints" else file
             raise UserError(
                 f"ckpt: the run was started with {'; '.join(differences[:4])}{more}\n"
                 "resume it with the settings it was started with (.hydra/overrides.yaml in its folder):\n"
-                f"python -m fish_lightning.train {override('ckpt', run)}"
+                f"python -m fish_lightning.train {override('ckpt', run_of(file))}"
             )
         _require_same_files(data, began, file)
         _require_complete_epoch(checkpoint, trainer)
@@ -135,7 +137,7 @@ def _setting_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]
 
     differing = [key for key in {**then, **now} if decides(key) and not same(key)]
     replaced = tuple(key.removesuffix("_target_") for key in differing if key.endswith("._target_"))
-    # Of another optimizer the other settings differ too, and need not be named.
+    # The other settings of another optimizer differ too, and need not be named.
     differing = [key for key in differing if key.endswith("._target_") or not key.startswith(replaced)]
 
     def difference(key: str) -> str:
@@ -143,8 +145,9 @@ def _setting_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]
         if any(isinstance(value, list | dict) for value in values):
             return f"another {key}"
         if key.endswith("._target_"):
-            values = [_name(value) for value in values]
-        return f"{key.removesuffix('._target_')}={values[0]}, not {values[1]}"
+            values = [None if value is None else _name(value) for value in values]
+        was, now_is = map(as_typed, values)
+        return f"{key.removesuffix('._target_')}={was}, not {now_is}"
 
     return [difference(key) for key in differing]
 

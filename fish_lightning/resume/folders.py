@@ -19,9 +19,19 @@ from fish_lightning.files import locked, override, run_of, shown
 COMPLETE = "summary.json"
 
 
+def names_run(ckpt: str | None) -> bool:
+    """Return whether ``ckpt`` names a run, unlike ``last`` and ``auto``, which are about the folder written to."""
+    return ckpt not in (None, "", "null", "last", "auto")
+
+
+def resumes_if_possible(ckpt: str | None) -> bool:
+    """Return whether the run in the folder is resumed where there is one, and a new one started where there is none."""
+    return ckpt == "auto" or (ckpt is None and slurm_restarts() > 0)
+
+
 def run_folder(ckpt: str | None, new: str) -> str:
     """Return the folder of the run that ``ckpt`` belongs to, or ``new`` for a new run."""
-    if ckpt in (None, "", "last", "auto"):
+    if not names_run(ckpt):
         return new
     path = Path(str(ckpt))
     if path.is_dir():
@@ -68,13 +78,13 @@ class GuardRunFolder(Callback):
         except OSError as error:  # Hydra would print a warning and continue
             end_with(refusal(error))
         ckpt = config.ckpt
-        resumed = ckpt in ("auto", "last") or (ckpt is None and slurm_restarts())
-        if not resumed and ckpt:
+        resumed = ckpt == "last" or resumes_if_possible(ckpt)
+        if names_run(ckpt):
             resumed = run_of(Path(str(ckpt)).expanduser()).resolve() == folder.resolve()
         if holds_run(folder) and not resumed:
             end_with(
                 UserError(
-                    f"hydra.run.dir: {shown(folder)} holds a run already\n"
+                    f"hydra.run.dir: {shown(folder)} already contains a run\n"
                     f"resume it: {override('ckpt', folder)}; or choose another folder"
                 )
             )

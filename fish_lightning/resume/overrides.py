@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from fish_lightning.files import run_of
+from fish_lightning.resume.folders import names_run
 
 
 def with_overrides_of_run(arguments: Sequence[str]) -> list[str]:
@@ -23,7 +24,7 @@ def with_overrides_of_run(arguments: Sequence[str]) -> list[str]:
     """
     own = [word for word in arguments if "=" in word and not word.startswith("-")]
     ckpt = next((word.partition("=")[2] for word in own if word.startswith("ckpt=")), None)
-    if ckpt in (None, "", "last", "auto", "null") or {"-m", "--multirun"} & set(arguments):
+    if not names_run(ckpt) or {"-m", "--multirun"} & set(arguments):
         return list(arguments)
     begun = _overrides_of(run_of(Path(_unquoted(str(ckpt))).expanduser()))
     given = {_key(word) for word in own}

@@ -18,7 +18,7 @@ from fish_lightning import compat
 from fish_lightning.distributed import cluster
 from fish_lightning.distributed.ranks import starts_processes
 from fish_lightning.errors import UserError
-from fish_lightning.files import override, shown
+from fish_lightning.files import override, run_of, shown
 from fish_lightning.resume.checkpoints import LastCheckpoint
 
 
@@ -134,7 +134,7 @@ class StopOnSignal(Callback):
             raise Stopped(f"stopped by {name} immediately, within a step\n{self._advice()}", number)
         self.received = number
         if trainer.is_global_zero:
-            print("\nstopping after this step is saved (press Ctrl-C again to stop immediately)", flush=True)
+            print("\nfinishing and saving this step (press Ctrl-C again to stop immediately)", flush=True)
 
     def _agree(self, trainer: L.Trainer) -> None:
         """Make all processes stop after the same step, whichever of them received the signal, and when."""
@@ -160,7 +160,8 @@ class StopOnSignal(Callback):
 
     def _advice(self) -> str:
         if self.path.is_file():
-            return f"resume with the same command and:  {override('ckpt', self.path)}"
+            start = "the same command and:" if cluster.is_started_as_tasks() else "python -m fish_lightning.train"
+            return f"resume with {start} {override('ckpt', run_of(self.path))}"
         return "nothing was saved; start the run again"
 
     def _requeue(self, trainer: L.Trainer) -> str | None:

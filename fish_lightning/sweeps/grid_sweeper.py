@@ -41,8 +41,7 @@ class GridSweeper(Sweeper):
         """Create the launcher (called by Hydra)."""
         self.hydra_context, self.config = hydra_context, config
         self.basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        launcher = self.basic.launcher
-        launcher.launch = partial(launch_all, launcher.launch, Path(config.hydra.sweep.dir))
+        compat.wrap_launch(self.basic, lambda launch: partial(launch_all, launch, Path(config.hydra.sweep.dir)))
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run all jobs, with the folder locked: two sweeps in it would overwrite each other's runs."""

@@ -93,17 +93,17 @@ class OptunaSweeper(Sweeper):
             end_with(error)
         except KeyboardInterrupt:  # from a launcher that runs jobs in parallel
             again = override("hydra.sweep.dir", self.config.hydra.sweep.dir)
-            print(f"stopped\nresume with the same command and:  {again}", file=sys.stderr, flush=True)
+            print(f"stopped\nresume with the same command and: {again}", file=sys.stderr, flush=True)
             sys.exit(130)
 
     def _sweep(self, arguments: list[str]) -> None:
         for name, value, least in (("n_trials", self.n_trials, 1), ("n_jobs", self.n_jobs, 1), ("seed", self.seed, 0)):
             if not isinstance(value, int) or value < least:
-                raise UserError(f"hydra.sweeper.{name}={value}: expected a whole number, {least} or more")
+                raise UserError(f"hydra.sweeper.{name}={value}: expected an integer of at least {least}")
         if not self.study_name:
             raise UserError("hydra.sweeper.study_name is empty: a study is resumed by its name")
         if self.metric not in METRICS:
-            raise UserError(f"hydra.sweeper.metric={self.metric}: runs measure {', '.join(METRICS)}")
+            raise UserError(f"hydra.sweeper.metric={self.metric}: expected one of {', '.join(METRICS)}")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = parser.parse_overrides(
             [*(f"{key!s}={value}" for key, value in (self.params or {}).items()), *arguments]
@@ -146,9 +146,9 @@ class OptunaSweeper(Sweeper):
         interrupted = [t.number for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
         before = _finished(study)
         print(
-            f"study    {self.n_trials} trials, {'lowest' if minimized(self.metric) else 'highest'} {self.metric}"
+            f"study    {self.n_trials} trials, {'minimizing' if minimized(self.metric) else 'maximizing'} {self.metric}"
             + (f"; {before} finished, {len(interrupted)} to resume" if before or interrupted else ""),
-            f"to resume it after a stop, the same command and:  {override('hydra.sweep.dir', folder)}",
+            f"to resume it, repeat the command with {override('hydra.sweep.dir', folder)}",
             sep="\n",
             flush=True,
         )
@@ -248,7 +248,7 @@ class OptunaSweeper(Sweeper):
         elif any(then[part] != settings[part] for part in ("metric", "space", "fixed")):
             raise UserError(
                 f"the study in {self.storage} was started with other settings: {_difference(then, settings)}\n"
-                "resume it with those, or start another in another hydra.sweep.dir"
+                "resume it with those, or start a new study in another hydra.sweep.dir"
             )
         home = study.user_attrs.get("folder")
         if home is None:

@@ -62,7 +62,7 @@ class Freeze(Callback):
         if self.features:
             if any(isinstance(callback, Mix) for callback in trainer.callbacks):  # type: ignore[attr-defined]
                 raise UserError(
-                    "freeze=backbone reads no images while it trains, so that there is nothing to mix\n"
+                    "freeze=backbone trains on features computed once, so images cannot be mixed\n"
                     "use mix=none, or freeze=head_first"
                 )
             say("computing the features of the training and validation images, once")

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # type: ignore[import-untyped]
 from torch import Tensor
 
+from fish_lightning import compat
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.scores import confusion_matrix, leak_warning, score_test
@@ -80,7 +81,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Flush the events; the file stays open for what follows the fit."""
-        if self._experiment is not None:
+        if compat.has_started(self):
             self.experiment.flush()
 
 

@@ -78,7 +78,7 @@ def test_links_in_a_loop_end_and_are_said(photos, capsys):
     (photos / "trout" / "a").symlink_to("b")
     (photos / "trout" / "b").symlink_to("a")
     assert read(photos) == FOUR
-    note = "note: left out, since the link leads to a folder that is read anyway: photos/self, "
+    note = "note: skipped a link to a folder that is read anyway: photos/self, "
     assert note in capsys.readouterr().out
 
 
@@ -112,7 +112,7 @@ def test_an_input_that_no_file_can_have_is_an_error_in_words(photos, name):
 def test_a_pipe_is_left_out_and_said(photos, capsys):
     os.mkfifo(photos / "bass" / "x.png")
     assert read(photos) == FOUR
-    assert "note: left out, since it is not a regular file: photos/bass/x.png" in capsys.readouterr().out
+    assert "note: skipped what is not a regular file: photos/bass/x.png" in capsys.readouterr().out
 
 
 def test_the_output_of_this_program_is_no_class(photos, make_image, monkeypatch, capsys):
@@ -122,7 +122,7 @@ def test_the_output_of_this_program_is_no_class(photos, make_image, monkeypatch,
         make_image(Path(run, "plots", "loss.png"), (9, 9, 9), 1)
     assert read(".") == FOUR
     said = capsys.readouterr().out
-    assert "note: left out, since it is output of this program: logs, mine, bass/run and 1 more" in said
+    assert "note: skipped output of this program: logs, mine, bass/run and 1 more" in said
 
 
 def test_an_absolute_and_a_relative_path_are_one_image_of_a_table(photos, tmp_path):
@@ -137,7 +137,7 @@ def test_class_names_that_look_alike_are_pointed_out(photos, make_image, capsys,
     make_image(photos / other / "1.png", (9, 9, 9), 1)
     read(photos)
     said = capsys.readouterr().out
-    assert "note: class names that differ in case or spaces only: " in said and "'bass'" in said
+    assert "note: class names that differ only in case or spaces: " in said and "'bass'" in said
     assert said.isascii()
 
 

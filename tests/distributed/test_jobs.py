@@ -117,7 +117,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, train_t
     assert done.returncode == 143, done.stderr
     assert done.stderr.splitlines() == [
         "error: stopped by SIGTERM at step 2 of 6, saved in run/checkpoints/last.ckpt",
-        "resume with the same command and:  ckpt=run/checkpoints/last.ckpt",
+        "resume with python -m fish_lightning.train ckpt=run",
     ]
     both = train_ranks(tmp_path, *recipe, "hydra.run.dir=other", send("on_validation_end"), env=faults)
     assert [rank.returncode for rank in both] == [143, 143], both[0].stderr

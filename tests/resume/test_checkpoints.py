@@ -62,8 +62,9 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_is_a_short_error(tmp_path
     (done,) = attempts(tmp_path, ("run", ["callbacks.last.every_n_steps=2", *SHORT, full]))
     assert done.code == 1
     assert done.err.splitlines() == [
-        "error: no room for the checkpoint run/checkpoints/last.ckpt (File too large); the previous one is intact",
-        "make room and resume from it, or write elsewhere: paths.logs=FOLDER",
+        "error: not enough disk space for the checkpoint run/checkpoints/last.ckpt (File too large); "
+        "the previous one is intact",
+        "free some and resume from it, or write elsewhere: paths.logs=FOLDER",
     ]
     (last,) = (tmp_path / "run" / "checkpoints").iterdir()  # nothing half-written beside it
     assert torch.load(last, weights_only=True)["global_step"] == 2

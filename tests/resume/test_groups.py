@@ -43,5 +43,5 @@ def test_other_groups_than_those_it_was_started_with_are_an_error(tmp_path, atte
     changed = ["mix=mixup", "average=ema", "freeze=head_first", "balance=class"]
     done = attempts(tmp_path, ("run", recipe), ("run", [*recipe, *changed, "ckpt=last"]))
     assert codes(done) == [0, 1]
-    for words in ("callbacks.mix=None, not Mix", "callbacks.average=None, not WeightAverage", "data.balance=None, not"):
+    for words in ("callbacks.mix=null, not Mix", "callbacks.average=null, not WeightAverage", "data.balance=null, not"):
         assert words in done[1].err

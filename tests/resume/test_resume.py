@@ -141,7 +141,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(tmp_path, attempts, tr
     assert stopped.code == 128 + number
     assert stopped.err.splitlines() == [
         f"error: stopped by {number.name} at step 10 of 14, saved in parts/checkpoints/last.ckpt",
-        "resume with the same command and:  ckpt=parts/checkpoints/last.ckpt",
+        "resume with python -m fish_lightning.train ckpt=parts",
     ]
     assert resumed.code == 0, resumed.err
     require_same(tmp_path / "parts", trained.folder)

@@ -24,7 +24,7 @@ def test_another_run_in_the_folder_of_one_is_refused_before_anything_is_written(
     refused = train_tiny(finished, "trainer.max_epochs=1", "hydra.run.dir=X", "seed=5")
     assert refused.returncode == 1
     assert refused.stderr == (
-        "error: hydra.run.dir: X holds a run already\nresume it: ckpt=X; or choose another folder\n"
+        "error: hydra.run.dir: X already contains a run\nresume it: ckpt=X; or choose another folder\n"
     )
     assert before == {file: file.read_bytes() for file in (finished / "X" / ".hydra").glob("*.yaml")}
 
@@ -79,7 +79,7 @@ def test_a_run_killed_while_it_writes_its_results_is_completed_by_auto(tmp_path,
     assert not (tmp_path / "R" / "summary.json").exists()
     done = train_tiny(tmp_path, "trainer.max_epochs=1", "hydra.run.dir=R", "ckpt=auto")
     assert done.returncode == 0, done.stderr
-    assert "finished before" not in done.stdout
+    assert "already finished" not in done.stdout
     assert json.loads((tmp_path / "R" / "summary.json").read_text())["test"]["n"] > 0
 
 

@@ -40,7 +40,7 @@ def test_a_signal_at_any_time_ends_the_run_with_a_short_message(
     assert "INFO" not in done.stdout and "weights_only" not in done.stdout  # Lightning's own messages
     assert not list(tmp_path.rglob("summary.json"))
     for last in tmp_path.rglob("last.ckpt"):
-        assert f"resume with the same command and:  ckpt={last.relative_to(tmp_path)}" in done.stderr
+        assert f"resume with python -m fish_lightning.train ckpt={last.parents[1].relative_to(tmp_path)}" in done.stderr
 
 
 @pytest.fixture

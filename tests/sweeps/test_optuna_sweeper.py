@@ -74,7 +74,7 @@ def killed(tmp_path_factory, start, train_tiny, tiny_data):
 @pytest.mark.slow
 def test_a_killed_study_is_resumed_with_no_trial_lost_or_repeated(killed):
     assert killed.done.returncode == 0, killed.done.stderr
-    assert "3 trials, highest val/accuracy; 1 finished, 1 to resume" in killed.done.stdout
+    assert "3 trials, maximizing val/accuracy; 1 finished, 1 to resume" in killed.done.stdout
     assert states(killed.study) == ["COMPLETE"] * 3
     assert [(trial.number, trial.params) for trial in killed.study.get_trials()][:2] == killed.before
     assert sorted(path.name for path in killed.folder.iterdir() if path.is_dir()) == ["0", "1", "2"]
@@ -196,10 +196,10 @@ def test_a_trial_without_a_value_has_failed(make_sweeper, tmp_path, value):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("hydra.sweeper.n_trials=x", "hydra.sweeper.n_trials=x: expected a whole number, 1 or more"),
-        ("hydra.sweeper.n_jobs=0", "hydra.sweeper.n_jobs=0: expected a whole number, 1 or more"),
-        ("hydra.sweeper.metric=val/foo", "hydra.sweeper.metric=val/foo: runs measure val/accuracy"),
-        ("hydra.sweeper.seed=null", "hydra.sweeper.seed=None: expected a whole number, 0 or more"),
+        ("hydra.sweeper.n_trials=x", "hydra.sweeper.n_trials=x: expected an integer of at least 1"),
+        ("hydra.sweeper.n_jobs=0", "hydra.sweeper.n_jobs=0: expected an integer of at least 1"),
+        ("hydra.sweeper.metric=val/foo", "hydra.sweeper.metric=val/foo: expected one of val/accuracy"),
+        ("hydra.sweeper.seed=null", "hydra.sweeper.seed=None: expected an integer of at least 0"),
         ("hydra.sweeper.study_name=null", "hydra.sweeper.study_name is empty"),
         ("hydra.sweeper.storage=sea://x", "hydra.sweeper.storage=sea://x cannot be opened"),
         ("hydra.sweeper.storage=/no/x.log", "hydra.sweeper.storage=/no/x.log cannot be opened"),

@@ -99,7 +99,7 @@ def test_seeds_have_a_mean_and_a_standard_deviation_and_a_stopped_sweep_runs_wha
     written = (tmp_path / "seeds" / "0" / "summary.json").stat().st_mtime_ns
     done = train_tiny(tmp_path, *recipe, "seed=range(2)")
     assert done.returncode == 0, done.stderr
-    assert "finished before: seeds/0" in done.stdout and done.stdout.count("epoch 1/1") == 1
+    assert "already finished: seeds/0" in done.stdout and done.stdout.count("epoch 1/1") == 1
     assert (tmp_path / "seeds" / "0" / "summary.json").stat().st_mtime_ns == written
     rows = {row["job"]: row for row in rows_of(tmp_path / "seeds" / "sweep.csv")}
     assert set(rows) == {"0", "1", "mean", "sd"}

@@ -86,7 +86,7 @@ def test_a_network_without_a_linear_head_has_no_features(frozen):
 def test_images_that_are_not_read_cannot_be_mixed(make_data, make_model, make_trainer, tiny_data):
     data = make_data(tiny_data)
     trainer = make_trainer(max_epochs=1, callbacks=[Freeze(epochs=None, features=True), Mix(1)])
-    with pytest.raises(UserError, match="there is nothing to mix\nuse mix=none, or freeze=head_first"):
+    with pytest.raises(UserError, match="images cannot be mixed\nuse mix=none, or freeze=head_first"):
         trainer.fit(make_model(data, name="resnet18"), datamodule=data)
 
 

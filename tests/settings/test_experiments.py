@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from fish_lightning.cli import CONF
-from fish_lightning.schema import problems
+from fish_lightning.settings.check import problems
 
 
 def choices(group):

@@ -16,18 +16,12 @@ from omegaconf import OmegaConf
 
 from fish_lightning.cli import CONF
 from fish_lightning.errors import UserError
-from fish_lightning.schema import (
-    INSTANTIATED,
-    SCHEMAS,
-    TARGETS,
-    Component,
-    Each,
-    problems,
-    require_valid,
-    require_valid_command,
-)
+from fish_lightning.settings.check import problems, require_valid
+from fish_lightning.settings.command import require_valid_command
+from fish_lightning.settings.rules import Component, Each
+from fish_lightning.settings.tables import INSTANTIATED, SCHEMAS, TARGETS
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 #: What a choice, or a program, cannot do without.
 REQUIRED = {
     "compare": ["a=run", "b=run"],
@@ -538,7 +532,7 @@ def test_what_hydra_says_well_is_left_to_it(words):
 
 PROGRAM = """
 import sys
-from fish_lightning.schema import entry_point
+from fish_lightning.settings.command import entry_point
 
 @entry_point("predict")
 def main(cfg):

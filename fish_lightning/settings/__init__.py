@@ -1,0 +1,1 @@
+"""Settings: what each may be, checked before a program imports, decodes or writes anything."""

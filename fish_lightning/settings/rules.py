@@ -1,0 +1,162 @@
+"""Rules: what one value may be, and the words for it in an error. Settings and checkpoints are described by them."""
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one setting may be.
+
+    Attributes:
+        words: the alternatives, as they follow "expected".
+        accepts: whether a value, its interpolations resolved, is one of them.
+        example: what stands for a value that is missing (``ckpt=FILE``).
+    """
+
+    words: tuple[str, ...]
+    accepts: Callable[[Any], bool]
+    example: str = "VALUE"
+
+    def __or__(self, other: "Rule") -> "Rule":
+        return Rule(self.words + other.words, lambda v: self.accepts(v) or other.accepts(v), self.example)
+
+    def __str__(self) -> str:
+        return listed(self.words, "or")
+
+
+@dataclass(frozen=True)
+class Component:
+    """What Hydra instantiates: a mapping with ``_target_``.
+
+    The arguments of the targets in ``TARGETS`` are known. Another target is a user's own and takes any.
+
+    Attributes:
+        keys: arguments that every target has.
+        other: what may stand in its place.
+        complete: whether none of ``keys`` may be missing.
+    """
+
+    keys: "Mapping[str, Schema]"
+    other: Rule | None = None
+    complete: bool = False
+
+    def __str__(self) -> str:
+        words = self.other.words if self.other else ()
+        return listed(words if words and words != NULL.words else ("a mapping with _target_", *words), "or")
+
+
+@dataclass(frozen=True)
+class Each:
+    """A mapping of names that the user chooses, or a list; ``item`` is the schema of what is in it."""
+
+    item: "Schema"
+    container: type[dict[Any, Any]] | type[list[Any]]
+    other: Rule | None = None
+
+    def __str__(self) -> str:
+        container = "a list" if self.container is list else "a mapping of names"
+        return listed([container, *(self.other.words if self.other else ())], "or")
+
+
+Schema: TypeAlias = "Rule | Component | Each | Mapping[str, Schema]"
+
+
+def listed(words: Sequence[str], conjunction: str) -> str:
+    """Return words as in "a, b or c"."""
+    *first, last = words
+    return f"{', '.join(first)} {conjunction} {last}" if first else last
+
+
+def as_typed(value: Any) -> str:
+    """Return a value as it is typed on the command line, shortened."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, list):
+        shown = f"[{','.join(map(as_typed, value))}]"
+    elif isinstance(value, dict):
+        shown = f"{{{','.join(f'{key!s}:{as_typed(part)}' for key, part in value.items())}}}"
+    else:
+        shown = str(value) if str(value).isprintable() else ascii(value)
+        if isinstance(value, str) and re.fullmatch(r"|true|false|null|nan|[-+]?(inf|\.?\d[\d._]*(e[-+]?\d+)?)", value):
+            shown = f"'{value}'"
+    return shown if len(shown) <= 60 else f"{shown[:59]}…"
+
+
+def number(interval: str = "(-inf, inf)", noun: str = "a number", of: type = float) -> Rule:
+    """Return a rule for finite numbers; booleans and quoted numbers are not numbers.
+
+    Args:
+        interval: in mathematical notation, ``"[0, 1)"``.
+        noun: what it is called.
+        of: float (an integer will do), or int.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    is_above = operator.gt if interval[0] == "(" else operator.ge
+    is_below = operator.lt if interval[-1] == ")" else operator.le
+    if math.isfinite(high):
+        noun += f" in {interval}"
+    elif math.isfinite(low):
+        noun += f" above {low:g}" if interval[0] == "(" else f" of at least {low:g}"
+    types = (int,) if of is int else (int, float)
+    return Rule((noun,), lambda v: type(v) in types and math.isfinite(v) and is_above(v, low) and is_below(v, high))
+
+
+def whole(interval: str) -> Rule:
+    """Return a rule for integers."""
+    return number(interval, "an integer", int)
+
+
+def share(interval: str) -> Rule:
+    """Return a rule for shares: 1.0 is all, and the integer 1 is one of them."""
+    rule = number(interval, "a share")
+    return Rule(rule.words, lambda v: isinstance(v, float) and rule.accepts(v))
+
+
+def choice(*options: str | int | None) -> Rule:
+    """Return a rule for one of a few values."""
+    return Rule(tuple(map(as_typed, options)), lambda v: any(type(v) is type(o) and v == o for o in options))
+
+
+def several(count: int, of: Rule, words: str) -> Rule:
+    """Return a rule for lists of ``count`` values."""
+    return Rule((words,), lambda v: isinstance(v, list) and len(v) == count and all(map(of.accepts, v)))
+
+
+def text(*words: str, example: str = "VALUE") -> Rule:
+    """Return a rule for text that is not empty."""
+    return Rule(words, lambda v: isinstance(v, str) and v.strip() != "", example)
+
+
+ANYTHING = Rule(("anything",), lambda v: True)
+#: Not looked at: its interpolations are of groups that the program does not have.
+UNUSED = Rule(("anything",), lambda v: True)
+NULL = choice(None)
+FLAG = choice(True, False)
+TEXT = text("text")
+FILE = text("a file", example="FILE")
+FOLDER = text("a folder", example="DIR")
+CHECKPOINT = text("a checkpoint", "a run's folder", example="FILE")
+NUMBER = number()
+POSITIVE = number("(0, inf)")
+NOT_NEGATIVE = number("[0, inf)")
+PROBABILITY = number("[0, 1]")
+PART = number("(0, 1)")
+COUNT = whole("[1, inf)")
+COUNT_OR_NONE = whole("[0, inf)")
+SEED = whole("[0, 4294967295]")  # 32 bits: what numpy takes
+SIZE = whole("[1, 10000]")  # pixels
+PAIR = NUMBER | several(2, NUMBER, "two numbers")
+MEAN = several(3, NUMBER, "three numbers, of red, green and blue")
+STD = several(3, POSITIVE, "three numbers above 0, of red, green and blue")
+LIMIT = COUNT_OR_NONE | share("[0, 1]") | NULL
+TTA = choice("flips", "turns", None)
+#: Lightning's other names of them.
+_PRECISIONS = Rule(
+    (), choice("32", "16", "64", "bf16", 32, 16, 64, None, "transformer-engine", "transformer-engine-float16").accepts
+)
+PRECISION = choice("auto", "32-true", "bf16-mixed", "16-mixed", "64-true", "bf16-true", "16-true") | _PRECISIONS
