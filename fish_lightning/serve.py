@@ -3,11 +3,10 @@
 Settings are those of ``conf/serve.yaml``; what the server consists of is described in :mod:`fish_lightning.serving`.
 """
 
-from collections.abc import Sequence
-
 from omegaconf import DictConfig
 
 from fish_lightning.errors import UserError
+from fish_lightning.serving.command import as_ckpt
 from fish_lightning.settings.command import entry_point
 
 
@@ -34,11 +33,6 @@ def serve(cfg: DictConfig) -> None:
         app = app_of(cfg)
         print(f"serving {cfg.ckpt}\n\npage  {url(socket)}/\nAPI   {url(socket)}/docs", flush=True)
         run_server(server_of(app, cfg.serve.timeout), socket)
-
-
-def as_ckpt(words: Sequence[str]) -> list[str]:
-    """Return a command line with ``ckpt`` instead of ``model``, which for Hydra is the group of networks."""
-    return [f"ckpt={word[len('model=') :]}" if word.startswith("model=") else word for word in words]
 
 
 @entry_point("serve", as_ckpt)

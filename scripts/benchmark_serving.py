@@ -1,11 +1,11 @@
 """Measure ``python -m fish_lightning.serve``: is every answer right under load, and what does serving cost?
 
-    python scripts/benchmark_serving.py RUN [--requests 2000] [--rounds 5] [--images DIR] [--quick]
+    python scripts/benchmark_serving.py RUN [--only soak|throughput] [--requests 2000] [--rounds 5] [--images DIR] [--quick]
 
 ``RUN`` is a run's folder; its images (or those of ``--images``) are what clients send. Two parts:
 
     soak        requests of good and hostile files, 32 at a time: each answer is compared with what ``predict`` writes,
-                each refusal with its code; the server's memory after the first tenth and at the end
+                each refusal with its code; the server's memory after each tenth
     throughput  images/s of 32 clients that send one file a request, against the bare model in batches of 32 (decoded
                 before), against decoding and the model in turns, as a loop of ``predict`` batches does, and against a
                 minimal server on LitServe (``pip install litserve``), all in turns; ratios are medians of the rounds
@@ -177,12 +177,11 @@ def soak(port: int, files: dict[str, bytes], truth: dict[str, Any], count: int) 
         times.append(time.perf_counter() - start)
         return answer
 
-    first = max(CLIENTS, count // 10)
-    start = time.perf_counter()
-    answers = in_parallel(port, orders[:first], ask)
-    before = resident(port)
-    answers += in_parallel(port, orders[first:], ask)
-    seconds, after = time.perf_counter() - start, resident(port)
+    start, answers, memory = time.perf_counter(), [], []
+    for tenth in range(10):
+        answers += in_parallel(port, orders[len(orders) * tenth // 10 : len(orders) * (tenth + 1) // 10], ask)
+        memory.append(f"{resident(port):.0f}")
+    seconds = time.perf_counter() - start
     codes: Counter[str] = Counter()
     for (sent, expected), (status, found) in zip(orders, answers, strict=True):
         if isinstance(expected, str):
@@ -204,7 +203,7 @@ def soak(port: int, files: dict[str, bytes], truth: dict[str, Any], count: int) 
     print(f"{count:,} requests, {CLIENTS} at a time, in {seconds:.0f} s: {dict(codes)}")
     print(f"  wrong, lost or mixed up: {len(wrong)}; classes other than predict's: {flips}; max |dp| {worst:.1e}")
     print(f"  p50 {1000 * statistics.median(times):.0f} ms, p99 {1000 * statistics.quantiles(times, n=100)[98]:.0f} ms")
-    print(f"  memory {before:.0f} MB after {first} requests, {after:.0f} MB at the end")
+    print(f"  memory after each tenth, MB: {' '.join(memory)}", flush=True)
     for line in wrong[:3]:
         print(f"  {line[:300]}")
 
@@ -278,7 +277,8 @@ def throughput(run: Path, files: Sequence[bytes], ports: dict[str, int], rounds:
     print(f"\n{'what':<30} {'images/s':>9} {'serve is':>9} {'p50':>8} {'p99':>8}")
     for name in sides:
         ratio = statistics.median(ours / theirs for ours, theirs in zip(rates["serve"], rates[name], strict=True))
-        cells = [f"{1000 * q:.0f} ms" for q in statistics.quantiles(latencies[name], n=100)[49::49]] or ["", ""]
+        marks = statistics.quantiles(latencies[name], n=100)[49::49] if latencies[name] else []
+        cells = [f"{1000 * seconds:.0f} ms" for seconds in marks] or ["", ""]
         print(f"{name:<30} {statistics.median(rates[name]):>9.1f} {ratio:>8.2f}x {cells[0]:>8} {cells[1]:>8}")
 
 
@@ -288,6 +288,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--images", type=Path, help="folder of the images that are sent")
     parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--only", choices=("soak", "throughput"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="200 requests, 2 rounds of fewer images")
     given = parser.parse_args()
@@ -295,19 +296,21 @@ def main() -> None:
 
     run = given.run.resolve()
     files = {f"{i:02}{file.suffix}": file.read_bytes() for i, file in enumerate(images_of(run, given.images))}
-    truth = predicted(run, files)
     print(f"{cores()} cores, load {os.getloadavg()[0]:.1f}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}\n")
     serve = ("-m", "fish_lightning.serve", f"model={run}", "port=PORT", "trainer.accelerator=cpu")
     with program(*serve) as port:
-        soak(port, files, truth, 200 if given.quick else given.requests)
+        if given.only != "throughput":
+            soak(port, files, predicted(run, files), 200 if given.quick else given.requests)
+        if given.only == "soak":
+            return
         ports = {"serve": port}
         rounds, count = (2, 4 * BATCH) if given.quick else (given.rounds, 16 * BATCH)
         if find_spec("litserve") is None:
             print("\nLitServe is not installed: pip install litserve")
-            return throughput(run, list(files.values()), ports, rounds, count)
+            throughput(run, list(files.values()), ports, rounds, count)
+            return
         with program(str(ROOT / "scripts" / "serve_litserve.py"), str(run), "PORT") as other:
             throughput(run, list(files.values()), ports | {"litserve": other}, rounds, count)
-    return None
 
 
 def images_of(run: Path, folder: Path | None) -> list[Path]:

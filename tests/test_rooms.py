@@ -19,7 +19,7 @@ FORBIDDEN = {
     "report": {"training", "resume", "sweeps"},
     "training": {"report", "sweeps"},
     "resume": {"report", "sweeps"},
-    "serving": {"resume", "sweeps"},
+    "serving": set(),
 }
 
 

@@ -13,7 +13,7 @@ from ray import serve
 
 from fish_lightning.cli import CONF
 from fish_lightning.errors import UserError
-from fish_lightning.serve import as_ckpt
+from fish_lightning.serving.command import as_ckpt
 from fish_lightning.settings.check import require_valid
 
 
