@@ -1,6 +1,6 @@
 """Measure ``python -m fish_lightning.serve``: is every answer right under load, and what does serving cost?
 
-    python scripts/benchmark_serving.py RUN [--only soak|throughput] [--requests 2000] [--rounds 5] [--images DIR] [--quick]
+    python scripts/benchmark_serving.py RUN [--only soak|throughput] [--requests 2000] [--rounds 5] [--images DIR]
 
 ``RUN`` is a run's folder; its images (or those of ``--images``) are what clients send. Two parts:
 
@@ -8,7 +8,8 @@
                 each refusal with its code; the server's memory after each tenth
     throughput  images/s of 32 clients that send one file a request, against the bare model in batches of 32 (decoded
                 before), against decoding and the model in turns, as a loop of ``predict`` batches does, and against a
-                minimal server on LitServe (``pip install litserve``), all in turns; ratios are medians of the rounds
+                minimal server on LitServe (``pip install litserve``), all in turns; ratios are medians of the rounds;
+                and CPU seconds of an image, which other programs on the machine do not change
 
 Clients are threads of this process: what they take of the machine counts against the servers.
 """
@@ -145,17 +146,28 @@ def predicted(run: Path, files: dict[str, bytes]) -> dict[str, Any]:
         return {Path(row["path"]).name: row for row in json.loads(written.read_text(encoding="utf-8"))}
 
 
-def resident(port: int) -> float:
-    """Return the MB of memory that the server's process has."""
+def metric(port: int, name: str) -> float:
+    """Return a figure of the server's process."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
-    found = re.search(r"^process_resident_memory_bytes ([\d.e+]+)$", text, re.M)
-    return float(found[1]) / 1e6 if found else float("nan")
+    found = re.search(rf"^process_{name} ([\d.e+]+)$", text, re.M)
+    return float(found[1]) if found else float("nan")
 
 
-def soak(port: int, files: dict[str, bytes], truth: dict[str, Any], count: int) -> None:
-    """Send mixed requests and print what was wrong."""
+def soak(port: int, files: dict[str, bytes], truth: dict[str, Any], count: int) -> tuple[int, int, float]:
+    """Send mixed requests and print what was wrong.
+
+    Args:
+        port: of the server.
+        files: to send, by name.
+        truth: rows of ``predictions.json``, by name.
+        count: of requests.
+
+    Returns:
+        Answers that are wrong, lost or another request's; images whose class is not that of ``truth``; the largest
+        difference in a probability.
+    """
     draw = random.Random(0)  # noqa: S311
     names = list(files)
     bad = hostile(next(iter(files.values())))
@@ -180,7 +192,7 @@ def soak(port: int, files: dict[str, bytes], truth: dict[str, Any], count: int) 
     start, answers, memory = time.perf_counter(), [], []
     for tenth in range(10):
         answers += in_parallel(port, orders[len(orders) * tenth // 10 : len(orders) * (tenth + 1) // 10], ask)
-        memory.append(f"{resident(port):.0f}")
+        memory.append(f"{metric(port, 'resident_memory_bytes') / 1e6:.0f}")
     seconds = time.perf_counter() - start
     codes: Counter[str] = Counter()
     for (sent, expected), (status, found) in zip(orders, answers, strict=True):
@@ -206,6 +218,7 @@ def soak(port: int, files: dict[str, bytes], truth: dict[str, Any], count: int) 
     print(f"  memory after each tenth, MB: {' '.join(memory)}", flush=True)
     for line in wrong[:3]:
         print(f"  {line[:300]}")
+    return len(wrong), flips, worst
 
 
 class Bare:
@@ -264,22 +277,28 @@ def throughput(run: Path, files: Sequence[bytes], ports: dict[str, int], rounds:
     }
     if "litserve" in ports:
         sides["minimal server on LitServe"] = of_server(ports["litserve"])
+    clocks = dict.fromkeys(sides, time.process_time) | {"serve": lambda: metric(ports["serve"], "cpu_seconds_total")}
     rates: dict[str, list[float]] = {name: [] for name in sides}
+    costs: dict[str, list[float]] = {name: [] for name in sides}
     latencies: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, side in sides.items():
             times.clear()
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), clocks[name]()
             side(count)
             if turn:
                 rates[name].append(count / (time.perf_counter() - start))
+                costs[name].append((clocks[name]() - cpu) / count)
                 latencies[name] += times
-    print(f"\n{'what':<30} {'images/s':>9} {'serve is':>9} {'p50':>8} {'p99':>8}")
+    costs.pop("minimal server on LitServe", None)  # several processes
+    print(f"\n{'what':<30} {'images/s':>9} {'serve is':>9} {'CPU/image':>10} {'p50':>8} {'p99':>8}")
     for name in sides:
         ratio = statistics.median(ours / theirs for ours, theirs in zip(rates["serve"], rates[name], strict=True))
         marks = statistics.quantiles(latencies[name], n=100)[49::49] if latencies[name] else []
         cells = [f"{1000 * seconds:.0f} ms" for seconds in marks] or ["", ""]
-        print(f"{name:<30} {statistics.median(rates[name]):>9.1f} {ratio:>8.2f}x {cells[0]:>8} {cells[1]:>8}")
+        cost = f"{1000 * statistics.median(costs[name]):.1f} ms" if name in costs else ""
+        figures = f"{statistics.median(rates[name]):>9.1f} {ratio:>8.2f}x {cost:>10} {cells[0]:>8} {cells[1]:>8}"
+        print(f"{name:<30} {figures}".rstrip())
 
 
 def main() -> None:

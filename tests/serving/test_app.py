@@ -9,7 +9,6 @@ import tempfile
 import threading
 import time
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -295,38 +294,6 @@ def test_documentation_describes_uploads_and_loads_nothing_from_elsewhere(server
     assert re.findall(r'(?:src|href)="([^"]+)"', page) and "//" not in "".join(
         re.findall(r'(?:src|href)="([^"]+)"', page)
     )
-
-
-HOSTILE = [
-    (b"", "unreadable_image"),
-    (b"not an image at all", "unreadable_image"),
-    (png_of(30_000, 30_000), "too_many_pixels"),
-    (b"\xff\xd8\xff\xe0" + bytes(500), "unreadable_image"),
-]
-
-
-def test_a_hundred_requests_at_a_time_are_not_lost_or_mixed_up(server, picture, expected):
-    rng = np.random.default_rng(1)
-    good = [picture(rng.integers(0, 255, 3), i, size=(20 + i, 40 - i)) for i in range(12)]
-    truth = [expected(content) for content in good]
-    orders = rng.integers(0, len(good), (100, 3))
-
-    def ask(number):
-        if number % 5 == 4:
-            content, code = HOSTILE[number % len(HOSTILE)]
-            response = server.predict((f"{number}-bad", content), (f"{number}-good", good[0]))
-            return response.status in (413, 422) and response.json["error"]["code"] == code
-        chosen = orders[number][: 1 + number % 3]
-        answers = server.predict(*[(f"{number}-{i}", good[i]) for i in chosen]).json["predictions"]
-        return all(
-            answer["file"] == f"{number}-{i}" and answer["probabilities"] == pytest.approx(truth[i], abs=1e-4)
-            for answer, i in zip(answers, chosen, strict=True)
-        ) and len(answers) == len(chosen)
-
-    with ThreadPoolExecutor(32) as clients:
-        assert all(clients.map(ask, range(100)))
-    batches = dict(re.findall(r"^(\w+_batch_images_\w+) ([\d.]+)$", server.get("/metrics").body.decode(), re.M))
-    assert float(batches["fish_lightning_batch_images_sum"]) > 2 * float(batches["fish_lightning_batch_images_count"])
 
 
 def test_content_in_memory_is_decoded_as_a_file_is(tmp_path):
