@@ -15,11 +15,13 @@ Clients are threads of this process: what they take of the machine counts agains
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
 import random
 import re
+import signal
 import socket
 import statistics
 import struct
@@ -31,7 +33,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def in_parallel(port: int, work: Sequence[Any], each: Callable[[http.client.HTTP
     return [parts[i % CLIENTS][i // CLIENTS] for i in range(len(work))]
 
 
-@contextmanager
+@contextlib.contextmanager
 def program(*command: str) -> Iterator[int]:
     """Run a server on a free port, which replaces PORT in the command, until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -108,13 +109,17 @@ def program(*command: str) -> Iterator[int]:
     words = [sys.executable, *(word.replace("PORT", str(port)) for word in command)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as folder:
-        started = subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603
+        started = subprocess.Popen(  # noqa: S603
+            *(words,), cwd=folder, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+        )
         try:
             wait_for(port, started)
             yield port
         finally:
             started.terminate()
             started.wait(60)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)  # LitServe's workers survive their parent's SIGTERM
 
 
 def wait_for(port: int, started: "subprocess.Popen[bytes]") -> None:
