@@ -8,6 +8,7 @@ PROGRAMS = {
     "ensemble": "average the predictions of several runs: runs=SWEEP",
     "export": "write a trained model as one ONNX file, and prove that it answers as the checkpoint does: ckpt=RUN",
     "compare": "is one model better than another on the same test images: a=RUN b=RUN",
+    "serve": "answer requests, on a page and an API: model=RUN",
 }
 
 

@@ -13,7 +13,7 @@ from fish_lightning import compat
 from fish_lightning.data.sample.folder_name import standard_name
 from fish_lightning.distributed.cluster import run_name, tasks_per_node
 from fish_lightning.errors import end_if_known
-from fish_lightning.hardware import default_workers, fused, uses_cuda
+from fish_lightning.hardware import cores, default_workers, fused, uses_cuda
 from fish_lightning.predicting.folders import predict_folder
 from fish_lightning.resume.folders import config_folder, run_folder
 from fish_lightning.sweeps.plugins import register_plugins
@@ -51,6 +51,7 @@ def _choices(program: str, sources: Any) -> str:
 _RESOLVERS = {
     "choices": _choices,
     "config_folder": config_folder,
+    "cores": cores,
     "fused": fused,
     "on_a_terminal": sys.stdout.isatty,
     "predict_folder": predict_folder,

@@ -20,7 +20,7 @@ finally:
 """
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "prepare", "compare", "ensemble"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "prepare", "compare", "ensemble", "serve"])
 @pytest.mark.parametrize("question", ["--help", "--cfg=job"])
 def test_questions_are_answered_without_the_heavy_imports(tmp_path, module, question):
     command = [sys.executable, "-c", ASKED, f"fish_lightning.{module}", question]
@@ -44,6 +44,7 @@ def offered(run, program, *options, cwd):
         ("evaluate", {"data", "paths", "trainer"}, "checkpoint, fish, fish_originals, folder, sample"),
         ("prepare", {"data", "paths"}, "fish, fish_originals, folder, sample"),
         ("predict", {"paths", "trainer"}, None),
+        ("serve", {"paths"}, None),
     ],
 )
 def test_help_offers_the_groups_and_choices_of_the_program(tmp_path, run, program, groups, data):

@@ -25,6 +25,7 @@ def test_the_wheel_contains_every_config(wheel):
     configs = {file.relative_to(REPOSITORY).as_posix() for file in (REPOSITORY / "conf").rglob("*.yaml")}
     assert len(configs) > 30
     assert configs <= packed
+    assert {f"serving/page/{name}" for name in ("index.html", "page.css", "page.js")} <= packed
 
 
 @pytest.mark.parametrize("module", ["train", "evaluate", "predict"])

@@ -1,11 +1,14 @@
 """README.md: its commands run as they are written, at tiny size; its Python examples run; what it quotes exists."""
 
 import functools
+import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -129,15 +132,23 @@ COMPOSED = {
     "hydra.sweeper.n_jobs=8 hydra.sweep.dir=logs/search hydra.sweeper.storage=logs/search/study.log": "a Slurm cluster",
 }
 #: Extras of pyproject.toml that pip would install.
-INSTALLED = {
-    f"pip install '.[{extra}]'": extra for extra in ("optuna", "joblib", "submitit", "timm", "wandb", "mlflow", "onnx")
+EXTRAS = ("optuna", "joblib", "submitit", "timm", "wandb", "mlflow", "onnx", "serve", "ray")
+INSTALLED = {f"pip install '.[{extra}]'": extra for extra in EXTRAS}
+SERVE = "python -m fish_lightning.serve model=RUN"
+#: Servers, and a request to the first, which is sent to each.
+SERVED = (SERVE, f"{SERVE} host=0.0.0.0 'serve.token=${{oc.env:TOKEN}}'")
+REQUEST = "curl -F files=@photos/1.jpg -F files=@photos/2.jpg http://127.0.0.1:8000/predict"
+#: Other programs.
+ELSEWHERE = {
+    "serve run fish_lightning.serving.ray:app model=RUN replicas=2": "Ray; tests/serving/test_ray.py does so",
+    "tritonserver --model-repository=EXPORTS": "Triton",
 }
 #: Targets of the Makefile, and what they start. The first is run below; the second runs this test.
 MADE = {"make train": "-m fish_lightning.train", "make test": "-m pytest"}
 
 
 def test_every_command_is_known_here():
-    known = [*RUN, *COMPOSED, *INSTALLED, *MADE]
+    known = [*RUN, *COMPOSED, *INSTALLED, *MADE, *SERVED, REQUEST, *ELSEWHERE]
     assert sorted(set(commands())) == sorted(known)
 
 
@@ -158,7 +169,8 @@ def world(tmp_path_factory, make_image, make_archive, run):
         rows += [f"{name}/IMG_{label}{i}_{copy},{name},{split}" for i, copy, split in TABLE]
     (cwd / "table.csv").write_text("\n".join(rows))
     (cwd / "LIST.txt").write_text("photos/1.jpg\n")
-    make_image(cwd / "photos" / "1.jpg", colours[0], 99)
+    for number in (1, 2):
+        make_image(cwd / "photos" / f"{number}.jpg", colours[0], 98 + number)
     for number in range(4):
         make_image(cwd / "others" / f"{number}.png", (20, 40 * number, 90), 500 + number)
     archive = make_archive(cwd / "Downloads" / "a-large-scale-fish-dataset", CLASSES, per_class=8)
@@ -254,6 +266,25 @@ def test_commands_for_other_machines_compose(command):
         assert int(found.nproc_per_node) == cfg.trainer.devices and int(found.nnodes[0]) == cfg.trainer.num_nodes
 
 
+@pytest.mark.parametrize("command", SERVED)
+def test_a_server_answers_the_request_that_is_written(world, start, command):
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    if shutil.which("curl") is None:
+        pytest.skip("no curl on this machine")
+    overrides = shlex.split(PROGRAM.match(command)[2].replace("RUN", str(world.run)))
+    program = start("serve", *overrides, "port=0", cwd=world.cwd, env={"TOKEN": "secret"})
+    port, deadline = None, time.monotonic() + 120
+    while port is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+        port = re.search(r"^page  http://[\d.]+:(\d+)/$", Path(program.folder.name, "out").read_text(), re.M)
+    words = [*shlex.split(REQUEST.replace("8000", port[1])), "--silent"]
+    for header, count in ((["-H", "Authorization: Bearer secret"], 2), ([], 0 if "token" in command else 2)):
+        done = subprocess.run([*words, *header], cwd=world.cwd, capture_output=True, text=True, check=True)
+        assert len(json.loads(done.stdout).get("predictions", [])) == count, done.stdout
+    os.kill(program.pid, signal.SIGTERM)
+    assert program.communicate(60).returncode == 0
+
+
 @pytest.mark.parametrize("extra", INSTALLED.values())
 def test_extras_exist(extra):
     assert re.search(rf"^{extra} = \[", (REPOSITORY / "pyproject.toml").read_text(), re.M)
@@ -316,7 +347,7 @@ def test_python_examples_run_as_they_are_written(world, tmp_path, monkeypatch, c
 
 def test_settings_and_groups_that_the_text_names_exist():
     cfg = composed("train", ["callbacks=progressive", "sweep=optuna", "hydra/launcher=submitit_slurm"])
-    others = [composed(name, []) for name in ("evaluate", "predict", "prepare", "export")]
+    others = [composed(name, []) for name in ("evaluate", "predict", "prepare", "export", "serve")]
     named = [word.strip("'") for text in INLINE for word in text.split() if re.fullmatch(r"'?[a-z][\w./]*=\S+", word)]
     unknown = [
         word

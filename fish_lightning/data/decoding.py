@@ -3,6 +3,7 @@
 It does not import torch, so that plots and reports need not either.
 """
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -30,8 +31,28 @@ class UnreadableImage(UserError):
     """A file that is not an image, or is corrupt."""
 
 
+class TooManyPixels(UnreadableImage):
+    """An image that is refused before it is decoded."""
+
+
+class InMemory(io.BytesIO):
+    """The content of an image file; errors name the file by what ``str`` of this is.
+
+    Args:
+        content: encoded, as in a file.
+        name: for errors.
+    """
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.size, self._name = len(content), name
+
+    def __str__(self) -> str:
+        return self._name
+
+
 @contextmanager
-def opened(path: str | Path) -> Iterator[Image.Image]:
+def opened(path: str | Path | InMemory) -> Iterator[Image.Image]:
     """Open an image file whose header is valid and whose size is bounded; nothing is decoded yet.
 
     Whatever fails while the image is in use is reported as an :class:`UnreadableImage` that names the file.
@@ -39,13 +60,19 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
     Raises:
         UnreadableImage: the file is missing, empty, corrupt, too large, no regular file, or not one of ``FORMATS``.
     """
-    is_remote = remote.is_remote(path)
-    if is_remote:
-        path = remote.url_of(path)
+    is_remote = False
+    if not isinstance(path, InMemory) and remote.is_remote(path):  # the name of an upload is never opened
+        is_remote, path = True, remote.url_of(path)
     try:
-        status = None if is_remote else os.stat(path)  # noqa: PTH116 - follows links; a pipe or a device would block open()
-        if status is not None and not stat.S_ISREG(status.st_mode):
-            raise UnreadableImage(f"{path}: not a regular file")
+        if is_remote:
+            size = None
+        elif isinstance(path, InMemory):
+            size = path.size
+        else:
+            status = os.stat(path)  # noqa: PTH116 - follows links; a pipe or a device would block open()
+            if not stat.S_ISREG(status.st_mode):
+                raise UnreadableImage(f"{path}: not a regular file")
+            size = status.st_size
         try:
             with (
                 remote.opened(str(path)) if is_remote else nullcontext(path) as source,
@@ -54,11 +81,10 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
                 _require_sane_size(path, *image.size)
                 yield image
         except UnidentifiedImageError:
-            is_empty = status is not None and not status.st_size
-            fault = "an empty file" if is_empty else "not an image (PNG, JPEG, WebP, BMP or TIFF)"
+            fault = "an empty file" if size == 0 else "not an image (PNG, JPEG, WebP, BMP or TIFF)"
             raise UnreadableImage(f"{path}: {fault}") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise UnreadableImage(f"{path}: {_TOO_LARGE}") from None
+            raise TooManyPixels(f"{path}: {_TOO_LARGE}") from None
     except UnreadableImage:
         raise
     except Exception as error:  # corrupt bytes make Pillow's parsers raise anything
@@ -68,12 +94,12 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
 _TOO_LARGE = f"more than {MAX_PIXELS // 10**6} million pixels: scale it down"
 
 
-def _require_sane_size(path: str | Path, width: int, height: int) -> None:
+def _require_sane_size(path: str | Path | InMemory, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise UnreadableImage(f"{path}: {width} x {height} pixels are {_TOO_LARGE}")
+        raise TooManyPixels(f"{path}: {width} x {height} pixels are {_TOO_LARGE}")
 
 
-def decode(path: str | Path) -> npt.NDArray[np.uint8]:
+def decode(path: str | Path | InMemory) -> npt.NDArray[np.uint8]:
     """Decode an image file to RGB, rotated upright by its EXIF orientation.
 
     Grey of up to 16 bits is scaled to 8, black and white of its type becoming 0 and 255; palettes, CMYK and YCbCr
@@ -95,7 +121,7 @@ def decode(path: str | Path) -> npt.NDArray[np.uint8]:
         return np.array(upright.convert("RGB"))  # a copy: torch requires it writable
 
 
-def _white(path: str | Path, image: Image.Image) -> int:
+def _white(path: str | Path | InMemory, image: Image.Image) -> int:
     """Return the white of a grey image of more than 8 bits.
 
     Raises:

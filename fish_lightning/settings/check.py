@@ -60,6 +60,8 @@ def _data_conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[s
         yield "data.cache", "expected on or ram, since augment=gpu keeps decoded images"
     if get("data.cache") in ("on", True) and get("data.cache_dir", "") is None:
         yield "data.cache_dir", "expected a folder, since data.cache=on keeps decoded images in it"
+    if get("serve.max_request_bytes", 0) > get("serve.queue_bytes", math.inf):
+        yield "serve.max_request_bytes", f"expected at most serve.queue_bytes={values['serve.queue_bytes']}"
     if get("data.catalog", "") is None:
         if get("data.source", "") is None and program != "evaluate":
             yield "data.source", "expected data=sample, data=fish, data=folder or data.catalog=FILE"

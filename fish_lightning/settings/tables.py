@@ -502,6 +502,33 @@ ENSEMBLE: dict[str, Schema] = {
     "trainer": Component(TRAINER, complete=True),
 }
 
+_BYTES = whole("[1, 1000000000000]")
+
+SERVE: dict[str, Schema] = {
+    "ckpt": CHECKPOINT,
+    "host": text("an address of this machine"),
+    "port": whole("[0, 65535]"),
+    "serve": {
+        # What a header can carry.
+        "token": Rule(("text of ASCII characters",), lambda v: isinstance(v, str) and bool(re.fullmatch("[!-~]+", v)))
+        | NULL,
+        "batch_size": COUNT,
+        "batch_wait": number("[0, 1]"),
+        "threads": COUNT,
+        "max_files": COUNT,
+        "max_file_bytes": _BYTES,
+        "max_request_bytes": _BYTES,
+        "max_pixels": whole("[1, 200000000]"),  # data/decoding.py refuses more
+        "queue": COUNT,
+        "queue_bytes": _BYTES,
+        "timeout": number("(0, 86400]"),
+    },
+    "paths": PATHS,
+    "trainer": Component(
+        {"accelerator": TRAINER["accelerator"], "devices": choice(1), "precision": PRECISION}, complete=True
+    ),
+}
+
 SCHEMAS: dict[str, Mapping[str, Schema]] = {
     "ensemble": ENSEMBLE,
     "compare": COMPARE,
@@ -510,4 +537,5 @@ SCHEMAS: dict[str, Mapping[str, Schema]] = {
     "evaluate": EVALUATE,
     "predict": PREDICT,
     "prepare": PREPARE,
+    "serve": SERVE,
 }

@@ -31,6 +31,7 @@ REQUIRED = {
     "evaluate": ["ckpt=best.ckpt"],
     "predict": ["ckpt=best.ckpt", "input=photos"],
     "export": ["ckpt=best.ckpt"],
+    "serve": ["ckpt=run"],
 }
 GROUPS = {
     "train": [
@@ -44,6 +45,7 @@ GROUPS = {
     "compare": ["paths"],
     "ensemble": ["trainer", "paths"],
     "export": ["paths"],
+    "serve": ["paths"],
 }
 
 

@@ -1,0 +1,89 @@
+"""Where the server listens, and how it ends."""
+
+import errno
+import ipaddress
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from fish_lightning.errors import UserError
+
+BACKLOG = 2048  # connections that wait to be accepted
+
+
+def require_token(host: str, token: str | None) -> None:
+    """Refuse to be reached by others without a token.
+
+    Raises:
+        UserError: the host is not this machine's own address, and there is no token.
+    """
+    if token is None and not _is_loopback(host):
+        raise UserError(
+            f"host={host}: other machines could use this server, so it needs a token\n"
+            "set one (serve.token=TEXT), which clients send as Authorization: Bearer TEXT"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def listener(host: str, port: int) -> Iterator[socket.socket]:
+    """Yield a socket that listens, so that a port that is taken is known before the model is loaded.
+
+    Raises:
+        UserError: the address is taken, not this machine's, or not allowed.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listening = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise UserError(_why_not(host, port, error)) from None
+    with listening:
+        yield listening
+
+
+def _why_not(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port={port}: another program listens on it; choose another, or port=0 for any free one"
+    if error.errno == errno.EACCES:
+        return f"port={port}: not allowed to listen on it; choose one above 1023"
+    return f"host={host}: cannot listen on it ({error.strerror or error})"
+
+
+def url(listening: socket.socket) -> str:
+    """Return the address of a socket as it is typed into a browser."""
+    host, port, *_ = listening.getsockname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def server_of(app: FastAPI, timeout: float) -> uvicorn.Server:
+    """Return the server of an app.
+
+    Args:
+        app: the app.
+        timeout: seconds that a request may take; as long it is waited for at the end.
+    """
+    config = uvicorn.Config(
+        *(app,),
+        log_config=None,  # what it has to say goes where everything does, and that is our own bugs:
+        log_level="warning",
+        access_log=False,  # nothing of a request is logged; /metrics counts them
+        server_header=False,
+        timeout_graceful_shutdown=int(timeout) + 1,
+    )
+    return uvicorn.Server(config)
+
+
+def run_server(server: uvicorn.Server, listening: socket.socket) -> None:
+    """Serve until SIGTERM or Ctrl-C, after which requests in work are answered."""
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again when it is done
+    server.run(sockets=[listening])
