@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fish_lightning import compat
+from fish_lightning.data import remote
 from fish_lightning.data.backgrounds import Backgrounds, open_backgrounds
 from fish_lightning.data.cache import Pipelines, PixelCache, open_cache, split_pipelines
 from fish_lightning.data.catalog import SPLITS, Catalog, changed_files, without_class
@@ -39,7 +40,7 @@ class FishDataModule(L.LightningDataModule):
     """Data loaders for training, validation and test.
 
     Args:
-        root: folder of the images; None if the source does not require one.
+        root: folder of the images, or its URL; None if the source does not require one.
         source: creates the source from ``root``: a class of :mod:`fish_lightning.data.sources`.
         split: assigns train, val and test, unless ``keep_split`` applies.
         train_transform: albumentations pipeline for training images.
@@ -102,6 +103,10 @@ class FishDataModule(L.LightningDataModule):
         super().__init__()
         if on_error not in ("raise", "skip"):
             raise UserError(f"data.on_error={on_error}: expected raise or skip")
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        self.remote = str(root) if remote.is_remote(str(root)) else None
+        if self.remote is not None:
+            root = remote.copy_of(self.remote, self.cache_dir)
         if catalog is not None:
             self.source: Source = CatalogSource(root, catalog)
         elif source is not None:
@@ -121,7 +126,6 @@ class FishDataModule(L.LightningDataModule):
         self.cache = ("on" if cache else "off") if isinstance(cache, bool) else cache  # YAML's on and off
         if self.cache not in ("on", "off", "ram"):
             raise UserError(f"data.cache={cache}: expected on, off or ram")
-        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         self.resident, self.backgrounds = resident, backgrounds
         self._backgrounds: Backgrounds | None = None
         self.device_augment: DeviceAugment | None = None
@@ -141,7 +145,9 @@ class FishDataModule(L.LightningDataModule):
             cv2.setNumThreads(0)
 
     def prepare_data(self) -> None:
-        """Download or generate missing files."""
+        """Fetch, download or generate missing files."""
+        if self.remote is not None:
+            remote.fetch(self.remote, remote.copy_of(self.remote, self.cache_dir))
         self.source.prepare()
 
     def read_catalog(self) -> Catalog:

@@ -63,6 +63,11 @@ def _is_duration(value: Any) -> bool:
     return all(map(NOT_NEGATIVE.accepts, value.values())) and any(value.values())
 
 
+def _is_shard(value: Any) -> bool:
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", value) if isinstance(value, str) else None
+    return found is not None and int(found[1]) <= int(found[2])
+
+
 def _are_devices(value: Any) -> bool:
     if isinstance(value, str):
         return bool(re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+|\d+,", value))
@@ -443,11 +448,14 @@ EVALUATE = SAMPLE_RECIPE | {
 
 PREDICT: dict[str, Schema] = {
     "ckpt": CHECKPOINT,
-    "input": text("an image", "a folder", "a quoted pattern", example="FILE"),
+    "input": text("an image", "a folder", "a quoted pattern", "a list of images", "a URL", example="FILE"),
     "tta": TTA,
     "batch_size": COUNT,
     "num_workers": COUNT_OR_NONE,
     "contact_sheet": whole("[0, 300]"),
+    "shard": Rule(("a part of the work (3/64)",), _is_shard) | NULL,
+    "part_rows": COUNT | NULL,
+    "format": choice("csv", "parquet"),
     "paths": PATHS,
     # Every file gets its row.
     "trainer": Component(TRAINER | {"limit_predict_batches": NULL, "fast_dev_run": choice(False)}, complete=True),
@@ -467,7 +475,23 @@ COMPARE: dict[str, Schema] = {
     "paths": PATHS,
 }
 
+ENSEMBLE: dict[str, Schema] = {
+    "runs": Rule(
+        ("a sweep's folder", "a list of runs ([RUN_A,RUN_B])"),
+        lambda v: FOLDER.accepts(v) or (isinstance(v, list) and bool(v) and all(map(FOLDER.accepts, v))),
+        example="DIR",
+    ),
+    "margin": number("[0, 1)"),
+    "batch_size": COUNT | NULL,
+    "report": FLAG,
+    "evaluate": {"target_error": number("(0, 1)")},
+    "data": {"root": FOLDER | NULL, "num_workers": COUNT_OR_NONE},
+    "paths": PATHS,
+    "trainer": Component(TRAINER, complete=True),
+}
+
 SCHEMAS: dict[str, Mapping[str, Schema]] = {
+    "ensemble": ENSEMBLE,
     "compare": COMPARE,
     "train": TRAIN,
     "evaluate": EVALUATE,
