@@ -120,44 +120,34 @@ def test_a_run_killed_and_resumed_is_one_run_with_each_point_once(tmp_path, atte
     assert expected["test/accuracy", 14] == pytest.approx(summary_of(folder)["test"]["accuracy"])
 
 
-def test_each_job_of_a_sweep_in_one_process_has_its_own_run(tmp_path, train_tiny):
-    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "hydra.sweep.dir=sweep", *SHORT)
-    done = train_tiny(tmp_path, "hydra.mode=MULTIRUN", "seed=1,2", LOGGERS, *short)
-    assert done.returncode == 0, done.stderr
+def test_each_job_of_a_sweep_in_one_process_has_its_own_run_and_one_that_fails_is_marked(tmp_path, train_tiny, faults):
+    poison = ("+callbacks.poison._target_=faults.Poison", "+callbacks.poison.steps=[1],[9]")  # of two steps
+    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "hydra.sweep.dir=sweep", *SHORT)
+    done = train_tiny(tmp_path, "hydra.mode=MULTIRUN", *poison, LOGGERS, *short, env=faults)
+    assert done.returncode == 1
     runs = mlflow_runs(tmp_path)
-    assert [(status, params["seed"]) for status, params, *_ in runs] == [("FINISHED", "1"), ("FINISHED", "2")]
-    assert [tags["mlflow.runName"] for _, _, tags, _ in runs] == ["0/seed=1", "1/seed=2"]
+    found = [(status, params["callbacks.poison.steps"]) for status, params, *_ in runs]
+    assert found == [("FAILED", "[1]"), ("FINISHED", "[9]")]
+    names = [tags["mlflow.runName"] for _, _, tags, _ in runs]
+    assert names == ["0/callbacks.poison.steps=_1_", "1/callbacks.poison.steps=_9_"]
     assert {tags["sweep"] for _, _, tags, _ in runs} == {"sweep"}
-    ids = set()
-    for number, (_, _, _, points) in enumerate(runs):
-        folder = tmp_path / "sweep" / str(number)
-        expected = csv_points(folder)
-        assert {(key, step): value for key, step, value in points if key != "epoch"} == pytest.approx(expected)
-        ((identity, config, history, exits),) = wandb_runs(folder)
-        assert config["seed"] == number + 1 and exits == [0]
-        assert {(key, step): value for key, step, value in points_of(history)} == pytest.approx(expected)
-        ids.add(identity)
-    assert len(ids) == 2
+    (failed,), (complete,) = (wandb_runs(tmp_path / "sweep" / job) for job in "01")
+    assert failed[0] != complete[0] and (failed[3], complete[3]) == ([1], [0])
+    assert [part[1]["callbacks"]["poison"]["steps"] for part in (failed, complete)] == [[1], [9]]
+    expected = csv_points(tmp_path / "sweep" / "1")
+    logged = [(key, step, value) for key, step, value in runs[1][3] if key != "epoch"]
+    for points in (logged, points_of(complete[2])):
+        assert {(key, step): value for key, step, value in points} == pytest.approx(expected)
 
 
 def test_of_two_processes_the_first_logs(tmp_path, train_ranks):
     short = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "hydra.run.dir=run", *SHORT)
-    for rank in train_ranks(tmp_path, LOGGERS, *short):
+    for rank in train_ranks(tmp_path, "logger=[csv,mlflow]", *short):
         assert rank.returncode == 0, rank.stderr
     expected = csv_points(tmp_path / "run")
     ((status, _, _, points),) = mlflow_runs(tmp_path)
     logged = [(key, step) for key, step, _ in points if key != "epoch"]
     assert status == "FINISHED" and len(logged) == len(set(logged)) and set(logged) == expected.keys()
-    ((_, _, history, _),) = wandb_runs(tmp_path / "run")
-    assert sorted((key, step) for key, step, _ in points_of(history)) == sorted(expected)
-
-
-def test_a_run_that_fails_is_marked(tmp_path, attempts):
-    order = ["logger=mlflow", "paths.logs=logs", "trainer.max_epochs=1", *SHORT]
-    (done,) = attempts(tmp_path, ("run", [*order, "+callbacks.poison={_target_:faults.Poison,steps:[2]}"]))
-    assert done.code == 1
-    ((status, params, *_),) = mlflow_runs(tmp_path)
-    assert status == "FAILED" and params["callbacks.poison.steps"] == "[2]"
 
 
 def test_what_earlier_processes_sent_is_known_and_a_torn_line_is_not(tmp_path):
