@@ -6,6 +6,7 @@ PROGRAMS = {
     "predict": "predict the classes of images: ckpt=RUN input=FILE|DIR",
     "prepare": "get a data set, check its images, find near-duplicates: data=folder data.root=DIR",
     "export": "write a trained model as one ONNX file, and prove that it answers as the checkpoint does: ckpt=RUN",
+    "ensemble": "average the predictions of several runs: runs=SWEEP",
     "compare": "is one model better than another on the same test images: a=RUN b=RUN",
 }
 

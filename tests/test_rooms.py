@@ -9,7 +9,7 @@ import fish_lightning
 
 PACKAGE = Path(fish_lightning.__file__).parent
 FILES = sorted(file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py"))
-ENTRY_POINTS = {"train", "evaluate", "predict", "prepare", "compare", "export"}
+ENTRY_POINTS = {"train", "evaluate", "predict", "prepare", "compare", "ensemble", "export"}
 #: Packages, and what none of their modules imports.
 FORBIDDEN = {
     "data": {"models", "training", "resume", "report", "sweeps", "exporting", "cli"},
@@ -19,6 +19,7 @@ FORBIDDEN = {
     "report": {"training", "resume", "sweeps"},
     "training": {"report", "sweeps"},
     "exporting": {"training", "resume", "report", "sweeps", "cli"},
+    "predicting": {"training", "sweeps"},
     "resume": {"report", "sweeps"},
 }
 

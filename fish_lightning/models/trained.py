@@ -23,6 +23,7 @@ class TrainedModel:
         precision: of the training run, as ``lightning.Trainer`` takes it.
         calibration: content of the run's ``calibration.json``; empty: nothing is calibrated.
         note: why nothing is calibrated, or ``""``.
+        weights: digest of the weights.
         data: state of the run's data module: catalog, name of the split, seed, batch size.
     """
 
@@ -31,6 +32,7 @@ class TrainedModel:
     precision: str
     calibration: Stored
     note: str
+    weights: str
     data: dict[str, Any]
 
 
@@ -50,8 +52,11 @@ def open_model(ckpt: str | Path, tta: str | None = None) -> TrainedModel:
     checkpoint = load_checkpoint(ckpt)
     module, transform = restore(checkpoint, ckpt)
     module.tta = tta
-    calibration, note = read_calibration(ckpt, module.class_names, weights_digest(module), tta)
-    return TrainedModel(module, transform, checkpoint["precision"], calibration, note, checkpoint["FishDataModule"])
+    weights = weights_digest(module)
+    calibration, note = read_calibration(ckpt, module.class_names, weights, tta)
+    return TrainedModel(
+        module, transform, checkpoint["precision"], calibration, note, weights, checkpoint["FishDataModule"]
+    )
 
 
 def _open_export(folder: str | Path, tta: str | None) -> TrainedModel:
@@ -62,5 +67,5 @@ def _open_export(folder: str | Path, tta: str | None) -> TrainedModel:
             f"export with tta={tta}, or give the checkpoint"
         )
     module, transform = restore_export(content, graph)
-    data = trained_on(folder, content)
-    return TrainedModel(module, transform, "32-true", content["calibration"] or {}, content["note"], data)
+    data, weights = trained_on(folder, content), content["checkpoint"]["weights"]
+    return TrainedModel(module, transform, "32-true", content["calibration"] or {}, content["note"], weights, data)
