@@ -26,7 +26,16 @@ from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.stored_calibration import Stored, calibration_fault
 from fish_lightning.evaluation.unknowns import SCORE
 from fish_lightning.files import read_rows, shown
-from fish_lightning.models.checkpoint_schema import CLASSES, DICT, NAME, PIPELINE, Description, undescribed
+from fish_lightning.models.checkpoint_schema import (
+    CLASSES,
+    DICT,
+    NAME,
+    PIPELINE,
+    THREE,
+    THREE_POSITIVE,
+    Description,
+    undescribed,
+)
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.settings.rules import COUNT, MODEL_NAME, NULL, SEED, SIZE, TEXT, TTA, Rule, choice
 
@@ -47,7 +56,7 @@ DESCRIPTION: dict[str, Description] = {
     "sha256": _HASH,
     "classes": CLASSES,
     "size": {"height": SIZE, "width": SIZE},
-    "preprocessing": {"transform": PIPELINE},
+    "preprocessing": {"transform": PIPELINE, "mean": THREE, "std": THREE_POSITIVE},
     "tta": TTA,
     "calibration": DICT | NULL,
     "note": Rule(("text",), lambda v: isinstance(v, str)),
@@ -276,7 +285,8 @@ def restore_export(content: dict[str, Any], graph: bytes) -> tuple[ExportedClass
         before, after = parts(graph)
     except (ValueError, KeyError) as error:
         raise UserError(f"ckpt: the graph is not that of an export ({first_line(error)})") from None
-    model = ExportedClassifier(content["classes"], content["network"])
+    normalization = {key: content["preprocessing"][key] for key in ("mean", "std")}
+    model = ExportedClassifier(content["classes"], content["network"], **normalization)
     model.session, model.tta = Session(after, [LOGITS, FEATURES]), content["tta"]
     pipeline: Any = A.from_dict(content["preprocessing"]["transform"])
     preprocessing = GraphPreprocessing(p=1)
