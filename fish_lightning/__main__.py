@@ -5,6 +5,7 @@ PROGRAMS = {
     "evaluate": "score a trained model on its own test images or on others: ckpt=RUN",
     "predict": "predict the classes of images: ckpt=RUN input=FILE|DIR",
     "prepare": "get a data set, check its images, find near-duplicates: data=folder data.root=DIR",
+    "ensemble": "average the predictions of several runs: runs=SWEEP",
     "compare": "is one model better than another on the same test images: a=RUN b=RUN",
     "serve": "answer requests, on a page and an API: model=RUN",
 }

@@ -14,6 +14,7 @@ from fish_lightning.data.sample.folder_name import standard_name
 from fish_lightning.distributed.cluster import run_name, tasks_per_node
 from fish_lightning.errors import end_if_known
 from fish_lightning.hardware import cores, default_workers, fused, uses_cuda
+from fish_lightning.predicting.folders import predict_folder
 from fish_lightning.resume.folders import config_folder, run_folder
 from fish_lightning.sweeps.plugins import register_plugins
 
@@ -53,6 +54,7 @@ _RESOLVERS = {
     "cores": cores,
     "fused": fused,
     "on_a_terminal": sys.stdout.isatty,
+    "predict_folder": predict_folder,
     "run_folder": run_folder,
     "run_name": run_name,
     "sample_name": standard_name,

@@ -177,13 +177,16 @@ def quiet_lightning() -> None:
 
 # torch: the texts of its errors
 
-#: Of networks for which an image is too small, or that accept one size only.
+#: Of networks for which an image is too small, or that accept certain sizes only.
 WRONG_SIZE = (
     "Kernel size can't be greater than actual input size",
     "Output size is too small",
     "Wrong image height",
     "Wrong image width",
     "is invalid for input of size",
+    "doesn't match model",  # timm's
+    "divisible by",
+    "must match the size of tensor",  # of positions that are added to or multiplied with maps of another size
 )
 TOO_SMALL_FOR_BATCH_NORM = "Expected more than 1 value per channel when training"
 #: Of gloo, when another process of the run is gone.

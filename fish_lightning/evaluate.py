@@ -2,7 +2,7 @@
 
 On the images of the training run it reproduces the scores of the run to the last digit. In other data, copies of
 training images are excluded from the score and reported separately. With ``unknown=DIR`` it also measures how well
-images of none of the classes are separated from the others. ``recompute=true`` needs no model: it computes calibration,
+it detects these out-of-distribution images. ``recompute=true`` needs no model: it computes calibration,
 abstention and report of a run again from its ``logits.npz``.
 """
 
@@ -25,7 +25,7 @@ def evaluate(cfg: DictConfig) -> float:
 
     Raises:
         UserError: there is no checkpoint, the data have other classes, the subset is unknown or empty,
-            ``calibration.json`` is corrupt, or there are no images of none of the classes where some are announced.
+            ``calibration.json`` is corrupt, or there are no unknown images where some are announced.
     """
     from hydra.utils import instantiate
 
@@ -36,7 +36,7 @@ def evaluate(cfg: DictConfig) -> float:
     from fish_lightning.data.unknown_images import without_copies
     from fish_lightning.files import run_of
     from fish_lightning.models.trained import open_model
-    from fish_lightning.report.run import recompute, write_evaluation
+    from fish_lightning.report.run import for_target, recompute, write_evaluation
     from fish_lightning.report.tables import recomputed_table
     from fish_lightning.training.summary import summarize_evaluation, unknown_outputs
     from fish_lightning.training.trainer import build_trainer
@@ -45,11 +45,13 @@ def evaluate(cfg: DictConfig) -> float:
         if cfg.unknown:
             raise UserError("recompute=true loads no model, so it can score no new images: leave out unknown=DIR")
         folder = run_of(Path(cfg.ckpt).expanduser())
-        subset, scores = recompute(folder, cfg.evaluate.target_error)
-        print(recomputed_table(folder, subset, scores))
+        subset, scores, drawn = recompute(folder, cfg.evaluate.target_error)
+        print(recomputed_table(folder, subset, scores, drawn))
         return float(scores["accuracy"])
     trained = open_model(cfg.ckpt, cfg.tta)
-    model, recorded = trained.module, trained.data
+    model, recorded, stored = trained.module, trained.data, trained.calibration
+    if cfg.evaluate.target_error and cfg.subset in ("train", "test"):  # of others, it is chosen on the images tested
+        stored = for_target(stored, cfg.ckpt, cfg.evaluate.target_error)
     foreign = input_catalog(cfg.unknown, model.class_names, "unknown") if cfg.unknown else None
     data = instantiate(
         cfg.data,
@@ -57,6 +59,7 @@ def evaluate(cfg: DictConfig) -> float:
         catalog=None,  # read by the source
         split=recorded_split,
         train_transform=trained.transform,
+        backgrounds=None,
         eval_transform=trained.transform,
         seed=recorded["seed"],
         batch_size=cfg.data.batch_size or recorded["batch_size"],
@@ -83,7 +86,7 @@ def evaluate(cfg: DictConfig) -> float:
         summary |= {"changed_images": changed, "rewritten_images": written}
     if trainer.is_global_zero:
         found = None if unknown is None or outputs is None else (unknown, outputs)
-        write_evaluation(Path(cfg.paths.output), summary, predictions, model, data, cfg, trained.calibration, found)
+        write_evaluation(Path(cfg.paths.output), summary, predictions, model, data, cfg, stored, found)
         if trained.note:
             print(trained.note)
     return float(summary[cfg.subset]["accuracy"])

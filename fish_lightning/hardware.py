@@ -1,6 +1,7 @@
 """Defaults for this machine: loader workers, precision, fused optimizers. torch is imported only where needed."""
 
 import os
+import sys
 from pathlib import Path
 
 
@@ -80,6 +81,26 @@ def uses_cuda(accelerator: str) -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def memory() -> int:
+    """Return the memory of this machine, or of the container that this process is in, in bytes."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(physical, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # "max": no limit
+        return physical
+
+
+def peak_memory(cuda: bool) -> int:
+    """Return the most memory that torch has reserved on the GPU, or that this process has had, in bytes."""
+    if cuda:
+        import torch
+
+        return torch.cuda.max_memory_reserved()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def fused(precision: str) -> bool:

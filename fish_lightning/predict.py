@@ -1,16 +1,29 @@
-"""``python -m fish_lightning.predict ckpt=FILE input=FILE|DIR|'GLOB'``: predict the classes of images.
+"""``python -m fish_lightning.predict ckpt=FILE input=FILE|DIR|'GLOB'|LIST``: predict the classes of images.
 
 The checkpoint contains class names, transforms and normalization; nothing else is required. Where its run has a
-``calibration.json``, probabilities are calibrated too, and answers marked as uncertain or as none of the classes.
+``calibration.json``, probabilities are calibrated too, and answers marked as uncertain or as none of the classes. Rows
+are written in parts while it runs, so that memory does not grow with the number of files and a stopped run can be
+resumed.
 """
 
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from fish_lightning.distributed.jobs import end_with_parent
 from fish_lightning.errors import UserError
+from fish_lightning.predicting.folders import command_of, resume_command
 from fish_lightning.settings.command import entry_point
+
+if TYPE_CHECKING:
+    from fish_lightning.models.trained import TrainedModel
+    from fish_lightning.predicting.loop import PartWriter
+    from fish_lightning.predicting.parts import Parts, Shard
+
+#: Files up to which the parts are also merged: 60 MB of JSON for nine classes.
+MERGED = 100_000
 
 
 def predict(cfg: DictConfig) -> None:
@@ -20,46 +33,93 @@ def predict(cfg: DictConfig) -> None:
         cfg: the composed ``conf/predict.yaml``.
 
     Raises:
-        UserError: there is no checkpoint or no input, ``calibration.json`` is corrupt, or, after all others are
-            predicted, a file is unreadable.
+        UserError: there is no checkpoint or no input, ``calibration.json`` is corrupt, the folder has predictions of
+            other files, or, after all others are predicted, a file is unreadable.
     """
     from torch.utils.data import DataLoader
 
-    from fish_lightning.data.dataset import FishDataset, start_worker
-    from fish_lightning.data.folders import input_catalog
-    from fish_lightning.files import shown
+    from fish_lightning.data.dataset import start_worker
+    from fish_lightning.data.inputs import InputImages, read_inputs
+    from fish_lightning.distributed.ranks import announce_parent, gathered
     from fish_lightning.models.trained import open_model
-    from fish_lightning.report import predictions as report
+    from fish_lightning.predicting.loop import ImagesBar, PartWriter, Predictor
+    from fish_lightning.predicting.parts import busy, open_parts, shard_of
     from fish_lightning.training.trainer import build_trainer
 
+    folder, shard = Path(cfg.paths.output), shard_of(cfg.shard)
     trained = open_model(cfg.ckpt, cfg.tta)
-    catalog = input_catalog(cfg.input, trained.module.class_names)
-    dataset = FishDataset(catalog, catalog.indices("all"), trained.transform, seed=0, on_error="skip")
-    loader = DataLoader(
-        dataset,
-        sampler=[(0, index) for index in range(len(dataset))],
-        batch_size=cfg.batch_size,
-        num_workers=cfg.num_workers,
-        worker_init_fn=start_worker,
-    )
-    trainer = build_trainer(cfg.trainer, precision=trained.precision)
-    batches: Any = trainer.predict(trained.module, loader)
+    files = read_inputs(cfg.input)
+    with busy(folder / "predictions", shard):
+        command = command_of(cfg.ckpt, cfg.input, cfg.tta, cfg.format, cfg.trainer.precision)
+        parts = open_parts(folder / "predictions", files, cfg, trained, command)
+        resume = resume_command(sys.argv[1:], folder)
+        writer = PartWriter(parts, trained.module.class_names, trained.calibration, resume)
+        bars = [ImagesBar()] if cfg.trainer.enable_progress_bar else []
+        trainer = build_trainer(cfg.trainer, [writer, *bars], precision=trained.precision)
+        if missing := parts.missing(shard):
+            parts.say_if_resumed(shard, missing)
+            announce_parent(trainer)
+            loader = DataLoader(
+                InputImages(files, trained.transform),
+                batch_size=None,  # an item is a batch
+                sampler=parts.batches(missing[trainer.global_rank :: trainer.world_size], cfg.batch_size),
+                num_workers=cfg.num_workers,
+                worker_init_fn=start_worker,
+            )
+            trainer.predict(Predictor(trained.module), loader, return_predictions=False)
+            gathered(None)  # all processes have written their parts
+        if trainer.is_global_zero:
+            finish(parts, shard, folder, cfg.contact_sheet, trained, writer)
 
-    rows = report.prediction_rows(catalog, batches, trained.module.class_names, trained.calibration)
-    folder = Path(cfg.paths.output)
-    files = report.write_predictions(folder, rows, catalog, cfg.contact_sheet)
-    print(report.prediction_table(rows))
+
+def finish(  # noqa: D417
+    parts: "Parts", shard: "Shard", folder: Path, pictures: int, trained: "TrainedModel", writer: "PartWriter"
+) -> None:
+    """Count the rows, merge the parts if there are not too many, and print where they are.
+
+    Args:
+        parts: those of ``shard`` are complete.
+        folder: of the run.
+        pictures: number of images on the contact sheet.
+        writer: which has printed the first rows, if there were enough.
+
+    Raises:
+        UserError: files are unreadable.
+    """
+    from fish_lightning.files import shown
+    from fish_lightning.report import predictions as report
+
+    whole = parts.is_complete()
+    tally = report.Tally(keep=max(report.ROWS, pictures))
+    rows = tally.counted(parts.rows(range(len(parts)) if whole else parts.of_shard(shard)))
+    written = f"predictions/part-*.{parts.format}"
+    if whole and len(parts.files) <= MERGED:
+        report.write_predictions(folder, rows)
+        written = "predictions.csv, predictions.json"
+    for _ in rows:  # counted
+        pass
+    if tally.n and not writer.shown:
+        print(report.prediction_table(tally.first[: report.ROWS]))
+    if tally.n > report.ROWS:
+        print(f"{report.ROWS} of {tally.n:,} files; all in {written.partition(',')[0]}", "", *tally.lines(), sep="\n")
     for line in [trained.note] if trained.note else report.missing_thresholds(trained.calibration):
         print(line)
-    print(f"\nfolder  {shown(folder)}  ({files})")
-    unreadable = sum(row.error is not None for row in rows)
-    if unreadable:
-        raise UserError(f"{unreadable} of {len(rows)} files could not be read: see the column error of predictions.csv")
+    if whole:
+        sheet = [report.write_contact_sheet(folder, tally.first[:pictures], tally.n)] if pictures else []
+        parts.set_complete()
+        written = ", ".join([written, *sheet])
+    print(f"\nfolder  {shown(folder)}  ({written})" + writer.speed())
+    if not whole:
+        print(f"shard {shard[0]} of {shard[1]} is complete, others are not yet")
+    if tally.unreadable:
+        where = "predictions.csv" if whole and len(parts.files) <= MERGED else written
+        raise UserError(f"{tally.unreadable} of {tally.n} files could not be read: see the column error of {where}")
 
 
 @entry_point("predict")
 def main(cfg: DictConfig) -> None:
     """Command-line entry point."""
+    end_with_parent()
     predict(cfg)
 
 

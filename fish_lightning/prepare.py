@@ -22,6 +22,7 @@ def prepare(cfg: DictConfig) -> None:
     """
     from hydra.utils import instantiate
 
+    from fish_lightning.data import remote
     from fish_lightning.data.archives.unzip import unpack
     from fish_lightning.data.catalog import EmptyClassError
     from fish_lightning.data.inspection import inspect
@@ -35,7 +36,11 @@ def prepare(cfg: DictConfig) -> None:
     chosen = instantiate(cfg.data.source)
     if chosen is None:
         raise UserError("there is nothing to prepare for this data: choose data=fish, data=folder or data=sample")
-    source = chosen(cfg.data.root) if cfg.data.catalog is None else CatalogSource(cfg.data.root, cfg.data.catalog)
+    root = cfg.data.root
+    if remote.is_remote(str(root)):
+        root = remote.copy_of(root, cfg.data.cache_dir and Path(cfg.data.cache_dir).expanduser())
+        remote.fetch(cfg.data.root, root)
+    source = chosen(root) if cfg.data.catalog is None else CatalogSource(root, cfg.data.catalog)
     if cfg.data.archive is not None:
         if isinstance(source, SampleSource):
             raise UserError("data.archive requires data=fish, or data=folder data.root=DIR")

@@ -20,12 +20,11 @@ def train(cfg: DictConfig) -> float | None:
         cfg: the composed ``conf/train.yaml``.
 
     Returns:
-        The metric named by ``optimized_metric``, for sweepers.
+        The metric named by ``optimized_metric``, for sweepers; with ``tune``, the setting that was found.
 
     Raises:
         UserError: a setting or the data is invalid.
     """
-    import albumentations as A
     import lightning as L
     from hydra.utils import instantiate
     from lightning.pytorch.callbacks import LearningRateMonitor
@@ -37,7 +36,8 @@ def train(cfg: DictConfig) -> float | None:
     from fish_lightning.training.best_checkpoint import best_checkpoint
     from fish_lightning.training.summary import history_rows, summarize_run, test_and_val_outputs
     from fish_lightning.training.tensorboard import log_config, log_hyperparameters
-    from fish_lightning.training.trainer import build_trainer
+    from fish_lightning.training.trackers import finish
+    from fish_lightning.training.trainer import build_model, build_trainer
 
     folder = Path(cfg.paths.output)
     if cfg.ckpt == "auto" and (done := finished(folder, cfg)):
@@ -56,15 +56,9 @@ def train(cfg: DictConfig) -> float | None:
     if ckpt is not None:
         require_resumable(ckpt, cfg, trainer, data)
     data.setup()
-    model = instantiate(
-        cfg.model,
-        class_names=data.catalog.classes,
-        eval_transform=A.to_dict(data.eval_transform),
-        class_weights=data.class_weights() if cfg.model.class_weights else None,
-        optimizer=instantiate(cfg.optimizer),
-        scheduler=instantiate(cfg.scheduler),
-    )
-    model.tta = cfg.tta
+    if cfg.tune is not None:
+        return float(instantiate(cfg.tune)(cfg, data))
+    model = build_model(cfg, data)
     report.write_start(folder, trainer, model, data)
     log_config(trainer, cfg)
     if cfg.validate_first and ckpt is None:
@@ -84,6 +78,7 @@ def train(cfg: DictConfig) -> float | None:
             for callback in callbacks:
                 if isinstance(callback, LastCheckpoint):
                     callback.clean_up()
+    finish(trainer)
     return report.metrics(summary).get(cfg.optimized_metric)
 
 

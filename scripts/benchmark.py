@@ -731,6 +731,7 @@ def measure_report(count: int, height: int, width: int, model: str) -> None:
     from fish_lightning.evaluation.outputs import Outputs
     from fish_lightning.evaluation.predictions import Predictions
     from fish_lightning.report import run
+    from fish_lightning.training.trainer import build_trainer
 
     def timed(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
         def measured(*arguments: Any, **settings: Any) -> Any:
@@ -761,6 +762,7 @@ def measure_report(count: int, height: int, width: int, model: str) -> None:
             optimizer=instantiate(cfg.optimizer),
             scheduler=None,
         )
+        network.trainer = build_trainer(cfg.trainer)  # whose precision a report computes in, as a run's test does
         rng = np.random.default_rng(0)  # as many errors as a report lists, whatever the network computes
         at = np.flatnonzero(data.catalog.splits != "train")
         logits = rng.normal(0, 2, (len(at), 9)).astype(np.float32)

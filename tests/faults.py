@@ -4,6 +4,7 @@
 signal kills like any other process. Its output is in ``attempt-N.out`` and ``attempt-N.err``.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -152,8 +153,11 @@ def attempt(folder, overrides):
 
 
 def main():
-    codes = []
-    for number, (folder, overrides) in enumerate(json.loads(Path(sys.argv[1]).read_text())):
+    codes, orders = [], json.loads(Path(sys.argv[1]).read_text())
+    for name in ("wandb", "mlflow"):
+        if name in str(orders):
+            importlib.import_module(name)  # once, rather than in each attempt
+    for number, (folder, overrides) in enumerate(orders):
         child = os.fork()
         if child == 0:
             for stream, name in ((1, "out"), (2, "err")):

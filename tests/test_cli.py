@@ -20,7 +20,7 @@ finally:
 """
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "prepare", "compare", "serve"])
+@pytest.mark.parametrize("module", ["train", "evaluate", "predict", "prepare", "compare", "ensemble", "serve"])
 @pytest.mark.parametrize("question", ["--help", "--cfg=job"])
 def test_questions_are_answered_without_the_heavy_imports(tmp_path, module, question):
     command = [sys.executable, "-c", ASKED, f"fish_lightning.{module}", question]

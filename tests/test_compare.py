@@ -137,6 +137,8 @@ def test_of_an_evaluation_the_split_is_the_trained_runs(tmp_path, compared):
     printed, found = compared()
     assert found["leaked_test_images"] == {"a": 4, "b": 0}
     assert "split.csv is missing" not in printed
+    save_run(tmp_path / "b", PATHS, LABELS, [], PHOTOGRAPHS, checkpoint=str(trained))  # of evaluate ckpt=RUN
+    assert compared()[1]["leaked_test_images"] == {"a": 4, "b": 4}
     save_run(tmp_path / "b", PATHS[:4], LABELS[:4], split=[(path, "bass", "", "train") for path in PATHS[:4]])
     printed, found = compared()
     assert found["without_leaked"] == {"n": 0}

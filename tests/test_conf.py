@@ -51,7 +51,7 @@ def parameters():
 def test_every_choice_of_every_group_composes(choice):
     group, _, option = choice.partition("=")
     cfg = of_choice(choice)
-    elsewhere = ("gradient_clip", "augment", "mix", "average", "freeze", "balance", "loss")
+    elsewhere = ("gradient_clip", "augment", "mix", "average", "freeze", "balance", "loss", "tune")
     assert group in ("experiment", "sweep", "debug") or group in (*cfg, *elsewhere), option
     for part in ("data", "model", "optimizer", "scheduler", "trainer", "transforms"):
         assert plain(cfg[part])
@@ -239,10 +239,12 @@ def test_the_keys_that_stay_can_be_set(setting):
     assert str(OmegaConf.select(composed(setting), key)) == value
 
 
-def test_the_default_normalization_is_imagenets_in_the_model():
+def test_the_default_normalization_is_that_of_the_pretrained_weights():
     cfg = composed("data=folder", "data.root=x")
-    assert plain(cfg.model.mean) == [0.485, 0.456, 0.406] and plain(cfg.model.std) == [0.229, 0.224, 0.225]
     assert (cfg.model.name, cfg.model.weights) == ("resnet34", "imagenet")
+    model = FishClassifier(["a", "b"], cfg.model.name, mean=cfg.model.mean, std=cfg.model.std)
+    assert model.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert model.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
 
 
 def test_notebook_transforms_are_the_notebooks():

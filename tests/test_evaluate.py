@@ -16,6 +16,8 @@ from fish_lightning.data.sample import generate
 from fish_lightning.errors import UserError
 from fish_lightning.evaluate import evaluate
 from fish_lightning.evaluation.outputs import Outputs
+from fish_lightning.evaluation.runs import load_run
+from fish_lightning.evaluation.unknowns import feature_scores
 from fish_lightning.plotting import figures
 
 
@@ -193,7 +195,7 @@ def test_originals_whose_copies_were_trained_on_are_excluded(tmp_path, archive_r
     assert found["left_out"]["n"] == len(trained) and 0 <= found["left_out"]["accuracy"] <= 1
     assert found["test"]["n"] == found["test"]["photographs"] == 12 - len(trained)
     assert found["test"]["leaked_test_images"] == 0 and found["missing_training_images"] == 0
-    assert f"left out: {len(trained)} images that are copies of training images" in capsys.readouterr().out
+    assert f"excluded: {len(trained)} images that are copies of training images" in capsys.readouterr().out
     with (tmp_path / "out" / "test_predictions.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert {prefix + row["path"] for row in rows} == set(originals) - trained
@@ -284,12 +286,15 @@ def test_unknown_images_are_told_from_the_classes_without_copies_of_the_run(
     known, foreign = (Outputs.load(tmp_path / "out" / name) for name in ("logits.npz", "unknown_logits.npz"))
     assert foreign.paths.tolist() == [str(unknown_folder / "deep" / f"{number}.png") for number in range(8)]
     assert set(foreign.labels) == {-1} and set(foreign.splits) == {"unknown"}
+    with np.load(trained.folder / "training_features.npz") as arrays:
+        training = arrays["features"]
     scores = [
         {"energy": np.log(np.exp(logits).sum(1)), "max_logit": logits.max(1), "max_softmax": part.probabilities.max(1)}
         | {"feature_norm": np.linalg.norm(part.features.astype(float), axis=1)}
+        | {"knn": feature_scores(part.features, training)["knn"]}
         for part, logits in ((part, part.logits.astype(float)) for part in (known, foreign))
     ]
-    assert set(block["scores"]) == {*scores[0], "knn"} and block["best"] in block["scores"]
+    assert set(block["scores"]) == set(scores[0]) and block["best"] in block["scores"]
     for name, inside in scores[0].items():
         found, outside = block["scores"][name], scores[1][name]
         pairs = inside[:, None] - outside
@@ -297,16 +302,16 @@ def test_unknown_images_are_told_from_the_classes_without_copies_of_the_run(
         assert found["fpr95"] == pytest.approx((outside >= inside.min()).mean())  # of so few images, all are kept
         for key in ("auroc", "fpr95"):
             low, high = found[f"{key}_ci95"]
-            assert -1e-9 < low <= found[key] + 1e-9 and found[key] - 1e-9 <= high < 1 + 1e-9 and low < high
-    assert (block["score"], block["threshold"]) == ("energy", stored["unknown"]["threshold"])
-    assert block["rejected"] == (scores[1]["energy"] < block["threshold"]).mean()
-    assert block["known_rejected"] == (scores[0]["energy"] < block["threshold"]).mean()
+            assert -1e-9 < low <= found[key] + 1e-9 and found[key] - 1e-9 <= high < 1 + 1e-9
+    assert (block["score"], block["threshold"]) == ("knn", stored["unknown"]["threshold"])
+    assert block["rejected"] == (scores[1]["knn"] < block["threshold"]).mean()
+    assert block["known_rejected"] == (scores[0]["knn"] < block["threshold"]).mean()
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("unknown  8 images of 8 photographs")
-    assert lines[at + 1].split()[:5] == ["left", "out:", "3", "that", "are"]
-    assert lines[at + 2].split()[:4] == ["left", "out:", "1", "unreadable,"]
+    assert lines[at + 1].split()[:5] == ["excluded:", "3", "that", "are", "copies"]
+    assert lines[at + 2].split()[:3] == ["excluded:", "1", "unreadable,"]
     assert [line.split()[0] for line in lines[at + 4 : at + 9]] == list(block["scores"])
-    assert lines[at + 9].startswith(f"threshold     energy below {block['threshold']:.4g}: {block['rejected']:.1%} of")
+    assert lines[at + 9].startswith(f"threshold     knn below {block['threshold']:.4g}: {block['rejected']:.1%} of")
 
 
 def test_the_report_shows_the_unknown_images(tmp_path, unknown_folder, evaluated):
@@ -328,13 +333,13 @@ def test_unknown_images_of_other_data_are_compared_with_both(
     block = evaluated(*data, f"unknown={unknown_folder}")["test"]["unknowns"]
     assert (block["n"], block["excluded"]) == (8, 4)
     assert str(unknown_folder / "tested.png") in block["excluded_images"]
-    assert "knn" in block["scores"]  # from the training images, which are in another folder
+    assert "knn" in block["scores"]  # from the features that the run keeps
     tiny_data.rename(tiny_data.with_name("gone"))
     try:
         block = evaluated(*data, f"unknown={unknown_folder}")["test"]["unknowns"]
     finally:
         tiny_data.with_name("gone").rename(tiny_data)
-    assert (block["n"], block["excluded"], block["missing_images"]) == (11, 1, 36) and "knn" not in block["scores"]
+    assert (block["n"], block["excluded"], block["missing_images"]) == (11, 1, 36) and "knn" in block["scores"]
 
 
 @pytest.mark.parametrize(
@@ -358,6 +363,7 @@ def test_calibration_json_of_the_run_is_used_or_said_to_be_missing(tmp_path, tra
     copy = tmp_path / "run" / "checkpoints" / "best.ckpt"
     copy.parent.mkdir(parents=True)
     shutil.copy(trained.folder / "checkpoints" / "best.ckpt", copy)
+    shutil.copy(trained.folder / "training_features.npz", tmp_path / "run")
     stored = json.loads((trained.folder / "calibration.json").read_text())
     file = tmp_path / "run" / "calibration.json"
     file.write_text(json.dumps(stored | {"temperature": 3.0, "selective": {"threshold": 0.0, "target_error": 0.1}}))
@@ -398,6 +404,50 @@ def test_a_report_is_recomputed_without_the_model(reported, evaluated, monkeypat
     assert "at most 60.0%" in (reported / "report.html").read_text(encoding="utf-8")
 
 
+def test_another_target_error_chooses_the_threshold_on_the_validation_images_of_the_run(
+    tmp_path, trained, evaluated, capsys
+):
+    stored = json.loads((trained.folder / "calibration.json").read_text())["selective"]
+    assert (stored["target_error"], stored["threshold"], stored["candidates"]) == (0.05, None, 2)  # two epochs
+    shutil.copytree(trained.folder, tmp_path / "run")
+    outputs = Outputs.load(tmp_path / "run" / "logits.npz")
+    outputs.logits[np.arange(len(outputs)), outputs.labels] += 50 * (outputs.splits == "val")  # all three are right
+    outputs.save(tmp_path / "run" / "logits.npz")
+    found = evaluated("evaluate.target_error=0.8", ckpt="run")["test"]["selective"]
+    assert (found["target_error"], found["threshold"], found["coverage"]) == (0.8, 0, 1)
+    for target, threshold in ((0.02, None), (0.8, 0)):
+        overrides = ("recompute=true", f"evaluate.target_error={target}")
+        found = evaluated(*overrides, ckpt=tmp_path / "out")["test"]["selective"]
+        assert (found["target_error"], found["threshold"]) == (target, threshold)
+        assert f"(target_error={target})" in capsys.readouterr().out
+
+
+def test_without_validation_images_another_target_error_is_refused(tmp_path, trained, evaluated):
+    shutil.copytree(trained.folder, tmp_path / "run")
+    (tmp_path / "run" / "logits.npz").unlink()
+    for words in ("no validation images in run/logits.npz", "the model has no calibration.json"):
+        with pytest.raises(UserError) as error:
+            evaluated("evaluate.target_error=0.1", ckpt="run")
+        assert str(error.value).startswith(f"evaluate.target_error=0.1: {words}")
+        assert len(str(error.value).splitlines()) == 2
+        (tmp_path / "run" / "calibration.json").unlink(missing_ok=True)
+
+
+def test_calibration_and_abstention_are_recomputed_of_an_evaluation_without_a_report(tmp_path, evaluated, capsys):
+    before = evaluated()
+    capsys.readouterr()
+    assert evaluated("recompute=true", ckpt=tmp_path / "out") == before
+    assert "report       none: the run was made with report=false" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_the_checkpoint_of_a_run_folder_is_recorded(tmp_path, trained, evaluated):
+    found = evaluated(ckpt=trained.folder)
+    assert found["checkpoint"] == str(trained.folder / "checkpoints" / "best.ckpt")
+    (fold,) = load_run("a", tmp_path / "out").folds
+    assert len(fold.trained) == json.loads((trained.folder / "summary.json").read_text())["images"]["train"]
+
+
 def test_what_cannot_be_recomputed_is_said(reported, evaluated):
     with pytest.raises(UserError, match="recompute=true loads no model"):
         evaluated("recompute=true", "unknown=photos", ckpt=reported)
@@ -406,5 +456,5 @@ def test_what_cannot_be_recomputed_is_said(reported, evaluated):
     with pytest.raises(UserError, match=r"report_inputs\.npz is corrupt or incomplete"):
         evaluated("recompute=true", ckpt=reported)
     file.unlink()
-    with pytest.raises(UserError, match="it was made with report=false or by an earlier version"):
+    with pytest.raises(UserError, match="an earlier version made it"):
         evaluated("recompute=true", ckpt=reported)

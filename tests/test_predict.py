@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 from contextlib import nullcontext
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +13,12 @@ from PIL import Image
 
 from fish_lightning.cli import CONF
 from fish_lightning.data.decoding import decode
-from fish_lightning.data.folders import input_catalog
 from fish_lightning.errors import UserError
+from fish_lightning.evaluation.unknowns import feature_scores
 from fish_lightning.models.checkpoint import load_checkpoint, restore
 from fish_lightning.plotting import figures
 from fish_lightning.predict import predict
-from fish_lightning.report.predictions import prediction_rows, prediction_table
+from fish_lightning.report.predictions import Tally, prediction_rows, prediction_table
 
 
 @pytest.fixture(scope="module")
@@ -168,12 +167,23 @@ FILES = ("a.png", "deep/b.png", "turned.png")
 
 
 @pytest.fixture(scope="module")
-def logits(photos, checkpoint):
-    """(3, C) logits of ``FILES``, one image at a time."""
+def computed(photos, checkpoint):
+    """(3, C) logits and (3, D) features of ``FILES``, one image at a time."""
     model, transform = restore(load_checkpoint(checkpoint), checkpoint)
     with torch.inference_mode():
         images = [transform(image=decode(photos / name))["image"].unsqueeze(0) for name in FILES]
-        return np.concatenate([model(image).double().numpy() for image in images])
+        parts = zip(*(model.logits_and_features(image) for image in images), strict=True)
+        return [torch.cat(part).double().numpy() for part in parts]
+
+
+@pytest.fixture(scope="module")
+def logits(computed):
+    return computed[0]
+
+
+@pytest.fixture(scope="module")
+def features(computed):
+    return computed[1]
 
 
 @pytest.fixture
@@ -217,16 +227,19 @@ def rows_of_readable(folder, photos):
     return [found[str(photos / name)] for name in FILES]
 
 
-def test_a_run_calibrates_the_probabilities_of_its_predictions(entries, trained, photos, logits, predicted):
+def test_a_run_calibrates_the_probabilities_of_its_predictions(entries, trained, photos, logits, features, predicted):
     stored = json.loads((trained.folder / "calibration.json").read_text())
     expected = softmax(logits / stored["temperature"]).max(1)
     found = [entries[str(photos / name)]["calibrated_probability"] for name in FILES]
     assert found == pytest.approx(expected, abs=1e-5)
+    with np.load(trained.folder / stored["unknown"]["features"]) as arrays:
+        cosines = feature_scores(features, arrays["features"])[stored["unknown"]["score"]]
+    assert stored["unknown"]["score"] == "knn"
     assert [entries[str(photos / name)]["unknown"] for name in FILES] == [
-        bool(energy < stored["unknown"]["threshold"]) for energy in np.log(np.exp(logits).sum(1))
+        bool(cosine < stored["unknown"]["threshold"]) for cosine in cosines
     ]
     assert stored["selective"]["threshold"] is entries[str(photos / "a.png")]["uncertain"] is None
-    note = "note: nothing is marked as uncertain: no threshold can promise an error of at most 5.0%"
+    note = "note: nothing is marked as uncertain: no threshold can guarantee an error of at most 5.0%"
     assert note in predicted.stdout.splitlines()
 
 
@@ -277,7 +290,7 @@ def test_without_thresholds_nothing_is_marked(tmp_path, photos, predict_here, ca
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["path", "prediction", "probability", "calibrated", "runner-up"]
     assert [line for line in printed if line.startswith("note: ")] == [
-        "note: nothing is marked as uncertain: no threshold can promise an error of at most 5.0%",
+        "note: nothing is marked as uncertain: no threshold can guarantee an error of at most 5.0%",
         "note: nothing is marked as none of these: calibration.json has no threshold for it",
     ]
 
@@ -315,7 +328,7 @@ CORRUPT = [
     (content(selective={"threshold": 0.5}), "selective.target_error is None"),
     (content(selective=[]), "selective or unknown is not a JSON object"),
     (content(least=float("-inf")), "unknown.threshold is -inf, not a number"),
-    (content(score="knn"), "unknown.score is not one of energy, max_logit, max_softmax, feature_norm"),
+    (content(score="entropy"), "unknown.score is not one of energy, max_logit, max_softmax, feature_norm, knn"),
     (content(classes=["bass", "eel", "trout"]), "its classes are not those of the checkpoint"),
 ]
 
@@ -330,22 +343,23 @@ def test_corrupt_calibration_is_a_short_error(tmp_path, photos, predict_here, ca
     assert not (tmp_path / "out").exists()
 
 
-def test_verdicts_of_many_files_are_counted(tmp_path, make_image):
+def test_verdicts_of_many_files_are_counted():
     files, classes = 30, ["bass", "eel"]
-    catalog = input_catalog(str(make_image(tmp_path / "a.png", (9, 9, 9), 0)), classes)
-    catalog = replace(catalog, paths=np.repeat(catalog.paths, files))
     logits = np.zeros((files, 2), np.float32)
     logits[:, 0] = 4
     logits[:12, 0] = 0.1  # uncertain
     features = np.ones((files, 4), np.float16)
     features[8:15] = 0.1  # none of these
-    batches = [(np.arange(files), np.zeros(files, np.int64), logits, features)]
     stored = content(1.0, 0.9, "feature_norm", 1.5)
-    table = prediction_table(prediction_rows(catalog, batches, classes, stored)).splitlines()
-    assert table[-2:] == ["uncertain: 8 (counted above)", "none of these: 7 (counted above)"]
-    assert sum(line.endswith("uncertain") for line in table[:21]) == 8
-    assert [line for line in table if line.split()[:1] == ["bass"]] == ["bass      30"]
+
+    def counted():
+        rows = prediction_rows(["a.png"] * files, [""] * files, logits, features, classes, stored)
+        tally = Tally(keep=0)
+        return list(tally.counted(rows)), tally.lines()
+
+    rows, lines = counted()
+    assert lines[-2:] == ["uncertain: 8 (counted above)", "none of these: 7 (counted above)"]
+    assert sum(line.endswith("uncertain") for line in prediction_table(rows).splitlines()) == 8
+    assert [line for line in lines if line.split()[:1] == ["bass"]] == ["bass      30"]
     stored["unknown"]["threshold"] = None
-    assert prediction_table(prediction_rows(catalog, batches, classes, stored)).endswith(
-        "\nuncertain: 12 (counted above)"
-    )
+    assert counted()[1][-1] == "uncertain: 12 (counted above)"

@@ -41,12 +41,13 @@ SMALL = {
     "predict": ("trainer.accelerator=cpu", "num_workers=0"),
     "prepare": (),
     "compare": (),
+    "ensemble": ("trainer.accelerator=cpu", "report=false"),
 }
 SAMPLE = ("data.source.photographs_per_kind=3", "data.source.copies=1", "report=false")
 SWEEP = (*SAMPLE, "test=false")  # tests/sweeps tests their jobs
 ONE_JOB = ("optimizer=adam", "optimizer.lr=0.002")
 TRAIN, EVALUATE, PREDICT = (f"python -m fish_lightning.{name}" for name in ("train", "evaluate", "predict"))
-PREPARE = "python -m fish_lightning.prepare"
+PREPARE, ENSEMBLE = (f"python -m fish_lightning.{name}" for name in ("prepare", "ensemble"))
 BEST = "ckpt=RUN/checkpoints/best.ckpt"
 
 #: What is run: further settings that make it small, and words that it must print.
@@ -76,12 +77,25 @@ RUN = {
     f"{TRAIN} sweep=grid hydra.sweep.dir=logs/grid ckpt=auto": ((*SWEEP, *ONE_JOB), "sweep folder  logs/grid"),
     f"{TRAIN} ckpt=RUN": ((), "run folder   "),
     "python -m fish_lightning.compare a=RUN_A b=RUN_B margin=0.01": ((), "compare.html"),
+    f"{ENSEMBLE} runs=SWEEP": ((), "points over the mean member"),
+    f"{ENSEMBLE} 'runs=[RUN_A,RUN_B]'": ((), "points over the mean member"),
+    f"{PREDICT} ckpt=ENSEMBLE input=DIR": ((), "contact_sheet.png"),
+    f"{TRAIN} -m seed=1,2,3 split=file split.path=RUN/split.csv": (
+        ("data=folder", "data.root=photos", "seed=1,2", "hydra.sweep.dir=shared", "report=false"),
+        "(of 2 jobs)",
+    ),
+    f"{TRAIN} data=folder data.root=DIR model.name=timm/convnext_atto": (
+        ("model.name=timm/test_convnext", "test=false", "report=false"),
+        "model  timm/test_convnext, random weights",
+    ),
     f"{TRAIN} sweep=optuna hydra/launcher=joblib hydra.launcher.n_jobs=2 hydra.sweeper.n_jobs=2": (
         (*SWEEP, "hydra.launcher.n_jobs=1", "hydra.sweeper.n_trials=1"),  # more start workers, as tests/sweeps does
         "sweep.csv",
     ),
     f"{PREDICT} ckpt=RUN input=DIR": ((), "contact_sheet.png"),
     f"""{PREDICT} {BEST} input="'photos/*.jpg'\"""": ((), "photos/1.jpg"),
+    f"{PREDICT} ckpt=RUN input=LIST.txt hydra.run.dir=FOLDER": ((), "folder  FOLDER"),
+    f"{PREDICT} ckpt=RUN input=DIR shard=3/64": ((), "shard 3 of 64 is complete"),
     f"{EVALUATE} ckpt=RUN": ((), "subset=test"),
     f"{EVALUATE} ckpt=RUN unknown=DIR": ((), "unknown  4 images of 4 photographs"),
     f"{EVALUATE} ckpt=RUN recompute=true evaluate.target_error=0.02": ((), "recomputed   from logits.npz"),
@@ -91,10 +105,15 @@ RUN = {
 }
 #: What is only composed, and why.
 COMPOSED = {
+    f"{TRAIN} 'logger=[default,wandb,mlflow]'": "tests/training/test_trackers.py runs it",
+    f"{TRAIN} tune=lr": "tests/training/test_tune.py runs it",
+    f"{TRAIN} tune=batch_size": "tests/training/test_tune.py runs it",
     f"{PREPARE} data=fish": "it downloads 9,000 images; tests/test_prepare.py has a stand-in",
     f"{TRAIN} trainer.accelerator=gpu": "a GPU",
     f"{TRAIN} trainer=ddp trainer.accelerator=gpu trainer.devices=8 data.batch_size=16": "8 GPUs",
     f"{TRAIN} -m trainer=ddp trainer.accelerator=gpu trainer.devices=8 optimizer.lr=0.01,0.001": "8 GPUs",
+    f"{PREDICT} ckpt=RUN input=DIR trainer=ddp trainer.accelerator=gpu trainer.devices=8": "8 GPUs",
+    f"{PREDICT} ckpt=RUN input=s3://BUCKET/FOLDER format=parquet": "a bucket; tests/data/test_remote.py has a stand-in",
     "torchrun --standalone --nproc-per-node=8 -m fish_lightning.train "
     "trainer=ddp trainer.accelerator=gpu trainer.devices=8": "8 GPUs",
     "torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29400 --rdzv-id=NAME "
@@ -108,7 +127,10 @@ COMPOSED = {
     "hydra.sweeper.n_jobs=8 hydra.sweep.dir=logs/search hydra.sweeper.storage=logs/search/study.log": "a Slurm cluster",
 }
 #: Extras of pyproject.toml that pip would install.
-INSTALLED = {f"pip install '.[{extra}]'": extra for extra in ("optuna", "joblib", "ray", "serve", "submitit")}
+INSTALLED = {
+    f"pip install '.[{extra}]'": extra
+    for extra in ("optuna", "joblib", "submitit", "timm", "wandb", "mlflow", "ray", "serve")
+}
 SERVE = "python -m fish_lightning.serve model=RUN"
 #: Servers, and a request to the first, which is sent to each.
 SERVED = (SERVE, f"{SERVE} host=0.0.0.0 'serve.token=${{oc.env:TOKEN}}'")
@@ -143,6 +165,7 @@ def world(tmp_path_factory, make_image, make_archive, run):
                 image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file.with_name(f"IMG_{label}{number}_b.png"))
         rows += [f"{name}/IMG_{label}{i}_{copy},{name},{split}" for i, copy, split in TABLE]
     (cwd / "table.csv").write_text("\n".join(rows))
+    (cwd / "LIST.txt").write_text("photos/1.jpg\n")
     for number in (1, 2):
         make_image(cwd / "photos" / f"{number}.jpg", colours[0], 98 + number)
     for number in range(4):
@@ -158,11 +181,23 @@ def world(tmp_path_factory, make_image, make_archive, run):
             places["DIR"] = str(archive)
         if "unknown=" in text:
             places["DIR"] = "others"
-        if "RUN" in text:
+        if program == "ensemble" or "ENSEMBLE" in text:
+            sweep = make_sweep()
+            places |= {"SWEEP": "sweep", "RUN_A": str(sweep / "0"), "RUN_B": str(sweep / "1"), "ENSEMBLE": "joined"}
+        elif "RUN" in text:
             places |= dict.fromkeys(("RUN_A", "RUN_B", "RUN"), str(command.run))
         for name, place in places.items():
             overrides = overrides.replace(name, place)
         return run(program, *shlex.split(overrides), *SMALL[program], *extra, cwd=cwd, env=environment)
+
+    def make_sweep():
+        """Copies of the run, as jobs of a sweep on one split, and their ensemble."""
+        if not (cwd / "sweep").exists():
+            for job in "01":
+                shutil.copytree(command.run, cwd / "sweep" / job)
+            words = (*SMALL["ensemble"], "runs=sweep", "hydra.run.dir=joined")
+            assert run("ensemble", *words, cwd=cwd, env=environment).returncode == 0
+        return cwd / "sweep"
 
     command.first = command(next(iter(RUN)))
     assert command.first.returncode == 0, command.first.stderr

@@ -9,7 +9,7 @@ import fish_lightning
 
 PACKAGE = Path(fish_lightning.__file__).parent
 FILES = sorted(file.relative_to(PACKAGE) for file in PACKAGE.rglob("*.py"))
-ENTRY_POINTS = {"train", "evaluate", "predict", "prepare", "compare", "serve"}
+ENTRY_POINTS = {"train", "evaluate", "predict", "prepare", "compare", "ensemble", "serve"}
 #: Packages, and what none of their modules imports.
 FORBIDDEN = {
     "data": {"models", "training", "resume", "report", "sweeps", "cli"},
@@ -18,6 +18,7 @@ FORBIDDEN = {
     "plotting": {"models", "training", "resume", "report", "sweeps", "cli", "lightning"},
     "report": {"training", "resume", "sweeps"},
     "training": {"report", "sweeps"},
+    "predicting": {"training", "sweeps"},
     "resume": {"report", "sweeps"},
     "serving": set(),
 }

@@ -66,14 +66,14 @@ def test_the_best_checkpoint_is_the_epoch_of_the_best_validation(trained):
 
 def test_the_screen_shows_one_line_per_epoch_and_the_results(trained):
     lines = [line for line in trained.stdout.splitlines() if not line.startswith("decoding ")]  # by whoever is first
-    assert re.fullmatch(r"before training +val loss \d+\.\d{4}  val accuracy +\d+\.\d\d %", lines[4])
+    assert re.fullmatch(r"before training +val loss \d+\.\d{4}  val accuracy +\d+\.\d\d%", lines[4])
     for epoch in (1, 2):
-        pattern = rf"epoch {epoch}/2 +lr \S+  train loss \d\.\d+ +val loss \S+  val accuracy +\S+ %  +\d+\.\d s"
+        pattern = rf"epoch {epoch}/2 +lr \S+  train loss \d\.\d+ +val loss \S+  val accuracy +\S+%  +\d+\.\d s"
         assert sum(bool(re.fullmatch(pattern, line)) for line in lines) == 1, trained.stdout
     folder = trained.folder.relative_to(trained.cwd)
     assert f"tensorboard  tensorboard --logdir {folder}" in lines
     assert f"run folder   {folder}" in lines
-    assert any(re.match(r"test accuracy  \d+\.\d\d%   95 % CI \S+% to \S+%", line) for line in lines)
+    assert any(re.match(r"test accuracy  \d+\.\d\d%   95% CI \S+% to \S+%", line) for line in lines)
     assert trained.stderr == ""
 
 

@@ -135,7 +135,14 @@ class PixelCache:
         return self.__dict__ | ({"_pixels": None} if self._file is not None else {})
 
 
-def open_cache(catalog: Catalog, pipelines: Pipelines, folder: Path, workers: int, in_ram: bool = False) -> PixelCache:
+def open_cache(
+    catalog: Catalog,
+    pipelines: Pipelines,
+    folder: Path,
+    workers: int,
+    in_ram: bool = False,
+    content: str = "images",
+) -> PixelCache:
     """Return the decoded images of a catalog, from the cache file or decoded now.
 
     If several processes request the same file, one writes it and the others wait.
@@ -146,6 +153,7 @@ def open_cache(catalog: Catalog, pipelines: Pipelines, folder: Path, workers: in
         folder: the cache.
         workers: number of decoding threads.
         in_ram: write no file (an existing one is still read); for small data sets.
+        content: what the files show, ``"images"`` or ``"masks"``.
 
     Raises:
         UserError: not enough free space, on disk or in memory.
@@ -155,7 +163,7 @@ def open_cache(catalog: Catalog, pipelines: Pipelines, folder: Path, workers: in
         json.dumps([VERSION, PIL.__version__, cv2.__version__, A.__version__, A.to_dict(pipelines.head)], default=str)
     )
     digests = _digests(catalog)
-    family = f"pixels-{root}-{head}"
+    family = f"{'pixels' if content == 'images' else content}-{root}-{head}"
     file = folder / f"{family}-{_hexdigest(digests.tobytes())}.npy"
     shape = (len(catalog), pipelines.height, pipelines.width, 3)
     cache = _open(file, shape)
@@ -169,7 +177,7 @@ def open_cache(catalog: Catalog, pipelines: Pipelines, folder: Path, workers: in
             cache = _open(file, shape)
             for _ in range(ATTEMPTS):
                 if cache is None:
-                    _write(catalog, pipelines, file, family, digests, shape, workers)
+                    _write(catalog, pipelines, file, family, digests, shape, workers, content)
                     cache = _open(file, shape)
     except OSError as error:
         raise UserError(
@@ -193,6 +201,7 @@ def _write(
     digests: Digests,
     shape: tuple[int, ...],
     workers: int,
+    content: str,
 ) -> None:
     """Write the file atomically; unchanged images are copied from the previous file of the family."""
     folder = file.parent
@@ -203,7 +212,7 @@ def _write(
     new = [index for index in range(len(catalog)) if digests[index].tobytes() not in known]
     _require_disk(folder, shape)
     print(
-        f"decoding {len(new):,} images to {shape[1]}x{shape[2]}, once: {_cache_size(shape)} in {shown(folder)}",
+        f"decoding {len(new):,} {content} to {shape[1]}x{shape[2]}, once: {_cache_size(shape)} in {shown(folder)}",
         flush=True,
     )
     bad: dict[int, str] = {}

@@ -56,6 +56,11 @@ class OfPhotographs:
         """(N,) photograph of each image; an image of unknown photograph is one of its own, named by its path."""
         return np.where(self.photographs == "", self.paths, self.photographs)
 
+    def copies_of(self, photographs: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
+        """Return (N,) whether an image is a copy of one of these photographs, which may include ``""``."""
+        copied: npt.NDArray[np.bool_] = np.isin(self.photographs, np.unique(photographs)) & (self.photographs != "")
+        return copied
+
 
 @dataclass(frozen=True)
 class Catalog(OfPhotographs):
@@ -90,8 +95,7 @@ class Catalog(OfPhotographs):
 
     def leaked(self) -> npt.NDArray[np.bool_]:
         """Return (N,) whether an image is in the test split while a copy of it is in the training split."""
-        trained = np.unique(self.photographs[self.splits == "train"])
-        copied = np.isin(self.photographs, trained) & np.not_equal(self.photographs, "")
+        copied = self.copies_of(self.photographs[self.splits == "train"])
         leaked: npt.NDArray[np.bool_] = np.logical_and(self.splits == "test", copied)
         return leaked
 

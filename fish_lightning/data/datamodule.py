@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fish_lightning import compat
+from fish_lightning.data import remote
+from fish_lightning.data.backgrounds import Backgrounds, open_backgrounds
 from fish_lightning.data.cache import Pipelines, PixelCache, open_cache, split_pipelines
 from fish_lightning.data.catalog import SPLITS, Catalog, changed_files, without_class
 from fish_lightning.data.dataset import REMEDY, UNREADABLE, FishDataset, KeyedBatches, start_worker
@@ -38,7 +40,7 @@ class FishDataModule(L.LightningDataModule):
     """Data loaders for training, validation and test.
 
     Args:
-        root: folder of the images; None if the source does not require one.
+        root: folder of the images, or its URL; None if the source does not require one.
         source: creates the source from ``root``: a class of :mod:`fish_lightning.data.sources`.
         split: assigns train, val and test, unless ``keep_split`` applies.
         train_transform: albumentations pipeline for training images.
@@ -58,6 +60,8 @@ class FishDataModule(L.LightningDataModule):
         leave_out: index or name of a class without which to train and test; its test images are ``left_out``.
         cache: ``"on"`` (decoded images in a file in ``cache_dir``), ``"ram"`` or ``"off"``.
         cache_dir: folder of the cache, also for the result of the near-duplicate search; None: it is not cached.
+        backgrounds: share of the training images whose object is pasted on another one's background, where masks are
+            known; None: none.
         resident: keep all decoded images on the device, which augments them; loaders send their indices.
         on_error: ``"raise"`` or ``"skip"`` unreadable images.
         test_subset: the images to test: ``"test"``, ``"val"``, ``"train"`` or ``"all"``.
@@ -91,6 +95,7 @@ class FishDataModule(L.LightningDataModule):
         leave_out: int | str | None = None,
         cache: str | bool = "off",
         cache_dir: str | Path | None = None,
+        backgrounds: float | None = None,
         resident: bool = False,
         on_error: str = "raise",
         test_subset: str = "test",
@@ -98,6 +103,10 @@ class FishDataModule(L.LightningDataModule):
         super().__init__()
         if on_error not in ("raise", "skip"):
             raise UserError(f"data.on_error={on_error}: expected raise or skip")
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        self.remote = str(root) if remote.is_remote(str(root)) else None
+        if self.remote is not None:
+            root = remote.copy_of(self.remote, self.cache_dir)
         if catalog is not None:
             self.source: Source = CatalogSource(root, catalog)
         elif source is not None:
@@ -117,8 +126,8 @@ class FishDataModule(L.LightningDataModule):
         self.cache = ("on" if cache else "off") if isinstance(cache, bool) else cache  # YAML's on and off
         if self.cache not in ("on", "off", "ram"):
             raise UserError(f"data.cache={cache}: expected on, off or ram")
-        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
-        self.resident = resident
+        self.resident, self.backgrounds = resident, backgrounds
+        self._backgrounds: Backgrounds | None = None
         self.device_augment: DeviceAugment | None = None
         self.pipelines: Pipelines | None = None
         self.pixels: PixelCache | None = None
@@ -136,7 +145,9 @@ class FishDataModule(L.LightningDataModule):
             cv2.setNumThreads(0)
 
     def prepare_data(self) -> None:
-        """Download or generate missing files."""
+        """Fetch, download or generate missing files."""
+        if self.remote is not None:
+            remote.fetch(self.remote, remote.copy_of(self.remote, self.cache_dir))
         self.source.prepare()
 
     def read_catalog(self) -> Catalog:
@@ -161,6 +172,8 @@ class FishDataModule(L.LightningDataModule):
         self.read_catalog()
         if self.pixels is None and (self.cache != "off" or self.resident):
             self._open_cache()
+        if self.backgrounds and self._backgrounds is None:
+            self._backgrounds = self._open_backgrounds(self.backgrounds)
 
     def _open_cache(self) -> None:
         self.pipelines = split_pipelines(self.train_transform, self.eval_transform)
@@ -189,6 +202,12 @@ class FishDataModule(L.LightningDataModule):
             named = [self.pixels.errors[index] for index in bad[:3]]
             more = [f"and {len(bad) - 3} more"] if len(bad) > 3 else []
             raise UnreadableImage("\n".join([*named, *more, REMEDY]))
+
+    def _open_backgrounds(self, share: float) -> Backgrounds:
+        if self.resident or self.pixels is None or self.pipelines is None:
+            raise UserError("transforms.backgrounds requires augment=cpu and data.cache=on or data.cache=ram")
+        folder, in_ram = self.cache_dir or Path(), self.cache == "ram"
+        return open_backgrounds(self.catalog, self.pixels, self.pipelines, folder, cores(), in_ram, self.seed, share)
 
     @property
     def split_name(self) -> str:
@@ -272,7 +291,14 @@ class FishDataModule(L.LightningDataModule):
         else:
             transform = self.pipelines.train if train else self.pipelines.evaluate
         return FishDataset(
-            self.catalog, self.catalog.indices(split), transform, self.seed, self.on_error, self.pixels, self.resident
+            self.catalog,
+            self.catalog.indices(split),
+            transform,
+            self.seed,
+            self.on_error,
+            self.pixels,
+            self.resident,
+            self._backgrounds if train else None,
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from fish_lightning.data.backgrounds import Backgrounds
 from fish_lightning.data.cache import PixelCache
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.decoding import UnreadableImage, decode
@@ -44,6 +45,7 @@ class FishDataset(Dataset[dict[str, Any]]):
         on_error: ``"raise"`` reports an unreadable image and stops; ``"skip"`` labels it ``UNREADABLE``.
         cache: the decoded images, ``transform`` being the rest of the pipeline; None: decode the files.
         resident: all pixels are on the device: items have ``epoch`` instead of ``image``.
+        backgrounds: gives images other backgrounds, before ``transform``; None: they keep theirs.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class FishDataset(Dataset[dict[str, Any]]):
         on_error: str = "raise",
         cache: PixelCache | None = None,
         resident: bool = False,
+        backgrounds: Backgrounds | None = None,
     ) -> None:
         self.catalog = catalog
         self.indices = indices
@@ -63,6 +66,7 @@ class FishDataset(Dataset[dict[str, Any]]):
         self.on_error = on_error
         self.cache = cache
         self.resident = resident
+        self.backgrounds = backgrounds
         self.randomness = KeyedRandomness()
 
     def __len__(self) -> int:
@@ -92,6 +96,8 @@ class FishDataset(Dataset[dict[str, Any]]):
             if self.on_error == "raise":
                 raise UnreadableImage(f"{error}\n{REMEDY}") from None
             pixels, label = np.zeros((32, 32, 3), np.uint8) if self.cache is None else self.cache.black(), UNREADABLE
+        if self.backgrounds is not None and label != UNREADABLE:
+            pixels = self.backgrounds(pixels, epoch, index)
         self.randomness.key(self.transform, keyed_seed(self.seed, epoch, index))
         return {"image": self.transform(image=pixels)["image"], "label": label, "index": index}
 

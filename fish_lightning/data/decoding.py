@@ -7,7 +7,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fish_lightning.data import remote
 from fish_lightning.errors import UserError
 
 #: All that is ever parsed; MPO, of phones, is a JPEG variant. Pillow would try all formats, and start Ghostscript for
@@ -59,20 +60,25 @@ def opened(path: str | Path | InMemory) -> Iterator[Image.Image]:
     Raises:
         UnreadableImage: the file is missing, empty, corrupt, too large, no regular file, or not one of ``FORMATS``.
     """
+    is_remote = False
+    if not isinstance(path, InMemory) and remote.is_remote(path):  # the name of an upload is never followed
+        is_remote, path = True, remote.url_of(path)
     try:
-        if isinstance(path, InMemory):
-            size = path.size
-        else:
+        status = None
+        if not (is_remote or isinstance(path, InMemory)):
             status = os.stat(path)  # noqa: PTH116 - follows links; a pipe or a device would block open()
-            if not stat.S_ISREG(status.st_mode):
-                raise UnreadableImage(f"{path}: not a regular file")
-            size = status.st_size
+        if status is not None and not stat.S_ISREG(status.st_mode):
+            raise UnreadableImage(f"{path}: not a regular file")
         try:
-            with Image.open(path, formats=FORMATS) as image:
+            with (
+                remote.opened(str(path)) if is_remote else nullcontext(path) as source,
+                Image.open(source, formats=FORMATS) as image,
+            ):
                 _require_sane_size(path, *image.size)
                 yield image
         except UnidentifiedImageError:
-            fault = "not an image (PNG, JPEG, WebP, BMP or TIFF)" if size else "an empty file"
+            is_empty = path.size == 0 if isinstance(path, InMemory) else status is not None and not status.st_size
+            fault = "an empty file" if is_empty else "not an image (PNG, JPEG, WebP, BMP or TIFF)"
             raise UnreadableImage(f"{path}: {fault}") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise TooManyPixels(f"{path}: {_TOO_LARGE}") from None

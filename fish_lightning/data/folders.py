@@ -7,7 +7,7 @@ form loops.
 import fnmatch
 import glob
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ MASK_SUFFIX = " GT"
 #: What marks a folder that a run, or a sweep of runs, was written to.
 RUN_FILES = (".hydra", "multirun.yaml")
 #: Folders below ``logs``.
-PROGRAMS = ("train", "evaluate", "predict", "prepare", "compare", "ensemble", "export", "serve")
+PROGRAMS = ("train", "evaluate", "predict", "prepare", "compare", "ensemble", "export", "serve", "tune")
 
 Identity = tuple[int, int]
 
@@ -80,18 +80,27 @@ def _unreadable(folder: Path, error: OSError) -> UserError:
 
 
 def _entries(folder: Path) -> list["os.DirEntry[str]"]:
-    """Return what a folder contains, sorted by name; nothing if it does not exist.
+    """Return what a folder contains, sorted by name; see :func:`_scan`."""
+    return sorted(_scan(folder), key=_name)
+
+
+def _scan(folder: Path) -> Iterator["os.DirEntry[str]"]:
+    """Yield what a folder contains, in any order; nothing if it does not exist.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
+            yield from entries
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return
     except OSError as error:
         raise _unreadable(folder, error) from None
+
+
+def _name(entry: "os.DirEntry[str]") -> str:
+    return entry.name
 
 
 def _is(entry: "os.DirEntry[str]", folder: bool) -> bool:
@@ -190,24 +199,32 @@ def files_below(
         stack = [link]
         while stack:
             place = stack.pop()
-            entries = _entries(place)
-            if place != folder and any(entry.name in RUN_FILES for entry in entries):
+            # Of a million files in one folder the names alone are kept.
+            files: list[str] = []
+            special: list[str] = []
+            folders: list[os.DirEntry[str]] = []
+            is_output = False
+            for entry in _scan(place):
+                is_output = is_output or entry.name in RUN_FILES
+                if entry.name.startswith("."):
+                    continue
+                if _is(entry, folder=True):
+                    folders.append(entry)
+                elif not suffixes or os.path.splitext(entry.name)[1].lower() in suffixes:  # noqa: PTH122 - as above
+                    # A link to nothing is kept: the decoder reports it.
+                    regular = _is(entry, folder=False) or not os.path.exists(entry.path)  # noqa: PTH110 - it is text
+                    (files if regular else special).append(entry.name)
+            if place != folder and is_output:
                 reasons[place] = RUN
                 continue
             if (identity := _identity(place)) in seen:
                 reasons[place] = LOOP
                 continue
             seen.add(identity)
-            entries = [entry for entry in entries if not entry.name.startswith(".")]
-            names = {entry.name for entry in entries if _is(entry, folder=True)}
-            for entry in entries:
-                if entry.name in names or (suffixes and Path(entry.name).suffix.lower() not in suffixes):
-                    continue
-                if _is(entry, folder=False) or not os.path.exists(entry.path):  # noqa: PTH110 - DirEntry.path is text
-                    yield Path(entry.path)  # also a link to nothing, which the decoder reports
-                else:
-                    reasons[Path(entry.path)] = SPECIAL
-            below = [entry for entry in entries if entry.name in names and not _holds_masks(entry.name, names)]
+            reasons |= {place / name: SPECIAL for name in special}
+            yield from (place / name for name in sorted(files))
+            names = {entry.name for entry in folders}
+            below = [entry for entry in sorted(folders, key=_name) if not _holds_masks(entry.name, names)]
             links += [Path(entry.path) for entry in below if entry.is_symlink()]
             stack += [Path(entry.path) for entry in reversed(below) if not entry.is_symlink()]
 
@@ -216,34 +233,48 @@ def input_catalog(pattern: str, classes: Sequence[str], key: str = "input") -> C
     """Return the files to predict as a catalog without labels.
 
     Args:
-        pattern: an image file, a folder (searched with its sub-folders), or a pattern with ``*``, ``?`` or ``**``.
+        pattern: as :func:`input_files` takes it.
         classes: the model's class names.
         key: the setting that gives ``pattern``, for errors.
-
-    Returns:
-        A catalog whose paths are relative to the working directory, or absolute, as ``pattern`` is.
 
     Raises:
         UserError: it matches no image.
     """
-    path, left_out = os.path.expanduser(pattern), LeftOut()  # noqa: PTH111 - like the next lines, it never raises
+    paths = np.array(list(input_files(pattern, key)), dtype=np.str_)
+    blank = np.full(len(paths), "", dtype=np.str_)
+    return Catalog(Path(), paths, np.zeros(len(paths), np.int64), blank, blank, tuple(classes))
+
+
+def input_files(pattern: str, key: str = "input") -> Iterator[str]:
+    """Yield the files to predict; those of a folder as they are found.
+
+    Args:
+        pattern: an image file, a folder (searched with its sub-folders), or a pattern with ``*``, ``?`` or ``**``.
+        key: the setting that gives ``pattern``, for errors.
+
+    Yields:
+        Paths relative to the working directory, or absolute, as ``pattern`` is.
+
+    Raises:
+        UserError: it matches no image.
+    """
+    path, left_out, count = os.path.expanduser(pattern), LeftOut(), 0  # noqa: PTH111 - like the next lines, it never raises
     if os.path.isdir(path):  # noqa: PTH112
-        files = [str(file) for file in images_below(Path(path), left_out)]
+        files: Iterable[str] = (str(file) for file in images_below(Path(path), left_out))
     elif os.path.isfile(path):  # noqa: PTH113
         files = [str(Path(path))]
     else:
         # Through links, several patterns lead to one file: the shortest path stays.
         found = sorted(_matching(path, left_out), key=lambda file: (file.count(os.sep), file), reverse=True)
         files = sorted({same_file(Path(file)): file for file in found}.values())
+    for count, file in enumerate(files, 1):  # noqa: B007 - counted
+        yield file
     left_out.say()
-    if not files:
+    if not count:
         fault = "contains no image" if os.path.exists(path) else "matches no file"  # noqa: PTH110
         raise UserError(
             f"{key}: {pattern} {fault} (working directory: {_here()})\ngive an image, a folder or 'quoted pattern*'"
         )
-    n = len(files)
-    blank = np.full(n, "", dtype=np.str_)
-    return Catalog(Path(), np.array(files, dtype=np.str_), np.zeros(n, np.int64), blank, blank, tuple(classes))
 
 
 def same_file(file: Path) -> str:

@@ -1,7 +1,7 @@
 """Everything that a report says about a test, computed from logits and features: no model, no image files."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from fish_lightning.evaluation.abstention import (
     selective_scores,
 )
 from fish_lightning.evaluation.arrays import Bools, Floats, Ints, Names, photograph_index, require_finite, softmax
-from fish_lightning.evaluation.bootstrap import per_photograph, ratio_interval, wilson_interval
+from fish_lightning.evaluation.bootstrap import per_photograph, wilson_interval
 from fish_lightning.evaluation.calibration import (
+    COLDEST,
+    HOTTEST,
     ReliabilityCurve,
     calibration_scores,
     fit_temperature,
@@ -27,18 +29,24 @@ from fish_lightning.evaluation.label_suspects import LabelSuspect, find_label_su
 from fish_lightning.evaluation.neighbours import nearest_photographs
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.photograph_vote import class_scores, mean_by_photograph, vote_scores
+from fish_lightning.evaluation.scores import confusion_matrix, photograph_interval
+from fish_lightning.evaluation.stored_calibration import unknown_score
 from fish_lightning.evaluation.unknowns import (
+    SCORE,
+    SCORE_WITHOUT_FEATURES,
     Detection,
     best_score,
     detection,
-    feature_scores,
     image_scores,
     keep_threshold,
 )
 
 NEIGHBOURS = 3  # nearest training photographs of an error
-LISTED = 100  # errors, photographs and label suspects kept at most; the totals are counted
+ERRORS = 40  # kept at most, each with a heat map in the report; the total is counted
+LISTED = 100  # photographs and label suspects kept at most, likewise
 CURVE = 200  # points of the risk-coverage curve kept at most
+#: Share of photographs whose label the model contradicts, and their number: more, and it is the model that is wrong.
+SUSPECT_SHARE, FEW_SUSPECTS = 0.1, 2
 MANY_CLASSES = 100  # beyond, intervals of classes come from fewer draws, to stay within seconds
 
 
@@ -90,7 +98,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Error:
-    """A photograph that is mistaken for another class; its most confident copy stands for all with that prediction.
+    """A photograph predicted as another class; its most confident copy represents all with that prediction.
 
     Attributes:
         image: index into :class:`Images`.
@@ -138,12 +146,13 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Unknowns:
-    """How images of none of the classes are detected.
+    """How unknown images are detected.
 
     Attributes:
         score: name of the score that is compared with the threshold, see ``unknowns.py``.
-        threshold: below it an image is of none of the classes; None without validation images.
+        threshold: below it an image is unknown; None without validation images.
         rejected: share of the tested images below the threshold; None without one.
+        features: (M, D) of the training photographs that ``knn`` compares with; None for another score.
         n: number of unknown images; 0 if there are none to measure with.
         photographs: number of their photographs; None if they are unknown.
         unknown_rejected: share of the unknown images below the threshold; None without either.
@@ -154,6 +163,7 @@ class Unknowns:
     score: str
     threshold: float | None
     rejected: float | None
+    features: Floats | None
     n: int
     photographs: int | None
     unknown_rejected: float | None
@@ -188,16 +198,17 @@ class Analysis:
         calibration: block of ``summary.json``.
         reliability: before temperature scaling.
         reliability_after: after it; None without a temperature.
-        promise: the threshold and what it promises; None if it was not chosen here.
+        guarantee: the threshold and what it guarantees; None if it was not chosen here.
+        candidates: number of checkpoints that the validation images chose among.
         selective: block of ``summary.json``.
         curve: at most ``CURVE`` points.
         unknowns: None without a threshold and without unknown images.
-        errors: at most ``LISTED``, the most confident first.
+        errors: at most ``ERRORS``, the most confident first.
         error_photographs: number of errors, listed or not.
         neighbours_from: split that neighbours were searched for in; None where there was none.
         neighbours_among: number of photographs that were searched.
-        suspects: at most ``LISTED``, the most certain first.
-        suspect_photographs: number of suspects, listed or not.
+        suspects: at most ``LISTED``, the most certain first; none where there are more than label errors explain.
+        suspect_photographs: number of photographs whose label the model contradicts with confidence, listed or not.
         suspects_among: number of images that were searched for suspects.
     """
 
@@ -222,7 +233,8 @@ class Analysis:
     calibration: dict[str, Any]
     reliability: ReliabilityCurve
     reliability_after: ReliabilityCurve | None
-    promise: SelectiveThreshold | None
+    guarantee: SelectiveThreshold | None
+    candidates: int
     selective: dict[str, Any]
     curve: RiskCoverage
     unknowns: Unknowns | None
@@ -234,6 +246,12 @@ class Analysis:
     suspect_photographs: int
     suspects_among: int
 
+    @property
+    def temperature_at_bound(self) -> bool:
+        """Whether the NLL still falls where the search for the temperature ends."""
+        temperature = self.calibration["temperature"]
+        return temperature is not None and not 1.001 * COLDEST < temperature < 0.999 * HOTTEST
+
 
 def analyse(
     outputs: Outputs,
@@ -243,8 +261,8 @@ def analyse(
     subset: str = "test",
     leaked: Bools | None = None,
     unknown: Outputs | None = None,
-    unknown_score: str = "energy",
     stored: Mapping[str, Any] | None = None,
+    candidates: int = 1,
 ) -> Analysis:
     """Compute everything that a report draws.
 
@@ -253,15 +271,15 @@ def analyse(
 
     Args:
         outputs: of test and validation images.
-        training: of training images, for nearest neighbours, leaks and the score ``knn``; None: neighbours are
-            searched for among validation images.
-        target_error: greatest error among answered images that the threshold is to promise.
+        training: of training images, for nearest neighbours, leaks and, unless its features are stored, the score
+            ``knn``; None: neighbours are searched for among validation images.
+        target_error: greatest error among answered images that the threshold is to guarantee.
         subset: train, val, test or all.
         leaked: (len(outputs),) whether a copy of an image is among the training images; None: found by the photographs
             of ``training``, and unknown without.
-        unknown: of images of none of the classes; their labels are not used.
-        unknown_score: name of a score in ``unknowns.py``; ``knn`` requires ``training``.
-        stored: content of the training run's ``calibration.json``.
+        unknown: of unknown images; their labels are not used.
+        stored: what ``read_calibration`` returns for the training run.
+        candidates: number of checkpoints that the validation images chose among, see :func:`choose_threshold`.
 
     Raises:
         UserError: no images in the subset, or NaN or infinite logits or features.
@@ -275,7 +293,7 @@ def analyse(
         raise UserError(f"subset={subset}: there are no images to report on")
     require_finite(outputs.logits, "logits")
     if leaked is None and training is not None and (outputs.photographs != "").any():
-        leaked = np.isin(outputs.photographs, training.photographs) & (outputs.photographs != "")
+        leaked = outputs.copies_of(training.photographs)
     tested, validated = outputs.take(chosen), outputs.splits == "val"
     val = outputs.take(validated)
     names, val_names = _photographs(tested), _photographs(val)
@@ -285,10 +303,8 @@ def analyse(
     probabilities = tested.probabilities
     calibrated = None if temperature is None else softmax(tested.logits.astype(np.float64) / temperature)
     confidence, correct = probabilities.max(axis=1), tested.correct
-    promise = (
-        choose_threshold(val.probabilities.max(axis=1), val.correct, val_names, target_error) if len(val) else None
-    )
-    selective = fit.get("selective") or {"threshold": promise and promise.threshold, "target_error": target_error}
+    guarantee = guaranteed(val, target_error, candidates) if len(val) else None
+    selective = fit.get("selective") or {"threshold": guarantee and guarantee.threshold, "target_error": target_error}
 
     images = Images(
         paths=tested.paths,
@@ -314,9 +330,11 @@ def analyse(
     )
     searched = (outputs.splits != "train") & (True if leaked is None else ~leaked)
     suspects: list[LabelSuspect] = []
+    credible = True
     if searched.any():
         among = outputs.take(searched)
         suspects = find_label_suspects(among.probabilities, among.labels, _photographs(among), among.paths)
+        credible = len(suspects) <= max(FEW_SUSPECTS, SUSPECT_SHARE * _number_of_photographs(among))
     return Analysis(
         classes=tuple(str(name) for name in outputs.classes),
         subset=subset,
@@ -324,12 +342,12 @@ def analyse(
         photographs=None if names is None else int(index.max()) + 1,
         accuracy=float(correct.mean()),
         accuracy_ci95=wilson_interval(int(correct.sum()), len(correct)),
-        accuracy_ci95_photographs=None if names is None else _accuracy_interval(index, correct),
+        accuracy_ci95_photographs=None if names is None else photograph_interval(correct, index),
         macro_f1=float(np.mean(f1)),
         leaked=None if images.leaked is None else int(images.leaked.sum()),
         without_leaked=None if images.leaked is None else _without_leaked(index, correct, images.leaked),
         per_class=per_class,
-        confusion=_confusion(images, len(outputs.classes)),
+        confusion=confusion_matrix(tested, len(outputs.classes)),
         votes=vote_scores(probabilities, images.labels, names),
         copies_correct=copies_correct,
         worst_photographs=worst,
@@ -339,32 +357,45 @@ def analyse(
         calibration=calibration_scores(tested.logits, images.labels, temperature),
         reliability=reliability_curve(probabilities, images.labels, names),
         reliability_after=None if calibrated is None else reliability_curve(calibrated, images.labels, names),
-        promise=promise,
+        guarantee=guarantee,
+        candidates=candidates,
         selective=selective_scores(confidence, correct, selective["threshold"], selective["target_error"], names),
         curve=_thinned(risk_coverage(confidence, correct)),
-        unknowns=_unknowns(tested, val, training, unknown, unknown_score, fit.get("unknown")),
+        unknowns=_unknowns(tested, val, unknown, _detector(stored, training), fit.get("unknown")),
         errors=errors,
         error_photographs=error_photographs,
         neighbours_from=neighbours_from,
         neighbours_among=_number_of_photographs({"train": training, "val": val}.get(neighbours_from or "")),
-        suspects=suspects[:LISTED],
+        suspects=suspects[:LISTED] if credible else [],
         suspect_photographs=len(suspects),
         suspects_among=int(searched.sum()),
     )
 
 
-def calibration_file(analysis: Analysis) -> dict[str, Any]:
-    """Return the content of ``calibration.json``: what ``predict`` and later evaluations take from the validation.
+def guaranteed(val: Outputs, target_error: float, candidates: int) -> SelectiveThreshold:
+    """Choose the abstention threshold on validation images, see :func:`choose_threshold`."""
+    return choose_threshold(
+        val.probabilities.max(axis=1), val.correct, _photographs(val), target_error, candidates=candidates
+    )
+
+
+def calibration_of(analysis: Analysis) -> dict[str, Any]:
+    """Return what ``predict`` and later evaluations take from the validation, for ``write_calibration``.
 
     Returns:
-        ``temperature``, ``selective`` (``threshold``, ``target_error``), ``unknown`` (``score``, ``threshold``) and
-        ``classes``; None for what could not be determined.
+        ``temperature``, ``selective`` (``threshold``, ``target_error``, ``candidates``), ``unknown`` (``score``,
+        ``threshold`` and, for ``knn``, ``features``) and ``classes``; None for what could not be determined.
     """
     unknowns = analysis.unknowns
+    unknown: dict[str, Any] | None = None
+    if unknowns is not None:
+        unknown = {"score": unknowns.score, "threshold": unknowns.threshold}
+        unknown |= {} if unknowns.features is None else {"features": unknowns.features}
     return {
         "temperature": analysis.calibration["temperature"],
-        "selective": {key: analysis.selective[key] for key in ("threshold", "target_error")},
-        "unknown": None if unknowns is None else {"score": unknowns.score, "threshold": unknowns.threshold},
+        "selective": {key: analysis.selective[key] for key in ("threshold", "target_error")}
+        | {"candidates": analysis.candidates},
+        "unknown": unknown,
         "classes": list(analysis.classes),
     }
 
@@ -398,26 +429,16 @@ def _number_of_photographs(outputs: Outputs | None) -> int:
     return 0 if outputs is None else len(np.unique(outputs.photographs_or_paths))
 
 
-def _accuracy_interval(index: Ints, correct: Bools) -> tuple[float, float]:
-    right, copies = per_photograph(index, correct, np.ones(len(correct))).T
-    return ratio_interval(right, copies)
-
-
 def _without_leaked(index: Ints, correct: Bools, leaked: Bools) -> dict[str, Any] | None:
     if not leaked.any() or leaked.all():
         return None
     rest = ~leaked
-    interval = _accuracy_interval(photograph_index(index[rest], int(rest.sum())), correct[rest])
+    interval = photograph_interval(correct[rest], index[rest])
     return {
         "accuracy": float(correct[rest].mean()),
         "accuracy_ci95_photographs": list(interval),
         "n": int(rest.sum()),
     }
-
-
-def _confusion(images: Images, classes: int) -> npt.NDArray[np.int64]:
-    flat = np.bincount(images.labels * classes + images.preds, minlength=classes * classes)
-    return flat.reshape(classes, classes)
 
 
 def _worst_photographs(
@@ -456,7 +477,7 @@ def _errors(
     classes = len(tested.classes)
     mistake = (index[order] * classes + images.labels[order]) * classes + images.preds[order]
     _, first, mistaken = np.unique(mistake, return_index=True, return_counts=True)
-    rank = np.argsort(first)[:LISTED]
+    rank = np.argsort(first)[:ERRORS]
     listed, copies = order[first[rank]], np.bincount(index)
     neighbours, split = _neighbours(tested.features[listed], training, val)
     errors = [
@@ -509,54 +530,56 @@ def _thinned(curve: RiskCoverage) -> RiskCoverage:
     return RiskCoverage(curve.threshold[kept], curve.coverage[kept], curve.risk[kept], curve.aurc)
 
 
+def _detector(stored: Mapping[str, Any] | None, training: Outputs | None) -> dict[str, Any]:
+    """Return ``score`` and ``features`` of the stored score, else of ``SCORE`` with one image of each photograph."""
+    if stored and stored["unknown"]:
+        return dict(stored["unknown"])
+    if training is None or not len(training) or not _usable(training.features):
+        return {"score": SCORE_WITHOUT_FEATURES}
+    _, first = np.unique(training.photographs_or_paths, return_index=True)
+    return {"score": SCORE, "features": training.features[np.sort(first)]}
+
+
 def _unknowns(
     tested: Outputs,
     val: Outputs,
-    training: Outputs | None,
     unknown: Outputs | None,
-    name: str,
+    detector: Mapping[str, Any],
     stored: Mapping[str, Any] | None,
 ) -> Unknowns | None:
-    if stored:
-        name = stored["score"]
     threshold = stored["threshold"] if stored else None
     if len(val):
-        threshold = keep_threshold(_score(val, training, name), _photographs(val))
+        threshold = keep_threshold(unknown_score(detector, val.logits, val.features), _photographs(val))
     if threshold is None and unknown is None:
         return None
-    rejected = None if threshold is None else float((_score(tested, training, name) < threshold).mean())
+    inside = unknown_score(detector, tested.logits, tested.features)
+    found = Unknowns(
+        score=detector["score"],
+        threshold=threshold,
+        rejected=None if threshold is None else float((inside < threshold).mean()),
+        features=detector.get("features"),
+        n=0,
+        photographs=None,
+        unknown_rejected=None,
+        detections={},
+        best=None,
+    )
     if unknown is None or not len(unknown):
-        return Unknowns(name, threshold, rejected, 0, None, None, {}, None)
-    known, foreign = _scores(tested, training), _scores(unknown, training)
-    names = _photographs(unknown)
+        return found
+    outside, names = unknown_score(detector, unknown.logits, unknown.features), _photographs(unknown)
+    known, foreign = (image_scores(part.logits, part.features) for part in (tested, unknown))
+    # The score in use is measured too where it is none of these: knn.
+    known, foreign = known | {detector["score"]: inside}, foreign | {detector["score"]: outside}
     detections = {
         score: detection(known[score], foreign[score], _photographs(tested), names)
         for score in known
-        if score in foreign and np.isfinite(known[score]).all() and np.isfinite(foreign[score]).all()
+        if np.isfinite(known[score]).all() and np.isfinite(foreign[score]).all()
     }
-    return Unknowns(
-        score=name,
-        threshold=threshold,
-        rejected=rejected,
+    return replace(
+        found,
         n=len(unknown),
         photographs=None if names is None else len(np.unique(names)),
-        unknown_rejected=None if threshold is None else float((foreign[name] < threshold).mean()),
+        unknown_rejected=None if threshold is None else float((outside < threshold).mean()),
         detections=detections,
         best=best_score(detections),
     )
-
-
-def _scores(outputs: Outputs, training: Outputs | None) -> dict[str, npt.NDArray[np.float64]]:
-    scores = image_scores(outputs.logits, outputs.features)
-    # Features are float16 and may overflow where logits do not.
-    if training is None or not len(training) or not (_usable(outputs.features) and _usable(training.features)):
-        return scores
-    return scores | feature_scores(outputs.features, training.features, _photographs(training))
-
-
-def _score(outputs: Outputs, training: Outputs | None, name: str) -> npt.NDArray[np.float64]:
-    """Return one score; neighbours are searched for only if it is ``knn``."""
-    scores = _scores(outputs, training if name == "knn" else None)
-    if name not in scores:
-        raise UserError(f"unknown score '{name}': choose one of {', '.join(scores)}, or knn with training features")
-    return scores[name]

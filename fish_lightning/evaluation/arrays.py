@@ -44,7 +44,7 @@ def photograph_index(photographs: Names | Ints | None, images: int) -> Ints:
 
 
 def equal_weights(index: Ints) -> npt.NDArray[np.float64]:
-    """(N,) weights that sum to 1, the same for every photograph and shared equally by its copies."""
+    """Return (N,) weights that sum to 1, the same for every photograph and shared equally by its copies."""
     sizes = np.bincount(index)
     return np.asarray(1 / (len(sizes) * sizes[index]), dtype=np.float64)
 
@@ -65,11 +65,11 @@ def require_finite(values: Floats, what: str) -> None:
 
 
 def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
-    """Log-probabilities of (N, C) logits, (N, C) in float64: float32 rounds confident answers to exactly 1."""
+    """Return log-probabilities of (N, C) logits, (N, C) in float64: float32 rounds confident answers to exactly 1."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def softmax(logits: Floats) -> npt.NDArray[np.float64]:
-    """Probabilities of (N, C) logits, (N, C) in float64."""
+    """Return probabilities of (N, C) logits, (N, C) in float64."""
     return np.exp(log_softmax(logits))

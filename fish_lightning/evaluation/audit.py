@@ -48,7 +48,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A mean over images.
 
     Attributes:
@@ -68,8 +68,8 @@ class Figure:
 class Audit:
     """What an audit found; ``dataclasses.asdict`` gives plain values for JSON.
 
-    A composite is the object of one image on the background of an image of another class. It is telling if the model
-    predicts different classes for the two.
+    A composite is the object of one image on the background of an image of another class. It is informative if the
+    model predicts different classes for the two.
 
     Attributes:
         accuracy: on the images as they are.
@@ -77,7 +77,8 @@ class Audit:
         other_background: accuracy on composites; None if all images are of one class.
         object_removed: accuracy without the object.
         chance: accuracy of the best constant prediction: the share of the largest class.
-        follows_neither: share of the telling composites whose prediction is that of neither image; None without any.
+        follows_neither: share of the informative composites whose prediction is that of neither image; None without
+            any.
         follows_object: share of the others that are predicted as the image of the object, not as that of the
             background; None without any.
         heat_on_object: mean share of a heat map that lies on the object; None without heat maps.
@@ -87,15 +88,15 @@ class Audit:
         verdict: the verdict in one or two sentences.
     """
 
-    accuracy: Figure
-    mean_background: Figure
-    other_background: Figure | None
-    object_removed: Figure
+    accuracy: Estimate
+    mean_background: Estimate
+    other_background: Estimate | None
+    object_removed: Estimate
     chance: float
-    follows_neither: Figure | None
-    follows_object: Figure | None
-    heat_on_object: Figure | None
-    object_share: Figure
+    follows_neither: Estimate | None
+    follows_object: Estimate | None
+    heat_on_object: Estimate | None
+    object_share: Estimate
     skipped: int
     looks_at: LooksAt
     verdict: str
@@ -112,7 +113,7 @@ def audit(
 ) -> Audit:
     """Audit a model on N images.
 
-    The verdict depends on the telling composites that follow one of their two images:
+    The verdict depends on the informative composites that follow one of their two images:
 
     - *object* or *background* if at least ``DECIDES`` of them follow it, and the interval excludes an even vote;
     - *both* if neither decides;
@@ -157,9 +158,9 @@ def audit(
     if donors is not None:
         preds = predicted(on_background(images[i], masks[i], images[donors[i]], masks[donors[i]]) for i in batches)
         composites = _share(preds == labels, photographs)
-        telling = original != original[donors]
-        sided = telling & ((preds == original) | (preds == original[donors]))
-        neither = _share(~sided[telling], photographs[telling]) if telling.any() else None
+        informative = original != original[donors]
+        sided = informative & ((preds == original) | (preds == original[donors]))
+        neither = _share(~sided[informative], photographs[informative]) if informative.any() else None
         follows = _share((preds == original)[sided], photographs[sided]) if sided.any() else None
     chance = float(np.bincount(labels).max() / len(labels))
     looks_at, verdict = _verdict(donors is not None, neither, follows)
@@ -267,7 +268,7 @@ def spread_over_photographs(photographs: npt.NDArray[np.str_], limit: int, seed:
     return chosen
 
 
-def clustered_mean(values: npt.NDArray[np.float64], photographs: npt.NDArray[np.str_]) -> Figure:
+def clustered_mean(values: npt.NDArray[np.float64], photographs: npt.NDArray[np.str_]) -> Estimate:
     """Return the mean of values between 0 and 1; its interval is that of a ratio of sums over photographs.
 
     Source: W. G. Cochran, Sampling Techniques (1977), chapter 9A (clusters of unequal sizes).
@@ -276,9 +277,9 @@ def clustered_mean(values: npt.NDArray[np.float64], photographs: npt.NDArray[np.
     sizes, sums = np.bincount(group), np.bincount(group, weights=values)
     mean, k = float(values.mean()), len(sizes)
     if k == 1:
-        return Figure(mean, (0.0, 1.0), len(values), 1)
+        return Estimate(mean, (0.0, 1.0), len(values), 1)
     half = Z95 * math.sqrt(k / (k - 1) * ((sums - mean * sizes) ** 2).sum()) / len(values)
-    return Figure(mean, (max(0.0, mean - half), min(1.0, mean + half)), len(values), k)
+    return Estimate(mean, (max(0.0, mean - half), min(1.0, mean + half)), len(values), k)
 
 
 def _background_colour(images: Pixels, masks: Masks) -> Pixels:
@@ -296,7 +297,7 @@ def _extent(masks: Masks, axis: int) -> Masks:
     return extent
 
 
-def _heat_on_object(heat: npt.NDArray[np.float32], masks: Masks, photographs: npt.NDArray[np.str_]) -> Figure | None:
+def _heat_on_object(heat: npt.NDArray[np.float32], masks: Masks, photographs: npt.NDArray[np.str_]) -> Estimate | None:
     """Return the mean share of heat on the object; None if all maps are zero, which have no share.
 
     A cell of a heat map counts by how much of it is object.
@@ -310,11 +311,11 @@ def _heat_on_object(heat: npt.NDArray[np.float32], masks: Masks, photographs: np
     return clustered_mean(on_object[warm] / total[warm], photographs[warm]) if warm.any() else None
 
 
-def _share(true: Masks, photographs: npt.NDArray[np.str_]) -> Figure:
-    return Figure(float(true.mean()), photograph_interval(true, photographs), len(true), len(np.unique(photographs)))
+def _share(true: Masks, photographs: npt.NDArray[np.str_]) -> Estimate:
+    return Estimate(float(true.mean()), photograph_interval(true, photographs), len(true), len(np.unique(photographs)))
 
 
-def _verdict(has_donors: bool, neither: Figure | None, follows: Figure | None) -> tuple[LooksAt, str]:
+def _verdict(has_donors: bool, neither: Estimate | None, follows: Estimate | None) -> tuple[LooksAt, str]:
     """Return the verdict in a word and in a sentence."""
     if not has_donors:
         return "undecided", "Inconclusive: all images with masks are of one class, so there is no other background."
@@ -330,13 +331,13 @@ def _verdict(has_donors: bool, neither: Figure | None, follows: Figure | None) -
     clear = max(share, 1 - share) >= DECIDES
     looks_at: LooksAt = "both" if not clear else "object" if share > 0.5 else "background"
     says = {
-        "object": "The predictions come from the object",
-        "background": "The predictions come from the background, not from the object",
+        "object": "The predictions follow the object",
+        "background": "The predictions follow the background, not from the object",
         "both": "Neither object nor background decides alone",
     }[looks_at]
     if follows.photographs < MIN_PHOTOGRAPHS or (clear and low <= 0.5 <= high):
         looks_at, says = "undecided", "Inconclusive, too few photographs"
     return looks_at, (
         f"{says}: {composed}, {share:.0%} of the predictions follow the object and {1 - share:.0%} the background "
-        f"(95 % CI for the object {low:.0%} to {high:.0%}, clustered by photograph, n={follows.photographs})."
+        f"(95% CI for the object {low:.0%} to {high:.0%}, clustered by photograph, n={follows.photographs})."
     )

@@ -16,7 +16,7 @@ BLOCK = 1 << 20  # numbers held at a time, so that memory does not grow with ima
 
 
 def wilson_interval(correct: float, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion; holds near 0 and 1, where the normal approximation does not.
+    """Return Wilson's score interval of a proportion; it holds near 0 and 1, where the normal approximation does not.
 
     Args:
         correct: number of successes, 0 to ``n``; a fraction where trials are photographs that are partly right.
@@ -76,12 +76,12 @@ def bootstrap_ratio(numerator: Floats, denominator: Floats, resamples: int = 400
 
 
 def ratio_interval(numerator: Floats, denominator: Floats, resamples: int = 4000) -> tuple[float, float]:
-    """95 % interval of a share, clustered by photograph.
+    """Return the 95 % interval of a share, clustered by photograph.
 
     The bounds are the 2.5 and 97.5 % quantiles of :func:`bootstrap_ratio`, after two invented photographs of mean size
     are added, one all right and one all wrong, as Agresti and Coull add two successes and two failures. Without them
     the interval covers the truth in only 80 to 92 % of draws for 10 to 60 photographs or an accuracy of 95 %; with them
-    in 93 to 99 % (simulated, ``tests/evaluation/test_coverage.py``). Where all photographs have the same share, for
+    in 92 % or more (simulated, ``tests/evaluation/test_coverage.py``). Where all photographs have the same share, for
     instance where every image is right, nothing says how much they vary: then Wilson's interval with one trial for
     each photograph.
 

@@ -23,12 +23,12 @@ COLDEST, HOTTEST = 0.01, 100.0  # bounds of the temperature: logits of a cosine 
 
 
 def negative_log_likelihood(logits: Floats, labels: Ints) -> float:
-    """Mean cross-entropy in nats of (N, C) logits and (N,) labels: 0 or more, lower is better."""
+    """Return the mean cross-entropy in nats of (N, C) logits and (N,) labels: 0 or more, lower is better."""
     return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
 
 
 def brier_score(probabilities: Floats, labels: Ints) -> float:
-    """Mean squared distance of (N, C) probabilities from the one-hot labels, summed over classes: 0 to 2.
+    """Return the mean squared distance of (N, C) probabilities from the one-hot labels, summed over classes: 0 to 2.
 
     Source: G. W. Brier, Monthly Weather Review 78 (1950) 1-3.
     """
@@ -37,7 +37,7 @@ def brier_score(probabilities: Floats, labels: Ints) -> float:
 
 
 def confidence_bins(confidence: Floats, bins: int = BINS) -> Ints:
-    """(N,) index of each confidence's bin among equal widths [0, 1/bins), ..., [1 - 1/bins, 1].
+    """Return the (N,) index of each confidence's bin among equal widths [0, 1/bins), ..., [1 - 1/bins, 1].
 
     torchmetrics puts a confidence of exactly 1 into a bin of its own; here it belongs to the last one.
     """
@@ -46,7 +46,7 @@ def confidence_bins(confidence: Floats, bins: int = BINS) -> Ints:
 
 
 def expected_calibration_error(probabilities: Floats, labels: Ints, bins: int = BINS) -> float:
-    """Mean distance between confidence and accuracy over bins of confidence, weighted by their images.
+    """Compute the mean distance between confidence and accuracy over bins of confidence, weighted by their images.
 
     Args:
         probabilities: (N, C).
@@ -91,7 +91,7 @@ def reliability_curve(
     bins: int = BINS,
     resamples: int = 4000,
 ) -> ReliabilityCurve:
-    """Accuracy over confidence, with a 95 % band from a cluster bootstrap over photographs.
+    """Compute accuracy over confidence, with a 95 % band from a cluster bootstrap over photographs.
 
     Args:
         probabilities: (N, C).
@@ -153,7 +153,7 @@ def fit_temperature(logits: Floats, labels: Ints, photographs: Names | None = No
         return 1.0
 
     def slope(inverse: float) -> float:
-        """Of the NLL in 1/T: the expected minus the true logit."""
+        """Return the slope of the NLL in 1/T: the expected minus the true logit."""
         return float(weights @ ((softmax(inverse * shifted) * shifted).sum(axis=1) - true))
 
     cold, hot = np.log(COLDEST), np.log(HOTTEST)
@@ -164,7 +164,7 @@ def fit_temperature(logits: Floats, labels: Ints, photographs: Names | None = No
 
 
 def calibration_scores(logits: Floats, labels: Ints, temperature: float | None = None) -> dict[str, Any]:
-    """The ``calibration`` block of ``summary.json``.
+    """Compute the ``calibration`` block of ``summary.json``.
 
     Args:
         logits: (N, C).

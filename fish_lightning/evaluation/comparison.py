@@ -197,7 +197,7 @@ def _sentence(
 ) -> str:
     low, high = (f"{100 * bound:+.1f}" for bound in interval)
     clustered = " clustered by photograph" if known else ""
-    measured = f"B - A = {100 * difference:+.1f} percentage points, 95 % CI {low} to {high}{clustered}"
+    measured = f"B - A = {100 * difference:+.1f} percentage points, 95% CI {low} to {high}{clustered}"
     if verdict == "equivalent":
         return f"A and B are equivalent within {100 * margin:g} percentage point{'s' * (margin != 0.01)} ({measured})"
     if verdict != "not decided":

@@ -33,6 +33,8 @@ class LabelSuspect:
 #: with 0.97 on average, nearly half of the mislabelled photographs would stay below it. On the sample data with 5 %
 #: planted errors (3 folds) 0.75 to 0.9 find 13 of 14 and nothing else, the paper's 12.
 CERTAIN = 0.8
+#: A lower probability is not confident, whatever the mean of its class: that of a weak model may be 0.3.
+CONFIDENT = 0.5
 
 
 def find_label_suspects(
@@ -41,14 +43,15 @@ def find_label_suspects(
     photographs: Names | None = None,
     paths: Names | None = None,
     certain: float = CERTAIN,
+    confident: float = CONFIDENT,
 ) -> list[LabelSuspect]:
     """Find labels that confident predictions contradict, the most certain ones first.
 
     A class is confident for a photograph where its probability reaches the mean that the class has among photographs
-    labelled with it, or ``certain``; the most probable confident class is the estimate of the true one. A suspect's
-    estimate differs from its label (an off-diagonal entry of the confident joint), and so does the model's prediction.
-    Ranked by the margin between the two probabilities. Copies vote first, since they would otherwise be counted as
-    evidence.
+    labelled with it, but at least ``confident`` and at most ``certain``; the most probable confident class is the
+    estimate of the true one. A suspect's estimate differs from its label (an off-diagonal entry of the confident
+    joint), and so does the model's prediction. Ranked by the margin between the two probabilities. Copies vote first,
+    since they would otherwise be counted as evidence.
 
     Args:
         probabilities: (N, C) of models that were not trained on the image nor on a copy of it: folds by photograph.
@@ -56,6 +59,7 @@ def find_label_suspects(
         photographs: (N,) each image's photograph; None where they are not known.
         paths: (N,) of the images.
         certain: highest threshold of a class; 1 leaves the paper's.
+        confident: lowest threshold of a class; 0 leaves the paper's.
 
     Raises:
         UserError: there are no images, or probabilities are NaN or infinite.
@@ -68,11 +72,11 @@ def find_label_suspects(
     own = means.probabilities[entries, given]
     with np.errstate(invalid="ignore"):
         threshold = np.bincount(given, own, classes) / np.bincount(given, minlength=classes)
-    threshold = np.minimum(threshold, certain)  # NaN, and never reached, for a class without images
-    confident = np.where(means.probabilities >= threshold - 1e-9, means.probabilities, 0)
-    suggested = confident.argmax(axis=1)
+    threshold = np.clip(threshold, confident, certain)  # NaN, and never reached, for a class without images
+    reached = np.where(means.probabilities >= threshold - 1e-9, means.probabilities, 0)
+    suggested = reached.argmax(axis=1)
     predicted = means.probabilities.argmax(axis=1)
-    suspects = np.flatnonzero(confident.any(axis=1) & (suggested != given) & (predicted != given))
+    suspects = np.flatnonzero(reached.any(axis=1) & (suggested != given) & (predicted != given))
     margin = means.probabilities[entries, suggested] - own
     copies = {entry: np.flatnonzero(means.index == entry) for entry in suspects.tolist()}
     return [

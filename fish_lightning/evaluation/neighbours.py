@@ -53,7 +53,7 @@ def _unit(features: Floats) -> npt.NDArray[np.float32]:
 
 
 def _top(similarity: npt.NDArray[np.float32], owners: Ints, k: int) -> tuple[Ints, Floats]:
-    """(Q, k) columns of the highest similarities and these, one from each photograph; ``similarity`` is overwritten."""
+    """Return (Q, k) columns of the highest similarities and these, one per photograph; overwrites ``similarity``."""
     rows = np.arange(len(similarity))
     columns, cosines = np.full((len(rows), k), -1), np.full((len(rows), k), -np.inf)
     for place in range(min(k, len(np.unique(owners)))):

@@ -1,8 +1,10 @@
 """``logits.npz``: what a model computed for labelled images, from which reports and comparisons are made without it."""
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,9 @@ from fish_lightning.evaluation.predictions import Classified, Predictions
 from fish_lightning.files import whole_file
 
 FILE = "logits.npz"
+#: Names of the arrays in the file.
+_KEYS = {"paths": "path", "labels": "label", "photographs": "photograph", "splits": "split"}
+_KEYS |= {name: name for name in ("logits", "features", "classes")}
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,16 @@ class Outputs(Classified, OfPhotographs):
     def save(self, file: Path) -> None:
         """Write the arrays atomically."""
         with whole_file(file) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, **{f.name: getattr(self, f.name) for f in fields(self)})
+            np.savez_compressed(stream, **self.arrays())
+
+    def arrays(self) -> dict[str, Any]:
+        """Return the arrays by their names in the file."""
+        return {key: getattr(self, name) for name, key in _KEYS.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "Outputs":
+        """Return what :meth:`arrays` returned the arrays of."""
+        return cls(**{name: arrays[key] for name, key in _KEYS.items()})
 
     @classmethod
     def load(cls, file: Path) -> "Outputs":
@@ -84,7 +98,7 @@ class Outputs(Classified, OfPhotographs):
             raise UserError(f"no {file.name} in {file.parent}: an earlier version wrote that run; evaluate it again")
         try:
             with np.load(file, allow_pickle=False) as stored:
-                outputs = cls(**{f.name: stored[f.name] for f in fields(cls)})
+                outputs = cls.from_arrays(stored)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{file} is corrupt or incomplete ({first_line(error)})") from None
         n, c = len(outputs.paths), len(outputs.classes)

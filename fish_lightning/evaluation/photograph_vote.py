@@ -48,7 +48,7 @@ def mean_by_photograph(probabilities: Floats, labels: Ints, photographs: Names |
 
 
 def vote_scores(probabilities: Floats, labels: Ints, photographs: Names | None = None) -> dict[str, Any]:
-    """Accuracy by photograph: its copies vote with the mean of their probabilities.
+    """Compute the accuracy by photograph: its copies vote with the mean of their probabilities.
 
     Args:
         probabilities: (N, C).
@@ -69,7 +69,7 @@ def vote_scores(probabilities: Floats, labels: Ints, photographs: Names | None =
 def class_scores(
     preds: Ints, labels: Ints, num_classes: int, photographs: Names | None = None, resamples: int = 4000
 ) -> list[dict[str, Any]]:
-    """Precision, recall and F1 of each class, each with its 95 % interval clustered by photograph.
+    """Compute precision, recall and F1 of each class, each with its 95 % interval clustered by photograph.
 
     Args:
         preds: (N,) predicted classes.

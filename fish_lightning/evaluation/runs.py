@@ -224,7 +224,8 @@ def _load_fold(folder: Path) -> Fold:
     summary, split = _summary(folder), folder / "split.csv"
     started_in = Path(_setting(folder, "hydra", "hydra.runtime.cwd") or "")
     if not split.is_file() and summary.get("checkpoint"):  # an evaluation: the split is the evaluated run's
-        split = (started_in / summary["checkpoint"]).parent.parent / "split.csv"
+        ckpt = started_in / Path(summary["checkpoint"]).expanduser()
+        split = (ckpt if ckpt.is_dir() else ckpt.parent.parent) / "split.csv"
     other_data = "left_out" in summary  # that evaluation has left training images out; the same paths are other images
     rows = read_rows(split, split.name, COLUMNS) if split.is_file() and not other_data else []
     root = summary.get("data") or _setting(folder, "config", "data.root")

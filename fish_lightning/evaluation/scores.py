@@ -9,16 +9,14 @@ import numpy.typing as npt
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.errors import UserError
-from fish_lightning.evaluation.arrays import DIVERGED, photograph_index, require_finite
+from fish_lightning.evaluation.arrays import DIVERGED, Bools, Ints, Names, photograph_index, require_finite
 from fish_lightning.evaluation.bootstrap import per_photograph, ratio_interval, wilson_interval
-from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.predictions import Classified, Predictions
 
 LISTED = 100  # classes whose confusion matrix is part of summary.json
 
 
-def photograph_interval(
-    correct: npt.NDArray[np.bool_], photographs: npt.NDArray[np.str_], resamples: int = 4000
-) -> tuple[float, float]:
+def photograph_interval(correct: Bools, photographs: Names | Ints, resamples: int = 4000) -> tuple[float, float]:
     """Return the 95 % CI of the accuracy clustered by photograph: predictions for copies are not independent.
 
     A cluster bootstrap with a fixed seed: photographs are resampled with replacement, and the bounds are the 2.5 and
@@ -27,7 +25,7 @@ def photograph_interval(
 
     Args:
         correct: (N,) whether each prediction is correct.
-        photographs: (N,) name of each image's photograph.
+        photographs: (N,) name or number of each image's photograph.
         resamples: number of bootstrap samples.
 
     Returns:
@@ -90,7 +88,7 @@ def score_test(
     }
 
 
-def confusion_matrix(predictions: Predictions, classes: int) -> npt.NDArray[np.int64]:
+def confusion_matrix(predictions: Classified, classes: int) -> npt.NDArray[np.int64]:
     """Return (C, C) counts; rows are true classes, columns predicted classes."""
     cells = np.bincount(predictions.labels * classes + predictions.preds, minlength=classes**2)
     return np.asarray(cells, np.int64).reshape(classes, classes)

@@ -1,10 +1,12 @@
 """``calibration.json``: what a run chose on its validation photographs, applied to images that have no label.
 
-A training run writes the file beside ``summary.json``; ``predict`` and ``evaluate`` read it.
+A training run writes the file beside ``summary.json``; ``predict`` and ``evaluate`` read it. The score ``knn`` compares
+images with training photographs: their features are in ``training_features.npz`` beside it.
 """
 
 import json
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,30 @@ import numpy.typing as npt
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.arrays import Bools, Floats, softmax
 from fish_lightning.evaluation.calibration import COLDEST, HOTTEST
-from fish_lightning.evaluation.unknowns import IMAGE_SCORES, image_scores
-from fish_lightning.files import run_of, shown
+from fish_lightning.evaluation.unknowns import IMAGE_SCORES, SCORE, feature_scores, image_scores
+from fish_lightning.files import run_of, shown, whole_file
 
 FILE = "calibration.json"
+FEATURES_FILE = "training_features.npz"
+SCORES = (*IMAGE_SCORES, SCORE)
 Stored = dict[str, Any]
+
+
+def write_calibration(folder: Path, stored: Mapping[str, Any]) -> None:
+    """Write ``calibration.json`` and, for the score ``knn``, ``training_features.npz``.
+
+    Args:
+        folder: of the run.
+        stored: what :func:`read_calibration` returns.
+    """
+    unknown = dict(stored["unknown"] or {})
+    if (features := unknown.get("features")) is not None:
+        with whole_file(folder / FEATURES_FILE) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, features=features)
+        unknown["features"] = FEATURES_FILE
+    with whole_file(folder / FILE) as temporary:
+        content = {**stored, "unknown": unknown or None}
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_calibration(ckpt: str | Path, classes: Sequence[str], weights: str, tta: str | None) -> tuple[Stored, str]:
@@ -33,11 +54,12 @@ def read_calibration(ckpt: str | Path, classes: Sequence[str], weights: str, tta
         tta: the test-time augmentation; None without it.
 
     Returns:
-        The content, and ``""``. Where there is no such file, or it is of other weights (those of another epoch) or of
+        The content, and ``""``; of the score ``knn``, ``unknown.features`` is the (M, D) array of the training
+        photographs' features. Where there is no such file, or it is of other weights (those of another epoch) or of
         another test-time augmentation: an empty dict, and one line that says that nothing is calibrated.
 
     Raises:
-        UserError: the file is corrupt, or of other classes.
+        UserError: a file is corrupt, or of other classes.
     """
     path = run_of(Path(ckpt).expanduser())
     file = (path.parent if path.is_file() else path) / FILE
@@ -55,7 +77,20 @@ def read_calibration(ckpt: str | Path, classes: Sequence[str], weights: str, tta
         return {}, f"note: predictions are not calibrated: {shown(file)} belongs to different weights"
     if (fitted := content.get("tta")) != tta:
         return {}, f"note: predictions are not calibrated: {shown(file)} was fitted with tta={fitted or 'null'}"
+    if content["unknown"] and content["unknown"]["score"] == SCORE:
+        content["unknown"]["features"] = _read_features(file.with_name(FEATURES_FILE))
     return content, ""
+
+
+def _read_features(file: Path) -> Floats:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            features: Floats = arrays["features"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise _corrupt(file, first_line(error)) from None
+    if features.dtype.kind != "f" or features.ndim != 2 or not features.size or not np.isfinite(features).all():
+        raise _corrupt(file, "its features are not a matrix of finite numbers")
+    return features
 
 
 def _corrupt(file: Path, why: str) -> UserError:
@@ -73,12 +108,13 @@ def _fault(content: Any) -> str:
         unknown = {"score": IMAGE_SCORES[0], "threshold": None}
     if not (isinstance(selective, dict) and isinstance(unknown, dict)):
         return "selective or unknown is not a JSON object"
-    if unknown.get("score") not in IMAGE_SCORES:
-        return f"unknown.score is not one of {', '.join(IMAGE_SCORES)}"
+    if unknown.get("score") not in SCORES:
+        return f"unknown.score is not one of {', '.join(SCORES)}"
     numbers: tuple[tuple[str, Any, float, float, bool], ...] = (
         ("temperature", content["temperature"], COLDEST, HOTTEST, True),
         ("selective.threshold", selective.get("threshold"), 0, 1, True),
         ("selective.target_error", selective.get("target_error"), 0, 1, False),
+        ("selective.candidates", selective.get("candidates"), 1, math.inf, True),
         ("unknown.threshold", unknown.get("threshold"), -math.inf, math.inf, True),
     )
     for name, value, low, high, optional in numbers:
@@ -99,7 +135,7 @@ class Answers:
         probabilities: (N, C) softmax of the logits.
         calibrated: (N, C) the same after temperature scaling; None without a temperature.
         uncertain: (N,) whether the highest of ``probabilities`` is below the threshold; None without one.
-        unknown: (N,) whether the image is of none of the classes; None without a threshold.
+        unknown: (N,) whether the image is out of distribution: of none of the classes; None without a threshold.
     """
 
     probabilities: npt.NDArray[np.float64]
@@ -126,5 +162,21 @@ def apply_calibration(stored: Mapping[str, Any], logits: Floats, features: Float
         probabilities=probabilities,
         calibrated=None if temperature is None else softmax(logits.astype(np.float64) / temperature),
         uncertain=None if threshold is None else np.less(probabilities.max(axis=1), threshold),
-        unknown=None if least is None else np.less(image_scores(logits, features)[unknown["score"]], least),
+        unknown=None if least is None else np.less(unknown_score(unknown, logits, features), least),
     )
+
+
+def unknown_score(unknown: Mapping[str, Any], logits: Floats, features: Floats) -> npt.NDArray[np.float64]:
+    """Compute the score that unknown images are detected by, (N,), higher for images of the classes.
+
+    Args:
+        unknown: ``score``, a name in ``SCORES``, and for ``knn`` the ``features`` (M, D) of training photographs.
+        logits: (N, C).
+        features: (N, D); float16, which may overflow where logits do not, counts as its largest value.
+
+    Raises:
+        UserError: logits are NaN or infinite.
+    """
+    if unknown["score"] == SCORE:
+        return feature_scores(np.nan_to_num(features), unknown["features"])[SCORE]
+    return image_scores(logits, features)[unknown["score"]]

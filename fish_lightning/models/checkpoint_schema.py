@@ -15,8 +15,10 @@ from fish_lightning import compat
 from fish_lightning.data.catalog import SPLITS
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.arrays import DIVERGED
+from fish_lightning.models.ensemble import EnsembleNetwork
 from fish_lightning.models.network import AUXILIARY, PREFIX, build_network, non_finite
 from fish_lightning.models.optimizers import parameter_groups
+from fish_lightning.models.timm_networks import NotInstalled
 from fish_lightning.models.whitelist import pipeline_fault
 from fish_lightning.settings.rules import (
     COUNT,
@@ -69,6 +71,12 @@ THREE_POSITIVE = Rule(("three numbers above 0",), lambda v: THREE.accepts(v) and
 PIPELINE = Rule(("a pipeline of allowed transforms that ends in ToTensorV2",), lambda v: pipeline_fault(v) is None)
 SUMS = list_of(list_of(FLOAT, ""), "a list of sums and numbers of images")
 
+MEMBER: dict[str, Description] = {"name": TEXT, "mean": THREE, "std": THREE_POSITIVE}
+MEMBERS = Rule(
+    ("at least two dicts of name, mean and std",),
+    lambda v: list_of(DICT, "", 2).accepts(v) and not any(next(_undescribed(of, MEMBER), "") for of in v),
+)
+
 CHECKPOINT: dict[str, Description] = {
     "state_dict": dict_of(TENSOR, "a dict of tensors", 1),
     "hyper_parameters": {
@@ -80,6 +88,7 @@ CHECKPOINT: dict[str, Description] = {
         "label_smoothing?": PROBABILITY,
         "channels_last?": FLAG,
         "compile?": FLAG,
+        "members?": MEMBERS | NULL,
     },
     "FishDataModule": {
         "catalog": {
@@ -174,7 +183,8 @@ def require_well_formed(checkpoint: dict[str, Any], file: Any, resumable: bool =
         resumable: whether a run is to be resumed from it.
 
     Raises:
-        UserError: names the first entry that is missing or not as described, or weights that are NaN or infinite.
+        UserError: names the first entry that is missing or not as described, or weights that are NaN or infinite; or
+            the network is one of timm's, which is not installed.
     """
     for fault in _faults(checkpoint, resumable):
         raise UserError(f"ckpt: {file} is corrupt or incomplete ({fault})")
@@ -190,7 +200,10 @@ def _faults(checkpoint: dict[str, Any], resumable: bool) -> Iterator[str]:
     arguments = checkpoint["hyper_parameters"]
     try:
         with torch.device("meta"):  # names and shapes only
-            network = build_network(arguments["name"], len(arguments["class_names"]), None)
+            members, classes = arguments.get("members"), len(arguments["class_names"])
+            network = EnsembleNetwork(members, classes) if members else build_network(arguments["name"], classes, None)
+    except NotInstalled:
+        raise
     except UserError as error:
         yield f"hyper_parameters.name: {first_line(error)}"
         return

@@ -20,8 +20,9 @@ from fish_lightning.data.dataset import UNREADABLE
 from fish_lightning.distributed.ranks import gathered
 from fish_lightning.errors import UserError, first_line, one_line
 from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.models.ensemble import EnsembleNetwork
 from fish_lightning.models.metrics import TrainingMean
-from fish_lightning.models.network import build_network, head_name
+from fish_lightning.models.network import accepted_size, build_network, head_name, normalization, weights_record
 from fish_lightning.models.optimizers import NetworkParameters
 from fish_lightning.models.tta import mean_log_probabilities, views
 from fish_lightning.models.whitelist import require_allowed
@@ -32,11 +33,11 @@ T = TypeVar("T")
 
 
 class FishClassifier(L.LightningModule):
-    """An image classifier with a torchvision network.
+    """An image classifier with a network of torchvision or timm.
 
     Args:
         class_names: in label order.
-        name: torchvision model name.
+        name: torchvision model name, or ``timm/NAME``.
         weights: ``"imagenet"``, a file, or None (see :func:`fish_lightning.models.network.build_network`).
         label_smoothing: 0 to 1, for training; validation and test report plain cross-entropy.
         loss: of training: from logits (N, C) and labels (N,) or class probabilities (N, C), the loss of each image
@@ -44,11 +45,16 @@ class FishClassifier(L.LightningModule):
         class_weights: (C,) weight of the training loss of each class's images; None: 1.
         channels_last: memory format of the network; faster on CPUs and recent GPUs, equal up to rounding.
         compile: use ``torch.compile``.
-        mean: (3,) mean of normalization, for pixels scaled to 0 to 1.
-        std: (3,) standard deviation of normalization.
+        mean: (3,) mean of normalization, for pixels scaled to 0 to 1; None: that of the network's pretrained weights.
+        std: (3,) standard deviation of normalization; None likewise.
         eval_transform: ``albumentations.to_dict`` of the evaluation pipeline.
+        members: of an ensemble, see :class:`~fish_lightning.models.ensemble.EnsembleNetwork`; None: a single network.
         optimizer: creates an optimizer from parameters; required for training only.
         scheduler: creates a schedule from (optimizer, total number of steps), stepped each batch; None: constant.
+
+    Attributes:
+        pretrained: where the initial weights come from, see
+            :func:`~fish_lightning.models.network.weights_record`; None for random ones and after ``restore``.
     """
 
     mean: Tensor
@@ -65,9 +71,10 @@ class FishClassifier(L.LightningModule):
         class_weights: Sequence[float] | None = None,
         channels_last: bool = True,
         compile: bool = False,
-        mean: Sequence[float] = (0.0, 0.0, 0.0),
-        std: Sequence[float] = (1.0, 1.0, 1.0),
+        mean: Sequence[float] | None = (0.0, 0.0, 0.0),
+        std: Sequence[float] | None = (1.0, 1.0, 1.0),
         eval_transform: dict[str, Any] | None = None,
+        members: Sequence[dict[str, Any]] | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
@@ -79,11 +86,12 @@ class FishClassifier(L.LightningModule):
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         if optimizer is not None:
             _create("optimizer", optimizer, NetworkParameters(nn.ParameterList([torch.zeros(1)])))  # fail early
-        self.network = build_network(name, len(self.class_names), weights)
-        if channels_last:
-            self.network = self.network.to(memory_format=torch.channels_last)
-        if compile:
-            self.network.compile()  # in place: the names of the weights do not change
+        if mean is None or std is None:
+            known = normalization(name)
+            mean, std = (given or own for given, own in zip((mean, std), known, strict=True))
+            self.hparams.update({"mean": mean, "std": std})  # a checkpoint is complete
+        self.configure_network()
+        self.pretrained = weights_record(name, weights)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         by_class = None if class_weights is None else torch.tensor(class_weights)
@@ -94,6 +102,20 @@ class FishClassifier(L.LightningModule):
         self._tested: list[Arrays] = []
         self.configure_losses(loss)
         self.configure_metrics()
+
+    def configure_network(self) -> None:
+        """Build the network, in its memory format and compiled if asked for."""
+        classes, members = len(self.class_names), self.hparams["members"]
+        network: nn.Module = (
+            EnsembleNetwork(members, classes)
+            if members
+            else build_network(self.hparams["name"], classes, self.hparams["weights"])
+        )
+        if self.hparams["channels_last"]:
+            network = network.to(memory_format=torch.channels_last)
+        if self.hparams["compile"]:
+            network.compile()  # in place: the names of the weights do not change
+        self.network = network
 
     def configure_losses(self, loss: nn.Module | None) -> None:
         """Set the loss of training; create plain cross-entropy for validation and test."""
@@ -173,7 +195,7 @@ class FishClassifier(L.LightningModule):
         if compat.is_wrong_image_size(error):
             raise UserError(
                 f"model.name={name}: images of {height}x{width} (h x w) do not fit this network\n"
-                "choose other transforms.height and transforms.width (inception_v3 accepts 299, all others 224)"
+                f"choose other transforms.height and transforms.width ({accepted_size(name)})"
             ) from None
 
     def on_fit_start(self) -> None:
@@ -266,18 +288,25 @@ class FishClassifier(L.LightningModule):
         return mean_log_probabilities([logits, *(other for other, _ in others)]), features
 
     def single_view(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return :meth:`logits_and_features` without test-time augmentation."""
+        """Return :meth:`logits_and_features` without test-time augmentation.
+
+        The features of an ensemble are those of its members, one after the other.
+        """
         seen: list[Tensor] = []
-        head = self.network.get_submodule(head_name(self.hparams["name"]))
-        hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+        heads = (
+            [member.last_layer for member in self.network]
+            if isinstance(self.network, EnsembleNetwork)
+            else [self.network.get_submodule(head_name(self.hparams["name"]))]
+        )
+        hooks = [head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach())) for head in heads]
         try:
             # A compiled network may ignore hooks added later, and runs uncompiled here.
             with torch.compiler.set_stance("force_eager"):
                 logits: Tensor = self(images).float()
         finally:
-            hook.remove()
-        features = seen[0].float()
-        return logits, features.mean((2, 3)) if features.dim() == 4 else features  # squeezenet's head is a convolution
+            for hook in hooks:
+                hook.remove()
+        return logits, torch.cat([_pooled(features.float()) for features in seen], dim=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the precision for evaluations, and training-loss sums and unreadable images for resumed runs."""
@@ -329,6 +358,12 @@ def collect(batches: Sequence[Arrays]) -> Predictions:
     order = np.argsort(indices, kind="stable")
     order = order[labels[order] != UNREADABLE]
     return Predictions(indices[order], labels[order], logits[order], features[order])
+
+
+def _pooled(features: Tensor) -> Tensor:
+    """Return features (N, D) also of networks that classify positions (SqueezeNet) or tokens (a few of timm's)."""
+    places = {3: (1,), 4: (2, 3)}.get(features.dim())
+    return features.mean(places) if places else features
 
 
 def _as_arrays(indices: Tensor, labels: Tensor, logits: Tensor, features: Tensor) -> Arrays:

@@ -1,7 +1,8 @@
-"""The network: any torchvision classification model with a head for the classes of the data."""
+"""The network: any classification model of torchvision or timm, with a head for the classes of the data."""
 
 import copy
 import functools
+import hashlib
 import pickle
 import urllib.error
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from torchvision import models
 from torchvision.models import get_model, get_model_weights, list_models
 
 from fish_lightning.errors import UserError, first_line
+from fish_lightning.models import timm_networks
+from fish_lightning.models.timm_networks import is_timm
 
 #: Prefix of the network's weights in a checkpoint of this project.
 PREFIX = "network."
@@ -22,47 +25,122 @@ AUXILIARY = ("aux", "AuxLogits")
 
 
 def build_network(name: str, num_classes: int, weights: str | None) -> nn.Module:
-    """Return a torchvision network with (N, num_classes) logits.
+    """Return a network with (N, num_classes) logits.
 
     Args:
-        name: any of ``torchvision.models.list_models(module=torchvision.models)``.
+        name: any of ``torchvision.models.list_models(module=torchvision.models)``, or ``timm/NAME`` with any of
+            ``timm.list_models()`` or ``timm.list_pretrained()``.
         num_classes: 2 or more.
-        weights: ``"imagenet"`` (torchvision's default weights, cached by torch.hub), the path of a ``.pth``, ``.pt``,
-            ``.ckpt`` or ``.safetensors`` file, or None for random weights.
+        weights: ``"imagenet"`` (the default weights of torchvision or timm, cached by torch.hub or the Hugging Face
+            hub), the path of a ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file, or None for random weights. A
+            head of another size, or none, is replaced by a new one.
 
     Returns:
         The network, float32, in training mode.
 
     Raises:
-        UserError: the name is unknown, or the weights cannot be downloaded, read or loaded.
+        UserError: the name is unknown, timm is missing, or the weights cannot be downloaded, read or loaded.
     """
+    network = _create(name, num_classes)
+    if weights is not None:
+        state = _imagenet_state(name) if weights == "imagenet" else _file_state(Path(weights))
+        if is_timm(name):
+            state = timm_networks.converted(name, state, head_names(name), origin=weights)
+        _load(network, state, head=_head_keys(name), origin=weights)
+    return network
+
+
+def normalization(name: str) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation (of red, green, blue) that the pretrained weights were trained with.
+
+    Raises:
+        UserError: see :func:`build_network`.
+    """
+    if is_timm(name):
+        config: Any = timm_networks.pretrained_config(name)
+    else:
+        _require_torchvision(name)
+        config = _published(name).transforms()
+    return list(config.mean), list(config.std)
+
+
+def accepted_size(name: str) -> str:
+    """Return words on the image sizes that a network accepts, for an error message."""
+    if is_timm(name):
+        _, height, width = timm_networks.pretrained_config(name).input_size
+        return f"this network accepts {height} and {width}"
+    return "inception_v3 accepts 299, all others 224"
+
+
+def weights_record(name: str, weights: str | None) -> dict[str, str | None] | None:
+    """Return where the weights that :func:`build_network` has loaded come from; None for random weights.
+
+    Returns:
+        ``source`` (a file, an address, or a repository of the Hugging Face hub and its file), ``sha256`` of the file,
+        and ``license``, None where the publisher states none.
+    """
+    if weights is None:
+        return None
+    source, file, license = weights, Path(weights), None
+    if weights == "imagenet" and is_timm(name):
+        source, file = timm_networks.pretrained_file(name)
+        license = timm_networks.pretrained_config(name).license
+    elif weights == "imagenet":
+        published = _published(name)
+        source, file = published.url, _cached(published)
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return {"source": source, "sha256": digest.hexdigest(), "license": license}
+
+
+def _create(name: str, num_classes: int) -> nn.Module:
+    if is_timm(name):
+        return timm_networks.create_network(name, num_classes)
+    _require_torchvision(name)
+    network: nn.Module = get_model(name, weights=None, num_classes=num_classes)
+    return network
+
+
+def _require_torchvision(name: str) -> None:
     if name not in list_models(module=models):
         near = ", ".join(list_models(module=models, include=f"*{name[:4]}*")[:8]) or "resnet18, resnet34, …"
         raise UserError(f"model.name: torchvision has no classification model '{name}'; similar: {near}")
-    network = get_model(name, weights=None, num_classes=num_classes)
-    if weights is not None:
-        state = _imagenet_state(name) if weights == "imagenet" else _file_state(Path(weights))
-        _load(network, state, head=_head_keys(name), origin=weights)
-    return network
 
 
 def _head_keys(name: str) -> set[str]:
     """Return the parameters whose shape depends on the number of classes, those of auxiliary heads included."""
     with torch.device("meta"):
-        ten, eleven = (get_model(name, weights=None, num_classes=n).state_dict() for n in (10, 11))
+        ten, eleven = (_create(name, classes).state_dict() for classes in (10, 11))
     return {key for key in ten if ten[key].shape != eleven[key].shape}
 
 
 @functools.cache
+def head_names(name: str) -> tuple[str, ...]:
+    """Return the paths of the network's last layers: one, but two of a distilled transformer, which it averages."""
+    main = (key for key in _head_keys(name) if not key.startswith(AUXILIARY))
+    return tuple(sorted({key.rpartition(".")[0] for key in main}))
+
+
 def head_name(name: str) -> str:
     """Return the path of the network's last layer, such as ``fc`` of a ResNet."""
-    main = [key for key in _head_keys(name) if not key.startswith(AUXILIARY)]
-    return main[0].rpartition(".")[0]
+    return head_names(name)[0]
+
+
+def _published(name: str) -> Any:
+    return get_model_weights(name)["DEFAULT"]  # an alias of the enum's best member
+
+
+def _cached(weights: Any) -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
 
 
 def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
-    weights: Any = get_model_weights(name)["DEFAULT"]  # an alias of the enum's best member
-    file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+    if is_timm(name):
+        return _file_state(timm_networks.pretrained_file(name)[1])
+    weights = _published(name)
+    file = _cached(weights)
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
     except (pickle.UnpicklingError, EOFError, LookupError, ValueError) as error:
@@ -107,11 +185,11 @@ def non_finite(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def _load(network: nn.Module, state: dict[str, torch.Tensor], head: set[str], origin: str) -> None:
-    """Load ``state``, apart from a head of another size."""
+    """Load ``state``, apart from a head of another size; a head that it lacks stays as it is."""
     own = network.state_dict()
     state = copy.copy(state)
-    replaced = {key for key in head & set(state) if state[key].shape != own[key].shape}
-    for key in replaced:
+    replaced = {key for key in head & set(state) if state[key].shape != own[key].shape} if head & set(state) else head
+    for key in replaced & set(state):
         del state[key]
     missing = sorted(set(own) - set(state) - replaced)
     # The network may lack the auxiliary heads of ImageNet weights (inception, googlenet).

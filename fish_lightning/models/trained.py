@@ -21,6 +21,7 @@ class TrainedModel:
         precision: of the training run, as ``lightning.Trainer`` takes it.
         calibration: content of the run's ``calibration.json``; empty: nothing is calibrated.
         note: why nothing is calibrated, or ``""``.
+        weights: digest of the weights.
         data: state of the run's data module: catalog, name of the split, seed, batch size.
     """
 
@@ -29,6 +30,7 @@ class TrainedModel:
     precision: str
     calibration: Stored
     note: str
+    weights: str
     data: dict[str, Any]
 
 
@@ -45,5 +47,8 @@ def open_model(ckpt: str | Path, tta: str | None = None) -> TrainedModel:
     checkpoint = load_checkpoint(ckpt)
     module, transform = restore(checkpoint, ckpt)
     module.tta = tta
-    calibration, note = read_calibration(ckpt, module.class_names, weights_digest(module), tta)
-    return TrainedModel(module, transform, checkpoint["precision"], calibration, note, checkpoint["FishDataModule"])
+    weights = weights_digest(module)
+    calibration, note = read_calibration(ckpt, module.class_names, weights, tta)
+    return TrainedModel(
+        module, transform, checkpoint["precision"], calibration, note, weights, checkpoint["FishDataModule"]
+    )

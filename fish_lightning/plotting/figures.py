@@ -59,6 +59,50 @@ def _curves(rows: Sequence[Row], title: str, columns: dict[str, tuple[str, str]]
     return figure
 
 
+def learning_rate_figure(
+    rates: npt.ArrayLike, losses: npt.ArrayLike, smoothed: npt.ArrayLike, marks: dict[str, float]
+) -> Figure:
+    """Plot the losses of a learning-rate range test.
+
+    Args:
+        rates: of each step.
+        losses: of each step.
+        smoothed: the same without noise.
+        marks: rates to point out, by what they are.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, losses, ".", color=PLAIN, alpha=0.35, label="loss of a step")
+    axes.plot(rates, smoothed, color=TRAIN, label="smoothed")
+    for (label, rate), color in zip(marks.items(), (GOOD, VAL), strict=False):
+        axes.axvline(rate, color=color, linestyle="--", label=f"{label}: {rate:g}")
+    axes.set(xlabel="learning rate", ylabel="training loss", xscale="log", ylim=(0, 1.5 * np.max(smoothed)))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def batch_size_figure(sizes: Sequence[int], speeds: Sequence[float], memory: Sequence[int]) -> Figure:
+    """Plot throughput and memory by batch size.
+
+    Args:
+        sizes: images of a batch.
+        speeds: images per second.
+        memory: bytes.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    above, below = figure.subplots(2, sharex=True)
+    above.plot(sizes, speeds, "o-", color=TRAIN)
+    above.set(ylabel="images/s", ylim=(0, None))
+    below.plot(sizes, [size / 1e9 for size in memory], "o-", color=VAL)
+    below.set(xlabel="batch size", ylabel="peak memory, GB", ylim=(0, None))
+    below.set_xscale("log", base=2)
+    below.set_xticks(sizes, [str(size) for size in sizes])
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    return figure
+
+
 def confusion_figure(matrix: npt.ArrayLike, class_names: Sequence[str]) -> Figure:
     """Plot a confusion matrix of counts, coloured by the share of the true class.
 

@@ -11,7 +11,7 @@ from PIL import Image
 from fish_lightning.data.decoding import UnreadableImage, decode
 
 
-def thumbnail(path: Path, size: int = 200) -> npt.NDArray[np.uint8]:
+def thumbnail(path: str | Path, size: int = 200) -> npt.NDArray[np.uint8]:
     """Shrink an image file; an unreadable one becomes a grey rectangle.
 
     Returns:

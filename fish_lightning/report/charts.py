@@ -23,6 +23,7 @@ class Chart:
         y: likewise.
         x_label: below the axis.
         percent: whether x and y are shares.
+        whole: whether x counts something, so that no tick lies between.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Chart:
     y: tuple[float, float]
     x_label: str
     percent: tuple[bool, bool] = (False, False)
+    whole: bool = False
     lines: list[dict[str, object]] = field(default_factory=list)
     bands: list[dict[str, str]] = field(default_factory=list)
     bars: list[dict[str, object]] = field(default_factory=list)
@@ -39,7 +41,7 @@ class Chart:
     @property
     def x_ticks(self) -> list[tuple[float, str]]:
         """Position and text of the ticks."""
-        return [(self._x(value), _text(value, self.percent[0])) for value in ticks(*self.x)]
+        return [(self._x(value), _text(value, self.percent[0])) for value in ticks(*self.x, whole=self.whole)]
 
     @property
     def y_ticks(self) -> list[tuple[float, str]]:
@@ -99,13 +101,14 @@ class Chart:
         return BOTTOM - (BOTTOM - TOP) * _share(value, *self.y)
 
 
-def ticks(low: float, high: float, about: int = 6) -> list[float]:
+def ticks(low: float, high: float, about: int = 6, whole: bool = False) -> list[float]:
     """Return about six round values, 1, 2 or 5 times a power of ten apart, from ``low`` to ``high``."""
     if not high > low:
         return [low]
     rough = (high - low) / (about - 1)
     power: float = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.8 * rough)
+    step = max(step, 1) if whole else step
     first = math.ceil(low / step - 1e-9)
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 

@@ -73,7 +73,7 @@ def data_table(found: Inspection) -> str:
         lines.append(f"{name:<{width}}  {images:6,}  {photographs:>11}  {unreadable:10,}")
     if len(table) < len(rows):
         lines.append(f"{len(table)} of {len(rows):,} classes, those with the fewest images")
-    lines += ["", f"sizes   {_most_common(_sizes(found))}", f"files   {_most_common(_types(found))}", ""]
+    lines += ["", f"sizes   {_most_common(_sizes(found))} (h x w)", f"files   {_most_common(_types(found))}", ""]
     lines += [f"{count:6,}  {what}" for count, what in findings(found)] or ["no problems found"]
     return "\n".join(lines)
 
@@ -126,7 +126,8 @@ def _fewest_images(rows: list[ClassRow], most: int) -> list[ClassRow]:
 
 
 def _sizes(found: Inspection) -> Counter[str]:
-    return Counter(f"{fact.width} x {fact.height}" for fact in found.facts if fact.error is None)
+    """Count the sizes, heights before widths."""
+    return Counter(f"{fact.height} x {fact.width}" for fact in found.facts if fact.error is None)
 
 
 def _types(found: Inspection) -> Counter[str]:

@@ -22,29 +22,30 @@ from fish_lightning.evaluation.heatmaps import heat_maps, upsampled
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.models.classifier import FishClassifier
+from fish_lightning.models.ensemble import EnsembleNetwork
 
 Indices = npt.NDArray[np.int64]
 BATCH = 32  # images at a time
-#: Images at most. Each passes through the network here, once or, in the audit, four times and for its heat map: with
-#: these numbers a report costs about as much as a test of 600 images.
-NEIGHBOURS = 150  # training photographs compared, one image of each
-KNN_PHOTOGRAPHS = 1000  # the same where the score knn is measured too
-AUDITED = 40  # of the tested images and of the training images
-HEAT_MAPS = 40  # of the most confident errors; each costs two passes
+#: Images at most. Each passes through the network here, once or, in the audit, four times and for its heat map.
+TRAINING_PHOTOGRAPHS = 150  # that errors and unknown images are compared with, one image of each
+PER_CLASS = 5  # of these, where there are many classes
+MOST_TRAINING_PHOTOGRAPHS = 1000
+AUDITED = 32  # of the tested images and of the training images: one batch
 
 
-def training_outputs(
-    model: FishClassifier, data: FishDataModule, catalog: Catalog, most: int = NEIGHBOURS
-) -> Outputs | None:
-    """Return what the model computes for one image of each training photograph; None if none can be read.
+def training_outputs(model: FishClassifier, data: FishDataModule, catalog: Catalog) -> Outputs | None:
+    """Return what the model computes for one image of each training photograph, of many for an even sample.
 
     Args:
         model: tested.
         data: whose transform is used.
         catalog: contains the training images.
-        most: number of photographs at most.
+
+    Returns:
+        None if none of the images can be read.
     """
     trained = catalog.indices("train")
+    most = min(MOST_TRAINING_PHOTOGRAPHS, max(TRAINING_PHOTOGRAPHS, PER_CLASS * len(catalog.classes)))
     _, first = np.unique(catalog.photographs_or_paths[trained], return_index=True)
     chosen = trained[np.sort(first)]
     if len(chosen) > most:
@@ -61,8 +62,7 @@ def left_out_outputs(model: FishClassifier, data: FishDataModule) -> tuple[Outpu
     left_out = data.left_out
     if left_out is None:
         return None, 0
-    trained = np.unique(data.catalog.photographs[data.catalog.splits == "train"])
-    copied = np.isin(left_out.photographs, trained) & (left_out.photographs != "")
+    copied = left_out.copies_of(data.catalog.photographs[data.catalog.splits == "train"])
     return _outputs(model, data, left_out, np.flatnonzero(~copied)), int(copied.sum())
 
 
@@ -84,8 +84,8 @@ def _outputs(model: FishClassifier, data: FishDataModule, catalog: Catalog, chos
 def error_heat_maps(
     model: FishClassifier, data: FishDataModule, analysis: Analysis
 ) -> tuple[dict[str, npt.NDArray[np.float32]], str]:
-    """Return heat maps of the errors' predicted classes by path, and why there are none or of which there are."""
-    predicted = {error.path: error.prediction for error in analysis.errors[:HEAT_MAPS]}
+    """Return heat maps of the listed errors' predicted classes by path, and why there are none or ``""``."""
+    predicted = {error.path: error.prediction for error in analysis.errors}
     found = np.flatnonzero(np.isin(data.catalog.paths, list(predicted)))
     maps: dict[str, npt.NDArray[np.float32]] = {}
     try:
@@ -94,7 +94,7 @@ def error_heat_maps(
             maps |= zip(paths, _heat(model, images, [predicted[path] for path in paths]), strict=True)
     except UserError as error:
         return {}, str(error)
-    return maps, f"Heat maps of the {HEAT_MAPS} most confident errors." if len(analysis.errors) > HEAT_MAPS else ""
+    return maps, ""
 
 
 def audit_report(model: FishClassifier, data: FishDataModule, outputs: Outputs, training: bool) -> dict[str, Any] | str:
@@ -171,10 +171,18 @@ def _audit(model: FishClassifier, data: FishDataModule, indices: Indices, with_h
 
 
 def _heat(model: FishClassifier, images: Tensor, classes: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
-    """Return heat maps of these classes, or of the predicted ones."""
+    """Return heat maps of these classes, or of the predicted ones; of an ensemble, the mean of its members' maps."""
     normalized = model.normalize(images.to(model.device))
     explained = None if classes is None else torch.tensor(list(classes), device=model.device)
-    return heat_maps(model.network, normalized, explained)
+    if not isinstance(model.network, EnsembleNetwork):
+        return heat_maps(model.network, normalized, explained)
+    if explained is None:
+        with torch.no_grad(), _precision(model):
+            explained = model.network(normalized).argmax(1)
+    maps = [heat_maps(member.network, member.normalize(normalized), explained) for member in model.network]
+    height, width = max(heat.shape[1:] for heat in maps)
+    mean = np.mean([upsampled(heat, height, width) for heat in maps], axis=0)
+    return np.asarray(mean / np.maximum(mean.max((1, 2), keepdims=True), np.finfo(np.float32).tiny), dtype=np.float32)
 
 
 def _precision(model: FishClassifier) -> AbstractContextManager[Any]:

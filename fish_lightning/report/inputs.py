@@ -1,8 +1,8 @@
-"""``report_inputs.npz``: what a report shows besides ``logits.npz``, so that it can be recomputed without the model."""
+"""``report_inputs.npz``: what a report needs besides ``logits.npz``, so that it can be recomputed without the model."""
 
 import json
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.arrays import Bools
+from fish_lightning.evaluation.arrays import Bools, Floats
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.files import shown, whole_file
 
 FILE = "report_inputs.npz"
-_OUTPUTS = tuple(field.name for field in fields(Outputs))
 
 
 @dataclass(frozen=True)
@@ -24,14 +23,17 @@ class ReportInputs:
 
     Attributes:
         training: of one image of each training photograph, see ``explanations.py``; None without any.
+        features: (M, D) of training photographs, from the training run's calibration; None without any.
         leaked: (N,) whether a copy of an image in ``logits.npz`` is among the training images; None if unknown.
         heat: path of an error to its (h, w) heat map, 0 to 1.
         texts: plain values: ``title``, ``subset``, ``split``, ``root`` and ``training_root`` (where the images are),
-            ``heat_note``, ``audit``, ``history``, ``config``, ``environment``, ``target_error``, ``stored`` (the
+            ``heat_note``, ``audit``, ``history``, ``best_epoch``, ``training_photographs`` (their number), ``config``,
+            ``environment``, ``report`` (whether it was written), ``candidates``, ``target_error``, ``stored`` (the
             training run's ``calibration.json``, of an evaluation) and ``fitted_to`` (digest of the weights, and tta).
     """
 
     training: Outputs | None
+    features: Floats | None
     leaked: Bools | None
     heat: dict[str, npt.NDArray[np.float16]]
     texts: dict[str, Any]
@@ -40,7 +42,9 @@ class ReportInputs:
         """Write everything atomically: some 0.2 MB for 150 training photographs of 512 features."""
         arrays: dict[str, Any] = {"texts": np.array(json.dumps(self.texts))}
         if self.training is not None:
-            arrays |= {f"training_{name}": getattr(self.training, name) for name in _OUTPUTS}
+            arrays |= {f"training_{name}": array for name, array in self.training.arrays().items()}
+        if self.features is not None:
+            arrays["features"] = self.features
         if self.leaked is not None:
             arrays["leaked"] = self.leaked
         if self.heat:
@@ -58,14 +62,16 @@ class ReportInputs:
         """
         if not file.is_file():
             raise UserError(
-                f"no {file.name} in {shown(file.parent)}: it was made with report=false or by an earlier version\n"
+                f"no {file.name} in {shown(file.parent)}: an earlier version made it\n"
                 "evaluate it with its model: without recompute=true"
             )
         try:
             with np.load(file, allow_pickle=False) as stored:
-                trained, heat = "training_paths" in stored, "heat" in stored
+                heat = "heat" in stored
+                training = {name.removeprefix("training_"): stored[name] for name in stored if "training_" in name}
                 return cls(
-                    training=Outputs(**{name: stored[f"training_{name}"] for name in _OUTPUTS}) if trained else None,
+                    training=Outputs.from_arrays(training) if training else None,
+                    features=stored.get("features"),
                     leaked=stored.get("leaked"),
                     heat=dict(zip(stored["heat_paths"].tolist(), stored["heat"], strict=True)) if heat else {},
                     texts=json.loads(str(stored["texts"])),

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fish_lightning.data.catalog import Catalog
-from fish_lightning.data.dataset import UNREADABLE
-from fish_lightning.data.decoding import UnreadableImage, decode
-from fish_lightning.evaluation.arrays import require_finite
 from fish_lightning.evaluation.stored_calibration import apply_calibration
 from fish_lightning.files import csv_table, whole_file
 from fish_lightning.names import path_cell, printable, shortened, text_cell
@@ -58,30 +54,34 @@ class PredictionRow:
 
 
 def prediction_rows(
-    catalog: Catalog,
-    batches: Sequence[Sequence[npt.NDArray[Any]]],
+    paths: Sequence[str],
+    errors: Sequence[str],
+    logits: npt.NDArray[Any],
+    features: npt.NDArray[Any],
     class_names: Sequence[str],
     stored: Mapping[str, Any] | None = None,
 ) -> list[PredictionRow]:
-    """Return one row per file, in catalog order.
+    """Return one row for each of N files.
 
     Args:
-        catalog: the N input files.
-        batches: of :meth:`fish_lightning.models.classifier.FishClassifier.predict_step`, N images in all.
+        paths: of the files.
+        errors: why each could not be read; ``""`` for one that could.
+        logits: (N, C).
+        features: (N, D).
         class_names: in label order.
         stored: content of the run's ``calibration.json``; None or empty: nothing is calibrated.
     """
     rows = []
-    _, labels, logits, features = (np.concatenate(column) for column in zip(*batches, strict=True))
-    require_finite(logits[labels != UNREADABLE], "logits")
+    finite = np.isfinite(logits).all(axis=1)
     answers = apply_calibration(stored or {}, np.nan_to_num(logits), features)
-    for i, (path, label, probabilities) in enumerate(zip(catalog.paths, labels, answers.probabilities, strict=True)):
-        if label == UNREADABLE:
-            rows.append(PredictionRow(str(path), {}, error=_why_unreadable(catalog.root / str(path))))
+    for i, (path, error) in enumerate(zip(paths, errors, strict=True)):
+        if error or not finite[i]:
+            rows.append(PredictionRow(path, {}, error=error or f"{path}: the model's logits are NaN or infinite"))
             continue
+        probabilities = answers.probabilities[i]
         order = np.argsort(-probabilities, kind="stable")[:LISTED]
         row = PredictionRow(
-            str(path),
+            path,
             {class_names[c]: float(probabilities[c]) for c in order},
             calibrated=None if answers.calibrated is None else float(answers.calibrated[i, order[0]]),
             uncertain=None if answers.uncertain is None else bool(answers.uncertain[i]),
@@ -91,38 +91,113 @@ def prediction_rows(
     return rows
 
 
-def _why_unreadable(path: Path) -> str:
-    try:
-        decode(path)
-    except UnreadableImage as error:
-        return str(error)
-    return f"{path}: could not be read during prediction, but can be read now"
+#: Columns of a part. ``predictions.csv`` has them without the probabilities, which are in ``predictions.json``.
+COLUMNS = (
+    *("path", "prediction", "probability", "calibrated_probability", "runner_up", "runner_up_probability"),
+    *("uncertain", "unknown", "probabilities", "error"),
+)
 
 
-def write_predictions(folder: Path, rows: Sequence[PredictionRow], catalog: Catalog, pictures: int) -> str:
-    """Write ``predictions.csv``, ``predictions.json`` and a ``contact_sheet.png`` of up to ``pictures`` images.
+def cells_of(row: PredictionRow) -> tuple[Any, ...]:
+    """Return the cells of a row in a CSV table with the columns ``COLUMNS``; the probabilities are a JSON object."""
+    first, second = [(text_cell(name), p) for name, p in (row.ranked(0), row.ranked(1))]
+    marks = [None if mark is None else int(mark) for mark in (row.uncertain, row.unknown)]
+    probabilities = json.dumps(row.probabilities, ensure_ascii=False)
+    return (
+        path_cell(row.path),
+        *first,
+        row.calibrated,
+        *second,
+        *marks,
+        probabilities,
+        row.error and text_cell(row.error),
+    )
 
-    Returns:
-        The names of the files, as printed.
+
+def row_of(cells: Mapping[str, Any], path: str) -> PredictionRow:
+    """Return the row of ``path`` that cells, by column, were made from.
+
+    Raises:
+        KeyError: a column is missing.
+        ValueError: a number is none.
     """
-    with csv_table(folder / "predictions.csv") as lines:
-        columns = (
-            "probability",
-            "calibrated_probability",
-            "runner_up",
-            "runner_up_probability",
-            "uncertain",
-            "unknown",
-        )
-        lines.writerow(("path", "prediction", *columns, "error"))
+    calibrated, uncertain, unknown, error = (
+        None if cells[name] in ("", None) else cells[name]
+        for name in ("calibrated_probability", "uncertain", "unknown", "error")
+    )
+    if error is not None and text_cell(path) != path:  # the error begins with the path
+        error = error.removeprefix("'")
+    return PredictionRow(
+        path,
+        cells["probabilities"],
+        calibrated=None if calibrated is None else float(calibrated),
+        uncertain=None if uncertain is None else bool(int(uncertain)),
+        unknown=None if unknown is None else bool(int(unknown)),
+        error=error,
+    )
+
+
+class Tally:
+    """Counts rows as they pass, and keeps the first of them.
+
+    Args:
+        keep: number of rows to keep.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self.first: list[PredictionRow] = []
+        self.n = self.unreadable = 0
+        self.classes: Counter[str] = Counter()
+        self.verdicts: Counter[str] = Counter()
+        self._error = ""
+
+    def counted(self, rows: Iterable[PredictionRow]) -> Iterator[PredictionRow]:
+        """Yield the rows again."""
         for row in rows:
-            first, second = [(text_cell(name), p) for name, p in (row.ranked(0), row.ranked(1))]
-            marks = [None if mark is None else int(mark) for mark in (row.uncertain, row.unknown)]
-            error = row.error and text_cell(row.error)
-            lines.writerow((path_cell(row.path), *first, row.calibrated, *second, *marks, error))
-    with whole_file(folder / "predictions.json") as temporary:
-        content = [
-            {
+            self.n += 1
+            if len(self.first) < self.keep:
+                self.first.append(row)
+            if row.error is not None:
+                self.unreadable += 1
+                self._error = self._error or row.error
+            else:
+                self.classes[row.ranked(0)[0]] += 1
+                self.verdicts[row.verdict] += 1
+            yield row
+
+    def lines(self) -> list[str]:
+        """Return how many files are of each class, the most frequent ones first, of each verdict, and unreadable.
+
+        The numbers for each class include the images that are marked as uncertain or as none of the classes; each of
+        those has one verdict, as in the table.
+        """
+        cells = [(shortened(printable(name)), f"{count:,}") for name, count in self.classes.most_common(ROWS)]
+        lines = _aligned([("class", "files"), *cells], right=(1,))
+        if len(self.classes) > ROWS:
+            lines.append(f"and {len(self.classes) - ROWS:,} other classes")
+        marks = [(verdict, self.verdicts[verdict]) for verdict in (UNCERTAIN, NONE)]
+        lines += [f"{verdict}: {count:,} (counted above)" for verdict, count in marks if count]
+        if self.unreadable:
+            lines.append(f"unreadable: {self.unreadable:,}, such as {printable(self._error)}")
+        return lines
+
+
+def write_predictions(folder: Path, rows: Iterable[PredictionRow]) -> None:
+    """Write ``predictions.csv`` and ``predictions.json``, whole or not at all; the rows are read once."""
+    with (
+        csv_table(folder / "predictions.csv") as table,
+        whole_file(folder / "predictions.json") as temporary,
+        # Bytes that are not UTF-8 become JSON's own escapes, from which a reader in Python gets the name back.
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
+        listed = COLUMNS.index("probabilities")
+        table.writerow(COLUMNS[:listed] + COLUMNS[listed + 1 :])
+        before = "["
+        for row in rows:
+            cells = cells_of(row)
+            table.writerow(cells[:listed] + cells[listed + 1 :])
+            entry = {
                 "path": row.path,
                 "prediction": row.ranked(0)[0] or None,
                 "probability": row.ranked(0)[1],
@@ -132,24 +207,26 @@ def write_predictions(folder: Path, rows: Sequence[PredictionRow], catalog: Cata
                 "unknown": row.unknown,
                 "error": row.error,
             }
-            for row in rows
-        ]
-        # Bytes that are not UTF-8 become JSON's own escapes, from which a reader in Python gets the name back.
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    files = "predictions.csv, predictions.json"
-    shown = rows[:pictures]
-    if not shown:
-        return files
-    part = f"{len(shown):,} of {len(rows):,} files" if len(shown) < len(rows) else ""
+            stream.write(f"{before}\n{json.dumps(entry, indent=2, ensure_ascii=False)}")
+            before = ","
+        stream.write("\n]\n")
+
+
+def write_contact_sheet(folder: Path, rows: Sequence[PredictionRow], n: int) -> str:
+    """Write ``contact_sheet.png`` of the first of ``n`` files.
+
+    Returns:
+        The name of the file, as printed.
+    """
+    part = f"{len(rows):,} of {n:,} files" if len(rows) < n else ""
     figure = figures.picture_figure(
-        [thumbnail(catalog.root / row.path) for row in shown],
-        [f"{shortened(Path(row.path).name)}\n{_caption(row)}" for row in shown],
-        [figures.BAD if row.error else COLORS[row.verdict] for row in shown],
+        [thumbnail(row.path) for row in rows],
+        [f"{shortened(Path(row.path).name)}\n{_caption(row)}" for row in rows],
+        [figures.BAD if row.error else COLORS[row.verdict] for row in rows],
         title=part,
     )
     figures.save(figure, folder / "contact_sheet.png")
-    return f"{files}, contact_sheet.png" + (f": {part}" if part else "")
+    return "contact_sheet.png" + (f": {part}" if part else "")
 
 
 COLORS = {"": figures.PLAIN, UNCERTAIN: figures.UNCERTAIN, NONE: figures.NONE}
@@ -163,11 +240,7 @@ def _caption(row: PredictionRow) -> str:
 
 
 def prediction_table(rows: Sequence[PredictionRow]) -> str:
-    """Return the predictions as a table for the terminal; of many, the first ``ROWS`` and the number for each class.
-
-    Columns for which nothing is calibrated are left out. The numbers for each class include the images that are marked
-    as uncertain or as none of the classes; each of those has one verdict, as in the table.
-    """
+    """Return predictions as a table for the terminal, without columns for which nothing is calibrated."""
     titles = ("path", "prediction", "probability", "calibrated", "runner-up", "verdict")
     read = [row for row in rows if not row.error]
     known = {
@@ -175,11 +248,10 @@ def prediction_table(rows: Sequence[PredictionRow]) -> str:
         "verdict": any(row.uncertain is not None or row.unknown is not None for row in read),
     }
     kept = [column for column, title in enumerate(titles) if known.get(title, True)]
-    cells = [titles, *map(_cells, rows[:ROWS])]
-    lines = _aligned([tuple(line[column] for column in kept) for line in cells], right=(2, 3) if 3 in kept else (2,))
-    if len(rows) > ROWS:
-        lines += [f"{ROWS} of {len(rows):,} files; all in predictions.csv", "", *_counts(rows)]
-    return "\n".join(lines)
+    cells = [titles, *map(_cells, rows)]
+    return "\n".join(
+        _aligned([tuple(line[column] for column in kept) for line in cells], right=(2, 3) if 3 in kept else (2,))
+    )
 
 
 def missing_thresholds(stored: Mapping[str, Any]) -> list[str]:
@@ -187,7 +259,9 @@ def missing_thresholds(stored: Mapping[str, Any]) -> list[str]:
     lines = []
     if stored["selective"]["threshold"] is None:
         error = stored["selective"]["target_error"]
-        lines.append(f"note: nothing is marked as uncertain: no threshold can promise an error of at most {error:.1%}")
+        lines.append(
+            f"note: nothing is marked as uncertain: no threshold can guarantee an error of at most {error:.1%}"
+        )
     if (stored["unknown"] or {}).get("threshold") is None:
         lines.append(f"note: nothing is marked as {NONE}: calibration.json has no threshold for it")
     return lines
@@ -201,21 +275,6 @@ def _cells(row: PredictionRow) -> tuple[str, ...]:
     calibrated = "" if row.calibrated is None else f"{row.calibrated:.1%}"
     runner = f"{printable(second)} {runner_up:.1%}"
     return (path, printable(prediction), f"{probability:.1%}", calibrated, runner, row.verdict)
-
-
-def _counts(rows: Sequence[PredictionRow]) -> list[str]:
-    """Return how many files are of each class, the most frequent ones first, of each verdict, and unreadable."""
-    counts = Counter(row.ranked(0)[0] for row in rows if not row.error)
-    cells = [(shortened(printable(name)), f"{count:,}") for name, count in counts.most_common(ROWS)]
-    lines = _aligned([("class", "files"), *cells], right=(1,))
-    if len(counts) > ROWS:
-        lines.append(f"and {len(counts) - ROWS:,} other classes")
-    verdicts = Counter(row.verdict for row in rows)
-    lines += [f"{verdict}: {verdicts[verdict]:,} (counted above)" for verdict in (UNCERTAIN, NONE) if verdicts[verdict]]
-    errors = [row.error for row in rows if row.error]
-    if errors:
-        lines.append(f"unreadable: {len(errors):,}, such as {printable(errors[0])}")
-    return lines
 
 
 def _aligned(cells: Sequence[tuple[str, ...]], right: Sequence[int]) -> list[str]:

@@ -10,21 +10,23 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+import torchvision
 from omegaconf import DictConfig, OmegaConf
 
+from fish_lightning import __version__
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.splits import leak_warning
 from fish_lightning.data.trained_sources import OtherSource
 from fish_lightning.data.unknown_images import UnknownImages
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.analysis import Analysis, analyse, calibration_file, unknowns_block
+from fish_lightning.evaluation.analysis import Analysis, analyse, calibration_of, guaranteed, unknowns_block
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.scores import confusion_matrix
-from fish_lightning.evaluation.stored_calibration import FILE as CALIBRATION_FILE
-from fish_lightning.files import csv_table, shown, whole_file
+from fish_lightning.evaluation.stored_calibration import Stored, write_calibration
+from fish_lightning.files import csv_table, run_of, shown, whole_file
 from fish_lightning.models.checkpoint import weights_digest
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import path_cell, printable, text_cell
@@ -32,8 +34,6 @@ from fish_lightning.plotting import figures
 from fish_lightning.plotting.figures import Row
 from fish_lightning.plotting.thumbnails import thumbnail
 from fish_lightning.report.explanations import (
-    KNN_PHOTOGRAPHS,
-    NEIGHBOURS,
     audit_report,
     error_heat_maps,
     left_out_outputs,
@@ -46,6 +46,18 @@ from fish_lightning.report.tables import closing_table, evaluation_table
 
 PICTURES = 18  # test images in plots/predictions.png
 UNKNOWN_FILE = "unknown_logits.npz"
+#: Of the texts of ``report_inputs.npz``, those that the report shows as they are.
+_SHOWN = (
+    "title",
+    "heat_note",
+    "history",
+    "best_epoch",
+    "split",
+    "audit",
+    "training_photographs",
+    "config",
+    "environment",
+)
 TARGET_ERROR = 0.05  # of an evaluation of a run that says none
 Summary = dict[str, Any]
 
@@ -100,11 +112,11 @@ def write_run(
         figures.save(figures.accuracy_figure(history), folder / "plots" / "accuracy.png")
     if predictions and outputs:
         write_test(folder, predictions, outputs, data.catalog)
-        summary["test"] |= explain(folder, model, data, outputs, cfg, history=history)
+        summary["test"] |= explain(folder, model, data, outputs, cfg, history=history, run=summary)
     elif outputs:
         outputs.save(folder / OUTPUTS_FILE)
         try:
-            summary["val"] |= explain(folder, model, data, outputs, cfg, "val", history=history)
+            summary["val"] |= explain(folder, model, data, outputs, cfg, "val", history=history, run=summary)
         except UserError as error:  # no score depends on it, as it would if there were a test
             print(f"no report: {first_line(error)}")
     write_summary(folder, summary)
@@ -130,8 +142,8 @@ def write_evaluation(
         model: tested.
         data: its data.
         cfg: the whole config.
-        stored: content of the training run's ``calibration.json``, empty without one.
-        unknown: images of none of the classes, and what the model computes for those that can be read.
+        stored: of the training run, see ``read_calibration``; empty without one.
+        unknown: unknown images, and what the model computes for those that can be read.
     """
     subset, outputs = cfg.subset, Outputs.of(predictions, data.catalog)
     write_test(folder, predictions, outputs, data.catalog)
@@ -158,10 +170,11 @@ def explain(
     cfg: DictConfig,
     subset: str = "test",
     history: Sequence[Row] = (),
+    run: Mapping[str, Any] | None = None,
     stored: Mapping[str, Any] | None = None,
     unknown: Outputs | None = None,
 ) -> Summary:
-    """Write ``calibration.json``, ``report.html`` and ``report_inputs.npz``.
+    """Write the calibration (of a training run), ``report.html`` and ``report_inputs.npz``.
 
     Args:
         folder: of the run or evaluation.
@@ -171,8 +184,9 @@ def explain(
         cfg: the whole config; ``report`` says whether the report is written.
         subset: what was tested.
         history: one row per epoch of a training run.
-        stored: ``calibration.json`` of the training run, for an evaluation without validation images.
-        unknown: of images of none of the classes.
+        run: ``summary.json`` of a training run; None: of an evaluation.
+        stored: of an evaluation, what ``read_calibration`` returns for the training run.
+        unknown: of unknown images.
 
     Returns:
         ``calibration``, ``selective``, ``audit`` (None without a report or without masks) and, with unknown images or
@@ -180,25 +194,29 @@ def explain(
     """
     model.eval()
     catalog = data.catalog
-    trained = np.unique(catalog.photographs[catalog.splits == "train"])
-    known = catalog.photographs_known
-    leaked = np.isin(outputs.photographs, trained) & (outputs.photographs != "") if known else None
+    trained = catalog.photographs[catalog.splits == "train"]
+    leaked = outputs.copies_of(trained) if catalog.photographs_known else None
     excluded = 0
     if unknown is None:
         unknown, excluded = left_out_outputs(model, data)
     training, known_catalog = None, catalog
-    if cfg.report or unknown is not None:
+    detector = (stored or {}).get("unknown") or {}
+    if cfg.report or not detector:
         # Of an evaluation on other data, the training images are in another folder, if they are still there.
         known_catalog = data.source.known if isinstance(data.source, OtherSource) else catalog
-        most = NEIGHBOURS if unknown is None else KNN_PHOTOGRAPHS
-        training = training_outputs(model, data, known_catalog, most)
+        training = training_outputs(model, data, known_catalog)
         if training is None:
-            training, known_catalog = training_outputs(model, data, catalog, most), catalog
-    target = cfg.evaluate.target_error or ((stored or {}).get("selective") or {}).get("target_error", TARGET_ERROR)
-    analysis = analyse(outputs, training, target, subset=subset, leaked=leaked, unknown=unknown, stored=stored)
+            training, known_catalog = training_outputs(model, data, catalog), catalog
+    selective = (stored or {}).get("selective") or {}
+    target = cfg.evaluate.target_error or selective.get("target_error", TARGET_ERROR)
+    candidates = selective.get("candidates", 1) if run is None else run["compared_checkpoints"]
+    settings: dict[str, Any] = {"subset": subset, "leaked": leaked, "unknown": unknown, "candidates": candidates}
+    analysis = analyse(outputs, training, target, stored=stored, **settings)
     fitted_to = {"weights": weights_digest(model), "tta": model.tta}
     _write_calibration(folder, analysis, stored, fitted_to)
     audit: dict[str, Any] | str = ""
+    heat: dict[str, Any] = {}
+    heat_note = ""
     if cfg.report:
         audit = audit_report(
             model,
@@ -207,50 +225,55 @@ def explain(
             training=subset in ("test", "val"),
         )
         heat, heat_note = error_heat_maps(model, data, analysis)
-        texts = {
-            "title": f"{model.hparams['name']} on {printable(catalog.root.resolve().name)}",
-            "subset": subset,
-            "split": data.split_name,
-            "root": str(catalog.root.resolve()),
-            "training_root": str(known_catalog.root.resolve()),
-            "heat_note": heat_note,
-            "audit": audit,
-            "history": list(history),
-            "config": OmegaConf.to_yaml(cfg, resolve=True),
-            "environment": {
-                "torch": torch.__version__,
-                "lightning": L.__version__,
-                "python": platform.python_version(),
-            },
-            "target_error": target,
-            "stored": None if stored is None else dict(stored),
-            "fitted_to": fitted_to,
-        }
-        inputs = ReportInputs(training, leaked, {path: warm.astype(np.float16) for path, warm in heat.items()}, texts)
-        inputs.save(folder / INPUTS_FILE)
+    photographs = known_catalog.photographs_or_paths[known_catalog.indices("train")]
+    texts = {
+        "title": f"{model.hparams['name']} on {printable(catalog.root.resolve().name)}",
+        "subset": subset,
+        "split": data.split_name,
+        "root": str(catalog.root.resolve()),
+        "training_root": str(known_catalog.root.resolve()),
+        "training_photographs": len(np.unique(photographs)),
+        "heat_note": heat_note,
+        "audit": audit,
+        "history": list(history),
+        "best_epoch": run and run["best_epoch"],
+        "config": OmegaConf.to_yaml(cfg, resolve=True),
+        "environment": _environment(model, run),
+        "report": bool(cfg.report),
+        "candidates": candidates,
+        "target_error": target,
+        "stored": None if stored is None else _without_features(stored),
+        "fitted_to": fitted_to,
+    }
+    warm = {path: cells.astype(np.float16) for path, cells in heat.items()}
+    inputs = ReportInputs(training, detector.get("features"), leaked, warm, texts)
+    inputs.save(folder / INPUTS_FILE)
+    if cfg.report:
         _draw(folder, analysis, inputs)
-        if unknown is not None and data.left_out is not None:
-            unknown.save(folder / UNKNOWN_FILE)
+    if unknown is not None and data.left_out is not None:
+        unknown.save(folder / UNKNOWN_FILE)
     blocks = _blocks(analysis, unknown) | {"audit": None if isinstance(audit, str) else audit}
     if "unknowns" in blocks:
         blocks["unknowns"]["excluded"] = excluded
     return blocks
 
 
-def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Summary]:
+def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Summary, bool]:
     """Compute calibration, abstention and report of a run or an evaluation from ``logits.npz`` again.
 
-    ``report.html``, ``calibration.json`` and their figures in ``summary.json`` are replaced.
+    ``calibration.json``, ``report.html`` (unless there is none, with ``report=false``) and their figures in
+    ``summary.json`` are replaced. For another target error, an evaluation chooses the threshold on the validation
+    images of its training run.
 
     Args:
         folder: of the run or evaluation.
         target_error: see :func:`~fish_lightning.evaluation.abstention.choose_threshold`; None: as before.
 
     Returns:
-        The subset that was tested, and its scores in ``summary.json``.
+        The subset that was tested, its scores in ``summary.json``, and whether there is a report.
 
     Raises:
-        UserError: one of the files is missing or corrupt.
+        UserError: one of the files is missing or corrupt, or there are no validation images for another target error.
     """
     outputs, file = Outputs.load(folder / OUTPUTS_FILE), folder / "summary.json"
     inputs = ReportInputs.load(folder / INPUTS_FILE)
@@ -263,6 +286,11 @@ def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Sum
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{shown(file)} is missing or corrupt ({first_line(error)})") from None
     unknown = Outputs.load(folder / UNKNOWN_FILE) if (folder / UNKNOWN_FILE).is_file() else None
+    stored: Stored | None = texts["stored"]
+    if stored and inputs.features is not None:
+        stored = stored | {"unknown": stored["unknown"] | {"features": inputs.features}}
+    if target_error is not None and stored is not None and not (outputs.splits == "val").any():
+        stored = for_target(stored, summary["checkpoint"], target_error)
     analysis = analyse(
         outputs,
         inputs.training,
@@ -270,26 +298,69 @@ def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Sum
         subset=subset,
         leaked=inputs.leaked,
         unknown=unknown,
-        stored=texts["stored"],
+        stored=stored,
+        candidates=texts["candidates"],
     )
-    _write_calibration(folder, analysis, texts["stored"], texts["fitted_to"])
-    _draw(folder, analysis, inputs)
+    _write_calibration(folder, analysis, stored, texts["fitted_to"])
+    if texts["report"]:
+        _draw(folder, analysis, inputs)
     blocks = _blocks(analysis, unknown)
     if "unknowns" in blocks:
         blocks["unknowns"] = scores.get("unknowns", {}) | blocks["unknowns"]
     scores |= blocks
     write_summary(folder, summary)
-    return subset, scores
+    return subset, scores, texts["report"]
 
 
 def _write_calibration(
     folder: Path, analysis: Analysis, stored: Mapping[str, Any] | None, fitted_to: Mapping[str, str | None]
 ) -> None:
-    """Write ``calibration.json`` of a training run, for which nothing is stored yet."""
+    """Write the calibration of a training run, for which nothing is stored yet."""
     if stored is None and analysis.fitted_here:
-        with whole_file(folder / CALIBRATION_FILE) as temporary:
-            content = calibration_file(analysis) | dict(fitted_to)
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_calibration(folder, calibration_of(analysis) | dict(fitted_to))
+
+
+def for_target(stored: Mapping[str, Any], ckpt: str | Path, target_error: float) -> Stored:
+    """Return the calibration of a training run with the abstention threshold for another target error.
+
+    It is chosen on the validation images in the run's ``logits.npz``.
+
+    Args:
+        stored: what ``read_calibration`` returns for the run.
+        ckpt: the run folder, or a checkpoint in it.
+        target_error: see :func:`~fish_lightning.evaluation.abstention.choose_threshold`.
+
+    Raises:
+        UserError: the run has no calibration, or no validation images are recorded.
+    """
+    run = run_of(Path(ckpt).expanduser())
+    val = Outputs.load(run / OUTPUTS_FILE).subset("val") if stored and (run / OUTPUTS_FILE).is_file() else None
+    if val is None or not len(val):
+        what = f"no validation images in {shown(run / OUTPUTS_FILE)}" if stored else "the model has no calibration.json"
+        raise UserError(
+            f"evaluate.target_error={target_error:g}: {what}, so there is nothing to choose a threshold on\n"
+            "give the folder of a training run (ckpt=RUN), or leave evaluate.target_error out"
+        )
+    candidates = stored["selective"].get("candidates", 1)
+    threshold = guaranteed(val, target_error, candidates).threshold
+    selective = {"threshold": threshold, "target_error": target_error, "candidates": candidates}
+    return {**stored, "selective": selective}
+
+
+def _without_features(stored: Mapping[str, Any]) -> Stored:
+    """Return a calibration as plain values: the features are an array."""
+    unknown = {key: value for key, value in (stored.get("unknown") or {}).items() if key != "features"}
+    return {**stored, "unknown": unknown or None} if stored else {}
+
+
+def _environment(model: FishClassifier, run: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return names and values of what a result depends on beside config and data."""
+    versions = {"fish_lightning": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__}
+    versions |= {"lightning": L.__version__, "python": platform.python_version(), "device": str(model.device)}
+    if run is None:
+        return versions
+    seconds = {} if run["seconds"] is None else {"training": f"{run['seconds']:.0f} s"}
+    return versions | {"precision": run["precision"], "processes": str(run["processes"])} | seconds
 
 
 def _draw(folder: Path, analysis: Analysis, inputs: ReportInputs) -> None:
@@ -301,7 +372,7 @@ def _draw(folder: Path, analysis: Analysis, inputs: ReportInputs) -> None:
         thumbnail=lambda path: thumbnail(root / path, 256),
         training_thumbnail=lambda path: thumbnail(training_root / path, 256),
         heat=inputs.heat,
-        **{key: texts[key] for key in ("title", "heat_note", "history", "split", "audit", "config", "environment")},
+        **{key: texts[key] for key in _SHOWN},
     )
 
 

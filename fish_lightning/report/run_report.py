@@ -57,6 +57,7 @@ def write_report(
     best_epoch: int | None = None,
     split: str | None = None,
     audit: Mapping[str, Any] | str | None = None,
+    training_photographs: int | None = None,
     config: str = "",
     environment: Mapping[str, object] | None = None,
     pictures: int = 300,
@@ -73,12 +74,13 @@ def write_report(
         heat: path to (h, w) heat map, 0 to 1, of errors (``analysis.errors``); laid over the picture.
         heat_note: why there are no heat maps.
         history: rows of a training run, see :class:`~fish_lightning.training.history.History`.
-        best_epoch: the epoch of the checkpoint that was tested.
+        best_epoch: the epoch of the checkpoint that was tested; marked in the curves.
         split: how test images were chosen: ``photograph``.
         audit: see :func:`~fish_lightning.report.explanations.audit_report`, or why there is none; None: no section.
+        training_photographs: number of all, of which the neighbours may come from a sample; None if unknown.
         config: of the run, as YAML.
         environment: names and values of what else is to be known: versions, device, seconds.
-        pictures: in the gallery at most; the page says how many are left out.
+        pictures: in the gallery at most; the page says how many there are.
     """
     gallery = _sample(analysis, pictures if thumbnail else 0)
     errors, photographs = analysis.errors, analysis.worst_photographs[:PHOTOGRAPHS]
@@ -110,6 +112,7 @@ def write_report(
         gallery=_gallery(analysis, gallery),
         wrong=int((~analysis.images.correct).sum()),
         class_rows=_class_rows(analysis),
+        training_photographs=training_photographs,
         errors=[{"error": error, "heat": _overlay(heat, error)} for error in errors],
         heat_note=heat_note,
         photographs=photographs,
@@ -146,7 +149,7 @@ def _score(analysis: Analysis) -> str:
     )
     return (
         f"The model recognizes {analysis.accuracy:.1%} of {n}; on other images like these expect "
-        f"{low:.1%} to {high:.1%} (95 % CI, {counted})."
+        f"{low:.1%} to {high:.1%} (95% CI, {counted})."
     )
 
 
@@ -191,17 +194,18 @@ def _advice(analysis: Analysis) -> str:
     suspects = sum(suspect.given == worst for suspect in analysis.suspects)
     if analysis.leaked:
         action = "before anything else, train again with split=photograph, which keeps copies on one side"
-    elif suspects:
-        action = f"first check the {suspects} label {_plural(suspects, 'suspect')} of that class below"
     elif analysis.photographs is not None and score["photographs"] < FEW:
         action = (
             f"only {score['photographs']} {_plural(score['photographs'], 'photograph')} of it "
             f"{'was' if score['photographs'] == 1 else 'were'} tested, so add photographs of it to training and test"
         )
+    elif suspects:
+        action = f"first check the {suspects} label {_plural(suspects, 'suspect')} of that class below"
     else:
         action = "look at these errors below, and add training photographs of both classes"
     return (
-        f"Its worst class is {name}, {right:,} of {score['n']:,} recognized and {int(row.max()):,} taken for {other}: "
+        f"The class with the lowest recall is {name}, {right:,} of {score['n']:,} recognized and {int(row.max()):,} "
+        f"predicted as {other}: "
         f"{action}."
     )
 
@@ -224,7 +228,7 @@ def _sample(analysis: Analysis, most: int) -> Ints:
 
 
 def _place_within(groups: Ints) -> Ints:
-    """(N,) how many earlier entries are of the same group."""
+    """Return (N,) how many earlier entries are of the same group."""
     order = np.argsort(groups, kind="stable")
     sizes = np.unique(groups, return_counts=True)[1]
     starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -295,13 +299,14 @@ def _curves(history: Sequence[Row], best_epoch: int | None) -> list[Chart]:
             (0, highest),
             "epoch",
             (False, top is not None),
+            whole=True,
         )
         for style, name in zip(("first", "second"), measured, strict=False):
             values = columns[name]
             notes = [f"epoch {epoch:.0f}, {name}: {_short(v, top)}" for epoch, v in zip(epochs, values, strict=True)]
             drawn.line(name, epochs, values, style, notes)
         if best_epoch is not None and len(epochs) > 1:
-            drawn.mark(best_epoch, f"tested: epoch {best_epoch}")
+            drawn.mark(best_epoch, f"best: epoch {best_epoch}")
         return drawn
 
     charts = [
@@ -345,11 +350,11 @@ def _matrix(analysis: Analysis) -> Context:
     ]
     outside = int(confusion.sum() - confusion[np.ix_(shown, shown)].sum())
     names = [analysis.classes[label] for label in shown]
-    return {"names": names, "rows": rows, "left_out": classes - len(shown), "outside": outside}
+    return {"names": names, "rows": rows, "others": classes - len(shown), "outside": outside}
 
 
 def _cell_words(name: str, predicted: str) -> str:
-    return f"{name}, recognized" if name == predicted else f"{name}, taken for {predicted}"
+    return f"{name}, recognized" if name == predicted else f"{name}, predicted as {predicted}"
 
 
 def _gallery(analysis: Analysis, chosen: Ints) -> list[Context]:
@@ -402,7 +407,7 @@ def _reliability_chart(title: str, curve: ReliabilityCurve, ece: float, style: s
     low, high = curve.accuracy_ci95[filled].T
     chart.band(curve.confidence[filled], low, high, style)
     notes = [
-        f"{confidence:.0%} sure: {accuracy:.0%} right (95 % CI {low:.0%} to {high:.0%}), {images:,} images"
+        f"{confidence:.0%} sure: {accuracy:.0%} right (95% CI {low:.0%} to {high:.0%}), {images:,} images"
         for confidence, accuracy, (low, high), images in zip(
             curve.confidence[filled],
             curve.accuracy[filled],
@@ -424,7 +429,7 @@ def _risk(analysis: Analysis) -> Chart:
         f"Risk-coverage curve: {curve.risk[-1]:.1%} of the answers are wrong if every image is answered, and "
         f"{np.interp(0.5, curve.coverage, curve.risk):.1%} if the most confident half is.",
         (0, 1),
-        (0, 1.25 * highest),
+        (0, min(1.0, 1.25 * highest)),
         "share of images answered, the most confident first",
         (True, True),
     )

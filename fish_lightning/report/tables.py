@@ -18,7 +18,7 @@ def score_table(test: Summary, split: str) -> str:
     low, high = test["accuracy_ci95"]
     wrong = round(test["n"] * (1 - test["accuracy"]))
     lines = [
-        f"test accuracy  {test['accuracy']:.2%}   95 % CI {low:.1%} to {high:.1%}",
+        f"test accuracy  {test['accuracy']:.2%}   95% CI {low:.1%} to {high:.1%}",
         f"               {wrong} of {test['n']} wrong; split={split}",
         *_part_line(test),
         *_photograph_lines(test),
@@ -65,9 +65,9 @@ def _class_lines(per_class: Summary) -> list[str]:
 def _photograph_lines(test: Summary) -> list[str]:
     """Return the interval clustered by photograph, and a warning if copies are on both sides of the split."""
     if test["photographs"] is None:
-        return ["               photographs are unknown: no CI clustered by photograph (data.find_copies=true)"]
+        return ["               photographs are unknown, so no CI clustered by photograph (set data.find_copies=true)"]
     low, high = test["accuracy_ci95_photographs"]
-    lines = [f"               {low:.1%} to {high:.1%}: 95 % CI clustered by photograph (n={test['photographs']})"]
+    lines = [f"               {low:.1%} to {high:.1%}: 95% CI clustered by photograph (n={test['photographs']})"]
     if test["leaked_test_images"]:
         lines.append("warning: " + leak_warning(test).replace("; ", ";\n         "))
     return lines
@@ -78,10 +78,10 @@ def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
     scores = score_table(summary[subset], f"{summary['split']}, subset={subset}")
     lines = []
     if summary["unreadable_images"]:
-        lines.append(f"left out: {len(summary['unreadable_images'])} unreadable images, listed in summary.json")
+        lines.append(f"excluded: {len(summary['unreadable_images'])} unreadable images, listed in summary.json")
     left_out = summary.get("left_out")
     if left_out and left_out["n"]:
-        names = "left out" if subset not in ("train", "all") else "not left out"
+        names = "excluded" if subset not in ("train", "all") else "included"
         lines.append(
             f"{names}: {left_out['n']} images that are copies of training images, listed in summary.json;\n"
             f"          accuracy on them {left_out['accuracy']:.2%}"
@@ -108,13 +108,13 @@ def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
     return "\n".join([scores, "", *lines])
 
 
-def recomputed_table(folder: Path, subset: str, scores: Summary) -> str:
-    """Return what was computed again from the ``logits.npz`` of a run or an evaluation."""
+def recomputed_table(folder: Path, subset: str, scores: Summary, drawn: bool) -> str:
+    """Return what was computed again from the ``logits.npz`` of a run or an evaluation, perhaps without a report."""
     calibration, selective = scores["calibration"], scores["selective"]
     after = calibration["after"]
     scaled = f", {after['ece']:.2%} with the temperature {calibration['temperature']:.3f}" if after else ""
     target = f"(target_error={selective['target_error']:g})"
-    answered = f"no threshold can promise it {target}"
+    answered = f"no threshold can guarantee it {target}"
     if selective["threshold"] is not None:
         wrong = "" if selective["error"] is None else f", {selective['error']:.1%} of the answers are wrong"
         answered = f"answers {selective['coverage']:.1%} of the images{wrong} {target}"
@@ -124,38 +124,37 @@ def recomputed_table(folder: Path, subset: str, scores: Summary) -> str:
             f"calibration  ECE {calibration['ece']:.2%}{scaled}",
             f"abstention   {answered}",
             f"folder       {shown(folder)}",
-            f"report       {shown(folder / 'report.html')}",
+            f"report       {shown(folder / 'report.html') if drawn else 'none: the run was made with report=false'}",
         ]
     )
 
 
 def _unknown_lines(unknowns: Summary) -> list[str]:
-    """Return how well images of none of the classes are separated from the tested ones."""
+    """Return how well unknown images are separated from the tested ones."""
     part = "" if unknowns["photographs"] is None else f" of {unknowns['photographs']:,} photographs"
     lines = [f"unknown  {unknowns['n']:,} images{part}"]
     if unknowns["excluded"]:
-        lines.append(f"         left out: {unknowns['excluded']:,} that are copies of images of the run or of the test")
+        lines.append(f"         excluded: {unknowns['excluded']:,} that are copies of images of the run or of the test")
     if unknowns["unreadable_images"]:
-        lines.append(f"         left out: {len(unknowns['unreadable_images']):,} unreadable, listed in summary.json")
+        lines.append(f"         excluded: {len(unknowns['unreadable_images']):,} unreadable, listed in summary.json")
     if unknowns["missing_images"]:
         lines.append(
             f"warning: {unknowns['missing_images']:,} images of the run no longer exist: copies of them may be\n"
             "         among the unknown images"
         )
-    lines.append("score         AUROC  95 % CI          FPR at 95 %  95 % CI")
+    lines.append("score         AUROC  95% CI           FPR at 95%  95% CI")
     for name, found in unknowns["scores"].items():
         auroc = f"{found['auroc']:.3f}  {found['auroc_ci95'][0]:.3f} to {found['auroc_ci95'][1]:.3f}"
         fpr = f"{found['fpr95']:.1%}"
         interval = f"{found['fpr95_ci95'][0]:.1%} to {found['fpr95_ci95'][1]:.1%}"
         best = "  best" if name == unknowns["best"] else ""
-        lines.append(f"{name:<12}  {auroc}  {fpr:>11}  {interval}{best}")
+        lines.append(f"{name:<12}  {auroc}  {fpr:>10}  {interval}{best}")
     if unknowns["threshold"] is None:
-        lines.append("there is no threshold: calibration.json has none")
+        lines.append("calibration.json contains no threshold")
     else:
         lines.append(
             f"threshold     {unknowns['score']} below {unknowns['threshold']:.4g}: {unknowns['rejected']:.1%} of the "
-            f"unknown images are recognized as such,\n"
-            f"              {unknowns['known_rejected']:.1%} of the others are taken for unknown"
+            f"unknown and {unknowns['known_rejected']:.1%} of the known images are rejected"
         )
     return lines
 
@@ -175,7 +174,7 @@ def closing_table(folder: Path, summary: Summary) -> str:
     """Return the results of a training run, its folder and the next commands."""
     lines = [score_table(summary["test"], summary["split"])] if summary["test"] else ["not tested (test=false)"]
     if summary["unreadable_images"]:
-        lines.append(f"\nleft out: {len(summary['unreadable_images'])} unreadable images, listed in summary.json")
+        lines.append(f"\nexcluded: {len(summary['unreadable_images'])} unreadable images, listed in summary.json")
     if summary["skipped_batches"]:
         lines.append(f"\nskipped batches with a NaN or infinite loss (on_nan=skip): {summary['skipped_batches']}")
     if summary["seconds"]:
@@ -190,9 +189,11 @@ def closing_table(folder: Path, summary: Summary) -> str:
         lines.append(f"warning: only part of the data was used ({limits})")
     checkpoint = summary["checkpoint"]
     lines.append(
-        f"best epoch   {summary['best_epoch']} by validation accuracy" if checkpoint else "no checkpoint was kept"
+        f"best epoch   {summary['best_epoch']} by {summary['best_by'].replace('val/', 'validation ')}"
+        if checkpoint
+        else "no checkpoint was kept"
     )
-    lines += [f"run folder   {shown(folder)}", f"pictures     {shown(folder / 'plots')}"]
+    lines += [f"run folder   {shown(folder)}", f"plots        {shown(folder / 'plots')}"]
     if (folder / "report.html").is_file():
         lines.append(f"report       {shown(folder / 'report.html')}")
     if checkpoint:

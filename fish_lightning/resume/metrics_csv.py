@@ -169,10 +169,11 @@ class DropLaterRows(L.Callback):
                 if row and not logger.has(row, step - 1):
                     logger.log_metrics(row, step - 1)
                     logger.save()
-            elif isinstance(logger, TensorBoardLogger):
+                continue
+            if isinstance(logger, TensorBoardLogger):
                 compat.forget_later_points(logger.experiment, step)
-                if row:
-                    logger.log_metrics(row, step - 1)  # a duplicate point does not show
+            if row:
+                logger.log_metrics(row, step - 1)  # in TensorBoard a duplicate does not show; trackers skip it
 
 
 def _read(file: Path) -> list[Row]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from ray import serve
 
 from fish_lightning.cli import CONF
@@ -41,7 +41,7 @@ def app(args: dict[str, str]) -> serve.Application:
     def replica() -> FastAPI:
         from fish_lightning.serving.build import app_of
 
-        return app_of(OmegaConf.create(resolved))
+        return app_of(DictConfig(resolved))
 
     deployment = serve.deployment(serve.ingress(replica)())
     return deployment.options(

@@ -21,7 +21,7 @@ from fish_lightning.settings.tables import INSTANTIATED, LOGGED, SAMPLE_RECIPE, 
 SHOWN = 4  # problems of a command that are listed; the others are counted
 
 
-def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, str]]:
+def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, str]]:  # noqa: PLR0912 - one a conflict
     """Find settings that are allowed one by one, but not together.
 
     Args:
@@ -45,6 +45,10 @@ def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, st
         yield "callbacks.early_stopping.mode", f"expected {LOGGED[monitor]} for {monitor}"
     if get("test") is False and get("optimized_metric", "").startswith("test/"):
         yield "optimized_metric", "expected a metric of the validation, since test=false"
+    if get("tune._target_") and get("ckpt") is not None:
+        yield "ckpt", "expected null, since tune trains new models"
+    if get("tune.lowest", 0) >= get("tune.highest", math.inf):
+        yield "tune.lowest", f"expected less than tune.highest={values['tune.highest']}"
     if get("data.resident") and get("data.cache") in ("off", False):
         yield "data.cache", "expected on or ram, since augment=gpu keeps decoded images"
     if get("data.cache") in ("on", True) and get("data.cache_dir", "") is None:

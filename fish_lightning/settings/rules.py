@@ -151,8 +151,8 @@ COUNT_OR_NONE = whole("[0, inf)")
 SEED = whole("[0, 4294967295]")  # 32 bits: what numpy takes
 SIZE = whole("[1, 10000]")  # pixels
 PAIR = NUMBER | several(2, NUMBER, "two numbers")
-MEAN = several(3, NUMBER, "three numbers, of red, green and blue")
-STD = several(3, POSITIVE, "three numbers above 0, of red, green and blue")
+MEAN = several(3, NUMBER, "three numbers (red, green, blue)") | NULL
+STD = several(3, POSITIVE, "three numbers above 0 (red, green, blue)") | NULL
 LIMIT = COUNT_OR_NONE | share("[0, 1]") | NULL
 TTA = choice("flips", "turns", None)
 #: Lightning's other names of them.

@@ -63,6 +63,11 @@ def _is_duration(value: Any) -> bool:
     return all(map(NOT_NEGATIVE.accepts, value.values())) and any(value.values())
 
 
+def _is_shard(value: Any) -> bool:
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", value) if isinstance(value, str) else None
+    return found is not None and int(found[1]) <= int(found[2])
+
+
 def _are_devices(value: Any) -> bool:
     if isinstance(value, str):
         return bool(re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+|\d+,", value))
@@ -280,9 +285,23 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "log_momentum": FLAG,
         "log_weight_decay": FLAG,
     },
+    # tune
+    "fish_lightning.training.tune.learning_rate": {
+        "lowest": POSITIVE,
+        "highest": POSITIVE,
+        "steps": whole("[20, 100000]"),
+    },
+    "fish_lightning.training.tune.batch_size": {"start": COUNT, "steps": whole("[2, 1000]")},
     # logger
     "fish_lightning.training.tensorboard.RunTensorBoardLogger": {"save_dir": FOLDER},
     "fish_lightning.resume.metrics_csv.ResumableCSVLogger": {"save_dir": FOLDER},
+    "fish_lightning.training.trackers.RunWandbLogger": {"save_dir": FOLDER, "project": TEXT, "group": TEXT | NULL},
+    "fish_lightning.training.trackers.RunMLFlowLogger": {
+        "save_dir": FOLDER,
+        "tracking_uri": text("a tracking URI of MLflow"),
+        "experiment": TEXT,
+        "artifacts": text("a folder", "a URI") | NULL,
+    },
 }
 
 PATHS = {"logs": FOLDER, "output": FOLDER, "cache": FOLDER}
@@ -353,9 +372,12 @@ DATA: dict[str, Schema] = {
     "cache": Rule(("on", "off", "ram"), lambda v: v in ("on", "off", "ram") or isinstance(v, bool)),  # YAML's on, off
     "cache_dir": FOLDER | NULL,
     "on_error": choice("raise", "skip"),
+    "backgrounds": PROBABILITY | NULL,
 }
 #: Of evaluate and prepare: these are the training run's.
-_OF_TRAINING = dict.fromkeys(("split", "train_transform", "eval_transform", "seed"), UNUSED) | {"leave_out": NULL}
+_OF_TRAINING = dict.fromkeys(("split", "train_transform", "eval_transform", "backgrounds", "seed"), UNUSED) | {
+    "leave_out": NULL
+}
 
 MODEL: dict[str, Schema] = {
     "name": TEXT,
@@ -376,6 +398,7 @@ TRANSFORMS: dict[str, Schema] = {
     "std": STD,
     "train": COMPONENT,
     "eval": COMPONENT,
+    "backgrounds": PROBABILITY | NULL,
 }
 
 #: What data=sample also sets, in programs that do not train.
@@ -396,6 +419,7 @@ TRAIN: dict[str, Schema] = {
     "tta": TTA,
     "report": FLAG,
     "evaluate": {"target_error": number("(0, 1)")},
+    "tune": Component({}, NULL),
     "paths": PATHS,
     "transforms": TRANSFORMS,
     "split": COMPONENT,
@@ -424,11 +448,14 @@ EVALUATE = SAMPLE_RECIPE | {
 
 PREDICT: dict[str, Schema] = {
     "ckpt": CHECKPOINT,
-    "input": text("an image", "a folder", "a quoted pattern", example="FILE"),
+    "input": text("an image", "a folder", "a quoted pattern", "a list of images", "a URL", example="FILE"),
     "tta": TTA,
     "batch_size": COUNT,
     "num_workers": COUNT_OR_NONE,
     "contact_sheet": whole("[0, 300]"),
+    "shard": Rule(("a part of the work (3/64)",), _is_shard) | NULL,
+    "part_rows": COUNT | NULL,
+    "format": choice("csv", "parquet"),
     "paths": PATHS,
     # Every file gets its row.
     "trainer": Component(TRAINER | {"limit_predict_batches": NULL, "fast_dev_run": choice(False)}, complete=True),
@@ -475,7 +502,23 @@ SERVE: dict[str, Schema] = {
     ),
 }
 
+ENSEMBLE: dict[str, Schema] = {
+    "runs": Rule(
+        ("a sweep's folder", "a list of runs ([RUN_A,RUN_B])"),
+        lambda v: FOLDER.accepts(v) or (isinstance(v, list) and bool(v) and all(map(FOLDER.accepts, v))),
+        example="DIR",
+    ),
+    "margin": number("[0, 1)"),
+    "batch_size": COUNT | NULL,
+    "report": FLAG,
+    "evaluate": {"target_error": number("(0, 1)")},
+    "data": {"root": FOLDER | NULL, "num_workers": COUNT_OR_NONE},
+    "paths": PATHS,
+    "trainer": Component(TRAINER, complete=True),
+}
+
 SCHEMAS: dict[str, Mapping[str, Schema]] = {
+    "ensemble": ENSEMBLE,
     "compare": COMPARE,
     "train": TRAIN,
     "evaluate": EVALUATE,

@@ -13,7 +13,7 @@ from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.dataset import KeyedBatches
 from fish_lightning.errors import UserError
 from fish_lightning.models.classifier import FishClassifier
-from fish_lightning.models.network import head_name
+from fish_lightning.models.network import head_name, head_names
 from fish_lightning.models.optimizers import block_of
 from fish_lightning.run_log import say
 from fish_lightning.training.mix import Mix
@@ -112,11 +112,12 @@ def _features(trainer: L.Trainer, model: FishClassifier) -> Tensor:
     """Return (N, D) what the head is given for training and validation images, 0 for others, on the device.
 
     Raises:
-        UserError: the network's last layer is not linear.
+        UserError: the network's last layer is not linear, or there are two.
     """
-    if not isinstance(model.network.get_submodule(head_name(model.hparams["name"])), nn.Linear):
+    heads = [model.network.get_submodule(head) for head in head_names(model.hparams["name"])]
+    if len(heads) > 1 or not isinstance(heads[0], nn.Linear):
         raise UserError(
-            f"freeze=backbone requires a network whose last layer is linear, unlike {model.hparams['name']}\n"
+            f"freeze=backbone requires a network with one last layer, a linear one, unlike {model.hparams['name']}\n"
             "freeze=head_first works with any"
         )
     data: FishDataModule = trainer.datamodule  # type: ignore[attr-defined]

@@ -118,7 +118,7 @@ def line(row: Row, epochs: int | None) -> str:
         f"{show('lr', 'lr', '{:.2e}'):<11}",
         f"{show('train loss', 'train_loss', '{:.4f}'):<17}",
         show("val loss", "val_loss", "{:.4f}"),
-        show("val accuracy", "val_accuracy", "{:6.2f} %", 100),
+        show("val accuracy", "val_accuracy", "{:6.2f}%", 100),
         show("", "seconds", "{:.1f} s"),
     ]
     return "  ".join(parts).rstrip()

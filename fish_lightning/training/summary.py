@@ -1,6 +1,8 @@
 """The contents of ``summary.json``, collected from a run's callbacks."""
 
+import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
@@ -78,9 +80,9 @@ def test_and_val_outputs(
 
 
 def unknown_outputs(trainer: L.Trainer, model: FishClassifier, data: FishDataModule, catalog: Catalog) -> Outputs:
-    """Return what the model computes for images of none of the classes, whose label is -1.
+    """Return what the model computes for unknown images, whose label is -1.
 
-    Unreadable images are left out. Call it on every process.
+    Unreadable images are excluded. Call it on every process.
 
     Args:
         trainer: of an evaluation.
@@ -124,6 +126,8 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "val": {key: validated[f"val/{key}"] for key in ("accuracy", "macro_f1", "loss") if f"val/{key}" in validated}
         | {"n": data.catalog.counts()["val"]},
         "best_epoch": best.best_epoch if best else None,
+        "best_by": best.monitor if best else None,
+        "compared_checkpoints": compared_checkpoints(trainer),
         "epochs": history.rows[-1]["epoch"] if history and history.rows else trainer.current_epoch,
         "seconds": history.seconds if history else None,
         "train_images_per_second": history.images_per_second if history else None,
@@ -136,6 +140,7 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "classes": list(model.class_names),
         "model": model.hparams["name"],
         "weights": model.hparams["weights"],
+        "pretrained": model.pretrained,
         "precision": str(trainer.precision),
         "device": trainer.strategy.root_device.type,
         "processes": trainer.world_size,
@@ -147,6 +152,19 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "pruned": any(getattr(callback, "pruned", False) for callback in trainer.callbacks),  # type: ignore[attr-defined]
         "config": fingerprint(cfg),
     }
+
+
+def compared_checkpoints(trainer: L.Trainer) -> int:
+    """Return how many checkpoints a run chooses among by its validation, at most; 1 where it keeps none.
+
+    Epochs that early stopping has left out count: when it stops depends on the validation images too.
+    """
+    if not _find(trainer, BestCheckpoint):
+        return 1
+    epochs = max(trainer.max_epochs or 0, trainer.current_epoch, 1)
+    batches, interval = trainer.num_training_batches, trainer.val_check_batch
+    within = math.ceil(batches / interval) if interval and 0 < interval < batches < math.inf else 1
+    return max(1, epochs // (trainer.check_val_every_n_epoch or 1)) * within
 
 
 def summarize_evaluation(
@@ -167,13 +185,14 @@ def summarize_evaluation(
     """
     predictions = model.test_predictions()
     unreadable = sorted(set().union(*gathered(model.unreadable)))
+    best = Path(cfg.ckpt).expanduser().absolute() / "checkpoints" / "best.ckpt"  # which a run folder stands for
     summary: Summary = {
         cfg.subset: score_test(predictions, data.catalog, model.class_names, trainer.callback_metrics)
         | {"images_in_split": len(data.catalog.indices(cfg.subset))},
         "unreadable_images": [str(data.catalog.paths[index]) for index in unreadable],
         "data": str(data.catalog.root),
         "split": split,
-        "checkpoint": str(cfg.ckpt),
+        "checkpoint": str(best if best.is_file() else Path(cfg.ckpt).absolute()),
     }
     source = data.source
     if isinstance(source, OtherSource):

@@ -166,7 +166,10 @@ def _embed(writer: Any, predictions: Predictions, catalog: Catalog, chosen: npt.
 
 
 def log_config(trainer: L.Trainer, cfg: DictConfig) -> None:
-    """Show the resolved config in the Text tab."""
+    """Show the resolved config in the Text tab of TensorBoard; other loggers get it as hyperparameters."""
+    for logger in trainer.loggers:
+        if not isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     writer = _writer(trainer)
     if writer is not None:
         text = OmegaConf.to_yaml(cfg, resolve=True)

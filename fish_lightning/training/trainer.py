@@ -1,8 +1,9 @@
-"""Create a ``lightning.Trainer`` from its config, without Lightning's tips and with short errors."""
+"""Create trainer and model from the config, without Lightning's tips and with short errors."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import albumentations as A
 import hydra
 import lightning as L
 import torch
@@ -13,9 +14,11 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from fish_lightning import compat
+from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.distributed.cluster import slurm_tasks
 from fish_lightning.errors import UserError, one_line
 from fish_lightning.hardware import busy_note, cores, cpu_has_bf16, fastest_precision
+from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.run_log import say
 
 
@@ -55,6 +58,25 @@ def build_trainer(
     if note := busy_note(cfg.accelerator):
         say(note)
     return trainer
+
+
+def build_model(cfg: DictConfig, data: FishDataModule) -> FishClassifier:
+    """Instantiate the model of a run, with its optimizer and schedule.
+
+    Args:
+        cfg: the whole config.
+        data: of the run, after ``setup``.
+    """
+    model: FishClassifier = hydra.utils.instantiate(
+        cfg.model,
+        class_names=data.catalog.classes,
+        eval_transform=A.to_dict(data.eval_transform),
+        class_weights=data.class_weights() if cfg.model.class_weights else None,
+        optimizer=hydra.utils.instantiate(cfg.optimizer),
+        scheduler=hydra.utils.instantiate(cfg.scheduler),
+    )
+    model.tta = cfg.tta
+    return model
 
 
 def _require_resources(trainer: L.Trainer) -> None:

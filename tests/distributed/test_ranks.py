@@ -48,7 +48,7 @@ def test_fewer_images_in_a_split_than_processes_are_an_error(monkeypatch):
 
 GROUPS = {
     "plain": [],
-    "mix": ["mix=both", "average=ema", "balance=class"],
+    "mix": ["mix=both", "average=ema", "balance=class", "transforms.backgrounds=0.5"],
     "freeze": ["freeze=head_first", "balance=photograph", "data.photograph='[0-9]'", "loss=focal"],
 }
 
@@ -57,6 +57,7 @@ GROUPS = {
 @pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS.keys())
 def test_two_processes_of_half_a_batch_train_as_one_of_a_whole(tmp_path, train_tiny, train_ranks, make_folder, groups):
     data = make_folder(tmp_path / "fish", classes=2, per_class=16)  # 24 to train on, 3 and 5 to validate and test
+    make_folder(data, classes=["class a GT", "class b GT"], per_class=16)  # masks of noise
     spies = ("+callbacks.spy._target_=rank_callbacks.Spy", "+callbacks.frozen._target_=rank_callbacks.FrozenBatchNorm")
     same = (*spies, *groups, "validate_first=false", "trainer.max_epochs=1")
     one, two = tmp_path / "one", tmp_path / "two"

@@ -1,17 +1,20 @@
 """What a report says is computed from logits alone, and from any that a user can have."""
 
-import resource
 import time
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
+from helpers import measured
 from synthetic import halves, make_outputs, make_single
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_f1_score
 
 from fish_lightning.errors import UserError
-from fish_lightning.evaluation.analysis import LISTED, analyse, calibration_file
+from fish_lightning.evaluation.analysis import ERRORS, LISTED, analyse, calibration_of
+from fish_lightning.evaluation.stored_calibration import apply_calibration, read_calibration, write_calibration
+from fish_lightning.evaluation.unknowns import feature_scores
+from fish_lightning.report.run_report import write_report
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,12 @@ def outputs():
 @pytest.fixture(scope="module")
 def analysis(outputs):
     return analyse(*halves(outputs))
+
+
+def plain(analysis):
+    """What ``calibration.json`` has, and the number of training photographs beside it."""
+    content = calibration_of(analysis)
+    return content | {"unknown": content["unknown"] | {"features": len(content["unknown"]["features"])}}
 
 
 def test_figures_are_those_of_the_test_images(outputs, analysis):
@@ -41,33 +50,34 @@ def test_temperature_and_thresholds_come_from_validation_images_only(outputs, an
     shuffled = np.where(outputs.splits == "test", np.roll(outputs.labels, 3), outputs.labels)
     other = analyse(*halves(replace(outputs, labels=shuffled)))
     assert other.accuracy < 0.5 < analysis.accuracy
-    assert calibration_file(other) == calibration_file(analysis)
-    assert other.promise == analysis.promise
+    assert plain(other) == plain(analysis)
+    assert other.guarantee == analysis.guarantee
     assert analysis.calibration["temperature"] > 1.2
     assert analysis.calibration["after"]["nll"] < analysis.calibration["nll"]
 
 
 def test_stored_calibration_stands_in_for_validation_images(outputs, analysis):
-    stored = calibration_file(analysis)
+    stored = calibration_of(analysis)
     assert stored["classes"] == ["class a", "class b", "class c", "class d"]
     assert stored["selective"]["target_error"] == 0.05
     alone = analyse(outputs.subset("test"), stored=stored)
-    assert calibration_file(alone) == stored
+    assert plain(alone) == plain(analysis)
     assert not alone.fitted_here
     assert alone.validation == (0, 0)
-    assert alone.promise is None
-    for block in ("calibration", "selective", "unknowns"):
-        assert getattr(alone, block) == getattr(analysis, block)
+    assert alone.guarantee is None
+    assert (alone.calibration, alone.selective) == (analysis.calibration, analysis.selective)
+    assert alone.unknowns.rejected == analysis.unknowns.rejected
+    assert alone.unknowns.features is stored["unknown"]["features"]
 
 
 def test_an_easy_test_gets_a_threshold(analysis):
     easy = analyse(*halves(make_outputs(noise=0.5)))
-    assert easy.promise.threshold is not None
-    assert easy.selective["threshold"] == easy.promise.threshold
+    assert easy.guarantee.threshold is not None
+    assert easy.selective["threshold"] == easy.guarantee.threshold
     assert easy.selective["coverage"] > 0.9
     hard = analyse(*halves(make_outputs(noise=3.0)))
-    assert hard.promise.threshold is hard.selective["coverage"] is hard.selective["error"] is None
-    assert hard.promise.sentence.startswith("no threshold can promise")
+    assert hard.guarantee.threshold is hard.selective["coverage"] is hard.selective["error"] is None
+    assert hard.guarantee.sentence.startswith("no threshold can guarantee")
     assert 0.8 < 1 - easy.unknowns.rejected <= 1
 
 
@@ -139,6 +149,14 @@ def test_planted_label_errors_are_suspects(outputs):
     assert fewer.suspects_among == 980
 
 
+@pytest.mark.parametrize("sure", [0.1, 5.0], ids=["weak", "overconfident"])
+def test_a_model_that_always_says_the_same_has_no_suspects(outputs, sure):
+    logits = np.tile(np.array([sure, 0, 0, 0], np.float32), (len(outputs), 1))
+    analysis = analyse(*halves(replace(outputs, logits=logits)))
+    assert analysis.suspects == []
+    assert analysis.suspect_photographs == (0 if sure == 0.1 else 135)
+
+
 def test_unknown_images_are_told_by_each_score(outputs):
     both, training = halves(outputs)
     foreign = replace(training, features=-training.features, logits=np.zeros_like(training.logits))
@@ -148,21 +166,45 @@ def test_unknown_images_are_told_by_each_score(outputs):
     assert unknowns.detections["max_softmax"].auroc > 0.99
     assert unknowns.n == 300
     assert set(analyse(both, unknown=foreign).unknowns.detections) == set(unknowns.detections) - {"knn"}
-    assert calibration_file(analyse(both, training, unknown_score="knn"))["unknown"]["score"] == "knn"
-    for name in ("entropy", "knn"):
-        with pytest.raises(UserError, match=f"unknown score '{name}': choose one of max_softmax"):
-            analyse(both, unknown_score=name)
     without = analyse(both.subset("test"), unknown=foreign).unknowns
     assert without.threshold is without.rejected is without.unknown_rejected is None
     assert without.detections["energy"] == unknowns.detections["energy"]
 
 
+def test_unknown_images_are_detected_by_their_nearest_training_photographs(outputs):
+    both, training = halves(outputs)
+    stored = calibration_of(analyse(both, training))["unknown"]
+    assert (stored["score"], len(stored["features"])) == ("knn", 60)  # of 300 images, one of each photograph
+    expected = feature_scores(both.features, stored["features"])["knn"]
+    assert (expected[both.splits == "val"] >= stored["threshold"]).mean() == pytest.approx(0.95, abs=0.02)
+    found = apply_calibration({"unknown": stored}, both.logits, both.features).unknown
+    assert found.tolist() == (expected < stored["threshold"]).tolist()
+    overflowed = np.full_like(both.features[:1], np.inf)
+    assert apply_calibration({"unknown": stored}, both.logits[:1], overflowed).unknown is not None
+    for without in (None, replace(training, features=np.full_like(training.features, np.inf))):
+        assert calibration_of(analyse(both, without))["unknown"].keys() == {"score", "threshold"}
+        assert calibration_of(analyse(both, without))["unknown"]["score"] == "max_softmax"
+
+
+def test_what_is_stored_is_read_again(outputs, tmp_path):
+    stored = calibration_of(analyse(*halves(outputs), candidates=3)) | {"weights": "w", "tta": None}
+    write_calibration(tmp_path, stored)
+    read, note = read_calibration(tmp_path, stored["classes"], "w", None)
+    assert note == "" and np.array_equal(read["unknown"].pop("features"), stored["unknown"].pop("features"))
+    assert read == stored and read["selective"]["candidates"] == 3
+    file = tmp_path / "training_features.npz"
+    for damage in (lambda: file.write_bytes(file.read_bytes()[:50]), file.unlink):
+        damage()
+        with pytest.raises(UserError, match=r"training_features\.npz is corrupt"):
+            read_calibration(tmp_path, stored["classes"], "w", None)
+
+
 def test_without_validation_images_nothing_is_fitted(outputs):
     analysis = analyse(outputs.subset("test"))
     assert analysis.calibration["temperature"] is analysis.calibration["after"] is analysis.reliability_after is None
-    assert analysis.promise is analysis.unknowns is analysis.images.calibrated is None
+    assert analysis.guarantee is analysis.unknowns is analysis.images.calibrated is None
     assert analysis.selective["threshold"] is None
-    assert calibration_file(analysis)["unknown"] is None
+    assert calibration_of(analysis)["unknown"] is None
 
 
 @pytest.mark.parametrize("subset", ["train", "val", "all"])
@@ -199,7 +241,10 @@ def test_a_class_that_is_never_predicted(outputs):
 
 
 def test_unknown_photographs_count_as_images_and_are_not_claimed():
-    analysis = analyse(*halves(make_outputs(known=False)))
+    analysis = analyse(*halves(make_outputs(known=False, noise=0.5)))
+    assert analysis.guarantee.threshold is not None
+    assert analysis.guarantee.sentence.endswith("if no image is a copy of another")
+    assert analysis.selective["error"] is not None and analysis.selective["error_ci95_photographs"] is None
     assert analysis.photographs is analysis.accuracy_ci95_photographs is analysis.leaked is None
     assert analysis.votes["accuracy"] == analysis.accuracy
     assert analysis.error_photographs == (~analysis.images.correct).sum()
@@ -224,16 +269,34 @@ def test_a_thousand_classes_take_seconds():
     analysis = analyse(*halves(make_outputs({"train": 1000, "val": 200, "test": 1000}, copies=1, classes=1000)))
     assert time.perf_counter() - started < 20
     assert analysis.confusion.shape == (1000, 1000)
-    assert len(analysis.errors) <= LISTED
+    assert len(analysis.errors) <= ERRORS
 
 
-def test_a_hundred_thousand_images_take_seconds_and_little_memory():
-    outputs = make_outputs({"val": 2000, "test": 10000}, copies=10, classes=9, noise=1.5)
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+def test_a_report_of_a_hundred_thousand_images_takes_little_more_memory_than_one_of_ten_thousand(tmp_path):
+    """Beyond logits and features, whose arrays grow with the images."""
+
+    def extra(photographs):
+        outputs = make_outputs({"train": 100, "val": photographs // 5, "test": photographs}, copies=10, noise=1.5)
+
+        def report():
+            picture = np.zeros((30, 40, 3), np.uint8)
+            write_report(tmp_path / "report.html", analyse(*halves(outputs)), title="t", thumbnail=lambda _: picture)
+
+        megabytes, seconds = measured(report)
+        assert seconds < 30
+        return megabytes, sum(array.nbytes for array in outputs.arrays().values()) / 1e6
+
+    (few, few_arrays), (many, many_arrays) = extra(1000), extra(10_000)
+    print(f"10,000 and 100,000 images: {few:.0f} and {many:.0f} MB, arrays {few_arrays:.0f} and {many_arrays:.0f} MB")
+    # Some copies of the arrays of N images are made: probabilities, and those of one subset.
+    assert many - few < 8 * (many_arrays - few_arrays)
+    assert (tmp_path / "report.html").stat().st_size < 1e6
+
+
+def test_what_is_kept_of_many_images_is_short():
+    outputs = make_outputs({"val": 500, "test": 3000}, copies=10, classes=9, noise=1.5)
     analysis = analyse(outputs)
-    assert time.perf_counter() - started < 30
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB
-    assert analysis.error_photographs > LISTED == len(analysis.errors)
+    assert analysis.error_photographs > ERRORS == len(analysis.errors)
     assert len(analysis.worst_photographs) == LISTED
     assert len(analysis.curve.coverage) <= 200
     assert analysis.curve.coverage[-1] == 1

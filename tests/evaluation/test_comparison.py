@@ -42,7 +42,7 @@ def test_a_better_model_is_called_better_and_worse_the_other_way_round():
     assert (result["only_a_right"], result["only_b_right"]) == (0, 45)
     assert result["mcnemar_p"] == pytest.approx(2 * 0.5**45)
     assert result["photographs_to_decide"] is None
-    assert result["sentence"].startswith("B is better than A (B - A = +15.0 percentage points, 95 % CI +")
+    assert result["sentence"].startswith("B is better than A (B - A = +15.0 percentage points, 95% CI +")
     mirrored = compare(b, a, np.arange(300).astype(str))
     assert mirrored["verdict"] == "worse"
     low, high = result["difference_ci95_photographs"]

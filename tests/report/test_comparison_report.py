@@ -108,6 +108,19 @@ def test_a_training_runs_images_are_found_through_its_config(tmp_path, photos, p
     assert len(page(tmp_path / "a", tmp_path / "b").images) == 26
 
 
+@pytest.mark.parametrize("width", [400, 1300])
+def test_a_phone_and_a_desktop_show_the_page_without_scrolling_sideways(
+    tmp_path, photos, page, browser, resized, width
+):
+    for name in ("a", "b"):
+        (tmp_path / name / ".hydra").mkdir()
+        (tmp_path / name / ".hydra" / "overrides.yaml").write_text(f"- data.root={'x' * 200}\n- seed=1\n")
+    page(tmp_path / "a", tmp_path / "b")
+    resized(width)
+    browser.get((tmp_path / "out" / "compare.html").as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+
+
 def test_html_in_class_and_file_names_stays_text(tmp_path, page):
     paths = [f"{HOSTILE}/{i}.png" for i in range(4)]
     for name, wrong in (("a", [0]), ("b", [1])):

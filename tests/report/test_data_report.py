@@ -89,7 +89,7 @@ def test_the_table_has_a_line_for_each_class_and_each_finding(messy):
     assert table[0].split() == ["class", "images", "photographs", "unreadable"]
     rows = {line.split()[0]: line.split()[1:] for line in table[1:4]}
     assert rows == {"<i>b&ss": ["7", "4", "0"], "eel": ["0", "-", "0"], "trout": ["7", "4", "1"]}
-    assert "sizes   32 x 24 (13)" in table and "files   PNG RGB (13)" in table
+    assert "sizes   24 x 32 (13) (h x w)" in table and "files   PNG RGB (13)" in table
     assert "     1  unreadable image" in table
 
 

@@ -1,19 +1,16 @@
 """What is drawn or printed has a size that does not depend on the number of classes or files."""
 
 import json
-import os
-import resource
-import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import measured
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fish_lightning.data.catalog import make_catalog
-from fish_lightning.data.dataset import UNREADABLE
 from fish_lightning.data.inspection import inspect
 from fish_lightning.evaluation.analysis import analyse
 from fish_lightning.evaluation.outputs import Outputs
@@ -21,7 +18,13 @@ from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.scores import score_test
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.report.data_report import data_table, write_data_report
-from fish_lightning.report.predictions import prediction_rows, prediction_table, write_predictions
+from fish_lightning.report.predictions import (
+    Tally,
+    prediction_rows,
+    prediction_table,
+    write_contact_sheet,
+    write_predictions,
+)
 from fish_lightning.report.run import write_summary, write_test
 from fish_lightning.report.run_report import write_report
 from fish_lightning.report.tables import score_table
@@ -40,26 +43,6 @@ def thousand_classes(tmp_path_factory):
     logits = rng.normal(size=(images, CLASSES)).astype(np.float32)
     logits[np.arange(images), catalog.labels] += 3
     return catalog, Predictions(np.arange(images), catalog.labels, logits, rng.normal(size=(images, 64)).astype("f2"))
-
-
-def measured(task):
-    """Run ``task`` in a fork: peak memory above that before, in MB, and seconds of its CPU time."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        start = time.process_time()
-        try:
-            task()
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            os.write(writer, json.dumps([peak / 1000, time.process_time() - start]).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as stream:
-        text = stream.read()
-    os.waitpid(child, 0)
-    return json.loads(text)
 
 
 def write_all(folder, catalog, predictions):
@@ -121,41 +104,45 @@ def test_table_of_many_classes_shows_those_with_the_lowest_recall(thousand_class
     assert [recalls[f"class {name}"] for name in shown] == sorted(recalls.values())[:20]
 
 
+def predicted_rows(paths, logits, names, unreadable=()):
+    errors = [f"{path}: an empty file" if i in unreadable else "" for i, path in enumerate(paths)]
+    return prediction_rows(paths, errors, logits, logits, names)
+
+
 @pytest.mark.parametrize("classes", [3, CLASSES])
-def test_thousands_of_files_are_printed_as_twenty_rows_and_a_count_for_each_class(tmp_path, classes):
+def test_thousands_of_files_are_counted_for_each_of_twenty_classes(tmp_path, classes):
     files = 3000
-    rows = [(f"{'long' * 30}/{i:04}.png", "ab"[i % 2], "", "") for i in range(files)]
-    catalog = make_catalog(tmp_path, rows)
     names = [f"class {i}" for i in range(classes)]
-    labels, logits = np.zeros(files, np.int64), np.zeros((files, classes), np.float32)
-    labels[5] = UNREADABLE
+    logits = np.zeros((files, classes), np.float32)
     logits[np.arange(files), np.arange(files) % classes] = 5
-    rows = prediction_rows(catalog, [(np.arange(files), labels, logits, logits)], names)
-    table = prediction_table(rows).splitlines()
-    assert table[0].split() == ["path", "prediction", "probability", "runner-up"] and len(table) <= 47
-    assert table[21] == "20 of 3,000 files; all in predictions.csv" and table[23].split() == ["class", "files"]
+    rows = predicted_rows([f"{'long' * 30}/{i:04}.png" for i in range(files)], logits, names, {5})
+    tally = Tally(keep=6)
+    write_predictions(tmp_path, tally.counted(iter(rows)))
+    entries = json.loads((tmp_path / "predictions.json").read_text())
+    assert [entry["path"] for entry in entries] == [row.path for row in rows]
+    assert (tally.n, tally.unreadable, tally.first) == (files, 1, rows[:6])
+    lines = tally.lines()
+    assert lines[0].split() == ["class", "files"] and len(lines) <= 23
     if classes == 3:
-        assert [line.split() for line in table[24:-1]] == [
+        assert [line.split() for line in lines[1:-1]] == [
             ["class", n, f] for n, f in zip("012", ("1,000", "1,000", "999"), strict=True)
         ]
+        assert write_contact_sheet(tmp_path, tally.first, files) == "contact_sheet.png: 6 of 3,000 files"
     else:
-        assert table[-2] == "and 980 other classes"
-    assert table[-1].startswith("unreadable: 1, such as ") and table[-1].endswith(
-        "0005.png: cannot be read (No such file or directory)"
-    )
-    assert sum(" error " in line for line in table[:21]) == 1
-    if classes == 3:
-        assert write_predictions(tmp_path, rows, catalog, 6).endswith("contact_sheet.png: 6 of 3,000 files")
-        assert write_predictions(tmp_path, rows, catalog, 0) == "predictions.csv, predictions.json"
+        assert lines[-2] == "and 980 other classes"
+    assert lines[-1].startswith("unreadable: 1, such as ") and lines[-1].endswith("0005.png: an empty file")
+    table = prediction_table(rows[:20]).splitlines()
+    assert table[0].split() == ["path", "prediction", "probability", "runner-up"]
+    assert sum(" error " in line for line in table) == 1
     assert len(rows[0].probabilities) == min(classes, 100)
 
 
-def test_no_line_counts_unreadable_files_where_all_can_be_read(tmp_path):
-    catalog = make_catalog(tmp_path, [(f"{i:02}.png", "ab"[i % 2], "", "") for i in range(21)])
+def test_no_line_counts_unreadable_files_where_all_can_be_read():
     logits = np.eye(2, dtype=np.float32)[np.arange(21) % 2]
-    rows = prediction_rows(catalog, [(np.arange(21), np.zeros(21, np.int64), logits, logits)], ["bass", "eel"])
-    lines = prediction_table(rows).splitlines()
-    assert lines[21:] == ["20 of 21 files; all in predictions.csv", "", "class  files", "bass      11", "eel       10"]
+    tally = Tally(keep=0)
+    for _ in tally.counted(predicted_rows([f"{i:02}.png" for i in range(21)], logits, ["bass", "eel"])):
+        pass
+    assert tally.lines() == ["class  files", "bass      11", "eel       10"]
 
 
 def test_prepare_shows_the_classes_with_the_fewest_images(make_image, tmp_path):

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -97,6 +98,13 @@ def test_the_report_and_the_calibration_are_written(summary, run_folder):
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     stored = json.loads((run_folder[0] / "calibration.json").read_text())
     assert stored["classes"] == summary["classes"] and stored["temperature"] > 0
+    assert stored["selective"]["candidates"] == summary["compared_checkpoints"] == 3
+    assert stored["unknown"]["score"] == "knn"
+    with np.load(run_folder[0] / stored["unknown"]["features"]) as arrays:
+        assert arrays["features"].shape == (19, 1024)  # of all training images
+    assert f"best: epoch {summary['best_epoch']}<" in page
+    for name in ("fish_lightning", "torchvision", "device", "precision", "training"):
+        assert f'<th scope="row">{name}<' in page
     assert set(summary["test"]["calibration"]) >= {"ece", "nll", "brier", "temperature", "after"}
     assert set(summary["test"]["selective"]) >= {"aurc", "target_error", "threshold", "coverage", "error"}
 
@@ -131,6 +139,25 @@ def test_summary_describes_the_run(summary, run_folder):
     assert summary["checkpoint"] == str(run_folder[0] / "checkpoints" / "best.ckpt")
     assert summary["train_images_per_second"] > 0 and 0 < summary["seconds"] < 100
     assert summary["unreadable_images"] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "compared"),
+    [
+        ({}, 6),
+        ({"current_epoch": 2}, 6),  # stopped early: when depends on the validation images too
+        ({"max_epochs": -1, "current_epoch": 9}, 9),
+        ({"val_check_batch": 4}, 18),
+        ({"check_val_every_n_epoch": 3}, 2),
+        ({"callbacks": []}, 1),  # the last weights, whatever the validation says
+    ],
+    ids=str,
+)
+def test_checkpoints_that_the_validation_chooses_among_are_counted(tmp_path, settings, compared):
+    best = BestCheckpoint(dirpath=tmp_path, filename="best", monitor="val/accuracy")
+    trainer = {"callbacks": [best], "max_epochs": 6, "current_epoch": 6, "num_training_batches": 10}
+    trainer |= {"val_check_batch": 10, "check_val_every_n_epoch": 1}
+    assert summaries.compared_checkpoints(SimpleNamespace(**(trainer | settings))) == compared
 
 
 def test_validation_scores_are_those_of_the_best_epoch(summary, run_folder):
@@ -190,7 +217,7 @@ def test_start_prints_model_data_split_and_folder(run_folder):
 def test_closing_table_has_scores_folders_and_next_commands(run_folder, summary):
     text, test = run_folder[2], summary["test"]
     low, high = test["accuracy_ci95"]
-    assert f"test accuracy  {test['accuracy']:.2%}   95 % CI {low:.1%} to {high:.1%}" in text
+    assert f"test accuracy  {test['accuracy']:.2%}   95% CI {low:.1%} to {high:.1%}" in text
     assert f"{6 - round(6 * test['accuracy'])} of 6 wrong; split=random" in text
     for name, scores in test["per_class"].items():
         precision = "-" if scores["precision"] is None else f"{scores['precision']:.1%}"
@@ -232,7 +259,7 @@ def test_summary_is_valid_json_whatever_was_measured(tmp_path):
 
 def test_closing_table_counts_unreadable_images(tmp_path, summary):
     text = closing_table(tmp_path, summary | {"unreadable_images": ["a/1.png", "b/2.png"]})
-    assert "left out: 2 unreadable images, listed in summary.json" in text
+    assert "excluded: 2 unreadable images, listed in summary.json" in text
 
 
 def test_closing_table_of_a_run_without_a_test_says_so(tmp_path, summary):
@@ -247,7 +274,7 @@ def test_a_run_without_a_test_reports_its_validation(tmp_path, train_tiny):
     page = (folder / "report.html").read_text(encoding="utf-8")
     summary = json.loads((folder / "summary.json").read_text())
     assert f"of {summary['val']['n']} validation images" in page
-    assert "so the figures after scaling are too good" in page
+    assert "so the figures after scaling are optimistic" in page
     assert "not tested (test=false)" in run.stdout and "report       " in run.stdout
     outputs = Outputs.load(folder / "logits.npz")
     assert set(outputs.splits) == {"val"} and len(outputs) == summary["val"]["n"]

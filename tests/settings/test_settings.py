@@ -25,6 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 #: What a choice, or a program, cannot do without.
 REQUIRED = {
     "compare": ["a=run", "b=run"],
+    "ensemble": ["runs=sweep"],
     "data=folder": ["data.root=DIR"],
     "split=file": ["split.path=split.csv"],
     "evaluate": ["ckpt=best.ckpt"],
@@ -34,13 +35,15 @@ REQUIRED = {
 GROUPS = {
     "train": [
         *("transforms", "split", "model", "optimizer", "scheduler", "trainer", "gradient_clip", "callbacks", "logger"),
-        *("data", "augment", "mix", "average", "freeze", "balance", "loss", "experiment", "debug", "sweep", "paths"),
+        *("data", "augment", "mix", "average", "freeze", "balance", "loss", "experiment", "debug", "tune", "sweep"),
+        "paths",
     ],
     "evaluate": ["trainer", "data", "paths"],
     "predict": ["trainer", "paths"],
     "prepare": ["data", "paths"],
     "compare": ["paths"],
     "serve": ["paths"],
+    "ensemble": ["trainer", "paths"],
 }
 
 
@@ -161,11 +164,14 @@ PASSED_ON = {
 GIVEN = {
     "lightning.Trainer": {"logger", "callbacks"},
     "fish_lightning.data.datamodule.FishDataModule": {"test_subset"},
-    "fish_lightning.models.classifier.FishClassifier": {"class_names", "eval_transform", "optimizer", "scheduler"},
+    "fish_lightning.models.classifier.FishClassifier": {
+        *("class_names", "eval_transform", "members", "optimizer", "scheduler"),
+    },
     "fish_lightning.models.optimizers": {"parameters"},
     "fish_lightning.models.schedules": {"optimizer", "total_steps"},
     "fish_lightning.data.splits": {"catalog", "seed"},
     "fish_lightning.data.sources": {"root"},
+    "fish_lightning.training.tune": {"cfg", "data"},
 }
 #: Keys of a target that stand in the schema of its group.
 OF_GROUP = {
@@ -208,11 +214,11 @@ FAULTS = [
     ("train", "scheduler.final_div_factor=0", "scheduler.final_div_factor=0: expected a number above 0"),
     ("train", "scheduler.anneal_strategy=cosine", "scheduler.anneal_strategy=cosine: expected cos or linear"),
     ("train", "model.label_smoothing=2", "model.label_smoothing=2: expected a number in [0, 1)"),
-    ("train", "transforms.mean=[0.5]", "transforms.mean=[0.5]: expected three numbers, of red, green and blue"),
+    ("train", "transforms.mean=[0.5]", "transforms.mean=[0.5]: expected three numbers (red, green, blue) or null"),
     (
         "train",
         "transforms.std=[1,1,0]",
-        "transforms.std=[1,1,0]: expected three numbers above 0, of red, green and blue",
+        "transforms.std=[1,1,0]: expected three numbers above 0 (red, green, blue) or null",
     ),
     ("train", "transforms.height=200000", "transforms.height=200000: expected an integer in [1, 10000]"),
     ("train", "transforms.train.transforms.1.p=2", "transforms.train.transforms.1.p=2: expected a number in [0, 1]"),
@@ -320,13 +326,24 @@ FAULTS = [
     ("evaluate", "", "ckpt is required: ckpt=FILE"),
     ("evaluate", "ckpt=null", "ckpt=null: expected a checkpoint or a run's folder"),
     ("predict", "ckpt=x", "input is required: input=FILE"),
-    ("predict", "ckpt=x input=null", "input=null: expected an image, a folder or a quoted pattern"),
-    ("predict", "ckpt=x input=[a,b]", "input=[a,b]: expected an image, a folder or a quoted pattern"),
-    ("predict", "ckpt=x input=", "input='': expected an image, a folder or a quoted pattern"),
+    ("predict", "ckpt=x input=x shard=4/3", "shard=4/3: expected a part of the work (3/64) or null"),
+    ("predict", "ckpt=x input=x shard=0/3", "shard=0/3: expected a part of the work (3/64) or null"),
+    ("predict", "ckpt=x input=x format=json", "format=json: expected csv or parquet"),
+    (
+        "predict",
+        "ckpt=x input=null",
+        "input=null: expected an image, a folder, a quoted pattern, a list of images or a URL",
+    ),
+    (
+        "predict",
+        "ckpt=x input=[a,b]",
+        "input=[a,b]: expected an image, a folder, a quoted pattern, a list of images or a URL",
+    ),
+    ("predict", "ckpt=x input=", "input='': expected an image, a folder, a quoted pattern, a list of images or a URL"),
     (
         "predict",
         "ckpt=x input=2024",
-        "input=2024: expected an image, a folder or a quoted pattern, as text: \"'2024'\"",
+        "input=2024: expected an image, a folder, a quoted pattern, a list of images or a URL, as text: \"'2024'\"",
     ),
     ("predict", "ckpt=x input=x contact_sheet=x", "contact_sheet=x: expected an integer in [0, 300]"),
     ("predict", "ckpt=x input=x trainer.limit_predict_batches=1", "trainer.limit_predict_batches=1: expected null"),
@@ -384,7 +401,7 @@ FAULTS = [
     ),
     ("train", "callbacks.best=5", "callbacks.best=5: expected a mapping with _target_ or null"),
     ("train", "data.source=abc", "data.source=abc: expected a mapping with _target_ or null"),
-    ("train", "~logger", "logger: no value given; expected logger=csv, default, none or tensorboard"),
+    ("train", "~logger", "logger: no value given; expected logger=csv, default, mlflow, none, tensorboard or wandb"),
     ("train", "~optimizer", "optimizer: no value given; expected optimizer=adam, adamw, rmsprop or sgd"),
     ("train", "~data.root", "data.root is required: data.root=DIR"),
     # interpolations
@@ -482,7 +499,7 @@ def test_a_working_folder_named_like_an_interpolation_is_not_looked_up():
         # Here its advice is good.
         ("train", "optimizer.eps=0.1", "optimizer.eps: not in this config; to add it: +optimizer.eps=0.1"),
         # Hydra ends with a traceback.
-        ("train", "logger=null", "logger=null: expected csv, default, none or tensorboard"),
+        ("train", "logger=null", "logger=null: expected csv, default, mlflow, none, tensorboard or wandb"),
         ("train", "callbacks=null", "callbacks=null: expected default, early_stopping or progressive"),
         ("predict", "trainer=5", "trainer=5: expected cpu, ddp, default, gpu or mps"),
     ],

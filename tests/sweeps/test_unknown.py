@@ -40,9 +40,9 @@ def test_each_job_trains_and_tests_without_its_class_and_scores_its_test_images(
             for name in ("auroc", "fpr95"):
                 low, high = figures[f"{name}_ci95"]
                 assert 0 <= low <= figures[name] <= high <= 1
-        assert found["score"] == "energy" and 0 <= found["rejected"] <= 1
+        assert found["score"] == "knn" and 0 <= found["rejected"] <= 1
     with np.load(sweep.folder / "0" / "logits.npz") as stored:
-        assert stored["logits"].shape[1] == 3 and not any("class a/" in path for path in stored["paths"])
+        assert stored["logits"].shape[1] == 3 and not any("class a/" in path for path in stored["path"])
 
 
 @pytest.mark.slow

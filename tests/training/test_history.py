@@ -25,15 +25,15 @@ def test_rows_are_the_validation_before_training_and_one_per_epoch(make_scripted
     assert first["train_loss"] == pytest.approx((0 + 0.5 + 1.0) / 3)
     assert second["train_loss"] == pytest.approx((1.5 + 2.0 + 2.5) / 3)
     printed = [" ".join(text.split()) for text in capsys.readouterr().out.splitlines()]
-    assert printed[0] == "before training val loss 2.0000 val accuracy 25.00 %"
-    assert printed[1].startswith("epoch 1/2 lr 5.00e-01 train loss 0.5000 val loss 2.0000 val accuracy 25.00 %")
-    assert printed[2].startswith("epoch 2/2 lr 5.00e-01 train loss 2.0000 val loss 1.0000 val accuracy 75.00 %")
+    assert printed[0] == "before training val loss 2.0000 val accuracy 25.00%"
+    assert printed[1].startswith("epoch 1/2 lr 5.00e-01 train loss 0.5000 val loss 2.0000 val accuracy 25.00%")
+    assert printed[2].startswith("epoch 2/2 lr 5.00e-01 train loss 2.0000 val loss 1.0000 val accuracy 75.00%")
     assert len(printed) == 3
 
 
 def test_a_row_is_printed_in_columns():
     row = {"epoch": 3, "lr": 0.0081, "train_loss": 0.412, "val_loss": 0.355, "val_accuracy": 0.882, "seconds": 41.04}
-    expected = "epoch 3/6 lr 8.10e-03 train loss 0.4120 val loss 0.3550 val accuracy 88.20 % 41.0 s"
+    expected = "epoch 3/6 lr 8.10e-03 train loss 0.4120 val loss 0.3550 val accuracy 88.20% 41.0 s"
     assert " ".join(line(row, 6).split()) == expected
     before = {"epoch": 0, "lr": None, "train_loss": None, "val_loss": 2.3, "val_accuracy": 0.1, "seconds": None}
     assert line(row, 6).index("val loss") == line(before, 6).index("val loss")

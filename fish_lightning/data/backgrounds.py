@@ -1,0 +1,126 @@
+"""Other backgrounds: the object of a training image is pasted on the background of another one.
+
+What is behind an object then says nothing about its class, so that the model learns from the object. It needs to be
+known which pixels show the object (:mod:`fish_lightning.data.masks`). Masks are decoded and resized once, as images
+are.
+
+Source: Nauen et al. 2025 (ForAug, arXiv:2503.09399), who also move and scale the object and paint over the place where
+the object of the other image was; here that place gets the mean colour of the background around it.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from fish_lightning.data.cache import Pipelines, PixelCache, open_cache
+from fish_lightning.data.catalog import Catalog
+from fish_lightning.data.decoding import UnreadableImage
+from fish_lightning.data.keys import keyed_seed
+from fish_lightning.data.masks import mask_files
+from fish_lightning.errors import UserError
+
+Pixels = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.uint8]  # 1 on the object, 0 elsewhere
+
+
+class Backgrounds:
+    """Pastes objects on the backgrounds of other training images, drawn from all classes alike.
+
+    Whether an image is changed, and which background it gets, depends on (seed, epoch, index) alone. An image without
+    a mask, or whose mask is empty or covers all of it, stays as it is, and no other image gets its background.
+
+    Args:
+        images: decoded images, by index in the catalog.
+        masks: decoded masks.
+        rows: row of ``masks`` by index in the catalog, of training images that have a mask.
+        seed: of the run.
+        share: of the images that are changed, 0 to 1.
+    """
+
+    def __init__(self, images: PixelCache, masks: PixelCache, rows: dict[int, int], seed: int, share: float) -> None:
+        self.images, self.masks, self.seed, self.share = images, masks, seed, share
+        self.rows = np.full(len(images.pixels), -1)
+        self.rows[list(rows)] = list(rows.values())
+        self.donors = np.array(sorted(rows))
+
+    def __call__(self, pixels: Pixels, epoch: int, index: int) -> Pixels:
+        """Return an image, (H, W, 3), as it is trained on in that epoch, before other transforms."""
+        if self.rows[index] < 0 or keyed_seed(self.seed, epoch, index, 0) >= self.share * 2.0**64:
+            return pixels
+        donor = int(self.donors[keyed_seed(self.seed, epoch, index, 1) % len(self.donors)])
+        try:
+            mask, other, other_mask = self._mask(index), self.images[donor], self._mask(donor)
+        except UnreadableImage:
+            return pixels
+        if not all(0 < cv2.countNonZero(one) < one.size for one in (mask, other_mask)):
+            return pixels
+        background = without_object(other, other_mask)
+        return np.asarray(cv2.copyTo(pixels, mask, background), np.uint8)
+
+    def _mask(self, index: int) -> Mask:
+        """Return (H, W) of an image: as ``load_mask``, the object is what is brighter than half of the maximum."""
+        red, green, blue = cv2.split(self.masks[int(self.rows[index])])
+        grey = cv2.max(cv2.max(red, green), blue)  # a sixth of the time of numpy
+        return np.asarray(cv2.threshold(grey, cv2.minMaxLoc(grey)[1] / 2, 1, cv2.THRESH_BINARY)[1], np.uint8)
+
+
+def without_object(pixels: Pixels, mask: Mask) -> Pixels:
+    """Fill the bounding box of an object with the mean colour outside of its mask: its outline may tell its class.
+
+    Args:
+        pixels: (H, W, 3), changed in place.
+        mask: (H, W), neither empty nor full.
+    """
+    colour = cv2.mean(pixels, 1 - mask)[:3]
+    left, top, width, height = cv2.boundingRect(mask)
+    pixels[top : top + height, left : left + width] = np.rint(colour)
+    return pixels
+
+
+def open_backgrounds(
+    catalog: Catalog,
+    images: PixelCache,
+    pipelines: Pipelines,
+    folder: Path,
+    workers: int,
+    in_ram: bool,
+    seed: int,
+    share: float,
+) -> Backgrounds:
+    """Return the other backgrounds for the training images of a catalog.
+
+    Args:
+        catalog: of the run.
+        images: its decoded images.
+        pipelines: of the run; their head is applied to the masks.
+        folder: of the cache.
+        workers: number of decoding threads.
+        in_ram: write no file.
+        seed: of the run.
+        share: of the images that are changed, 0 to 1.
+
+    Raises:
+        UserError: there are no masks, or there is no space for them.
+    """
+    files = mask_files(catalog, catalog.indices("train"))
+    if len(files) < 2:
+        raise UserError(
+            f"transforms.backgrounds requires masks: {len(files)} of the training images in {catalog.root} has one\n"
+            "the mask of 'Class/1.png' is 'Class GT/1.png', white on the object; without masks choose other transforms"
+        )
+    chosen = np.array(list(files))
+    paths = np.array([os.path.relpath(file, catalog.root) for file in files.values()])
+    table = replace(
+        catalog,
+        paths=paths,
+        labels=catalog.labels[chosen],
+        photographs=catalog.photographs[chosen],
+        splits=catalog.splits[chosen],
+    )
+    masks = open_cache(table, pipelines, folder, workers, in_ram, content="masks")
+    rows = {index: row for row, index in enumerate(files) if row not in masks.errors}
+    return Backgrounds(images, masks, rows, seed, share)

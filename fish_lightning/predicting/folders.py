@@ -1,0 +1,53 @@
+"""The folder of a run of ``predict``: that of a run with the same command that was stopped, or a new one.
+
+Read while the config is composed: no torch here.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fish_lightning.files import override
+
+
+def command_of(*words: Any) -> list[str]:
+    """Return what two runs must have in common for the second to resume the first: words and working directory."""
+    return [str(Path.cwd()), *map(str, words)]
+
+
+def predict_folder(runs: str, new: str, shard: str | None, *words: Any) -> str:
+    """Return the folder to write to.
+
+    Args:
+        runs: the folder of all runs.
+        new: name of the folder of a new run.
+        shard: ``"3/64"``: the processes of all shards write to one folder, named by the command.
+        words: settings that are equal in a run that is resumed.
+    """
+    command = command_of(*words)
+    if shard is not None:
+        return str(Path(runs, f"shards-{hashlib.sha256(repr(command).encode()).hexdigest()[:12]}"))
+    for manifest in sorted(Path(runs).glob("*/predictions/manifest.json"), reverse=True):  # the newest first
+        try:
+            found = json.loads(manifest.read_text(encoding="utf-8"))
+            same, complete = found["command"] == command, found["complete"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if same:
+            return str(Path(runs, new) if complete else manifest.parent.parent)
+    return str(Path(runs, new))
+
+
+def resume_command(arguments: Sequence[str], folder: Path) -> str:
+    """Return the command that resumes a run, ready to be typed.
+
+    Args:
+        arguments: of the command line of this run.
+        folder: the run's.
+    """
+    import shlex
+
+    words = [word for word in arguments if not word.startswith("hydra.run.dir=")]
+    return f"python -m fish_lightning.predict {shlex.join(words)} {override('hydra.run.dir', folder)}"

@@ -1,0 +1,150 @@
+"""Test an ensemble and its members on the images that none of them was trained on."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import nn
+
+from fish_lightning.data.catalog import Catalog
+from fish_lightning.data.datamodule import FishDataModule
+from fish_lightning.evaluation.members import Tested, best_by_validation, gain_over, pooled_members, validated
+from fish_lightning.evaluation.outputs import Outputs
+from fish_lightning.evaluation.scores import score_test
+from fish_lightning.models.checkpoint import restore
+from fish_lightning.models.classifier import FishClassifier
+from fish_lightning.models.ensemble import EnsembleNetwork
+from fish_lightning.training.summary import Summary, test_and_val_outputs
+
+TIMED = 5  # forward passes of each network, after one that is not counted
+
+
+def scored_subset(catalog: Catalog) -> str | None:
+    """Return the split of an ensemble's catalog that it is scored on.
+
+    ``test`` if there is any image that is a test image of each member; else ``val``, images that no member was trained
+    on; None without those.
+    """
+    return next((split for split in ("test", "val") if len(catalog.indices(split))), None)
+
+
+def test_ensemble(
+    trainer: L.Trainer, model: FishClassifier, data: FishDataModule, members: Mapping[str, dict[str, Any]]
+) -> Tested:
+    """Test an ensemble and each of its members on the images of ``data.test_subset``. Call it on every process.
+
+    Args:
+        trainer: of the test.
+        model: the ensemble.
+        data: its data.
+        members: checkpoints by name.
+    """
+    trainer.test(model, datamodule=data, verbose=False)
+    predictions = model.test_predictions()
+    scores = score_test(predictions, data.catalog, model.class_names, trainer.callback_metrics) | {
+        "images_in_split": len(data.catalog.indices(data.test_subset))
+    }
+    outputs = Outputs.of(predictions, data.catalog)
+    if data.test_subset == "test" and len(data.catalog.indices("val")):
+        outputs = test_and_val_outputs(trainer, model, data)
+    forward = _forward_ratio(model, data)
+    correct = {}
+    for name, checkpoint in members.items():
+        member, _ = restore(checkpoint, name)
+        trainer.test(member, datamodule=data, verbose=False)
+        correct[name] = member.test_predictions().correct
+    return Tested(data.test_subset, predictions, outputs, scores, correct, forward)
+
+
+def summarize_ensemble(
+    trainer: L.Trainer,
+    model: FishClassifier,
+    data: FishDataModule,
+    files: Mapping[str, Path],
+    tested: Tested | None,
+    margin: float,
+) -> Summary:
+    """Return ``summary.json`` of an ensemble.
+
+    Besides the keys of a training run that have a meaning for it: ``members`` (of each, ``run``, ``model``, ``val`` and
+    the accuracy on the scored images), ``gain`` over the ``mean_member`` and the ``best_by_validation``
+    (:func:`~fish_lightning.evaluation.members.gain_over`; None where it is not scored), ``cost`` (``forward``, times a
+    member's; ``mb`` of the weights, ``member_mb``), and, where no photograph can be scored, ``members_pooled``
+    (:func:`~fish_lightning.evaluation.members.pooled_members`).
+
+    Args:
+        trainer: of the test.
+        model: the ensemble.
+        data: its data.
+        files: checkpoints of the members by name.
+        tested: None where there is no image to score.
+        margin: difference in accuracy that does not matter.
+    """
+    network, catalog = model.network, data.catalog
+    assert isinstance(network, EnsembleNetwork)
+    sizes = [_megabytes(member) for member in network]
+    members = [
+        {
+            "run": name,
+            "model": of["name"],
+            "val": validated(file),
+            "accuracy": float(tested.correct[name].mean()) if tested else None,
+        }
+        for (name, file), of in zip(files.items(), model.hparams["members"], strict=True)
+    ]
+    return {
+        "test": {},
+        "val": {},
+        **({tested.subset: tested.scores} if tested else {}),
+        "members": members,
+        "gain": _gain(files, tested, catalog, margin) if tested else None,
+        "cost": {"forward": tested.forward if tested else None, "mb": sum(sizes), "member_mb": float(np.mean(sizes))},
+        "members_pooled": None if tested else pooled_members(files),
+        "images": catalog.counts(),
+        "seed": data.seed,
+        "split": "no member was trained on it",
+        "data": str(catalog.root),
+        "classes": list(model.class_names),
+        "model": model.hparams["name"],
+        "weights": None,
+        "precision": str(trainer.precision),
+        "device": trainer.strategy.root_device.type,
+    }
+
+
+def _gain(files: Mapping[str, Path], tested: Tested, catalog: Catalog, margin: float) -> Summary:
+    units, best = catalog.photographs_or_paths[tested.predictions.indices], best_by_validation(files)
+
+    def over(*names: str) -> Summary:
+        return gain_over([tested.correct[name] for name in names], tested.predictions.correct, units, margin)
+
+    return {"mean_member": over(*files), "best_by_validation": {"run": best} | over(best) if best else None}
+
+
+def _megabytes(network: nn.Module) -> float:
+    return float(sum(tensor.nbytes for tensor in network.state_dict().values())) / 1e6
+
+
+def _forward_ratio(model: FishClassifier, data: FishDataModule) -> float:
+    """Return how many times the forward pass of a member, on average over them, one of the ensemble takes."""
+    network = model.network
+    assert isinstance(network, EnsembleNetwork)
+    batch: Any = next(iter(data.test_dataloader()))
+    images = model.normalize(batch["image"].to(model.device))
+    whole, *single = (_seconds(part, images, model) for part in (network, *network))
+    return whole / float(np.mean(single))
+
+
+def _seconds(network: nn.Module, images: torch.Tensor, model: FishClassifier) -> float:
+    """Return the median duration of a forward pass, in the precision of the test."""
+    taken = []
+    with torch.inference_mode(), model.trainer.precision_plugin.forward_context():
+        for _ in range(1 + TIMED):
+            start = time.perf_counter()
+            network(images).sum().item()  # which waits for the device
+            taken.append(time.perf_counter() - start)
+    return float(np.median(taken[1:]))

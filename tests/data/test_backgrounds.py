@@ -1,0 +1,110 @@
+"""Objects on other backgrounds: the same for a key, the object unchanged, and only where masks are known."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fish_lightning.data.backgrounds import without_object
+from fish_lightning.errors import UserError
+
+COLOURS = [(200, 60, 60), (60, 180, 70), (60, 70, 200)]
+
+
+def make_masked(root, per_class=12, masks=True):
+    """Three classes whose background is the class's colour; the object is a white square at a place of its own."""
+    for label, colour in enumerate(COLOURS):
+        for number in range(per_class):
+            pixels = np.full((32, 32, 3), colour, np.uint8)
+            mask = np.zeros((32, 32), np.uint8)
+            place = slice(4 + number, 12 + number)
+            pixels[place, place], mask[place, place] = 255, 255
+            for folder, content in ((f"class {label}", pixels), (f"class {label} GT", mask))[: 1 + masks]:
+                (root / folder).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(content).save(root / folder / f"{number:03}.png")
+    return root
+
+
+def pixels_of(items):
+    return np.stack([item["image"].permute(1, 2, 0).numpy() for item in items])
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    return make_masked(tmp_path_factory.mktemp("masked"))
+
+
+@pytest.fixture
+def images_of(masked, tmp_path, make_data):
+    """``images_of(share)``: the training images of an epoch, (N, 32, 32, 3), their labels and those as they are."""
+    import albumentations as A
+
+    plain = A.Compose([A.Resize(32, 32), A.ToTensorV2()])
+
+    def images(share, epoch=0, **settings):
+        settings = {"cache": "on", "cache_dir": tmp_path, "train_transform": plain} | settings
+        data = make_data(masked, backgrounds=share, **settings)
+        changed, original = data.dataset("train", train=True), data.dataset("train")
+        items = [changed[epoch, i] for i in range(len(changed))]
+        as_they_are = [original[epoch, i] for i in range(len(original))]
+        return pixels_of(items), np.array([item["label"] for item in items]), pixels_of(as_they_are)
+
+    return images
+
+
+def test_the_object_stays_and_its_background_is_that_of_any_class(images_of):
+    seen, labels, original = images_of(1.0)
+    is_object = (original == 255).all(3)
+    assert (seen[is_object] == 255).all() and (seen[~is_object].max(1) < 255).all()
+    corners = [COLOURS.index(tuple(image[0, 0].tolist())) for image in seen]
+    for label in range(3):
+        assert len(set(np.array(corners)[labels == label])) > 1  # the colour does not tell the class
+    assert (seen[~is_object][:, None] == np.array(COLOURS)).all(2).any(1).all()  # the other object is gone
+
+
+def test_a_share_of_the_images_is_changed_and_each_epoch_differs(images_of):
+    whole, _, original = images_of(1.0)
+    half, _, _ = images_of(0.5)
+    changed = [(images != original).any((1, 2, 3)) for images in (half, whole)]
+    assert 0.2 < changed[0].mean() < changed[1].mean()
+    assert (half[changed[0]] == whole[changed[0]]).all()
+    assert (images_of(1.0, epoch=1)[0] != whole).any()
+    assert (images_of(1.0)[0] == whole).all() and (images_of(1.0, cache="ram")[0] == whole).all()
+
+
+def test_validation_images_keep_their_backgrounds(masked, tmp_path, make_data):
+    data = make_data(masked, backgrounds=1.0, cache="on", cache_dir=tmp_path)
+    assert data.train_dataloader().dataset.backgrounds is not None
+    assert data.val_dataloader().dataset.backgrounds is None and data.dataset("train").backgrounds is None
+
+
+def test_an_image_without_a_usable_mask_stays_as_it_is(tmp_path, make_data):
+    root = make_masked(tmp_path / "photos", 6)
+    (root / "class 0 GT" / "001.png").unlink()
+    (root / "class 1 GT" / "001.png").write_bytes(b"")
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(root / "class 2 GT" / "001.png")
+    data = make_data(root, backgrounds=1.0, cache="on", cache_dir=tmp_path)
+    paste, pixels = data.dataset("train", train=True).backgrounds, data.pixels
+    maskless = [i for i, path in enumerate(data.catalog.paths) if path.endswith("001.png")]
+    for index in maskless:
+        for epoch in range(5):
+            assert (paste(pixels[index], epoch, index) == pixels[index]).all()
+    masked = [i for i in data.catalog.indices("train").tolist() if i not in maskless]
+    assert any((paste(pixels[i], 0, i) != pixels[i]).any() for i in masked)
+
+
+def test_where_no_masks_are_known_it_is_refused(tmp_path, make_data):
+    root = make_masked(tmp_path / "photos", 6, masks=False)
+    with pytest.raises(UserError, match="requires masks: 0 of the training images"):
+        make_data(root, backgrounds=0.5, cache="on", cache_dir=tmp_path)
+    with pytest.raises(UserError, match="requires augment=cpu"):
+        make_data(root, backgrounds=0.5, cache="off")
+
+
+def test_the_box_of_an_object_gets_the_mean_colour_around_it():
+    pixels, mask = np.full((4, 6, 3), 10, np.uint8), np.zeros((4, 6), np.uint8)
+    pixels[:, 3:] = 40  # the right half is brighter
+    mask[1, 1], mask[2, 2] = 1, 1  # a diagonal, whose box has four pixels
+    filled = without_object(pixels.copy(), mask)
+    assert (filled[1:3, 1:3] == round((10 * 10 + 12 * 40) / 22)).all()
+    filled[1:3, 1:3] = pixels[1:3, 1:3]
+    assert (filled == pixels).all()
