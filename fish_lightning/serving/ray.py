@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 from ray import serve
 
 from fish_lightning.cli import CONF
@@ -35,11 +36,12 @@ def app(args: dict[str, str]) -> serve.Application:
         cfg = compose("serve", ["paths.output=.", *words])
     require_valid(cfg, "serve")
     cfg.ckpt = str(Path(cfg.ckpt).expanduser().absolute())  # replicas have a working folder of their own
+    resolved = OmegaConf.to_container(cfg, resolve=True)  # and their processes have not registered our resolvers
 
     def replica() -> FastAPI:
         from fish_lightning.serving.build import app_of
 
-        return app_of(cfg)
+        return app_of(DictConfig(resolved))
 
     deployment = serve.deployment(serve.ingress(replica)())
     return deployment.options(

@@ -298,7 +298,8 @@ def test_documentation_describes_uploads_and_loads_nothing_from_elsewhere(server
 
 def test_content_in_memory_is_decoded_as_a_file_is(tmp_path):
     file = draw(tmp_path / "a.png", (90, 20, 10), 1)
-    assert np.array_equal(decode(InMemory(file.read_bytes(), "upload")), decode(file))
+    for name in ("upload", "s3://bucket/a.png", str(tmp_path / "absent.png")):  # a name is never followed
+        assert np.array_equal(decode(InMemory(file.read_bytes(), name)), decode(file))
     with pytest.raises(UnreadableImage, match=r"^upload: an empty file$"):
         decode(InMemory(b"", "upload"))
     side = 2 * int(MAX_PIXELS**0.5)
