@@ -21,7 +21,7 @@ from fish_lightning.settings.tables import INSTANTIATED, LOGGED, SAMPLE_RECIPE, 
 SHOWN = 4  # problems of a command that are listed; the others are counted
 
 
-def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, str]]:  # noqa: PLR0912 - one a conflict
+def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, str]]:
     """Find settings that are allowed one by one, but not together.
 
     Args:
