@@ -14,13 +14,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, nn
 
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.unknowns import IMAGE_SCORES
+from fish_lightning.evaluation.unknowns import IMAGE_SCORES, NEIGHBOUR, SCORE
 from fish_lightning.exporting.preprocessing import Nodes, add_preprocessing
 from fish_lightning.files import byte_size
 from fish_lightning.models.classifier import FishClassifier
@@ -94,7 +95,7 @@ def assembled(
     """
     before, after = Nodes("preprocessing"), Nodes("answers")
     height, width = add_preprocessing(before, IMAGES, PIXELS, transform)
-    _add_answers(after, calibration.get("temperature"), unknown_score(calibration))
+    _add_answers(after, calibration.get("temperature"), calibration.get("unknown") or {}, unknown_score(calibration))
     core = network.graph
     classes, length = (int(output.type.tensor_type.shape.dim[1].dim_value) for output in core.output)
 
@@ -129,15 +130,35 @@ def unknown_score(calibration: Mapping[str, Any]) -> str:
     return str((calibration.get("unknown") or {}).get("score", IMAGE_SCORES[0]))
 
 
-def _add_answers(nodes: Nodes, temperature: float | None, score: str) -> None:
+def _add_answers(nodes: Nodes, temperature: float | None, unknown: Mapping[str, Any], score: str) -> None:
     """Add what follows from logits and features, as :mod:`fish_lightning.evaluation` computes it from arrays."""
     warm = LOGITS if temperature is None else nodes.add("Div", LOGITS, nodes.constant(temperature, np.float32))
     nodes.add("Softmax", warm, output=PROBABILITIES, axis=1)
     axis = nodes.constant([1])
     if score == "energy":
         nodes.add("ReduceLogSumExp", LOGITS, axis, output=UNKNOWN_SCORE, keepdims=0)
+    elif score == SCORE:
+        _add_nearest(nodes, np.asarray(unknown["features"], np.float32), axis)
     elif score == "feature_norm":
         nodes.add("ReduceL2", FEATURES, axis, output=UNKNOWN_SCORE, keepdims=0)
     else:
         of = LOGITS if score == "max_logit" else nodes.add("Softmax", LOGITS, axis=1)
         nodes.add("ReduceMax", of, axis, output=UNKNOWN_SCORE, keepdims=0)
+
+
+def _add_nearest(nodes: Nodes, training: npt.NDArray[np.float32], axis: str) -> None:
+    """Add the cosine to the k-th nearest training photograph, as ``feature_scores`` of ``evaluation.unknowns`` does.
+
+    Args:
+        nodes: of the graph.
+        training: (M, D) features of training photographs.
+        axis: the constant 1.
+    """
+    length = nodes.add("ReduceL2", FEATURES, axis, keepdims=1)
+    unit = nodes.add("Div", FEATURES, nodes.add("Max", length, nodes.constant(1e-12, np.float32)))
+    norms = np.linalg.norm(training, axis=1, keepdims=True)
+    known = nodes.constant((training / np.maximum(norms, 1e-12)).T, np.float32)
+    cosines, k = nodes.add("MatMul", unit, known), min(NEIGHBOUR, len(training))
+    nearest = f"{nodes.prefix}/nearest"
+    nodes.nodes.append(helper.make_node("TopK", [cosines, nodes.constant([k])], [nearest, f"{nearest}/index"], axis=1))
+    nodes.add("Gather", nearest, nodes.constant(k - 1), output=UNKNOWN_SCORE, axis=1)

@@ -23,11 +23,9 @@ from torch import Tensor
 
 from fish_lightning.data.catalog import COLUMNS, Catalog
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.stored_calibration import calibration_fault
 from fish_lightning.files import read_rows, shown
 from fish_lightning.models.checkpoint_schema import (
     CLASSES,
-    DICT,
     NAME,
     PIPELINE,
     THREE,
@@ -36,7 +34,7 @@ from fish_lightning.models.checkpoint_schema import (
     undescribed,
 )
 from fish_lightning.models.classifier import FishClassifier
-from fish_lightning.settings.rules import COUNT, MODEL_NAME, NULL, SEED, SIZE, TEXT, TTA, Rule, choice
+from fish_lightning.settings.rules import COUNT, MODEL_NAME, SEED, SIZE, TEXT, TTA, Rule, choice
 
 #: Increment it with every change to ``model.json`` or to the graph's inputs and outputs that a reader must know of.
 FORMAT = 1
@@ -55,8 +53,6 @@ DESCRIPTION: dict[str, Description] = {
     "size": {"height": SIZE, "width": SIZE},
     "preprocessing": {"transform": PIPELINE, "mean": THREE, "std": THREE_POSITIVE},
     "tta": TTA,
-    "calibration": DICT | NULL,
-    "note": Rule(("text",), lambda v: isinstance(v, str)),
     "checkpoint": {"file": NAME, "sha256": _HASH, "weights": _HASH, "precision": TEXT},
     "data": {"root": NAME, "split": TEXT, "seed": SEED, "batch_size": COUNT},
 }
@@ -105,9 +101,6 @@ def read_export(path: str | Path) -> tuple[dict[str, Any], bytes]:
             "export the checkpoint again, or install the version that wrote it"
         )
     faults = list(undescribed(content, {"format": choice(FORMAT), **DESCRIPTION}))
-    if not faults and content["calibration"] is not None:
-        fault = calibration_fault(content["calibration"])
-        faults += [f"calibration: {fault}"] if fault else []
     if faults:
         raise UserError(f"ckpt: {shown(file)} is corrupt or incomplete ({faults[0]})\nexport the checkpoint again")
     model = model_file(folder, content["name"])

@@ -68,4 +68,5 @@ def _open_export(folder: str | Path, tta: str | None) -> TrainedModel:
         )
     module, transform = restore_export(content, graph)
     data, weights = trained_on(folder, content), content["checkpoint"]["weights"]
-    return TrainedModel(module, transform, "32-true", content["calibration"] or {}, content["note"], weights, data)
+    calibration, note = read_calibration(folder, module.class_names, weights, content["tta"])
+    return TrainedModel(module, transform, "32-true", calibration, note, weights, data)
