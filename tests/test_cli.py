@@ -52,7 +52,7 @@ def test_help_offers_the_groups_and_choices_of_the_program(tmp_path, run, progra
     assert groups == found.keys() if program != "train" else groups < found.keys()
     assert found.get("data") == data
     if program == "train":
-        assert found["transforms"] == "auto, default, notebook, strong"  # no fragments of configs
+        assert found["transforms"] == "auto, backgrounds, default, notebook, strong"  # no fragments of configs
 
 
 def test_help_offers_the_choices_of_a_folder_of_the_users_own(tmp_path, run):

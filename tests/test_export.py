@@ -51,6 +51,7 @@ def started(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "save", lambda *_: None)  # a second for each evaluation
 
     def start(program, *overrides):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
         places = [f"paths.output={tmp_path / 'out'}", *overrides]
         with initialize_config_dir(CONF, version_base="1.3"):
             cfg = compose(program.__name__, places)
@@ -74,12 +75,14 @@ def test_the_folder_is_a_model_repository_that_says_what_it_contains(exported, t
     files = {str(file.relative_to(exported.folder)) for file in exported.folder.rglob("*") if file.is_file()}
     assert files == {
         *("model.json", "parity.json", "model_card.md", "split.csv", "export.log"),
+        *(name for name in ("calibration.json", "training_features.npz") if (trained.folder / name).is_file()),
         *("fish/1/model.onnx", "fish/config.pbtxt"),
     }
     content = json.loads((exported.folder / "model.json").read_text())
     assert content["classes"] == CLASSES and content["size"] == {"height": 32, "width": 32}
     calibration = json.loads((trained.folder / "calibration.json").read_text())
-    assert content["calibration"] == calibration and content["temperature"] == calibration["temperature"]
+    assert json.loads((exported.folder / "calibration.json").read_text()) == calibration
+    assert content["temperature"] == calibration["temperature"]
     assert content["rules"]["unknown"]["threshold"] == calibration["unknown"]["threshold"]
     best = (trained.folder / "checkpoints" / "best.ckpt").read_bytes()
     assert content["checkpoint"]["sha256"] == hashlib.sha256(best).hexdigest()
@@ -278,7 +281,7 @@ FAULTS = {
     "a list": (lambda at: (at / "model.json").write_text("[]"), "model.json is corrupt or incomplete ("),
     "another folder": (change(name="../fish"), "(name: expected letters, digits, - and _)"),
     "one class": (change(classes=["a"]), "(classes: expected at least two different names)"),
-    "temperature": (change(calibration={"temperature": 0}), "(calibration: it has no selective)"),
+    "calibration": (lambda at: (at / "calibration.json").write_text("{}"), "calibration.json is corrupt (it has no"),
     "a transform": (
         change(preprocessing={"transform": {"transform": {"__class_fullname__": "os.system", "transforms": []}}}),
         "(preprocessing.transform: expected a pipeline of allowed transforms",

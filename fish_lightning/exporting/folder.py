@@ -12,6 +12,7 @@ from typing import Any
 
 from fish_lightning import __version__
 from fish_lightning.data.catalog import Catalog
+from fish_lightning.evaluation.stored_calibration import write_calibration
 from fish_lightning.exporting.graph import OPSET, unknown_score
 from fish_lightning.exporting.model_card import model_card, weights_origin
 from fish_lightning.exporting.triton import triton_config
@@ -31,7 +32,6 @@ from fish_lightning.models.exported import (
 from fish_lightning.models.trained import TrainedModel
 
 PARITY_FILE, CARD_FILE = "parity.json", "model_card.md"
-UNCALIBRATED = "note: predictions are not calibrated: the exported run had no calibration of its weights"
 #: Packages whose versions are recorded.
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "albumentations", "opencv-python-headless")
 
@@ -110,12 +110,10 @@ def description(export: Export, sha256: str) -> dict[str, Any]:
         },
         "preprocessing": {
             "transform": model.hparams["eval_transform"],
-            "mean": list(model.hparams["mean"]),
-            "std": list(model.hparams["std"]),
+            "mean": model.mean.flatten().tolist(),
+            "std": model.std.flatten().tolist(),
         },
         "tta": model.tta,
-        "calibration": _without_features(calibration) or None,
-        "note": "" if calibration else UNCALIBRATED,
         "checkpoint": {
             "file": file.name,
             "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
@@ -134,12 +132,6 @@ def description(export: Export, sha256: str) -> dict[str, Any]:
             **{package: version(package) for package in PACKAGES},
         },
     }
-
-
-def _without_features(calibration: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a calibration as JSON: the training features are in the graph."""
-    unknown = {key: value for key, value in (calibration.get("unknown") or {}).items() if key != "features"}
-    return {**calibration, "unknown": unknown or None} if calibration else {}
 
 
 def write_parity(folder: Path, parity: Mapping[str, Any]) -> None:
@@ -162,6 +154,8 @@ def write_export(folder: Path, export: Export, graph: bytes, parity: Mapping[str
         temporary.write_bytes(graph)
     _write(model.parents[1] / "config.pbtxt", triton_config(content))
     export.catalog.write_csv(folder / SPLIT_FILE)
+    if export.trained.calibration:
+        write_calibration(folder, export.trained.calibration)
     write_parity(folder, parity)
     summary = run_of(checkpoint_file(export.ckpt)) / "summary.json"
     _write(folder / CARD_FILE, model_card(content, parity, _summary(summary), export.catalog))

@@ -14,9 +14,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, nn
 
 from fish_lightning.errors import UserError, first_line
@@ -25,15 +26,7 @@ from fish_lightning.evaluation.unknowns import IMAGE_SCORES, NEIGHBOUR, SCORE
 from fish_lightning.exporting.preprocessing import Nodes, add_preprocessing
 from fish_lightning.files import byte_size
 from fish_lightning.models.classifier import FishClassifier
-from fish_lightning.models.exported import (
-    FEATURES,
-    IMAGES,
-    LOGITS,
-    PIXELS,
-    PROBABILITIES,
-    TRAINING_FEATURES,
-    UNKNOWN_SCORE,
-)
+from fish_lightning.models.exported import FEATURES, IMAGES, LOGITS, PIXELS, PROBABILITIES, UNKNOWN_SCORE
 
 OPSET = 18  # the first whose Split and ReduceSum are as used here; ONNX Runtime 1.14 and later
 #: Protocol Buffers, in which ONNX files are written, have no larger messages.
@@ -103,7 +96,7 @@ def assembled(
     """
     before, after = Nodes("preprocessing"), Nodes("answers")
     height, width = add_preprocessing(before, IMAGES, PIXELS, transform)
-    _add_answers(after, calibration.get("temperature"), calibration.get("unknown") or {})
+    _add_answers(after, calibration.get("temperature"), calibration.get("unknown") or {}, unknown_score(calibration))
     core = network.graph
     classes, length = (int(output.type.tensor_type.shape.dim[1].dim_value) for output in core.output)
 
@@ -138,22 +131,34 @@ def unknown_score(calibration: Mapping[str, Any]) -> str:
     return str((calibration.get("unknown") or {}).get("score", IMAGE_SCORES[0]))
 
 
-def _add_answers(nodes: Nodes, temperature: float | None, unknown: Mapping[str, Any]) -> None:
+def _add_answers(nodes: Nodes, temperature: float | None, unknown: Mapping[str, Any], score: str) -> None:
     """Add what follows from logits and features, as :mod:`fish_lightning.evaluation` computes it from arrays."""
     warm = LOGITS if temperature is None else nodes.add("Div", LOGITS, nodes.constant(temperature, np.float32))
     nodes.add("Softmax", warm, output=PROBABILITIES, axis=1)
-    axis, score = nodes.constant([1]), unknown.get("score", IMAGE_SCORES[0])
-    if score == SCORE:
-        nodes.constants.append(numpy_helper.from_array(unit_length(unknown["features"]), TRAINING_FEATURES))
-        length = nodes.add("Max", nodes.add("ReduceL2", FEATURES, axis), nodes.constant(SHORTEST, np.float32))
-        cosine = nodes.add("Gemm", nodes.add("Div", FEATURES, length), TRAINING_FEATURES, transB=1)
-        neighbours = min(NEIGHBOUR, len(unknown["features"]))
-        nearest = nodes.add("TopK", cosine, nodes.constant([neighbours]), also=("Indices",))
-        nodes.add("Gather", nearest, nodes.constant(neighbours - 1), output=UNKNOWN_SCORE, axis=1)
-    elif score == "energy":
+    axis = nodes.constant([1])
+    if score == "energy":
         nodes.add("ReduceLogSumExp", LOGITS, axis, output=UNKNOWN_SCORE, keepdims=0)
+    elif score == SCORE:
+        _add_nearest(nodes, unit_length(unknown["features"]), axis)
     elif score == "feature_norm":
         nodes.add("ReduceL2", FEATURES, axis, output=UNKNOWN_SCORE, keepdims=0)
     else:
         of = LOGITS if score == "max_logit" else nodes.add("Softmax", LOGITS, axis=1)
         nodes.add("ReduceMax", of, axis, output=UNKNOWN_SCORE, keepdims=0)
+
+
+def _add_nearest(nodes: Nodes, training: npt.NDArray[np.float32], axis: str) -> None:
+    """Add the cosine to the k-th nearest training photograph, as ``feature_scores`` of ``evaluation.unknowns`` does.
+
+    Args:
+        nodes: of the graph.
+        training: (M, D) features of training photographs, each of length 1.
+        axis: the constant 1.
+    """
+    length = nodes.add("ReduceL2", FEATURES, axis, keepdims=1)
+    unit = nodes.add("Div", FEATURES, nodes.add("Max", length, nodes.constant(SHORTEST, np.float32)))
+    cosines = nodes.add("MatMul", unit, nodes.constant(training.T, np.float32))
+    k = min(NEIGHBOUR, len(training))
+    nearest = f"{nodes.prefix}/nearest"
+    nodes.nodes.append(helper.make_node("TopK", [cosines, nodes.constant([k])], [nearest, f"{nearest}/index"], axis=1))
+    nodes.add("Gather", nearest, nodes.constant(k - 1), output=UNKNOWN_SCORE, axis=1)

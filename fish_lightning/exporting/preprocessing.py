@@ -40,11 +40,10 @@ class Nodes:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
 
-    def add(self, operator: str, *inputs: str, output: str = "", also: Sequence[str] = (), **attributes: Any) -> str:
-        """Add a node and return the name of its first output, a new one if none is given; ``also`` names the others."""
+    def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """Add a node and return the name of its output, a new one if none is given."""
         output = output or f"{self.prefix}/{operator}_{len(self.nodes)}"
-        outputs = [output, *(f"{output}/{name}" for name in also)]
-        self.nodes.append(helper.make_node(operator, list(inputs), outputs, name=output, **attributes))
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
         return output
 
     def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> str:

@@ -23,12 +23,9 @@ from torch import Tensor
 
 from fish_lightning.data.catalog import COLUMNS, Catalog
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.stored_calibration import Stored, calibration_fault
-from fish_lightning.evaluation.unknowns import SCORE
 from fish_lightning.files import read_rows, shown
 from fish_lightning.models.checkpoint_schema import (
     CLASSES,
-    DICT,
     NAME,
     PIPELINE,
     THREE,
@@ -37,7 +34,7 @@ from fish_lightning.models.checkpoint_schema import (
     undescribed,
 )
 from fish_lightning.models.classifier import FishClassifier
-from fish_lightning.settings.rules import COUNT, MODEL_NAME, NULL, SEED, SIZE, TEXT, TTA, Rule, choice
+from fish_lightning.settings.rules import COUNT, MODEL_NAME, SEED, SIZE, TEXT, TTA, Rule, choice
 
 #: Increment it with every change to ``model.json`` or to the graph's inputs and outputs that a reader must know of.
 FORMAT = 1
@@ -45,8 +42,6 @@ MODEL_FILE, SPLIT_FILE = "model.json", "split.csv"
 #: Input and outputs of the graph, and the tensor between preprocessing and network.
 IMAGES, PIXELS = "images", "pixels"
 PROBABILITIES, LOGITS, FEATURES, UNKNOWN_SCORE = "probabilities", "logits", "features", "unknown_score"
-#: Constant of the graph: features of training photographs, each of length 1, which the score ``knn`` compares with.
-TRAINING_FEATURES = "training_features"
 
 _HASH = Rule(("a SHA-256",), lambda v: isinstance(v, str) and bool(re.fullmatch(r"[0-9a-f]{64}", v)))
 DESCRIPTION: dict[str, Description] = {
@@ -58,8 +53,6 @@ DESCRIPTION: dict[str, Description] = {
     "size": {"height": SIZE, "width": SIZE},
     "preprocessing": {"transform": PIPELINE, "mean": THREE, "std": THREE_POSITIVE},
     "tta": TTA,
-    "calibration": DICT | NULL,
-    "note": Rule(("text",), lambda v: isinstance(v, str)),
     "checkpoint": {"file": NAME, "sha256": _HASH, "weights": _HASH, "precision": TEXT},
     "data": {"root": NAME, "split": TEXT, "seed": SEED, "batch_size": COUNT},
 }
@@ -108,9 +101,6 @@ def read_export(path: str | Path) -> tuple[dict[str, Any], bytes]:
             "export the checkpoint again, or install the version that wrote it"
         )
     faults = list(undescribed(content, {"format": choice(FORMAT), **DESCRIPTION}))
-    if not faults and content["calibration"] is not None:
-        fault = calibration_fault(content["calibration"])
-        faults += [f"calibration: {fault}"] if fault else []
     if faults:
         raise UserError(f"ckpt: {shown(file)} is corrupt or incomplete ({faults[0]})\nexport the checkpoint again")
     model = model_file(folder, content["name"])
@@ -190,28 +180,6 @@ def parts(graph: bytes) -> tuple[bytes, bytes]:
     before = extractor.extract_model([IMAGES], [PIXELS])
     after = extractor.extract_model([PIXELS], [LOGITS, FEATURES])
     return before.SerializeToString(), after.SerializeToString()
-
-
-def stored_calibration(content: dict[str, Any], graph: bytes) -> Stored:
-    """Return what ``read_calibration`` returns for the exported run; empty: nothing is calibrated.
-
-    Args:
-        content: of ``model.json``.
-        graph: the ONNX file, which contains the training features of the score ``knn``.
-
-    Raises:
-        UserError: they are missing.
-    """
-    import onnx
-
-    calibration: Stored = content["calibration"] or {}
-    unknown = calibration.get("unknown") or {}
-    if unknown.get("score") == SCORE:
-        constants = {part.name: part for part in onnx.load_from_string(graph).graph.initializer}
-        if TRAINING_FEATURES not in constants:
-            raise UserError("ckpt: the graph is not that of an export (no training features)")
-        unknown["features"] = onnx.numpy_helper.to_array(constants[TRAINING_FEATURES])
-    return calibration
 
 
 class GraphPreprocessing(A.DualTransform):

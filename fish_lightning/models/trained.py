@@ -10,7 +10,7 @@ from fish_lightning.errors import UserError
 from fish_lightning.evaluation.stored_calibration import Stored, read_calibration
 from fish_lightning.models.checkpoint import load_checkpoint, restore, weights_digest
 from fish_lightning.models.classifier import FishClassifier
-from fish_lightning.models.exported import is_export, read_export, restore_export, stored_calibration, trained_on
+from fish_lightning.models.exported import is_export, read_export, restore_export, trained_on
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,6 @@ def _open_export(folder: str | Path, tta: str | None) -> TrainedModel:
             f"export with tta={tta}, or give the checkpoint"
         )
     module, transform = restore_export(content, graph)
-    data = trained_on(folder, content)
-    calibration, weights = stored_calibration(content, graph), content["checkpoint"]["weights"]
-    return TrainedModel(module, transform, "32-true", calibration, content["note"], weights, data)
+    data, weights = trained_on(folder, content), content["checkpoint"]["weights"]
+    calibration, note = read_calibration(folder, module.class_names, weights, content["tta"])
+    return TrainedModel(module, transform, "32-true", calibration, note, weights, data)

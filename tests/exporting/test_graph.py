@@ -14,7 +14,7 @@ from fish_lightning.evaluation.unknowns import IMAGE_SCORES, image_scores
 from fish_lightning.exporting.graph import assembled, network_graph
 from fish_lightning.exporting.precision import eight_bits, half_precision
 from fish_lightning.models.classifier import FishClassifier
-from fish_lightning.models.exported import FEATURES, LOGITS, PIXELS, Session, parts, stored_calibration
+from fish_lightning.models.exported import FEATURES, LOGITS, PIXELS, Session, parts
 
 SIZE = (48, 40)
 PIPELINE = A.Compose([A.Resize(*SIZE), A.ToTensorV2()])
@@ -84,9 +84,6 @@ def test_nearest_neighbours_in_the_graph_are_those_of_evaluation(images, network
     graph = whole(network, {"temperature": None, "unknown": detector})
     _, logits, features, unknown = Session(graph, OUTPUTS)(images)
     assert unknown == pytest.approx(unknown_score(detector, logits, features), abs=1e-5) and np.ptp(unknown) > 1e-4
-    content = {"calibration": {"unknown": {"score": "knn", "threshold": 0.5}}}
-    restored = stored_calibration(content, graph)["unknown"]
-    assert unknown_score(restored, logits, features) == pytest.approx(unknown, abs=1e-5)
 
 
 def test_scores_of_large_logits_do_not_overflow(images, network):
