@@ -325,6 +325,11 @@ def ctrl_c():
     return CtrlC
 
 
+def pytest_xdist_auto_num_workers():
+    """Run one worker more than there are cores: programs wait for files, for signals and for one another."""
+    return os.cpu_count() + 1
+
+
 def pytest_collection_modifyitems(items):
     """Start the longest test first, so that no core is idle while it ends."""
     items.sort(key=lambda item: "the_default_run" not in item.name)

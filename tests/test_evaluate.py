@@ -346,7 +346,7 @@ def test_unknown_images_of_other_data_are_compared_with_both(
     ("names", "words"),
     [
         ((), "unknown: some contains no image"),
-        (("copy.png", "same.png"), "unknown: the 2 images given are copies of images that the model was trained"),
+        (("copy.png", "same.png"), "unknown: all 2 images are copies of images that the model was trained"),
         (("text.png",), "unknown: none of the 1 images could be read"),
     ],
 )

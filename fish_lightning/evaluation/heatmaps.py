@@ -63,7 +63,7 @@ def heat_maps(network: nn.Module, images: Tensor, classes: Tensor | None = None)
         classes: (N,) int64, the class to explain for each image; None: the predicted one.
 
     Returns:
-        (N, h, w), each map divided by its maximum; zeros where nothing speaks for the class.
+        (N, h, w), each map divided by its maximum; zeros where no gradient favors the class.
         :func:`upsampled` resizes them to the images.
 
     Raises:

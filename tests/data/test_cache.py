@@ -272,6 +272,8 @@ def test_a_file_deleted_as_soon_as_it_is_written_is_written_again_or_said(opened
     if times == 1:
         assert len(opened().pixels) == 10
     else:
-        with pytest.raises(UserError, match=r"pixels-.*\.npy was deleted or damaged 2 times as soon as it was"):
+        with pytest.raises(
+            UserError, match=r"pixels-.*\.npy was deleted or corrupted right after it was written, 2 times"
+        ):
             opened()
     assert len(written) == 2

@@ -57,7 +57,7 @@ def predictor(classify):
 
 def test_it_clears_a_model_that_looks_at_the_object():
     found = audit(*world(), predictor(of_object))
-    assert found.looks_at == "object" and found.verdict.startswith("The predictions come from the object: ")
+    assert found.looks_at == "object" and found.verdict.startswith("The predictions follow the object: ")
     assert "100% of the predictions follow the object and 0% the background" in found.verdict
     assert found.accuracy.value == found.mean_background.value == found.other_background.value == 1
     assert found.object_removed.value == found.chance == 0.25
@@ -68,7 +68,7 @@ def test_it_clears_a_model_that_looks_at_the_object():
 def test_it_exposes_a_model_that_looks_at_the_background():
     found = audit(*world(), predictor(of_background))
     assert found.looks_at == "background"
-    assert found.verdict.startswith("The predictions come from the background, not from the object: ")
+    assert found.verdict.startswith("The predictions follow the background, not from the object: ")
     assert found.accuracy.value == found.mean_background.value == found.object_removed.value == 1
     assert found.other_background.value == found.follows_object.value == 0
 
@@ -90,11 +90,9 @@ def test_a_shortcut_that_test_images_lack_is_found_in_training_images():
     assert (on_training.looks_at, on_test.looks_at) == ("background", "object")
     looks_at, verdict = overall_verdict(on_test, on_training)
     assert looks_at == "background"
-    assert verdict.startswith(
-        "The model looks at the background. Training images: the predictions come from the backgr"
-    )
+    assert verdict.startswith("The model looks at the background. Training images: the predictions follow the backgr")
     assert "The accuracy is 100%, with the background of another class 0%." in verdict
-    assert "Tested images: the predictions come from the object" in verdict
+    assert "Tested images: the predictions follow the object" in verdict
     assert verdict.endswith("An audit of the tested images alone would not have shown it.")
     assert overall_verdict(on_test, None) == ("object", f"The model looks at the object. {on_test.verdict}")
 

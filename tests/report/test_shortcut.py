@@ -33,7 +33,7 @@ def test_the_audit_exposes_a_shortcut(trained_with_a_shortcut):
     found = summary["test"]["audit"]
     assert "split  folders" in printed and summary["leaked_test_images"] == 0
     assert found["looks_at"] == found["training"]["looks_at"] == "background"
-    assert found["verdict"].startswith("The model looks at the background. Training images: the predictions come")
+    assert found["verdict"].startswith("The model looks at the background. Training images: the predictions follow")
     assert found["training"]["follows_object"]["value"] < 1 / 3
     # On training images the accuracy follows the background; without the object it stays.
     accuracy = {key: found["training"][key]["value"] for key in ("accuracy", "other_background", "object_removed")}

@@ -8,16 +8,14 @@ from helpers import checkpoint_of, codes, kill, require_same, same
 HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end", "on_validation_end")
 GROUPS = {
     "mix-ema": ["mix=both", "average=ema", "callbacks.average.decay=0.9", "balance=loss", "tta=flips"],
-    "class-swa": [
-        *("average=swa", "callbacks.average.start=0.5", "balance=class"),
-        *("transforms.backgrounds=0.5", "data.root=MASKED"),
-        *("loss=focal", "optimizer.layer_decay=0.9", "optimizer.decay_norms=false"),
-    ],
     "photograph-head_first": [
         *("freeze=head_first", "callbacks.freeze.every=1", "balance=photograph", "data.photograph='[0-9]'"),
-        *("loss=cosine", "transforms=auto"),
+        *("loss=cosine", "transforms=auto", "transforms.backgrounds=0.5", "data.root=MASKED"),
     ],
-    "backbone": ["freeze=backbone"],
+    "class-backbone-swa": [
+        *("freeze=backbone", "average=swa", "callbacks.average.start=0.5", "balance=class"),
+        *("loss=focal", "optimizer.layer_decay=0.9", "optimizer.decay_norms=false"),
+    ],
 }
 
 

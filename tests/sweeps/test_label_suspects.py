@@ -109,7 +109,7 @@ def mislabelled(tmp_path_factory):
 
 @pytest.mark.slow
 def test_planted_label_errors_are_found_by_training_folds(tmp_path, run, mislabelled):
-    few = ("optimizer.lr=0.005", "trainer.max_epochs=8", "data.batch_size=16")
+    few = ("optimizer.lr=0.005", "trainer.max_epochs=16", "data.batch_size=16")
     few += ("validate_first=false", "hydra.sweep.dir=folds", "callbacks.last=null")
     photograph = "data.photograph='([0-9]+)[ab]'"
     done = run(
