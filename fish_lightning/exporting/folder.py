@@ -124,7 +124,7 @@ def description(export: Export, sha256: str) -> dict[str, Any]:
             "root": str(export.catalog.root),
             **{key: trained.data[key] for key in ("split", "seed", "batch_size")},
         },
-        "weights": weights_origin(model.hparams["weights"]),
+        "weights": weights_origin(_summary(export)),
         "versions": {
             "fish_lightning": __version__,
             "python": platform.python_version(),
@@ -157,13 +157,13 @@ def write_export(folder: Path, export: Export, graph: bytes, parity: Mapping[str
     if export.trained.calibration:
         write_calibration(folder, export.trained.calibration)
     write_parity(folder, parity)
-    summary = run_of(checkpoint_file(export.ckpt)) / "summary.json"
-    _write(folder / CARD_FILE, model_card(content, parity, _summary(summary), export.catalog))
+    _write(folder / CARD_FILE, model_card(content, parity, _summary(export), export.catalog))
     _write(folder / MODEL_FILE, json.dumps(content, indent=2) + "\n")
 
 
-def _summary(file: Path) -> dict[str, Any]:
+def _summary(export: Export) -> dict[str, Any]:
     """Return ``summary.json`` of the run; empty for a checkpoint that lies elsewhere."""
+    file = run_of(checkpoint_file(export.ckpt)) / "summary.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

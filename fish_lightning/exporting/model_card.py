@@ -1,10 +1,10 @@
 """``model_card.md``: what an exported model is, what its score is worth, where it may fail, and how it is used."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fish_lightning.data.catalog import Catalog
+from fish_lightning.models.timm_networks import is_timm
 from fish_lightning.names import listed, printable
 
 #: In the card and in README: five lines that need the ONNX file, NumPy, Pillow and ONNX Runtime.
@@ -16,20 +16,28 @@ probabilities, score = session.run(["probabilities", "unknown_score"], {{"images
 """
 
 
-def weights_origin(weights: str | None) -> dict[str, str]:
-    """Return what the weights started from, and what is known of their licence.
+UNKNOWN = "unknown"
+_TORCHVISION = "torchvision is BSD 3-Clause; the images of ImageNet are for non-commercial research"
+
+
+def weights_origin(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the weights started from, and what is known of their license.
 
     Args:
-        weights: ``model.weights`` of the training run.
+        summary: of the run's ``summary.json``; empty if it is not there. A restored model no longer knows.
     """
-    if weights is None:
+    if "weights" not in summary:
+        return {"started_from": f"{UNKNOWN}: the checkpoint is not in the folder of its run", "license": UNKNOWN}
+    if "members" in summary:
+        return {"started_from": f"the weights of {len(summary['members'])} runs", "license": UNKNOWN}
+    if summary["weights"] is None:
         return {"started_from": "random weights", "license": "that of the training images, and yours"}
-    if weights == "imagenet":
-        return {
-            "started_from": "torchvision's ImageNet weights",
-            "license": "torchvision is BSD 3-Clause; the images of ImageNet are for non-commercial research",
-        }
-    return {"started_from": Path(weights).name, "license": "unknown: that of the file the weights started from"}
+    record = summary.get("pretrained") or {"source": str(summary["weights"]), "license": None}
+    license = record["license"] or UNKNOWN
+    if summary["weights"] == "imagenet" and not is_timm(summary["model"]):
+        license = _TORCHVISION
+    digest = {"sha256": record["sha256"]} if "sha256" in record else {}
+    return {"started_from": record["source"], "license": license, **digest}
 
 
 def model_card(
@@ -53,9 +61,9 @@ def model_card(
         ],
         "Same answers as the checkpoint": _parity(content, parity),
         "Limits": _limits(content),
-        "Licence of the weights": [
+        "License of the weights": [
             f"Started from {printable(content['weights']['started_from'])}.",
-            f"Licence: {content['weights']['license']}.",
+            f"License: {content['weights']['license']}.",
         ],
     }
     kind = f"{content['network']}, {content['precision']}, {size['height']}x{size['width']} (h x w)."

@@ -110,7 +110,7 @@ def summarize_ensemble(
         "data": str(catalog.root),
         "classes": list(model.class_names),
         "model": model.hparams["name"],
-        "weights": None,
+        "weights": "members",
         "precision": str(trainer.precision),
         "device": trainer.strategy.root_device.type,
     }
