@@ -1,5 +1,6 @@
 """The app of a config: opens the model, on its device and in its precision. Both ``serve`` and Ray Serve begin here."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from fastapi import FastAPI
 from omegaconf import DictConfig
 
 from fish_lightning.files import run_of
+from fish_lightning.models.exported import MODEL_FILE, is_export
 from fish_lightning.models.trained import open_model
 from fish_lightning.report.predictions import missing_thresholds
 from fish_lightning.run_log import say
@@ -37,5 +39,7 @@ def app_of(cfg: DictConfig) -> FastAPI:
 
 
 def _name_of(model: Path) -> str:
-    """Return a name for the model, fit for a URL: that of the run's or the export's folder."""
+    """Return a name for the model, fit for a URL: an export's own, as Triton has it, or that of the run's folder."""
+    if is_export(model):
+        return str(json.loads((model / MODEL_FILE).read_text(encoding="utf-8"))["name"])
     return re.sub(r"[^\w.-]+", "_", run_of(model.absolute()).name, flags=re.ASCII)
