@@ -32,7 +32,7 @@ PHOTOGRAPHS, SUSPECTS = 12, 40  # with pictures, at most
 #: Rows of the audit: figures of :class:`~fish_lightning.evaluation.audit.Audit`.
 AUDIT_ROWS = (
     ("accuracy", "as they are"),
-    ("mean_background", "background in its mean colour"),
+    ("mean_background", "background in its mean color"),
     ("other_background", "background of another class"),
     ("object_removed", "object removed"),
     ("chance", "chance: always the largest class"),
