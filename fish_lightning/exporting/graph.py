@@ -100,8 +100,8 @@ def assembled(
     core = network.graph
     classes, length = (int(output.type.tensor_type.shape.dim[1].dim_value) for output in core.output)
 
-    def described(name: str, kind: int, *shape: str | int) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, kind, list(shape))
+    def described(name: str, element: int, *shape: str | int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, element, list(shape))
 
     graph = helper.make_graph(
         [*before.nodes, *core.node, *after.nodes],

@@ -66,8 +66,8 @@ def model_card(
             f"License: {content['weights']['license']}.",
         ],
     }
-    kind = f"{content['network']}, {content['precision']}, {size['height']}x{size['width']} (h x w)."
-    title = f"# {content['name']}\n\n{kind}"
+    network = f"{content['network']}, {content['precision']}, {size['height']}x{size['width']} (h x w)."
+    title = f"# {content['name']}\n\n{network}"
     text = "\n\n".join([title, *(f"## {name}\n\n" + "\n".join(lines) for name, lines in sections.items())])
     use = f"## Use\n\nImages go in as they are decoded: uint8 RGB of any size.\n\n```python\n{example}```\n"
     return f"{text}\n\n{use}"

@@ -165,11 +165,11 @@ addEventListener("paste", (event) => {
   if (pictures.length) add(pictures);
   else at("status").textContent = "The clipboard has no picture.";
 });
-for (const kind of ["dragover", "dragleave", "drop"]) {
-  addEventListener(kind, (event) => {
+for (const type of ["dragover", "dragleave", "drop"]) {
+  addEventListener(type, (event) => {
     event.preventDefault();
-    at("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop" && about) add(event.dataTransfer.files);
+    at("drop").classList.toggle("over", type === "dragover");
+    if (type === "drop" && about) add(event.dataTransfer.files);
   });
 }
 at("heat").onchange = () => {
