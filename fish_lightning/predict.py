@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fish_lightning.models.trained import TrainedModel
     from fish_lightning.predicting.loop import PartWriter
     from fish_lightning.predicting.parts import Parts, Shard
+    from fish_lightning.predicting.store import Folder
 
 #: Files up to which the parts are also merged: 60 MB of JSON for nine classes.
 MERGED = 100_000
@@ -45,22 +46,25 @@ def predict(cfg: DictConfig) -> None:
     from fish_lightning.models.trained import open_model
     from fish_lightning.predicting.loop import ImagesBar, PartWriter, Predictor
     from fish_lightning.predicting.parts import busy, open_parts, shard_of
+    from fish_lightning.predicting.store import LocalFolder, RemoteFolder
     from fish_lightning.training.trainer import build_trainer
 
     folder, shard = Path(cfg.paths.output), shard_of(cfg.shard)
     trained = open_model(cfg.ckpt, cfg.tta)
     files = read_inputs(cfg.input)
+    where = LocalFolder(folder) if cfg.output is None else RemoteFolder(cfg.output)
     with busy(folder / "predictions", shard):
         command = command_of(cfg.ckpt, cfg.input, cfg.tta, cfg.format, cfg.trainer.precision)
-        parts = open_parts(folder / "predictions", files, cfg, trained, command)
-        resume = resume_command(sys.argv[1:], folder)
+        begin = folder / "predictions" / ".begin.lock"
+        parts = open_parts(where.below("predictions"), begin, files, cfg, trained, command)
+        resume = resume_command(sys.argv[1:], None if cfg.output else folder)
         writer = PartWriter(parts, trained.module.class_names, trained.calibration, resume)
         bars = [ImagesBar()] if cfg.trainer.enable_progress_bar else []
         trainer = build_trainer(cfg.trainer, [writer, *bars], precision=trained.precision)
         if trainer.world_size == 1 and cfg.shard is None:  # no other process writes here
-            remove_strays(parts.folder)
+            remove_strays(folder / "predictions")
         if missing := parts.missing(shard):
-            parts.say_if_resumed(shard, missing)
+            parts.say_if_resumed(where, shard, missing)
             announce_parent(trainer)
             loader = DataLoader(
                 InputImages(files, trained.transform),
@@ -72,24 +76,31 @@ def predict(cfg: DictConfig) -> None:
             trainer.predict(Predictor(trained.module), loader, return_predictions=False)
             gathered(None)  # all processes have written their parts
         if trainer.is_global_zero:
-            finish(parts, shard, folder, cfg.contact_sheet, trained, writer)
+            finish(parts, shard, folder, where, cfg.contact_sheet, trained, writer)
 
 
 def finish(  # noqa: D417
-    parts: "Parts", shard: "Shard", folder: Path, pictures: int, trained: "TrainedModel", writer: "PartWriter"
+    parts: "Parts",
+    shard: "Shard",
+    folder: Path,
+    where: "Folder",
+    pictures: int,
+    trained: "TrainedModel",
+    writer: "PartWriter",
 ) -> None:
     """Count the rows, merge the parts if there are not too many, and print where they are.
 
     Args:
         parts: those of ``shard`` are complete.
         folder: of the run.
+        where: the parts are, and what is merged is copied to.
         pictures: number of images on the contact sheet.
         writer: which has printed the first rows, if there were enough.
 
     Raises:
         UserError: files are unreadable.
     """
-    from fish_lightning.files import shown
+    from fish_lightning.predicting.store import RemoteFolder
     from fish_lightning.report import predictions as report
 
     whole = parts.is_complete()
@@ -109,14 +120,18 @@ def finish(  # noqa: D417
         print(line)
     if whole:
         sheet = [report.write_contact_sheet(folder, tally.first[:pictures], tally.n)] if pictures else []
+        merged = ["predictions.csv", "predictions.json"] if len(parts.files) <= MERGED else []
+        if isinstance(where, RemoteFolder):
+            for name in [*merged, *(["contact_sheet.png"] if pictures else [])]:
+                where.write(name, (folder / name).read_bytes())
         parts.set_complete()
         written = ", ".join([written, *sheet])
-    print(f"\nfolder  {shown(folder)}  ({written})" + writer.speed())
+    print(f"\nfolder  {where}  ({written})" + writer.speed())
     if not whole:
         print(f"shard {shard[0]} of {shard[1]} is complete, others are not yet")
     if tally.unreadable:
-        where = "predictions.csv" if whole and len(parts.files) <= MERGED else written
-        raise UserError(f"{tally.unreadable} of {tally.n} files could not be read: see the column error of {where}")
+        table = "predictions.csv" if whole and len(parts.files) <= MERGED else written
+        raise UserError(f"{tally.unreadable} of {tally.n} files could not be read: see the column error of {table}")
 
 
 @entry_point("predict")

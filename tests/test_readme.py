@@ -118,7 +118,7 @@ COMPOSED = {
     f"{TRAIN} trainer=ddp trainer.accelerator=gpu trainer.devices=8 data.batch_size=16": "8 GPUs",
     f"{TRAIN} -m trainer=ddp trainer.accelerator=gpu trainer.devices=8 optimizer.lr=0.01,0.001": "8 GPUs",
     f"{PREDICT} ckpt=RUN input=DIR trainer=ddp trainer.accelerator=gpu trainer.devices=8": "8 GPUs",
-    f"{PREDICT} ckpt=RUN input=s3://BUCKET/FOLDER format=parquet": "a bucket; tests/data/test_remote.py has a stand-in",
+    f"{PREDICT} ckpt=RUN input=s3://BUCKET/FOLDER output=s3://BUCKET/ANSWERS format=parquet": "a bucket; test_store.py",
     "torchrun --standalone --nproc-per-node=8 -m fish_lightning.train "
     "trainer=ddp trainer.accelerator=gpu trainer.devices=8": "8 GPUs",
     "torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29400 --rdzv-id=NAME "

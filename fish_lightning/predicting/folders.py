@@ -17,18 +17,21 @@ def command_of(*words: Any) -> list[str]:
     return [str(Path.cwd()), *map(str, words)]
 
 
-def predict_folder(runs: str, new: str, shard: str | None, *words: Any) -> str:
+def predict_folder(runs: str, new: str, shard: str | None, output: str | None, *words: Any) -> str:
     """Return the folder to write to.
 
     Args:
         runs: the folder of all runs.
         new: name of the folder of a new run.
         shard: ``"3/64"``: the processes of all shards write to one folder, named by the command.
+        output: the URL that the rows are written to, from which a run is resumed in any folder.
         words: settings that are equal in a run that is resumed.
     """
-    command = command_of(*words)
+    command = command_of(*words, *([output] if output else []))
     if shard is not None:
         return str(Path(runs, f"shards-{hashlib.sha256(repr(command).encode()).hexdigest()[:12]}"))
+    if output is not None:
+        return str(Path(runs, new))
     for manifest in sorted(Path(runs).glob("*/predictions/manifest.json"), reverse=True):  # the newest first
         try:
             found = json.loads(manifest.read_text(encoding="utf-8"))
@@ -40,14 +43,16 @@ def predict_folder(runs: str, new: str, shard: str | None, *words: Any) -> str:
     return str(Path(runs, new))
 
 
-def resume_command(arguments: Sequence[str], folder: Path) -> str:
+def resume_command(arguments: Sequence[str], folder: Path | None) -> str:
     """Return the command that resumes a run, ready to be typed.
 
     Args:
         arguments: of the command line of this run.
-        folder: the run's.
+        folder: the run's; None: any will do.
     """
     import shlex
 
     words = [word for word in arguments if not word.startswith("hydra.run.dir=")]
-    return f"python -m fish_lightning.predict {shlex.join(words)} {override('hydra.run.dir', folder)}"
+    return shlex.join(["python", "-m", "fish_lightning.predict", *words]) + (
+        f" {override('hydra.run.dir', folder)}" if folder else ""
+    )

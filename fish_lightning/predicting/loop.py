@@ -17,7 +17,6 @@ import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from fish_lightning.distributed.ranks import starts_processes
-from fish_lightning.files import shown
 from fish_lightning.predicting.parts import Parts
 from fish_lightning.report.predictions import ROWS, PredictionRow, prediction_rows, prediction_table
 from fish_lightning.resume.signals import Stopped
@@ -165,7 +164,7 @@ class PartWriter(Callback):
         raise Stopped(f"stopped by {signal.Signals(number).name}\n{self._advice()}", number)
 
     def _advice(self) -> str:
-        return f"the rows so far are in {shown(self.parts.folder)}; resume:  {self.resume}"
+        return f"the rows so far are in {self.parts.folder}; resume:  {self.resume}"
 
 
 def images_of(trainer: L.Trainer) -> int:

@@ -6,11 +6,12 @@ with the first of them. So what is left to do is known from the files alone, to 
 
 import csv
 import hashlib
+import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from omegaconf import DictConfig
 from fish_lightning.data.inputs import InputFiles
 from fish_lightning.distributed.cluster import is_first_process
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.files import csv_table, locked, shown, whole_file
+from fish_lightning.files import locked, shown
 from fish_lightning.models.trained import TrainedModel
 from fish_lightning.names import ENCODE_ERRORS
+from fish_lightning.predicting.store import Folder
 from fish_lightning.report.predictions import COLUMNS, PredictionRow, cells_of, row_of
 from fish_lightning.run_log import say
 
@@ -40,16 +42,17 @@ class Parts:
     """The parts of one run.
 
     Attributes:
-        folder: ``predictions`` in the run's folder.
+        folder: ``predictions`` in the run's folder, or in the object store.
         files: all files of the run, also those of other shards.
         size: rows in each part but the last.
         format: ``"csv"`` or ``"parquet"``.
     """
 
-    folder: Path
+    folder: Folder
     files: InputFiles
     size: int
     format: str
+    _full: set[int] = field(default_factory=set, init=False, repr=False, compare=False)  # a full part stays as it is
 
     def __len__(self) -> int:
         return math.ceil(len(self.files) / self.size)
@@ -62,29 +65,36 @@ class Parts:
         """Return the indices of a part's files."""
         return range(part * self.size, min((part + 1) * self.size, len(self.files)))
 
-    def file(self, part: int) -> Path:
-        """Return the file of a part."""
-        return self.folder / f"part-{part:05}.{self.format}"
+    def name(self, part: int) -> str:
+        """Return the name of a part's file."""
+        return f"part-{part:05}.{self.format}"
 
     def count(self, part: int) -> int:
-        """Return the number of rows of a part; 0 if it is absent."""
-        file = self.file(part)
-        if not file.is_file():
-            return 0
-        if self.format == "parquet":
-            _, pq = _pyarrow()
-            with _corrupt(file):
-                return int(pq.read_metadata(file).num_rows)
-        with file.open(newline="", encoding="utf-8", errors=ENCODE_ERRORS) as stream, _corrupt(file):
-            return sum(1 for _ in csv.reader(stream)) - 1
+        """Return the number of rows of a part that has a file."""
+        if part in self._full:
+            return len(self.indices(part))
+        content = self.folder.read(self.name(part))
+        with self._corrupt(part):
+            if self.format == "parquet":
+                _, pq = _pyarrow()
+                rows = int(pq.read_metadata(io.BytesIO(content)).num_rows)
+            else:
+                rows = sum(1 for _ in csv.reader(_text(content))) - 1
+        if rows == len(self.indices(part)):
+            self._full.add(part)
+        return rows
 
     def is_complete(self) -> bool:
         """Return whether all parts are, of all shards."""
-        return all(self.file(part).is_file() for part in range(len(self))) and not self.missing((1, 1))
+        there = self.folder.names()
+        return all(self.name(part) in there for part in range(len(self))) and not self.missing((1, 1))
 
     def missing(self, shard: Shard) -> list[range]:
         """Return the indices of the files of a shard that have no row yet, a range for each part."""
-        left = [self.indices(part)[self.count(part) :] for part in self.of_shard(shard)]
+        there = self.folder.names()
+        left = [
+            self.indices(part)[self.count(part) if self.name(part) in there else 0 :] for part in self.of_shard(shard)
+        ]
         return [indices for indices in left if indices]
 
     def batches(self, missing: Sequence[range], batch_size: int) -> list[range]:
@@ -93,11 +103,11 @@ class Parts:
             indices[start : start + batch_size] for indices in missing for start in range(0, len(indices), batch_size)
         ]
 
-    def say_if_resumed(self, shard: Shard, missing: Sequence[range]) -> None:
+    def say_if_resumed(self, where: Folder, shard: Shard, missing: Sequence[range]) -> None:
         """Print how many files are done."""
         total = sum(len(self.indices(part)) for part in self.of_shard(shard))
         if done := total - sum(map(len, missing)):
-            say(f"resuming {shown(self.folder.parent)}: {done:,} of {total:,} files are done")
+            say(f"resuming {where}: {done:,} of {total:,} files are done")
 
     def rows(self, parts: Iterable[int]) -> Iterator[PredictionRow]:
         """Yield the rows of parts, one after the other; none of one that is absent.
@@ -107,35 +117,41 @@ class Parts:
         """
         read = _read_parquet if self.format == "parquet" else _read_csv
         for part in parts:
-            file = self.file(part)
-            if file.is_file():
-                with _corrupt(file):
-                    lines = list(read(file))
-                    rows = [row_of(line, self.files[i]) for i, line in zip(self.indices(part), lines, strict=False)]
-                yield from rows
+            try:
+                content = self.folder.read(self.name(part))
+            except FileNotFoundError:
+                continue
+            with self._corrupt(part):
+                lines = list(read(content))
+                rows = [row_of(line, self.files[i]) for i, line in zip(self.indices(part), lines, strict=False)]
+            yield from rows
 
     def write(self, part: int, rows: Sequence[PredictionRow]) -> None:
         """Write the first rows of a part, or all, atomically."""
-        if self.format == "parquet":
-            _write_parquet(self.file(part), rows)
-            return
-        with csv_table(self.file(part)) as table:
-            table.writerow(COLUMNS)
-            table.writerows(map(cells_of, rows))
+        self.folder.write(self.name(part), _parquet(rows) if self.format == "parquet" else _csv(rows))
 
     def set_complete(self) -> None:
         """Note that all parts are complete: the next run with the same command is a new one."""
-        manifest = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
-        _write_manifest(self.folder, manifest | {"complete": True})
+        _write_manifest(self.folder, json.loads(self.folder.read(MANIFEST)) | {"complete": True})
+
+    @contextmanager
+    def _corrupt(self, part: int) -> Iterator[None]:
+        """Report what a damaged part raises."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, csv.Error) as error:  # pyarrow's are ValueErrors
+            file = self.folder.shown(self.name(part))
+            raise UserError(f"{file} is corrupt ({first_line(error)})\nremove it, and resume") from None
 
 
 def open_parts(
-    folder: Path, files: InputFiles, cfg: DictConfig, trained: TrainedModel, command: Sequence[str]
+    folder: Folder, lock: Path, files: InputFiles, cfg: DictConfig, trained: TrainedModel, command: Sequence[str]
 ) -> Parts:
     """Begin the parts of a run, or open those of a run that is resumed.
 
     Args:
-        folder: ``predictions`` in the run's folder.
+        folder: of the parts.
+        lock: of the processes of this run.
         files: of the run.
         cfg: the composed ``conf/predict.yaml``.
         trained: the model.
@@ -165,15 +181,15 @@ def open_parts(
         ),
         "complete": False,
     }
-    with locked(folder / ".begin.lock"):  # of several processes, one begins
+    with locked(lock):  # of several processes, one begins
         begun = _manifest(folder)
         if begun is None:
             _write_manifest(folder, manifest)
             begun = manifest
     if differences := _differences(begun, manifest):
         raise UserError(
-            f"{shown(folder)} has predictions {'; '.join(differences)}\n"
-            "start again in another folder (hydra.run.dir=FOLDER), or remove this one"
+            f"{folder} has predictions {'; '.join(differences)}\n"
+            f"start again in another folder ({folder.setting}), or remove this one"
         )
     return Parts(folder, files, int(begun["size"]), cfg.format)
 
@@ -189,15 +205,6 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@contextmanager
-def _corrupt(file: Path) -> Iterator[None]:
-    """Report what a damaged part raises."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, csv.Error) as error:  # pyarrow's are ValueErrors
-        raise UserError(f"{shown(file)} is corrupt ({first_line(error)})\nremove it, and resume") from None
-
-
 def busy(folder: Path, shard: Shard) -> AbstractContextManager[None]:
     """Refuse to work on a shard that another program is working on; only the first process of a run holds the lock."""
     if not is_first_process():
@@ -209,22 +216,21 @@ def busy(folder: Path, shard: Shard) -> AbstractContextManager[None]:
     return locked(folder / f".shard-{shard[0]}-of-{shard[1]}.lock", busy=error)
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
-    file = folder / MANIFEST
+def _manifest(folder: Folder) -> dict[str, Any] | None:
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(folder.read(MANIFEST))
         if content["version"] != VERSION or content["size"] < 1 or content["settings"].keys() != {*SETTINGS}:
             raise ValueError("not of this version")
         return content
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{shown(file)} is corrupt ({first_line(error)})\nremove {shown(folder)}") from None
+        file = folder.shown(MANIFEST)
+        raise UserError(f"{file} is corrupt ({first_line(error)})\nremove {folder}") from None
 
 
-def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    with whole_file(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+def _write_manifest(folder: Folder, manifest: Mapping[str, Any]) -> None:
+    folder.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -241,10 +247,21 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _read_csv(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(newline="", encoding="utf-8", errors=ENCODE_ERRORS) as stream:
-        for line in csv.DictReader(stream):
-            yield line | {"probabilities": json.loads(line["probabilities"])}
+def _text(content: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(content), newline="", encoding="utf-8", errors=ENCODE_ERRORS)
+
+
+def _csv(rows: Iterable[PredictionRow]) -> bytes:
+    stream = io.StringIO(newline="")
+    table = csv.writer(stream)
+    table.writerow(COLUMNS)
+    table.writerows(map(cells_of, rows))
+    return stream.getvalue().encode(errors=ENCODE_ERRORS)
+
+
+def _read_csv(content: bytes) -> Iterator[dict[str, Any]]:
+    for line in csv.DictReader(_text(content)):
+        yield line | {"probabilities": json.loads(line["probabilities"])}
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -256,14 +273,14 @@ def _pyarrow() -> tuple[Any, Any]:
     return pa, pq
 
 
-def _read_parquet(file: Path) -> Iterator[dict[str, Any]]:
+def _read_parquet(content: bytes) -> Iterator[dict[str, Any]]:
     _, pq = _pyarrow()
-    for line in pq.read_table(file, use_threads=False, memory_map=False).to_pylist():
+    for line in pq.read_table(io.BytesIO(content), use_threads=False).to_pylist():
         yield line | {"probabilities": dict(line["probabilities"])}
 
 
-def _write_parquet(file: Path, rows: Sequence[PredictionRow]) -> None:
-    """Write rows as Parquet: numbers are doubles, marks booleans, what is not known null; names are text in UTF-8."""
+def _parquet(rows: Sequence[PredictionRow]) -> bytes:
+    """Return rows as Parquet: numbers are doubles, marks booleans, what is not known null; names are text in UTF-8."""
     pa, pq = _pyarrow()
     real, text, mark = pa.float64(), pa.string(), pa.bool_()
     types = (text, text, real, real, text, real, mark, mark, pa.map_(text, real), text)
@@ -284,8 +301,9 @@ def _write_parquet(file: Path, rows: Sequence[PredictionRow]) -> None:
     ]
     names = dict(zip(COLUMNS, zip(*columns, strict=True), strict=True))
     schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
-    with whole_file(file) as temporary:
-        pq.write_table(pa.table({name: list(values) for name, values in names.items()}, schema), temporary)
+    stream = io.BytesIO()
+    pq.write_table(pa.table({name: list(values) for name, values in names.items()}, schema), stream)
+    return stream.getvalue()
 
 
 def _utf8(name: str) -> str:

@@ -69,6 +69,12 @@ def _is_shard(value: Any) -> bool:
     return found is not None and int(found[1]) <= int(found[2])
 
 
+def _is_store(value: Any) -> bool:
+    from fish_lightning.data.remote import is_remote
+
+    return isinstance(value, str) and is_remote(value) and not value.startswith(("http:", "https:", "file:", "local:"))
+
+
 def _are_devices(value: Any) -> bool:
     if isinstance(value, str):
         return bool(re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+|\d+,", value))
@@ -456,6 +462,7 @@ PREDICT: dict[str, Schema] = {
     "contact_sheet": whole("[0, 300]"),
     "shard": Rule(("a part of the work (3/64)",), _is_shard) | NULL,
     "part_rows": COUNT | NULL,
+    "output": Rule(("the URL of a folder in a store (s3://bucket/folder)",), _is_store, "URL") | NULL,
     "format": choice("csv", "parquet"),
     "paths": PATHS,
     # Every file gets its row.

@@ -16,6 +16,7 @@ from fish_lightning.data import remote
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.data.inputs import InputImages, read_inputs
 from fish_lightning.errors import UserError
+from fish_lightning.predicting.store import RemoteFolder
 
 BUCKET = "memory:///bucket/fish"
 
@@ -157,10 +158,11 @@ def test_images_on_a_web_server_are_read_in_place(tmp_path, make_image):
         server.server_close()
 
 
-def test_s3_is_read_and_copied(tmp_path, make_folder, monkeypatch):
-    """Against moto's server; runs where both are installed, which constraints.txt does not allow (python-dateutil)."""
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0)
+def test_s3_is_read_copied_and_written(tmp_path, make_folder, monkeypatch):
+    """Against moto's server."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     try:
         host, port = server.get_host_and_port()
@@ -182,5 +184,14 @@ def test_s3_is_read_and_copied(tmp_path, make_folder, monkeypatch):
         folder = remote.copy_of("s3://bucket/fish", tmp_path / "cache")
         remote.fetch("s3://bucket/fish", folder)
         assert len(list(folder.rglob("*.png"))) == 12
+        written = RemoteFolder("s3://bucket/answers").below("predictions")
+        assert written.names() == set()
+        written.write("part-00000.csv", b"one")
+        written.write("part-00000.csv", b"two")
+        assert (written.names(), written.read("part-00000.csv")) == ({"part-00000.csv"}, b"two")
+        with pytest.raises(FileNotFoundError):
+            written.read("part-00001.csv")
+        with pytest.raises(UserError, match=r"output: s3://no-such-bucket/x/a cannot be written \("):
+            RemoteFolder("s3://no-such-bucket/x").write("a", b"")
     finally:
         server.stop()

@@ -165,7 +165,7 @@ def test_the_folder_of_a_stopped_run_with_the_same_command_is_found(tmp_path, mo
     runs = Path("runs")
 
     def folder(*words, shard=None):
-        return predict_folder("runs", "new", shard, *words)
+        return predict_folder("runs", "new", shard, None, *words)
 
     def manifest(name, complete, *words):
         file = runs / name / "predictions" / "manifest.json"
@@ -184,7 +184,7 @@ def test_the_folder_of_a_stopped_run_with_the_same_command_is_found(tmp_path, mo
     assert folder("a.ckpt", "photos") == "runs/new"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert predict_folder("../runs", "new", None, "a.ckpt", "others") == "../runs/new"
+    assert predict_folder("../runs", "new", None, None, "a.ckpt", "others") == "../runs/new"
     assert folder("a", "b", shard="1/3") == folder("a", "b", shard="3/3") != folder("a", "c", shard="1/3")
 
 

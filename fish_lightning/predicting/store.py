@@ -1,0 +1,139 @@
+"""Where ``predict`` writes: a folder on disk, or one in an object store. A file in it is whole or absent."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fish_lightning.data.remote import file_system, url_of
+from fish_lightning.errors import UserError, one_line
+from fish_lightning.files import shown, whole_file
+from fish_lightning.names import printable
+
+#: File systems in which a file appears when all of it has been received; elsewhere files are renamed when complete.
+OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "hf", "memory"})
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A folder on disk.
+
+    Attributes:
+        path: created with the first file.
+    """
+
+    path: Path
+
+    #: The setting that chooses another one.
+    setting = "hydra.run.dir=FOLDER"
+
+    def __str__(self) -> str:
+        return shown(self.path)
+
+    def below(self, name: str) -> "LocalFolder":
+        """Return a folder in this one."""
+        return LocalFolder(self.path / name)
+
+    def shown(self, name: str) -> str:
+        """Return the path of a file, as printed."""
+        return shown(self.path / name)
+
+    def names(self) -> set[str]:
+        """Return the names of the files."""
+        return {file.name for file in self.path.iterdir()} if self.path.is_dir() else set()
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Create or replace a file."""
+        with whole_file(self.path / name) as temporary:
+            temporary.write_bytes(content)
+
+
+class RemoteFolder:
+    """A folder that fsspec opens. Programs on different machines are not kept from writing the same part to it.
+
+    Args:
+        url: such as ``s3://bucket/folder``.
+
+    Raises:
+        UserError: fsspec does not know the scheme, or the library for it is not installed.
+    """
+
+    #: The setting that chooses another one.
+    setting = "output=URL"
+
+    def __init__(self, url: str) -> None:
+        self.url = url_of(url).rstrip("/")
+        self._system, place = file_system(self.url, "output")
+        self._place = place.rstrip("/")
+        protocol = self._system.protocol
+        self._renames = OBJECT_STORES.isdisjoint({protocol} if isinstance(protocol, str) else protocol)
+
+    def __str__(self) -> str:
+        return printable(self.url)
+
+    def below(self, name: str) -> "RemoteFolder":
+        """Return a folder in this one."""
+        return RemoteFolder(f"{self.url}/{name}")
+
+    def shown(self, name: str) -> str:
+        """Return the URL of a file, as printed."""
+        return printable(f"{self.url}/{name}")
+
+    def names(self) -> set[str]:
+        """Return the names of the files.
+
+        Raises:
+            UserError: the store cannot be reached or refuses.
+        """
+        try:
+            self._system.invalidate_cache()  # other processes write here too
+            return {path.rsplit("/", 1)[-1] for path in self._system.ls(self._place, detail=False)}
+        except FileNotFoundError:  # no file yet
+            return set()
+        except Exception as error:  # each library has its own: botocore's are no OSError
+            raise self._refused("listed", "", error) from None
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            UserError: the store cannot be reached or refuses.
+        """
+        try:
+            content: bytes = self._system.cat_file(f"{self._place}/{name}")
+            return content
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise self._refused("read", name, error) from None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Create or replace a file.
+
+        Raises:
+            UserError: the store cannot be reached or refuses.
+        """
+        target = f"{self._place}/{name}"
+        temporary = f"{self._place}/.{name}" if self._renames else target
+        try:
+            if self._renames:
+                self._system.makedirs(self._place, exist_ok=True)
+            self._system.pipe_file(temporary, content)
+            if self._renames:
+                self._system.mv(temporary, target)
+        except Exception as error:
+            raise self._refused("written", name, error) from None
+
+    def _refused(self, done: str, name: str, error: Exception) -> UserError:
+        where = self.shown(name) if name else str(self)
+        return UserError(f"output: {where} cannot be {done} ({type(error).__name__}: {one_line(error)})")
+
+
+Folder = LocalFolder | RemoteFolder
