@@ -34,6 +34,15 @@ IMPORTED = (
     # What an entry point imports, except itself; that each starts on its own is tested in test_cli.py.
     *("fish_lightning.cli", "fish_lightning.report.run", "fish_lightning.resume.compatibility"),
     *("fish_lightning.training.summary", "fish_lightning.training.tensorboard", "fish_lightning.training.trainer"),
+    *("fish_lightning.settings.command", "fish_lightning.data.transforms", "fish_lightning.models.schedules"),
+    *("fish_lightning.resume.checkpoints", "fish_lightning.resume.metrics_csv", "fish_lightning.resume.signals"),
+    *(
+        "fish_lightning.training.trackers",
+        "hydra._internal.logging_config",
+        "PIL.JpegImagePlugin",
+        "PIL.BmpImagePlugin",
+    ),
+    *(("s3fs",) if find_spec("s3fs") else ()),  # which Lightning imports where it is installed
 )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.errors import UserError
-from fish_lightning.names import printable
+from fish_lightning.names import listed
 from fish_lightning.run_log import say
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
@@ -44,9 +44,8 @@ class LeftOut:
     def say(self) -> None:
         """Print what was skipped."""
         for why in dict.fromkeys(self.reasons.values()):
-            paths = [printable(str(path)) for path, reason in self.reasons.items() if reason == why]
-            more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
-            say(f"note: skipped {why}: {', '.join(paths[:3])}{more}")
+            paths = [str(path) for path, reason in self.reasons.items() if reason == why]
+            say(f"note: skipped {why}: {listed(paths, most=3)}")
 
 
 RUN = "output of this program"

@@ -67,7 +67,8 @@ class SameConfig(Callback):
     """
 
     def __init__(self, cfg: DictConfig) -> None:
-        self.settings, self.hash = settings(cfg), fingerprint(cfg)
+        self.settings = settings(cfg)
+        self.hash = fingerprint(self.settings)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the settings, which a resumed run compares (:mod:`fish_lightning.resume.compatibility`)."""

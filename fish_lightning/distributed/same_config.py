@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -36,7 +37,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     return flat
 
 
-def fingerprint(cfg: DictConfig) -> str:
-    """Return a hash of the :func:`settings`, 16 hexadecimal digits."""
-    text = json.dumps(settings(cfg), sort_keys=True, default=str)
+def fingerprint(of: Mapping[str, Any]) -> str:
+    """Return a hash of :func:`settings`, 16 hexadecimal digits."""
+    text = json.dumps(of, sort_keys=True, default=str)
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]

@@ -17,6 +17,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.models import timm_networks
 from fish_lightning.models.timm_networks import is_timm
+from fish_lightning.names import listed
 
 #: Prefix of the network's weights in a checkpoint of this project.
 PREFIX = "network."
@@ -181,7 +182,7 @@ def _file_state(path: Path) -> dict[str, torch.Tensor]:
 def non_finite(weights: Mapping[str, torch.Tensor]) -> str:
     """Return which weights are NaN or infinite: the first name, and how many others; empty if there are none."""
     names = [name for name, part in weights.items() if part.is_floating_point() and not bool(part.isfinite().all())]
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else ""
+    return listed(names, most=1)
 
 
 def _load(network: nn.Module, state: dict[str, torch.Tensor], head: set[str], origin: str) -> None:

@@ -51,7 +51,7 @@ def finished(folder: Path, cfg: DictConfig) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if summary.get("config") != fingerprint(cfg):
+    if summary.get("config") != fingerprint(settings(cfg)):
         raise UserError(
             f"ckpt=auto: {shown(folder)} contains a finished run with other settings\nchoose another folder"
         )

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from fish_lightning.distributed.ranks import gathered
 from fish_lightning.errors import UserError
 from fish_lightning.files import shown
+from fish_lightning.names import listed
 
 SHOWN = 5  # files of a batch named in the error
 
@@ -133,5 +134,4 @@ class NonFiniteLoss(Callback):
 def _names(trainer: L.Trainer, indices: list[int]) -> str:
     """Return the first files of those indices, and how many more there are."""
     catalog = trainer.datamodule.catalog  # type: ignore[attr-defined]
-    more = f" and {len(indices) - SHOWN} more" if len(indices) > SHOWN else ""
-    return ", ".join(str(catalog.paths[index]) for index in indices[:SHOWN]) + more
+    return listed([str(catalog.paths[index]) for index in indices], SHOWN)

@@ -18,7 +18,7 @@ from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.dataset import FishDataset, KeyedBatches
 from fish_lightning.data.trained_sources import OtherSource
 from fish_lightning.distributed.ranks import gathered
-from fish_lightning.distributed.same_config import fingerprint
+from fish_lightning.distributed.same_config import fingerprint, settings
 from fish_lightning.errors import UserError
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.scores import accuracy_of, score_test
@@ -150,7 +150,7 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "stopped_by": stopped_by(trainer),
         "limits": {f"trainer.{name}": cfg.trainer[name] for name in LIMITS if str(cfg.trainer[name]) not in NO_LIMIT},
         "pruned": any(getattr(callback, "pruned", False) for callback in trainer.callbacks),  # type: ignore[attr-defined]
-        "config": fingerprint(cfg),
+        "config": fingerprint(settings(cfg)),
     }
 
 

@@ -21,12 +21,12 @@ def test_settings_are_flat_resolved_and_named_as_on_the_command_line():
 
 @pytest.mark.parametrize("change", [{"data": {"num_workers": 8}}, {"ckpt": "last"}])
 def test_settings_without_an_effect_do_not_change_the_hash(change):
-    assert fingerprint(OmegaConf.merge(CFG, change)) == fingerprint(CFG)
+    assert fingerprint(settings(OmegaConf.merge(CFG, change))) == fingerprint(settings(CFG))
 
 
 @pytest.mark.parametrize(
     "change", [{"seed": 2}, {"data": {"batch_size": 8}}, {"data": {"list": [2, 1]}}, {"new": None}]
 )
 def test_any_other_setting_changes_the_hash(change):
-    assert fingerprint(OmegaConf.merge(CFG, change)) != fingerprint(CFG)
-    assert len(fingerprint(CFG)) == 16
+    assert fingerprint(settings(OmegaConf.merge(CFG, change))) != fingerprint(settings(CFG))
+    assert len(fingerprint(settings(CFG))) == 16

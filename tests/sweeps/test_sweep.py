@@ -10,7 +10,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from tensorboard.program import TensorBoard
 
-from fish_lightning.distributed.same_config import fingerprint
+from fish_lightning.distributed.same_config import fingerprint, settings
 from fish_lightning.errors import UserError
 from fish_lightning.resume.compatibility import finished
 from fish_lightning.sweeps.grid_sweeper import launch_all
@@ -111,7 +111,7 @@ def test_seeds_have_a_mean_and_a_standard_deviation_and_a_stopped_sweep_runs_wha
 def test_a_finished_run_with_other_settings_is_an_error(tmp_path):
     cfg = OmegaConf.create({"seed": 1, "ckpt": "auto", "data": {"num_workers": 2}})
     assert finished(tmp_path, cfg) is None
-    (tmp_path / "summary.json").write_text(json.dumps({"config": fingerprint(cfg)}))
+    (tmp_path / "summary.json").write_text(json.dumps({"config": fingerprint(settings(cfg))}))
     assert finished(tmp_path, OmegaConf.merge(cfg, {"ckpt": None, "data": {"num_workers": 0}}))
     with pytest.raises(UserError, match=r"ckpt=auto: .* a finished run with other settings"):
         finished(tmp_path, OmegaConf.merge(cfg, {"seed": 2}))
