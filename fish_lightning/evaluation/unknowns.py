@@ -166,9 +166,11 @@ def best_score(detections: Mapping[str, Detection]) -> str:
 
 
 def keep_threshold(scores: Floats, photographs: Names | None = None, kept: float = KEPT) -> float:
-    """Find the highest threshold that keeps 95 % of the validation photographs: an image below it is unknown.
+    """Find the threshold that keeps 95 % of the validation photographs: an image below it is unknown.
 
-    Photographs weigh equally; one of which only some copies are kept counts for their share.
+    Photographs weigh equally; one of which only some copies are kept counts for their share. The threshold is halfway
+    between the lowest score that is kept and the next: an image on it would change sides with the last digit, in
+    another precision or on another machine.
 
     Args:
         scores: (N,) of validation images, higher for known.
@@ -182,7 +184,9 @@ def keep_threshold(scores: Floats, photographs: Names | None = None, kept: float
     require_finite(scores, "scores")
     order = np.argsort(-scores, kind="stable")
     share = np.cumsum(weights[order])
-    return float(scores[order[min(int(np.searchsorted(share, kept - 1e-9)), len(scores) - 1)]])
+    lowest = float(scores[order[min(int(np.searchsorted(share, kept - 1e-9)), len(scores) - 1)]])
+    below = scores[scores < lowest]
+    return (lowest + float(below.max())) / 2 if len(below) else lowest - 1e-4 * max(1.0, abs(lowest))
 
 
 class _Side:
