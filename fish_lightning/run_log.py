@@ -7,6 +7,7 @@ lines of libraries, warnings and errors too, which a logger of our own would mis
 import functools
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any, ParamSpec, TextIO, TypeVar
@@ -26,10 +27,14 @@ def say(text: str) -> None:
 class _Logged:
     """A stream whose complete lines are also logged; a progress bar is, when it ends.
 
+    What a signal handler prints while a line is being logged is not logged: files refuse a write within a write.
+
     Args:
         stream: of the terminal.
         log: called with each line.
     """
+
+    _of_thread = threading.local()  # has the attribute "logs" while this thread logs a line
 
     def __init__(self, stream: TextIO, log: Callable[[str], None]) -> None:
         self._stream, self._log, self._line = stream, log, ""
@@ -37,13 +42,32 @@ class _Logged:
     def write(self, text: str) -> int:
         """Write to the stream, and log the lines that end with this."""
         written = self._stream.write(text)
-        *lines, self._line = (self._line + text).split("\n")
-        for line in lines:
-            self._log(line.rpartition("\r")[2])
+        if not hasattr(self._of_thread, "logs"):
+            *lines, self._line = (self._line + text).split("\n")
+            self._of_thread.logs = True
+            try:
+                for line in lines:
+                    self._log(line.rpartition("\r")[2])
+            finally:
+                del self._of_thread.logs
         return written
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _warn_once(file: logging.FileHandler, stream: TextIO) -> Callable[[logging.LogRecord], None]:
+    """Return what a handler does with an error: ``logging`` would print a traceback for each line of the run."""
+    warned = False
+
+    def handle(record: logging.LogRecord) -> None:
+        nonlocal warned
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError) and not warned:
+            warned = True
+            stream.write(f"warning: {file.baseFilename} is incomplete ({error.strerror})\n")
+
+    return handle
 
 
 def logged(task: Callable[P, R]) -> Callable[P, R]:
@@ -57,6 +81,8 @@ def logged(task: Callable[P, R]) -> Callable[P, R]:
         logger = logging.getLogger("fish_lightning")
         logger.handlers, logger.propagate = list(files), False  # the terminal has had it
         logger.setLevel(logging.INFO)
+        for file in files:
+            file.handleError = _warn_once(file, sys.stderr)  # type: ignore[assignment,method-assign]
         out, err = _Logged(sys.stdout, logger.info), _Logged(sys.stderr, logger.warning)
         with redirect_stdout(out), redirect_stderr(err):
             return task(*args, **kwargs)
