@@ -35,7 +35,7 @@ def world(tmp_path_factory, run, tiny_data):
         rows.append(f"{name}/{file.name},{name},{name}-{photograph},{SPLITS[photograph]}")
     (cwd / "table.csv").write_text("\n".join(rows))
     words = [word for word in TINY if not word.startswith("model.name")]
-    where = (f"data.root={tiny_data}", "data.catalog=table.csv", "hydra.sweep.dir=sweep", "trainer.max_epochs=1")
+    where = (f"data.root={tiny_data}", "data.catalog=table.csv", "hydra.sweep.dir=sweep", "trainer.max_epochs=2")
     done = run("train", "-m", *words, *where, "validate_first=false", f"model.name={','.join(NETWORKS)}", cwd=cwd)
     assert done.returncode == 0, done.stderr
     made = run("ensemble", "runs=sweep", "hydra.run.dir=joined", "report=false", "trainer=cpu", cwd=cwd)
@@ -75,7 +75,9 @@ def test_it_is_scored_on_test_photographs_of_all_and_calibrated_on_validation_ph
     recorded = {row["path"]: row["split"] for row in rows_of(world.cwd / "table.csv")}
     assert {row["path"]: row["split"] for row in rows_of(world.folder / "split.csv")} == recorded
     assert "calibration  from 6 images that no member was trained on" in world.stdout
-    assert json.loads((world.folder / "calibration.json").read_text())["temperature"] > 0
+    stored = json.loads((world.folder / "calibration.json").read_text())
+    assert stored["temperature"] > 0
+    assert stored["selective"]["candidates"] == 2 * 2, "the validation photographs have chosen an epoch of each member"
 
 
 def test_it_says_what_it_gains_and_costs(world):

@@ -7,17 +7,21 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from fish_lightning.cli import CONF
 from fish_lightning.data import datamodule
+from fish_lightning.data.decoding import decode
 from fish_lightning.data.sample import generate
 from fish_lightning.errors import UserError
 from fish_lightning.evaluate import evaluate
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.runs import load_run
 from fish_lightning.evaluation.unknowns import feature_scores
+from fish_lightning.models.trained import open_model
+from fish_lightning.models.tta import views
 from fish_lightning.plotting import figures
 
 
@@ -51,6 +55,20 @@ def test_scores_of_the_training_run_are_reproduced_to_the_last_digit(tmp_path, t
     assert json.loads((folder / "summary.json").read_text())["test"] == summary["test"]
     accuracy = next(line for line in trained.stdout.splitlines() if line.startswith("test accuracy"))
     assert accuracy in done.stdout.splitlines()
+
+
+def test_views_of_an_image_are_averaged(tmp_path, trained, tiny_data, evaluated):
+    evaluated("tta=flips")
+    found = Outputs.load(tmp_path / "out" / "logits.npz").subset("test")
+    plain = load_run("a", trained.folder).test
+    assert found.paths.tolist() == plain.paths.tolist()
+    opened, means = open_model(trained.folder), []
+    for path in found.paths:
+        image = opened.transform(image=decode(tiny_data / path))["image"][None]
+        with torch.no_grad():
+            mean = torch.stack([opened.module(view).softmax(1) for view in views(image, "flips")]).mean(0)
+        means.append(mean[0].numpy())
+    assert np.abs(found.probabilities - means).max() < np.abs(found.probabilities - plain.probabilities).max() / 3
 
 
 def test_images_may_be_moved(tmp_path, summary, tiny_data, evaluated):

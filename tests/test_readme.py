@@ -141,7 +141,7 @@ REQUEST = "curl -F files=@photos/1.jpg -F files=@photos/2.jpg http://127.0.0.1:8
 #: Other programs.
 ELSEWHERE = {
     "serve run fish_lightning.serving.ray:app model=RUN replicas=2": "Ray; tests/serving/test_ray.py does so",
-    "tritonserver --model-repository=EXPORTS": "Triton",
+    "tritonserver --model-repository=EXPORT": "Triton",
 }
 #: Targets of the Makefile, and what they start. The first is run below; the second runs this test.
 MADE = {"make train": "-m fish_lightning.train", "make test": "-m pytest"}

@@ -85,7 +85,7 @@ def opened(path: str | Path | InMemory) -> Iterator[Image.Image]:
             raise UnreadableImage(f"{path}: {fault}") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise TooManyPixels(f"{path}: {_TOO_LARGE}") from None
-    except UnreadableImage:
+    except UserError:  # UnreadableImage, or a signal that ends the program
         raise
     except Exception as error:  # corrupt bytes make Pillow's parsers raise anything
         raise UnreadableImage(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,8 +23,10 @@ from fish_lightning.files import locked, shown, whole_file
 from fish_lightning.names import printable
 from fish_lightning.run_log import say
 
-#: Files fetched at a time, and what an index is written after.
+#: Files fetched at a time.
 BLOCK = 256
+#: Seconds between two writes of the index, which grows with the number of files.
+PAUSE = 5.0
 INDEX = ".fetched.json"
 #: What stores call the version of an object.
 _VERSIONS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
@@ -51,7 +54,9 @@ def file_system(url: str, key: str) -> tuple[Any, str]:
 
     try:
         return url_to_fs(url_of(url))  # type: ignore[no-any-return]
-    except (ImportError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # some connect here, and each has errors of its own
         raise UserError(
             f"{key}: {url} cannot be opened ({one_line(error)})\nfor s3: pip install 'fish_lightning[s3]'"
         ) from None
@@ -130,14 +135,19 @@ def fetch(url: str, folder: Path) -> None:
         new = sorted(path for path in there if path not in fetched or not (folder / path).is_file())
         if new:
             say(f"fetching {len(new):,} of {len(there):,} images of {printable(url)} to {shown(folder)}")
-        with tqdm(total=len(new), desc="fetching", unit="image", disable=None) as bar:
-            for begin in range(0, len(new), BLOCK):
-                block = new[begin : begin + BLOCK]
-                _get(system, place, block, folder)
-                fetched |= {path: there[path] for path in block}
-                _write_index(folder, fetched)
-                bar.update(len(block))
-        _write_index(folder, fetched)
+        written = time.monotonic()
+        try:
+            with tqdm(total=len(new), desc="fetching", unit="image", disable=None) as bar:
+                for begin in range(0, len(new), BLOCK):
+                    block = new[begin : begin + BLOCK]
+                    _get(system, place, block, folder)
+                    fetched |= {path: there[path] for path in block}
+                    if time.monotonic() - written > PAUSE:
+                        _write_index(folder, fetched)
+                        written = time.monotonic()
+                    bar.update(len(block))
+        finally:
+            _write_index(folder, fetched)
 
 
 def _get(system: Any, place: str, paths: list[str], folder: Path) -> None:

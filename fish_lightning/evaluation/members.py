@@ -84,10 +84,14 @@ def _jobs(sweep: Path) -> list[Path]:
 
 
 def validated(file: Path) -> dict[str, Any]:
-    """Return ``accuracy`` and ``loss`` of a run's validation, from its ``summary.json``; empty where it has none."""
+    """Return ``accuracy`` and ``loss`` of a run's validation, from its ``summary.json``; empty where it has none.
+
+    ``compared_checkpoints``, how many epochs they were the best of, is there too.
+    """
     try:
         summary = json.loads((run_of(file) / "summary.json").read_text(encoding="utf-8"))
-        return {key: float(summary["val"][key]) for key in ("accuracy", "loss")}
+        found = {key: float(summary["val"][key]) for key in ("accuracy", "loss")}
+        return found | {"compared_checkpoints": int(summary.get("compared_checkpoints", 1))}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.arrays import Bools, Floats, softmax
 from fish_lightning.evaluation.calibration import COLDEST, HOTTEST
-from fish_lightning.evaluation.unknowns import IMAGE_SCORES, SCORE, feature_scores, image_scores
+from fish_lightning.evaluation.unknowns import IMAGE_SCORES, SCORE, image_scores, neighbour_score
 from fish_lightning.files import run_of, shown, whole_file
 
 FILE = "calibration.json"
@@ -178,5 +178,6 @@ def unknown_score(unknown: Mapping[str, Any], logits: Floats, features: Floats) 
         UserError: logits are NaN or infinite.
     """
     if unknown["score"] == SCORE:
-        return feature_scores(np.nan_to_num(features), unknown["features"])[SCORE]
+        finite = features if np.isfinite(features).all() else np.nan_to_num(features)
+        return neighbour_score(finite, unknown["features"])
     return image_scores(logits, features)[unknown["score"]]

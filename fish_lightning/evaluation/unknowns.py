@@ -66,7 +66,7 @@ def image_scores(logits: Floats, features: Floats) -> dict[str, npt.NDArray[np.f
     Raises:
         UserError: logits are NaN or infinite.
     """
-    return logit_scores(logits) | {"feature_norm": np.linalg.norm(features.astype(np.float64), axis=1)}
+    return logit_scores(logits) | {"feature_norm": _norms(features)}
 
 
 def feature_scores(
@@ -88,9 +88,20 @@ def feature_scores(
 
     Source: Y. Sun et al., Out-of-Distribution Detection with Deep Nearest Neighbors, ICML 2022, arXiv:2204.06507.
     """
+    return {"feature_norm": _norms(features), "knn": neighbour_score(features, training, photographs, k)}
+
+
+def _norms(features: Floats) -> npt.NDArray[np.float64]:
+    """Return the L2 norm of each row, without the copy in double precision that ``np.linalg.norm`` needs."""
+    return np.asarray(np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64)))
+
+
+def neighbour_score(
+    features: Floats, training: Floats, photographs: Names | None = None, k: int = NEIGHBOUR
+) -> npt.NDArray[np.float64]:
+    """Compute ``knn`` of :func:`feature_scores` alone, in memory that does not grow with the number of images."""
     owners = photograph_index(photographs, len(training))
-    cosine = nearest_photographs(features, training, photographs, min(k, int(owners.max()) + 1))[1][:, -1]
-    return {"feature_norm": np.linalg.norm(features.astype(np.float64), axis=1), "knn": cosine}
+    return nearest_photographs(features, training, photographs, min(k, int(owners.max()) + 1))[1][:, -1]
 
 
 @dataclass(frozen=True)

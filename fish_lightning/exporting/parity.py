@@ -126,7 +126,7 @@ class Differences:
         """Return the figures of ``parity.json``."""
         return {
             "n": len(self.largest),
-            "max_abs_dp": max(self.largest, default=0.0),
+            "max_abs_dp": float(np.max(self.largest)) if self.largest else 0.0,
             "mean_abs_dp": float(np.mean(self.mean)) if self.mean else 0.0,
             "flips": sum(self.flipped),
             "flips_beyond_margin": sum(self.beyond),
@@ -176,7 +176,7 @@ def measure_parity(
         [part for differences in by_batch.values() for part in differences.mean] + odd.mean,
     )
     figures = {key: by_batch[1].figures()[key] for key in ("n",)} | {
-        "max_abs_dp": max(every.largest),
+        "max_abs_dp": float(np.max(every.largest)),
         "mean_abs_dp": float(np.mean(every.mean)),
         **{
             key: int(np.any([getattr(part, name) for part in by_batch.values()], axis=0).sum())

@@ -24,14 +24,13 @@ def predict_folder(runs: str, new: str, shard: str | None, output: str | None, *
         runs: the folder of all runs.
         new: name of the folder of a new run.
         shard: ``"3/64"``: the processes of all shards write to one folder, named by the command.
-        output: the URL that the rows are written to, from which a run is resumed in any folder.
+        output: the URL that the rows are written to; the folder, named by the command too, has the lock of this run.
         words: settings that are equal in a run that is resumed.
     """
     command = command_of(*words, *([output] if output else []))
-    if shard is not None:
-        return str(Path(runs, f"shards-{hashlib.sha256(repr(command).encode()).hexdigest()[:12]}"))
-    if output is not None:
-        return str(Path(runs, new))
+    if shard is not None or output is not None:
+        prefix = "output" if shard is None else "shards"
+        return str(Path(runs, f"{prefix}-{hashlib.sha256(repr(command).encode()).hexdigest()[:12]}"))
     for manifest in sorted(Path(runs).glob("*/predictions/manifest.json"), reverse=True):  # the newest first
         try:
             found = json.loads(manifest.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from fish_lightning.distributed.ranks import starts_processes
+from fish_lightning.errors import UserError
 from fish_lightning.predicting.parts import Parts
 from fish_lightning.report.predictions import ROWS, PredictionRow, prediction_rows, prediction_table
 from fish_lightning.resume.signals import Stopped
@@ -111,8 +112,8 @@ class PartWriter(Callback):
             self._stop(trainer, self._received)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Keep the rows of the part in work, if the disk lets us."""
-        with suppress(OSError):
+        """Keep the rows of the unfinished part, if they can be written."""
+        with suppress(OSError, UserError):
             self._write()
 
     def _add(self, first: int, rows: Sequence[PredictionRow]) -> None:

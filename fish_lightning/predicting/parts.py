@@ -127,7 +127,10 @@ class Parts:
             yield from rows
 
     def write(self, part: int, rows: Sequence[PredictionRow]) -> None:
-        """Write the first rows of a part, or all, atomically."""
+        """Write the first rows of a part, or all, atomically; fewer never replace more."""
+        is_partial = len(rows) < len(self.indices(part)) and self.name(part) in self.folder.names()
+        if is_partial and self.count(part) >= len(rows):  # another run has gone further
+            return
         self.folder.write(self.name(part), _parquet(rows) if self.format == "parquet" else _csv(rows))
 
     def set_complete(self) -> None:
@@ -185,7 +188,7 @@ def open_parts(
         begun = _manifest(folder)
         if begun is None:
             _write_manifest(folder, manifest)
-            begun = manifest
+            begun = _manifest(folder) or manifest  # in a store, another machine may have begun too
     if differences := _differences(begun, manifest):
         raise UserError(
             f"{folder} has predictions {'; '.join(differences)}\n"

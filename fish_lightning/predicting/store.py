@@ -1,5 +1,7 @@
 """Where ``predict`` writes: a folder on disk, or one in an object store. A file in it is whole or absent."""
 
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +10,10 @@ from fish_lightning.errors import UserError, one_line
 from fish_lightning.files import shown, whole_file
 from fish_lightning.names import printable
 
-#: File systems in which a file appears when all of it has been received; elsewhere files are renamed when complete.
+#: File systems in which a file appears when all of it has been received.
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "hf", "memory"})
+#: File systems in which a file is renamed when it is complete, replacing another.
+RENAMING = frozenset({"file", "local", "sftp", "ssh"})
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class RemoteFolder:
         url: such as ``s3://bucket/folder``.
 
     Raises:
-        UserError: fsspec does not know the scheme, or the library for it is not installed.
+        UserError: fsspec does not know the scheme, the library for it is not installed, or files cannot be replaced
+            there at once.
     """
 
     #: The setting that chooses another one.
@@ -72,7 +77,13 @@ class RemoteFolder:
         self._system, place = file_system(self.url, "output")
         self._place = place.rstrip("/")
         protocol = self._system.protocol
-        self._renames = OBJECT_STORES.isdisjoint({protocol} if isinstance(protocol, str) else protocol)
+        protocols = {protocol} if isinstance(protocol, str) else {*protocol}
+        self._renames = OBJECT_STORES.isdisjoint(protocols)
+        if self._renames and RENAMING.isdisjoint(protocols):
+            raise UserError(
+                f"output: {self} could hold half a file after a crash\n"
+                "give a folder in an object store (s3://, gs://, az://) or one on an SSH server (sftp://)"
+            )
 
     def __str__(self) -> str:
         return printable(self.url)
@@ -96,6 +107,8 @@ class RemoteFolder:
             return {path.rsplit("/", 1)[-1] for path in self._system.ls(self._place, detail=False)}
         except FileNotFoundError:  # no file yet
             return set()
+        except UserError:  # a signal
+            raise
         except Exception as error:  # each library has its own: botocore's are no OSError
             raise self._refused("listed", "", error) from None
 
@@ -109,7 +122,7 @@ class RemoteFolder:
         try:
             content: bytes = self._system.cat_file(f"{self._place}/{name}")
             return content
-        except FileNotFoundError:
+        except (FileNotFoundError, UserError):
             raise
         except Exception as error:
             raise self._refused("read", name, error) from None
@@ -121,15 +134,26 @@ class RemoteFolder:
             UserError: the store cannot be reached or refuses.
         """
         target = f"{self._place}/{name}"
-        temporary = f"{self._place}/.{name}" if self._renames else target
         try:
             if self._renames:
-                self._system.makedirs(self._place, exist_ok=True)
-            self._system.pipe_file(temporary, content)
-            if self._renames:
-                self._system.mv(temporary, target)
+                self._write_and_rename(target, content)
+            else:
+                self._system.pipe_file(target, content)
+        except UserError:
+            raise
         except Exception as error:
             raise self._refused("written", name, error) from None
+
+    def _write_and_rename(self, target: str, content: bytes) -> None:
+        temporary = f"{self._place}/.{uuid.uuid4().hex}"
+        self._system.makedirs(self._place, exist_ok=True)
+        try:
+            self._system.pipe_file(temporary, content)
+            self._system.mv(temporary, target)
+        except BaseException:
+            with suppress(Exception):
+                self._system.rm_file(temporary)
+            raise
 
     def _refused(self, done: str, name: str, error: Exception) -> UserError:
         where = self.shown(name) if name else str(self)

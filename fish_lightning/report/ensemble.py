@@ -41,7 +41,9 @@ def write_ensemble(
     data.catalog.write_csv(folder / "split.csv")
     if tested is not None:
         write_test(folder, tested.predictions, tested.outputs, data.catalog)
-        summary[tested.subset] |= explain(folder, model, data, tested.outputs, cfg, tested.subset)
+        summary[tested.subset] |= explain(
+            folder, model, data, tested.outputs, cfg, tested.subset, candidates=summary["compared_checkpoints"]
+        )
     write_summary(folder, summary | {"checkpoint": str(folder / BEST)})
     print(ensemble_table(folder, summary, tested.subset if tested else None))
 

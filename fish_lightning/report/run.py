@@ -173,6 +173,7 @@ def explain(
     run: Mapping[str, Any] | None = None,
     stored: Mapping[str, Any] | None = None,
     unknown: Outputs | None = None,
+    candidates: int | None = None,
 ) -> Summary:
     """Write the calibration (of a training run), ``report.html`` and ``report_inputs.npz``.
 
@@ -187,6 +188,7 @@ def explain(
         run: ``summary.json`` of a training run; None: of an evaluation.
         stored: of an evaluation, what ``read_calibration`` returns for the training run.
         unknown: of unknown images.
+        candidates: number of checkpoints that the validation images chose among; None: as ``run`` or ``stored`` says.
 
     Returns:
         ``calibration``, ``selective``, ``audit`` (None without a report or without masks) and, with unknown images or
@@ -209,7 +211,8 @@ def explain(
             training, known_catalog = training_outputs(model, data, catalog), catalog
     selective = (stored or {}).get("selective") or {}
     target = cfg.evaluate.target_error or selective.get("target_error", TARGET_ERROR)
-    candidates = selective.get("candidates", 1) if run is None else run["compared_checkpoints"]
+    if candidates is None:
+        candidates = selective.get("candidates", 1) if run is None else run["compared_checkpoints"]
     settings: dict[str, Any] = {"subset": subset, "leaked": leaked, "unknown": unknown, "candidates": candidates}
     analysis = analyse(outputs, training, target, stored=stored, **settings)
     fitted_to = {"weights": weights_digest(model), "tta": model.tta}

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
@@ -29,6 +29,7 @@ from fish_lightning.serving.inference_protocol import PREFIX, protocol_routes
 from fish_lightning.serving.limits import Limits, Refusal
 from fish_lightning.serving.metrics import Metrics
 from fish_lightning.serving.predictor import Predictor
+from fish_lightning.serving.responses import AsciiJSON
 from fish_lightning.serving.uploads import declared_size, read_uploads
 
 PAGE = Path(__file__).parent / "page"
@@ -73,6 +74,7 @@ def build_app(name: str, predictor: Predictor, limits: Limits, metrics: Metrics)
         *("/docs", None),  # documentation that loads nothing from elsewhere; no second one
         title=f"fish_lightning: {name}",
         version=__version__,
+        default_response_class=AsciiJSON,
         lifespan=lifespan,
         exception_handlers=_handlers(limits),
     )
@@ -96,13 +98,13 @@ def build_app(name: str, predictor: Predictor, limits: Limits, metrics: Metrics)
             answers = await predictor.answers(uploads, heat_map)
             metrics.images.inc(len(answers))
             files = zip(uploads, answers, strict=True)
-            return JSONResponse(
+            return AsciiJSON(
                 {"predictions": [answer.as_json(upload.name, predictor.classes) for upload, answer in files]}
             )
 
         return await work(request, handle)
 
-    @app.get("/about", summary="What the page needs to know of the model and the limits", dependencies=with_token)
+    @app.get("/about", summary="Model and limits", dependencies=with_token)
     async def about() -> dict[str, Any]:
         return {
             "name": name,
@@ -214,7 +216,7 @@ def _error(request: Request, refusal: Refusal) -> Response:
     error: dict[str, Any] = {"error": {"code": refusal.code, "message": refusal.message}}
     if request.url.path.startswith(f"{PREFIX}/"):
         error = {"error": refusal.message, "code": refusal.code}  # as the protocol has it
-    return JSONResponse(error, refusal.status, headers=dict(refusal.headers))
+    return AsciiJSON(error, refusal.status, headers=dict(refusal.headers))
 
 
 async def _discard_rest(request: Request, limits: Limits) -> None:

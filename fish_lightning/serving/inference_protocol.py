@@ -7,16 +7,17 @@ parameters". Images are decoded pixels here; for files there is ``/predict``.
 import asyncio
 import json
 import math
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from fish_lightning.serving.limits import Limits, Refusal
 from fish_lightning.serving.predictor import Answer, Predictor
+from fish_lightning.serving.responses import AsciiJSON
 from fish_lightning.serving.uploads import parse_json, read_body
 
 PREFIX = "/v2"
@@ -83,7 +84,7 @@ def protocol_routes(name: str, predictor: Predictor, limits: Limits, work: Work)
             require_model(model, version)
             body = await read_body(request, limits)
             length = request.headers.get(JSON_LENGTH)
-            if length is not None and not (length.isascii() and length.isdigit() and int(length) <= len(body)):
+            if length is not None and not (re.fullmatch(r"[0-9]{1,18}", length) and int(length) <= len(body)):
                 raise Refusal(400, "malformed_request", f"{JSON_LENGTH} is not a length within the body")
             end = len(body) if length is None else int(length)
             asked = await asyncio.to_thread(parse_json, body[:end])
@@ -118,7 +119,7 @@ def _images(asked: dict[str, Any], raw: bytes, limits: Limits) -> npt.NDArray[np
     shape, parameters = tensor.get("shape"), tensor.get("parameters") or {}
     if (tensor.get("name"), tensor.get("datatype")) != (INPUT["name"], INPUT["datatype"]):
         raise malformed(f"expected {INPUT['name']} of datatype {INPUT['datatype']}")
-    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape) or shape[3:] != [3]:
+    if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**31 for n in shape) or shape[3:] != [3]:
         raise malformed("expected the shape [N, height, width, 3]")
     if shape[0] > limits.max_files:
         raise Refusal(413, "too_many_files", f"more than {limits.max_files} images in a request")
@@ -175,7 +176,7 @@ def _encoded(head: dict[str, Any], tensors: dict[str, npt.NDArray[np.generic]], 
         outputs.append(output)
     content = head | {"outputs": outputs}
     if not raw:
-        return JSONResponse(content)
+        return AsciiJSON(content)
     text = json.dumps(content).encode()
     headers = {JSON_LENGTH: str(len(text))}
     return Response(b"".join([text, *raw]), media_type="application/octet-stream", headers=headers)

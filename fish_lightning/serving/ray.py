@@ -45,5 +45,8 @@ def app(args: dict[str, str]) -> serve.Application:
 
     deployment = serve.deployment(serve.ingress(replica)())
     return deployment.options(
-        name="fish_lightning", num_replicas=int(replicas), max_ongoing_requests=cfg.serve.queue
+        name="fish_lightning",
+        num_replicas=int(replicas),
+        max_ongoing_requests=cfg.serve.queue,
+        max_queued_requests=cfg.serve.queue,
     ).bind()

@@ -1,5 +1,6 @@
 """Test an ensemble and its members on the images that none of them was trained on."""
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,11 +97,13 @@ def summarize_ensemble(
         }
         for (name, file), of in zip(files.items(), model.hparams["members"], strict=True)
     ]
+    compared = [validated(file).get("compared_checkpoints", 1) for file in files.values()]
     return {
         "test": {},
         "val": {},
         **({tested.subset: tested.scores} if tested else {}),
         "members": members,
+        "compared_checkpoints": math.prod(map(int, compared)),  # each member's epoch was chosen by its validation
         "gain": _gain(files, tested, catalog, margin) if tested else None,
         "cost": {"forward": tested.forward if tested else None, "mb": sum(sizes), "member_mb": float(np.mean(sizes))},
         "members_pooled": None if tested else pooled_members(files),

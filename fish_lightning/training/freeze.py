@@ -53,6 +53,13 @@ class Freeze(Callback):
             return 1
         return blocks if self.every == 0 else min(blocks, 2 + (epoch - self.epochs) // self.every)
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Freeze what never is trained before DDP asks which parameters will have gradients."""
+        if stage == "fit" and self.epochs is None:
+            head = head_name(pl_module.hparams["name"])
+            for name, parameter in pl_module.network.named_parameters():  # type: ignore[union-attr]
+                parameter.requires_grad_(name.startswith(f"{head}."))
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compute the features.
 
@@ -88,8 +95,8 @@ class Freeze(Callback):
         self._frozen = []
         for name, parameter in network.named_parameters():
             is_frozen = _block(network, name, blocks[-1]) in frozen
-            # Under DDP each parameter must have a gradient; the optimizer does not see it.
-            parameter.requires_grad_(trainer.world_size > 1 or not is_frozen)
+            # Under DDP what is trained later must have a gradient now; the optimizer does not see it.
+            parameter.requires_grad_(not is_frozen or (trainer.world_size > 1 and self.epochs is not None))
             if is_frozen:
                 self._frozen.append(parameter)
         for name, module in network.named_modules():

@@ -15,6 +15,7 @@ from PIL import Image
 import fish_lightning
 from fish_lightning.data.decoding import MAX_PIXELS, UnreadableImage, decode, opened
 from fish_lightning.data.inspection import image_facts
+from fish_lightning.resume.signals import Stopped
 
 RAMP = np.linspace(0, 1, 48).reshape(6, 8)
 
@@ -63,6 +64,16 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, side):
     assert side * side > MAX_PIXELS
     with pytest.raises(UnreadableImage, match=r"a\.png: .*more than 200 million pixels"):
         decode(tmp_path / "a.png")
+
+
+def test_a_signal_while_an_image_is_decoded_is_no_fault_of_the_image(tmp_path, make_image, monkeypatch):
+    def interrupted(*_, **__):
+        raise Stopped("stopped by SIGINT immediately", 2)
+
+    file = make_image(tmp_path / "a.png", (1, 2, 3), 0)
+    monkeypatch.setattr(Image, "open", interrupted)
+    with pytest.raises(Stopped):
+        decode(file)
 
 
 def test_a_pipe_is_not_opened(tmp_path):

@@ -50,6 +50,10 @@ GROUPS = {
     "plain": [],
     "mix": ["mix=both", "average=ema", "balance=class", "transforms.backgrounds=0.5"],
     "freeze": ["freeze=head_first", "balance=photograph", "data.photograph='[0-9]'", "loss=focal"],
+    "backbone": [
+        *("freeze=backbone", "average=swa", "callbacks.average.start=0", "balance=loss", "tta=flips"),
+        *("optimizer.layer_decay=0.9", "optimizer.decay_norms=false", "loss=cosine"),
+    ],
 }
 
 

@@ -8,8 +8,10 @@ import fsspec
 import pytest
 
 from fish_lightning.data import inputs
+from fish_lightning.data.inputs import read_inputs
 from fish_lightning.errors import UserError
 from fish_lightning.predicting.folders import predict_folder
+from fish_lightning.predicting.parts import Parts
 from fish_lightning.predicting.store import LocalFolder, RemoteFolder
 from fish_lightning.resume.signals import Stopped
 
@@ -22,7 +24,8 @@ def bucket():
     """``bucket()``: the names of the files in the store, below ``URL``."""
     memory = fsspec.filesystem("memory")
     yield lambda: sorted(path.removeprefix("/bucket/answers/") for path in memory.find("/bucket/answers"))
-    memory.rm("/bucket", recursive=True)
+    if memory.exists("/bucket"):
+        memory.rm("/bucket", recursive=True)
 
 
 def read(name):
@@ -134,10 +137,10 @@ def test_where_files_appear_while_they_are_received_they_are_renamed(tmp_path, m
     monkeypatch.setattr(system, "pipe_file", lose_the_connection)
     with pytest.raises(UserError, match=r"a\.csv cannot be written"):
         folder.write("a.csv", b"three")
-    assert folder.read("a.csv") == b"two"
+    assert folder.read("a.csv") == b"two" and folder.names() == {"a.csv"}
 
 
-def test_both_kinds_of_folder_agree(tmp_path, bucket):
+def test_both_folders_agree(tmp_path, bucket):
     for folder in (LocalFolder(tmp_path), RemoteFolder(URL)):
         inner = folder.below("x")
         inner.write("a", b"1")
@@ -147,7 +150,45 @@ def test_both_kinds_of_folder_agree(tmp_path, bucket):
     assert inner.shown("a") == f"{URL}/x/a"
 
 
-def test_the_local_folder_of_a_run_that_writes_to_a_store_is_a_new_one(tmp_path):
-    assert predict_folder(str(tmp_path), "new", None, URL, "a.ckpt") == str(tmp_path / "new")
-    one, other = (predict_folder(str(tmp_path), "new", "1/3", url, "a.ckpt") for url in (URL, f"{URL}2"))
-    assert one != other
+@pytest.mark.parametrize("shard", [None, "1/3"])
+def test_runs_of_one_command_share_a_local_folder_whose_lock_they_hold(shard, tmp_path):
+    first, second, other = (predict_folder(str(tmp_path), "x", shard, url, "a.ckpt") for url in (URL, URL, f"{URL}2"))
+    assert first == second != other
+
+
+def test_a_part_of_a_slower_run_does_not_replace_a_longer_one(predict_here, photos, bucket, tmp_path):
+    predict_here(f"input={photos}/0*.png", f"output={URL}")
+    whole = read(PARTS[0])
+    parts = Parts(RemoteFolder(f"{URL}/predictions"), read_inputs(str(photos / "0*.png")), 4, "csv")
+    parts.write(0, list(parts.rows([0]))[:2])
+    assert read(PARTS[0]) == whole
+    fsspec.filesystem("memory").rm_file(f"/bucket/answers/{PARTS[0]}")
+    parts.write(0, list(parts.rows([1]))[:2])
+    assert len(list(parts.rows([0]))) == 2
+
+
+def test_a_manifest_that_another_machine_has_written_first_is_seen(predict_here, photos, bucket, monkeypatch):
+    pipe = fsspec.implementations.memory.MemoryFileSystem.pipe_file
+
+    def lose_the_race(self, path, value, **options):
+        if path.endswith("manifest.json"):
+            value = json.dumps(json.loads(value) | {"files": 99}).encode()
+        return pipe(self, path, value, **options)
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.pipe_file", lose_the_race)
+    with pytest.raises(UserError, match=r"other files \(99, now 10\)"):
+        predict_here(f"input={photos}/0*.png", f"output={URL}")
+
+
+def test_a_signal_while_a_part_is_sent_ends_the_run_as_such(predict_here, photos, bucket, monkeypatch):
+    def stop(self, path, value, **_):
+        raise Stopped("stopped by SIGINT immediately", 2)
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.pipe_file", stop)
+    with pytest.raises(Stopped, match="stopped by SIGINT immediately"):
+        predict_here(f"input={photos}/0*.png", f"output={URL}")
+
+
+def test_a_file_system_that_cannot_replace_a_file_at_once_is_refused():
+    with pytest.raises(UserError, match="could hold half a file after a crash"):
+        RemoteFolder("simplecache::memory://bucket/x")

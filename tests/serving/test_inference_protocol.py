@@ -95,6 +95,7 @@ FLAT = {"name": "images", "datatype": "UINT8", "shape": [1, 2, 2, 3], "data": [0
         {"inputs": [FLAT | {"shape": [1, 2, 2, 4]}]},
         {"inputs": [FLAT | {"shape": [1, 2, 2, -3]}]},
         {"inputs": [FLAT | {"shape": [True, 2, 2, 3]}]},
+        {"inputs": [FLAT | {"shape": [1, 10**4000, 10**4000, 3]}]},
         {"inputs": [FLAT | {"data": [0] * 11}]},
         {"inputs": [FLAT | {"data": [256] * 12}]},
         {"inputs": [FLAT | {"data": [0.5] * 12}]},
@@ -116,5 +117,11 @@ def test_sizes_are_limited(server, model):
     for shape, code in (([33, 1, 1, 3], "too_many_files"), ([1, 9000, 9000, 3], "malformed_request")):
         response = server.post(f"{model}/infer", {"inputs": [FLAT | {"shape": shape}]})
         assert response.json["code"] == code
-    head = {"Inference-Header-Content-Length": "999"}
-    assert server.request("POST", f"{model}/infer", b"{}", head).json["code"] == "malformed_request"
+    for length in ("999", "9" * 5000, "-1", "1e1"):
+        head = {"Inference-Header-Content-Length": length}
+        assert server.request("POST", f"{model}/infer", b"{}", head).json["code"] == "malformed_request", length[:9]
+
+
+def test_what_utf_8_cannot_encode_is_escaped(server, model):
+    answered = server.post(f"{model}/infer", {"id": "\ud800", "inputs": [FLAT]})
+    assert (answered.status, answered.json["id"]) == (200, "\ud800")
