@@ -6,7 +6,7 @@ PROGRAMS = {
     "predict": "predict the classes of images: ckpt=RUN input=FILE|DIR",
     "prepare": "get a data set, check its images, find near-duplicates: data=folder data.root=DIR",
     "ensemble": "average the predictions of several runs: runs=SWEEP",
-    "export": "write a trained model as one ONNX file, and prove that it answers as the checkpoint does: ckpt=RUN",
+    "export": "write a trained model as one ONNX file, and verify that it matches the checkpoint: ckpt=RUN",
     "compare": "is one model better than another on the same test images: a=RUN b=RUN",
     "serve": "answer requests, on a page and an API: model=RUN",
 }

@@ -247,7 +247,7 @@ def _lost_process(error: Exception) -> UserError | None:
     if _processes() == 1 or not compat.is_lost_peer(error):
         return None
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-    return UserError(f"process {rank} lost another process of this run, which printed its own error or was killed")
+    return UserError(f"process {rank} lost another process, which printed its own error or was killed")
 
 
 def in_multirun() -> bool:

@@ -11,7 +11,7 @@ from fish_lightning.settings.command import entry_point
 
 
 def serve(cfg: DictConfig) -> None:
-    """Serve a model until SIGTERM or Ctrl-C; requests in work are answered first.
+    """Serve a model until SIGTERM or Ctrl-C; requests in flight are answered first.
 
     Args:
         cfg: the composed ``conf/serve.yaml``.

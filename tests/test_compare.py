@@ -71,7 +71,7 @@ def test_two_runs_are_compared_by_image_and_by_photograph(tmp_path, program):
     assert (found["warnings"], found["without_leaked"]) == ([], None)
     assert found["folders"]["a"] == str(tmp_path / "a")
     assert "60 test images of 15 photographs" in printed and "warning" not in printed
-    assert "McNemar's test is not given: copies of a photograph are right or wrong together" in printed
+    assert "McNemar's test is not computed: copies of a photograph are right or wrong together" in printed
     lines = [line.split() for line in printed.splitlines()]
     assert ["accuracy", "60.00%", "93.33%"] in lines
     assert lines[-2][:6] == ["verdict", "B", "is", "better", "than", "A"]

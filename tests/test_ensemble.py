@@ -93,7 +93,7 @@ def test_it_says_what_it_gains_and_costs(world):
     best = max((0, 1), key=lambda i: (validations[i]["accuracy"], -validations[i]["loss"]))
     assert summary["gain"]["best_by_validation"]["run"] == f"sweep/{best}"
     assert summary["gain"]["best_by_validation"]["accuracy"]["member"] == pytest.approx(accuracies[best])
-    assert re.search(r"gain +[-+][\d.]+ points over the mean member \(", world.stdout)
+    assert re.search(r"gain +[-+][\d.]+ points over the average member \(", world.stdout)
     sizes = [sum(t.nbytes for t in load_checkpoint(world.sweep / str(i))["state_dict"].values()) for i in (0, 1)]
     assert summary["cost"]["mb"] == pytest.approx(sum(sizes) / 1e6)
     assert summary["cost"]["member_mb"] == pytest.approx(sum(sizes) / 2e6)
@@ -196,7 +196,7 @@ def test_of_folds_there_is_no_photograph_to_score_and_it_says_so(world, members,
     saved(tmp_path / "folds", folds)
     done = run("ensemble", "runs=folds", "hydra.run.dir=joined", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "not scored   of 36 images there is none that no member was trained on" in done.stdout
+    assert "not scored   each of the 36 images, or a copy of it, was in some member's training set" in done.stdout
     assert "calibration  none" in done.stdout and "evaluate ckpt=joined data=folder data.root=DIR" in done.stdout
     summary = summary_of(tmp_path / "joined")
     assert (summary["test"], summary["val"], summary["gain"]) == ({}, {}, None)
@@ -210,7 +210,7 @@ def test_photographs_that_are_test_images_of_some_only_are_scored_as_validation(
     saved(tmp_path / "seeds", seeds)
     done = run("ensemble", "runs=[seeds/0,seeds/1]", "hydra.run.dir=joined", "report=false", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "split=images that no member was trained on, but some chose their epoch on" in done.stdout
+    assert "split=images no member was trained on, though some selected their epoch on them" in done.stdout
     summary = summary_of(tmp_path / "joined")
     assert (summary["test"], summary["val"]["n"]) == ({}, 12)
     assert summary["gain"]["best_by_validation"] is None  # their summaries are missing

@@ -165,7 +165,7 @@ def test_an_export_that_answers_differently_is_not_written(tmp_path, started, tr
     with pytest.raises(UserError) as error:
         started(export, f"ckpt={trained.folder}", "export.tolerance=1e-12", "export.images=2")
     first, second = str(error.value).splitlines()
-    assert first.startswith("the ONNX file answers differently from the checkpoint, and is not written: 2 images")
+    assert first.startswith("the ONNX outputs differ from the checkpoint's; no model was written: 2 images")
     assert second.endswith("export.tolerance=1e-12; see out/parity.json")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["parity.json"]
     assert parity_of(tmp_path / "out")["passed"] is False

@@ -79,8 +79,8 @@ RUN = {
     f"{TRAIN} sweep=grid hydra.sweep.dir=logs/grid ckpt=auto": ((*SWEEP, *ONE_JOB), "sweep folder  logs/grid"),
     f"{TRAIN} ckpt=RUN": ((), "run folder   "),
     "python -m fish_lightning.compare a=RUN_A b=RUN_B margin=0.01": ((), "compare.html"),
-    f"{ENSEMBLE} runs=SWEEP": ((), "points over the mean member"),
-    f"{ENSEMBLE} 'runs=[RUN_A,RUN_B]'": ((), "points over the mean member"),
+    f"{ENSEMBLE} runs=SWEEP": ((), "points over the average member"),
+    f"{ENSEMBLE} 'runs=[RUN_A,RUN_B]'": ((), "points over the average member"),
     f"{PREDICT} ckpt=ENSEMBLE input=DIR": ((), "contact_sheet.png"),
     f"{TRAIN} -m seed=1,2,3 split=file split.path=RUN/split.csv": (
         ("data=folder", "data.root=photos", "seed=1,2", "hydra.sweep.dir=shared", "report=false"),
@@ -360,12 +360,18 @@ def test_settings_and_groups_that_the_text_names_exist():
     assert len(named) > 30 and unknown == []
 
 
-def test_the_table_of_groups_names_choices_that_exist():
+#: Choices that another setting implies.
+ELSEWHERE_CHOSEN = {"data": {"checkpoint"}}
+
+
+def test_the_table_of_groups_names_every_choice_that_exists():
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", README.partition("\n## Settings\n")[2].partition("\n## ")[0], re.M)
     assert {"data", "split", "sweep", "experiment"} <= {group for group, _ in rows}
     for group, choices in rows:
-        for choice in re.findall(r"`(\w+)`", choices):
-            assert (REPOSITORY / "conf" / group / f"{choice}.yaml").is_file(), (group, choice)
+        named = set(re.findall(r"`(\w+)`", choices))
+        there = {file.stem for file in (REPOSITORY / "conf" / group).glob("*.yaml")}
+        assert there - named <= {"none", *ELSEWHERE_CHOSEN.get(group, ())}, group
+        assert named <= there, group
 
 
 def test_links_and_paths_exist():

@@ -41,7 +41,7 @@ def test_sigterm_finishes_what_is_in_work(tmp_path, start, trained, make_image):
     with serving(start, trained.folder, tmp_path / "here") as (program, client), ThreadPoolExecutor(4) as clients:
         assert client.predict(files[0]).status == 200
         answers = [clients.submit(client.predict, *files) for _ in range(4)]
-        while "fish_lightning_requests_in_work 4.0" not in client.get("/metrics").body.decode():
+        while "fish_lightning_requests_in_flight 4.0" not in client.get("/metrics").body.decode():
             assert not all(answer.done() for answer in answers)
         os.kill(program.pid, signal.SIGTERM)
         assert [len(answer.result().json["predictions"]) for answer in answers] == [10] * 4
@@ -56,7 +56,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path, run, trained):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = run("serve", f"model={trained.folder}", f"port={port}", cwd=tmp_path)
-    assert is_short_error(done, f"error: port={port}: another program listens on it")
+    assert is_short_error(done, f"error: port={port}: already in use")
     assert len(done.stderr.splitlines()) == 1
 
 

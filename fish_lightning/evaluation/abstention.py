@@ -163,7 +163,7 @@ def choose_threshold(
             None,
             None,
             f"no threshold can guarantee an error of at most {target_error:.1%}: of the {share:.0%} most confident "
-            f"validation images {error:.1%} are wrong, which is too many for their number",
+            f"validation images {error:.1%} are wrong, which is too many for so small a sample",
         )
     share, error = _outcome(confidence, correct, accepted)
     unit, condition = ("images", " if no image is a copy of another") if photographs is None else ("photographs", "")

@@ -332,7 +332,7 @@ def _verdict(has_donors: bool, neither: Estimate | None, follows: Estimate | Non
     looks_at: LooksAt = "both" if not clear else "object" if share > 0.5 else "background"
     says = {
         "object": "The predictions follow the object",
-        "background": "The predictions follow the background, not from the object",
+        "background": "The predictions follow the background, not the object",
         "both": "Neither object nor background decides alone",
     }[looks_at]
     if follows.photographs < MIN_PHOTOGRAPHS or (clear and low <= 0.5 <= high):

@@ -188,7 +188,7 @@ def _verdict(low: float, high: float, margin: float) -> str:
 
 def _mcnemar_note(known: bool, single: bool) -> str:
     if not single:
-        return "not given: copies of a photograph are right or wrong together; the test requires independent images"
+        return "not computed: copies of a photograph are right or wrong together; the test requires independent images"
     return "exact" if known else "exact if images are independent: photographs are not known"
 
 

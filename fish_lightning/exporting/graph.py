@@ -59,7 +59,7 @@ def network_graph(model: FishClassifier, height: int, width: int) -> ModelProto:
     setting = f"model.name={model.hparams['name']}"
     size = sum(part.numel() * 4 for part in model.network.parameters())
     if size > MOST_BYTES:
-        raise UserError(f"{setting}: an ONNX file holds 2 GB, and these weights are {byte_size(size)}")
+        raise UserError(f"{setting}: the weights ({byte_size(size)}) exceed the 2 GB that an ONNX file holds")
     example = torch.zeros(2, 3, height, width, dtype=torch.uint8)
     names = [PIXELS, LOGITS, FEATURES]
     try:

@@ -59,7 +59,7 @@ def model_card(
             f"{len(catalog):,} images of {len(catalog.classes)} classes: {counts}; split={content['data']['split']}.",
             f"Classes, in the order of the output: {listed(list(catalog.classes), len(catalog.classes))}.",
         ],
-        "Same answers as the checkpoint": _parity(content, parity),
+        "Parity with the checkpoint": _parity(content, parity),
         "Limits": _limits(content),
         "License of the weights": [
             f"Started from {printable(content['weights']['started_from'])}.",
@@ -106,7 +106,7 @@ def _limits(content: Mapping[str, Any]) -> Sequence[str]:
     rules = content["rules"]
     uncertain, unknown = rules["uncertain"]["threshold"], rules["unknown"]["threshold"]
     return [
-        "It answers with one of its classes, whatever the image shows."
+        "It always predicts one of its classes, whatever the image shows."
         if unknown is None
         else f"An image is of none of the classes if `unknown_score` is below {unknown:.6g}.",
         "No threshold marks answers as uncertain."

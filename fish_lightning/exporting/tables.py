@@ -69,6 +69,6 @@ def refusal(parity: Mapping[str, Any], file: Path) -> str:
         return f"the quantized model is worse than the float32 one, and is not written\n{why}"
     path, apart = exact["worst"][0]
     return (
-        f"the ONNX file answers differently from the checkpoint, and is not written: {_differences(exact)}\n"
-        f"most for {printable(path)}: {apart:.2g}, export.tolerance={exact['tolerance']:g}; see {shown(file)}"
+        f"the ONNX outputs differ from the checkpoint's; no model was written: {_differences(exact)}\n"
+        f"largest for {printable(path)}: {apart:.2g}, export.tolerance={exact['tolerance']:g}; see {shown(file)}"
     )

@@ -69,14 +69,14 @@ class PartWriter(Callback):
         self.resume = resume
         self.shown = False
         self._first: list[PredictionRow] = []
-        self._part: int | None = None  # the one in work
+        self._part: int | None = None  # the unfinished one
         self._rows: list[PredictionRow] = []
         self._received: int | None = None
         self._done = 0
         self._started = self._said = self._latest = time.monotonic()
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the signals: Lightning's handlers lose what is in work."""
+        """Take over the signals: Lightning's handlers lose the unfinished part."""
         self._started = self._said = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             term = None if "SUBMITIT_EXECUTOR" in os.environ else signal.SIGTERM
@@ -125,7 +125,7 @@ class PartWriter(Callback):
             self._write()
 
     def _write(self) -> None:
-        """Write the rows of the part in work."""
+        """Write the rows of the unfinished part."""
         if self._part is not None:
             part, self._part = self._part, None
             self.parts.write(part, self._rows)

@@ -104,7 +104,7 @@ def _rows(result: Result) -> list[tuple[str, str, str]]:
     counts = [("images that only this run gets right", "only_a_right", "only_b_right")]
     if result["photographs"] is not None:
         counts.append(
-            ("photographs of which it gets more copies right", "photographs_better_in_a", "photographs_better_in_b")
+            ("photographs on which it gets more copies right", "photographs_better_in_a", "photographs_better_in_b")
         )
     return [(what, f"{in_a:.2%}", f"{in_b:.2%}") for what, in_a, in_b in rows] + [
         (what, f"{result[in_a]:,}", f"{result[in_b]:,}") for what, in_a, in_b in counts

@@ -77,15 +77,15 @@ def ensemble_table(folder: Path, summary: Summary, subset: str | None) -> str:
 
 def _scored_words(subset: str) -> str:
     if subset == "test":
-        return "test images of every member"
-    return "images that no member was trained on, but some chose their epoch on"
+        return "images in every member's test set"
+    return "images no member was trained on, though some selected their epoch on them"
 
 
 def _gain_lines(gain: Summary) -> list[str]:
     best = gain["best_by_validation"]
-    names = [("the mean member", gain["mean_member"])]
+    names = [("the average member", gain["mean_member"])]
     if best:
-        names.append((f"the best by validation, {printable(best['run'])}", best))
+        names.append((f"the member with the best validation accuracy, {printable(best['run'])}", best))
     lines: list[str] = []
     for name, found in names:
         low, high = (f"{100 * bound:+.1f}" for bound in found["difference_ci95_photographs"])
@@ -99,7 +99,7 @@ def _gain_lines(gain: Summary) -> list[str]:
 def _unscored_lines(summary: Summary) -> list[str]:
     """Return why there is no score, and how the members do one by one."""
     images = sum(summary["images"].values())
-    lines = [f"not scored   of {images:,} images there is none that no member was trained on, or on a copy of it"]
+    lines = [f"not scored   each of the {images:,} images, or a copy of it, was in some member's training set"]
     if pooled := summary["members_pooled"]:
         interval = pooled["accuracy_ci95_photographs"] or pooled["accuracy_ci95"]
         clustered = " clustered by photograph" if pooled["accuracy_ci95_photographs"] else ""
@@ -113,4 +113,4 @@ def _unscored_lines(summary: Summary) -> list[str]:
 def _calibration_line(folder: Path, summary: Summary) -> str:
     if (folder / CALIBRATION_FILE).is_file():
         return f"calibration  from {summary['images']['val']:,} images that no member was trained on"
-    return "calibration  none: there are no images for it that no member was trained on"
+    return "calibration  none: no images are held out from every member"

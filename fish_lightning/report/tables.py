@@ -65,7 +65,7 @@ def _class_lines(per_class: Summary) -> list[str]:
 def _photograph_lines(test: Summary) -> list[str]:
     """Return the interval clustered by photograph, and a warning if copies are on both sides of the split."""
     if test["photographs"] is None:
-        return ["               photographs are unknown, so no CI clustered by photograph (set data.find_copies=true)"]
+        return ["               no CI clustered by photograph: near-duplicates are unknown (data.find_copies=true)"]
     low, high = test["accuracy_ci95_photographs"]
     lines = [f"               {low:.1%} to {high:.1%}: 95% CI clustered by photograph (n={test['photographs']})"]
     if test["leaked_test_images"]:

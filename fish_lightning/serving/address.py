@@ -53,9 +53,9 @@ def listener(host: str, port: int) -> Iterator[socket.socket]:
 
 def _why_not(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port={port}: another program listens on it; choose another, or port=0 for any free one"
+        return f"port={port}: already in use; choose another, or port=0 for any free one"
     if error.errno == errno.EACCES:
-        return f"port={port}: not allowed to listen on it; choose one above 1023"
+        return f"port={port}: permission denied; choose one above 1023"
     return f"host={host}: cannot listen on it ({error.strerror or error})"
 
 
@@ -84,6 +84,6 @@ def server_of(app: FastAPI, timeout: float) -> uvicorn.Server:
 
 
 def run_server(server: uvicorn.Server, listening: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C, after which requests in work are answered."""
+    """Serve until SIGTERM or Ctrl-C, after which requests in flight are answered."""
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again when it is done
     server.run(sockets=[listening])

@@ -89,7 +89,7 @@ def build_app(name: str, predictor: Predictor, limits: Limits, metrics: Metrics)
         openapi_extra={"requestBody": {"required": True, "content": _BODY}},
     )
     async def predict(request: Request, heat_map: bool = False) -> Response:
-        """Send PNG, JPEG, WebP, BMP or TIFF files. `heat_map=true` adds pictures of what speaks for each answer."""
+        """Send PNG, JPEG, WebP, BMP or TIFF files. `heat_map=true` adds Grad-CAM heat maps."""
 
         async def handle() -> Response:
             if heat_map and not predictor.explains:
@@ -151,7 +151,7 @@ class _Work:
         size = min(size, self._limits.max_request_bytes) if size >= 0 else self._limits.max_request_bytes
         try:
             if self._requests >= self._limits.queue or self._bytes + size > self._limits.queue_bytes:
-                raise Refusal(503, "busy", "too many requests in work: try again")
+                raise Refusal(503, "busy", "too many requests in flight: try again")
             response = await self._within_limits(request, size, handle)
             code = "ok"
             return response
@@ -165,7 +165,7 @@ class _Work:
     async def _within_limits(self, request: Request, size: int, handle: Callable[[], Awaitable[Response]]) -> Response:
         self._requests, self._bytes = self._requests + 1, self._bytes + size
         try:
-            with self._metrics.in_work.track_inprogress():
+            with self._metrics.in_flight.track_inprogress():
                 return await asyncio.wait_for(handle(), self._limits.timeout)
         except asyncio.TimeoutError:
             seconds = f"{self._limits.timeout:g} seconds"

@@ -77,7 +77,7 @@ def protocol_routes(name: str, predictor: Predictor, limits: Limits, work: Work)
         shared = {"name": name, "versions": [VERSION], "platform": "fish_lightning"}
         return shared | {"inputs": [INPUT], "outputs": outputs, "parameters": {"classes": list(predictor.classes)}}
 
-    @router.post("/models/{model}/infer", summary="Predict pixels")
+    @router.post("/models/{model}/infer", summary="Run inference on decoded images")
     @router.post("/models/{model}/versions/{version}/infer", include_in_schema=False)
     async def infer(request: Request, model: str, version: str = VERSION) -> Response:
         async def handle() -> Response:

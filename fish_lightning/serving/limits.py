@@ -19,8 +19,8 @@ class Limits:
         max_file_bytes: of an encoded image.
         max_request_bytes: of a request's body.
         max_pixels: of an image, and of the images that are decoded at a time.
-        queue: requests in work; more are refused with 503.
-        queue_bytes: of the bodies of all requests in work.
+        queue: requests in flight; more are refused with 503.
+        queue_bytes: of the bodies of all requests in flight.
         timeout: seconds from the first byte of a request to its answer.
     """
 

@@ -24,7 +24,7 @@ class Metrics:
         self.seconds = Histogram(
             "fish_lightning_request_seconds", "Seconds from request to answer", registry=self.registry
         )
-        self.in_work = Gauge("fish_lightning_requests_in_work", "Requests in work", registry=self.registry)
+        self.in_flight = Gauge("fish_lightning_requests_in_flight", "Requests in flight", registry=self.registry)
         self.images = Counter("fish_lightning_images", "Images answered", registry=self.registry)
         self.batch = Histogram(
             *("fish_lightning_batch_images", "Images that the model computed together"),

@@ -124,7 +124,7 @@ def _features(trainer: L.Trainer, model: FishClassifier) -> Tensor:
     heads = [model.network.get_submodule(head) for head in head_names(model.hparams["name"])]
     if len(heads) > 1 or not isinstance(heads[0], nn.Linear):
         raise UserError(
-            f"freeze=backbone requires a network with one last layer, a linear one, unlike {model.hparams['name']}\n"
+            f"freeze=backbone requires a single linear head, which {model.hparams['name']} does not have\n"
             "freeze=head_first works with any"
         )
     data: FishDataModule = trainer.datamodule  # type: ignore[attr-defined]

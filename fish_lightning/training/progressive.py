@@ -15,6 +15,8 @@ MULTIPLE = 16
 class ProgressiveResize(Callback):
     """Resizes training batches on the device, from small to full size; validation and test use the full size.
 
+    Height and width are rounded to multiples of ``MULTIPLE``, so that the aspect ratio of early epochs varies.
+
     Args:
         start: size in the first epoch as a fraction of the full height and width, above 0, at most 1.
         full_from: fraction of the epochs after which images have the full size, 0 to 1.

@@ -260,14 +260,14 @@ def _trainer(cfg: DictConfig, steps: int, callback: L.Callback) -> L.Trainer:
         UserError: a setting is invalid, there are several processes, or this is a sweep.
     """
     if in_multirun():
-        raise UserError("tune: one run at a time, without -m and sweep")
+        raise UserError("tune does not run in a sweep: drop -m and sweep")
     kept = [instantiate(cfg.callbacks[name]) for name in OF_A_STEP if cfg.callbacks.get(name) is not None]
     limits = {"max_steps": steps, "max_epochs": -1, "limit_val_batches": 0, "max_time": None, "min_epochs": None}
     trainer = build_trainer(OmegaConf.merge(cfg.trainer, limits), [*kept, callback])  # type: ignore[arg-type]
     if trainer.world_size > 1:
         raise UserError(
-            f"tune: trainer.devices=1, not {trainer.world_size} processes\n"
-            "they train as one process with data.batch_size times their number does"
+            f"tune requires trainer.devices=1: {trainer.world_size} processes train\n"
+            "like one with as many times data.batch_size"
         )
     return trainer
 

@@ -131,7 +131,7 @@ def test_a_bad_model_gets_a_reason_instead_of_a_threshold():
     rng = np.random.default_rng(0)
     chosen = choose_threshold(rng.random(500), rng.random(500) < 0.5)
     assert (chosen.threshold, chosen.coverage, chosen.error) == (None, None, None)
-    assert "which is too many for their number" in chosen.sentence
+    assert "which is too many for so small a sample" in chosen.sentence
 
 
 def test_equal_confidences_are_answered_together():

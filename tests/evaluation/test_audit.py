@@ -68,7 +68,7 @@ def test_it_clears_a_model_that_looks_at_the_object():
 def test_it_exposes_a_model_that_looks_at_the_background():
     found = audit(*world(), predictor(of_background))
     assert found.looks_at == "background"
-    assert found.verdict.startswith("The predictions follow the background, not from the object: ")
+    assert found.verdict.startswith("The predictions follow the background, not the object: ")
     assert found.accuracy.value == found.mean_background.value == found.object_removed.value == 1
     assert found.other_background.value == found.follows_object.value == 0
 

@@ -327,5 +327,5 @@ def test_of_distilled_transformers_which_have_two_heads_none_is_trained_alone(
 ):
     data = make_data(tiny_data)
     model = make_model(data, name="timm/deit_tiny_distilled_patch16_224")
-    with pytest.raises(UserError, match="requires a network with one last layer, a linear one, unlike timm/deit_tiny"):
+    with pytest.raises(UserError, match="requires a single linear head, which timm/deit_tiny"):
         make_trainer(callbacks=[Freeze(epochs=None, features=True)]).fit(model, datamodule=data)

@@ -239,7 +239,7 @@ def test_a_client_that_goes_away_leaves_nothing(small, picture):
             break
     assert response.status == 200
     metrics = small.get("/metrics", **TOKEN).body.decode()
-    assert "fish_lightning_requests_in_work 0.0" in metrics
+    assert "fish_lightning_requests_in_flight 0.0" in metrics
     gone = re.search(r'requests_total{code="incomplete_request",path="/predict"} (\d)', metrics)
     assert gone and int(gone[1]) >= 2
 

@@ -102,7 +102,7 @@ def test_the_heat_map_is_shown_and_hidden_by_the_keyboard(browser, server, files
     press(Keys.SPACE)
     heat = card.find_element("class name", "heat")
     until(browser, lambda _: heat.is_displayed())
-    assert heat.get_property("naturalWidth") == 32 and "What speaks for class" in heat.get_attribute("alt")
+    assert heat.get_property("naturalWidth") == 32 and "Grad-CAM heat map for class" in heat.get_attribute("alt")
     press(Keys.SPACE)
     until(browser, lambda _: not heat.is_displayed())
 

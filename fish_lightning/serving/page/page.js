@@ -14,7 +14,7 @@ const headers = () => token ? { Authorization: `Bearer ${token}` } : {};
 async function start() {
   const response = await fetch("about", { headers: headers() });
   if (response.status === 401) {
-    at("access-error").textContent = token ? "This is not the token." : "";
+    at("access-error").textContent = token ? "Wrong token." : "";
     token = null;
     sessionStorage.removeItem("token");
     at("access").hidden = false;
@@ -86,7 +86,7 @@ async function answer(card) {
   } catch (error) {
     card.classList.add("failed");
     card.find("bars").replaceChildren();
-    card.find("class").textContent = error instanceof TypeError ? "The server does not answer." : sentence(error.message);
+    card.find("class").textContent = error instanceof TypeError ? "The server is not responding." : sentence(error.message);
     card.find("again").hidden = false;
   }
   card.classList.remove("waiting");
@@ -114,7 +114,7 @@ function show(card, found) {
   card.querySelector("img").alt = card.find("name").textContent;
   if (found.heat_map) {
     card.find("heat").src = found.heat_map;
-    card.find("heat").alt = `What speaks for ${found.class}, marked in orange on the picture as the model sees it`;
+    card.find("heat").alt = `Grad-CAM heat map for ${found.class}, in orange on the picture as the model sees it`;
   }
   card.find("heat").hidden = !(found.heat_map && at("heat").checked);
 }
