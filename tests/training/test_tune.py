@@ -132,7 +132,7 @@ def test_settings_that_contradict_each_other_are_refused(words, said):
 def test_several_processes_and_sweeps_are_refused(monkeypatch):
     cfg = OmegaConf.create({"trainer": {}, "callbacks": {}})
     monkeypatch.setattr(tune, "build_trainer", lambda cfg, callbacks: SimpleNamespace(world_size=2))
-    with pytest.raises(UserError, match="trainer.devices=1: 2 processes train"):
+    with pytest.raises(UserError, match=r"trainer\.devices=1: 2 processes train"):
         tune._trainer(cfg, 10, None)
     monkeypatch.setattr(tune, "in_multirun", lambda: True)
     with pytest.raises(UserError, match="tune does not run in a sweep"):
