@@ -128,7 +128,7 @@ def requeue_signal(trainer: "L.Trainer") -> int | None:
     )
 
 
-def own_sigterm(trainer: "L.Trainer") -> None:
+def disable_sigterm_broadcast(trainer: "L.Trainer") -> None:
     """Stop Lightning from synchronizing SIGTERM over the devices at each step; ``StopOnSignal`` does it over gloo."""
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 

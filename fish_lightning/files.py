@@ -22,7 +22,7 @@ NAME_MAX = 255
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``, renamed to it when the block succeeds and removed when it fails.
 
     It is flushed to disk before it is renamed: after a power failure ``path`` is the previous file or the new one.
@@ -49,7 +49,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def csv_table(path: Path) -> Iterator[Any]:
     """Yield a ``csv.writer`` whose file is written atomically; names keep their bytes."""
     with (
-        whole_file(path) as temporary,
+        atomic_write(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors=ENCODE_ERRORS) as stream,
     ):
         yield csv.writer(stream)

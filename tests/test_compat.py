@@ -301,7 +301,7 @@ def test_sigterm_is_synchronized_by_a_method_that_can_be_replaced():
         "lightning", "_TrainingEpochLoop._broadcast_sigterm_tensor"
     )
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    compat.own_sigterm(trainer)
+    compat.disable_sigterm_broadcast(trainer)
     assert trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor() is None
 
 

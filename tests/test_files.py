@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fish_lightning.files import override, remove_strays, shown, whole_file
+from fish_lightning.files import atomic_write, override, remove_strays, shown
 
 
 def test_a_file_appears_when_it_is_finished_and_not_before(tmp_path):
     target = tmp_path / "new" / "folder" / "summary.json"
-    with whole_file(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_text("half")
         assert not target.exists()
         assert temporary.parent == target.parent and temporary.name.startswith(".")
@@ -23,7 +23,7 @@ def test_a_file_appears_when_it_is_finished_and_not_before(tmp_path):
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     (tmp_path / "summary.json").write_text("old")
-    with pytest.raises(RuntimeError), whole_file(tmp_path / "summary.json") as temporary:
+    with pytest.raises(RuntimeError), atomic_write(tmp_path / "summary.json") as temporary:
         temporary.write_text("ha")
         raise RuntimeError
     assert (tmp_path / "summary.json").read_text() == "old"
@@ -32,15 +32,15 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_a_block_that_writes_nothing_leaves_the_old_file(tmp_path):
     (tmp_path / "a.csv").write_text("old")
-    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "a.csv"):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a.csv"):
         pass
     assert (tmp_path / "a.csv").read_text() == "old"
 
 
 def test_two_processes_do_not_write_to_one_temporary_file(tmp_path, monkeypatch):
-    with whole_file(tmp_path / "a.csv") as mine:
+    with atomic_write(tmp_path / "a.csv") as mine:
         monkeypatch.setattr(os, "getpid", lambda: 999_999_999)
-        with whole_file(tmp_path / "a.csv") as theirs:
+        with atomic_write(tmp_path / "a.csv") as theirs:
             assert mine != theirs
             theirs.write_text("theirs")
         mine.write_text("mine")

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.errors import UserError
-from fish_lightning.files import byte_size, locked, shown, state_of, whole_file
+from fish_lightning.files import atomic_write, byte_size, locked, shown, state_of
 from fish_lightning.run_log import say
 
 Pixels = npt.NDArray[np.uint8]
@@ -216,7 +216,7 @@ def _write(
         flush=True,
     )
     bad: dict[int, str] = {}
-    with whole_file(file) as temporary, temporary.open("wb") as stream:
+    with atomic_write(file) as temporary, temporary.open("wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
         decoded = _decoded(catalog, pipelines, new, workers)
@@ -231,7 +231,7 @@ def _write(
                 bad[index] = error
             stream.write(pixels.tobytes())
         # Before the pixels get their name: a file of pixels always has one.
-        with whole_file(file.with_suffix(".npz")) as info, info.open("wb") as written:
+        with atomic_write(file.with_suffix(".npz")) as info, info.open("wb") as written:
             np.savez(written, digests=digests, errors=np.array(json.dumps(bad)))
     former.sort(key=lambda other: other.stat().st_mtime_ns)
     for other in former[:-1]:  # keep the newest: runs with two tables of one folder may alternate

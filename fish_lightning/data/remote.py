@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from fish_lightning.errors import UserError, one_line
-from fish_lightning.files import locked, shown, whole_file
+from fish_lightning.files import atomic_write, locked, shown
 from fish_lightning.names import printable
 from fish_lightning.run_log import say
 
@@ -178,7 +178,7 @@ def _index(folder: Path) -> dict[str, str]:
 
 
 def _write_index(folder: Path, fetched: Mapping[str, str]) -> None:
-    with whole_file(folder / INDEX) as temporary:
+    with atomic_write(folder / INDEX) as temporary:
         temporary.write_text(json.dumps(fetched), encoding="utf-8")
 
 

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fish_lightning.distributed.cluster import PARENT
 from fish_lightning.errors import UserError, in_multirun
-from fish_lightning.files import whole_file
+from fish_lightning.files import atomic_write
 
 #: Seconds that a process has to save its run after the process that started it is gone.
 GRACE = 10
@@ -92,7 +92,7 @@ def run_in_own_process(cfg: DictConfig) -> float | None:
     """
     folder = Path(cfg.paths.output)
     command = [sys.executable, "-m", "fish_lightning.train", "--config-path", str(folder / ".hydra")]
-    with whole_file(folder / ".hydra" / "job.yaml") as temporary:
+    with atomic_write(folder / ".hydra" / "job.yaml") as temporary:
         OmegaConf.save(_as_single_run(cfg, folder), temporary)
     environment = {key: value for key, value in os.environ.items() if key not in _RANKS}
     process = subprocess.Popen(  # noqa: S603  # this program itself

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fish_lightning.data.catalog import Catalog, OfPhotographs
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.predictions import Classified, Predictions
-from fish_lightning.files import whole_file
+from fish_lightning.files import atomic_write
 
 FILE = "logits.npz"
 #: Names of the arrays in the file.
@@ -75,7 +75,7 @@ class Outputs(Classified, OfPhotographs):
 
     def save(self, file: Path) -> None:
         """Write the arrays atomically."""
-        with whole_file(file) as temporary, temporary.open("wb") as stream:
+        with atomic_write(file) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, **self.arrays())
 
     def arrays(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.arrays import Bools, Floats, softmax
 from fish_lightning.evaluation.calibration import COLDEST, HOTTEST
 from fish_lightning.evaluation.unknowns import IMAGE_SCORES, SCORE, image_scores, neighbour_score
-from fish_lightning.files import run_of, shown, whole_file
+from fish_lightning.files import atomic_write, run_of, shown
 
 FILE = "calibration.json"
 FEATURES_FILE = "training_features.npz"
@@ -36,10 +36,10 @@ def write_calibration(folder: Path, stored: Mapping[str, Any]) -> None:
     """
     unknown = dict(stored["unknown"] or {})
     if (features := unknown.get("features")) is not None:
-        with whole_file(folder / FEATURES_FILE) as temporary, temporary.open("wb") as stream:
+        with atomic_write(folder / FEATURES_FILE) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, features=features)
         unknown["features"] = FEATURES_FILE
-    with whole_file(folder / FILE) as temporary:
+    with atomic_write(folder / FILE) as temporary:
         content = {**stored, "unknown": unknown or None}
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

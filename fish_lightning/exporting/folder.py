@@ -16,7 +16,7 @@ from fish_lightning.evaluation.stored_calibration import write_calibration
 from fish_lightning.exporting.graph import OPSET, unknown_score
 from fish_lightning.exporting.model_card import model_card, weights_origin
 from fish_lightning.exporting.triton import triton_config
-from fish_lightning.files import run_of, whole_file
+from fish_lightning.files import atomic_write, run_of
 from fish_lightning.models.checkpoint import checkpoint_file, weights_digest
 from fish_lightning.models.exported import (
     FEATURES,
@@ -150,7 +150,7 @@ def write_export(folder: Path, export: Export, graph: bytes, parity: Mapping[str
     """
     content = description(export, hashlib.sha256(graph).hexdigest())
     model = model_file(folder, export.name)
-    with whole_file(model) as temporary:
+    with atomic_write(model) as temporary:
         temporary.write_bytes(graph)
     _write(model.parents[1] / "config.pbtxt", triton_config(content))
     export.catalog.write_csv(folder / SPLIT_FILE)
@@ -172,5 +172,5 @@ def _summary(export: Export) -> dict[str, Any]:
 
 
 def _write(file: Path, text: str) -> None:
-    with whole_file(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

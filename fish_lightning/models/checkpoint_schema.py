@@ -22,8 +22,8 @@ from fish_lightning.models.timm_networks import NotInstalled
 from fish_lightning.models.whitelist import pipeline_fault
 from fish_lightning.settings.rules import (
     COUNT,
-    COUNT_OR_NONE,
     FLAG,
+    NON_NEGATIVE,
     NULL,
     PRECISION,
     PROBABILITY,
@@ -95,19 +95,19 @@ CHECKPOINT: dict[str, Description] = {
             "root": NAME,
             "classes": CLASSES,
             "paths": list_of(NAME, "a list of at least one path", 1),
-            "labels": list_of(COUNT_OR_NONE, "a list of integers of at least 0"),
+            "labels": list_of(NON_NEGATIVE, "a list of integers of at least 0"),
             "photographs": list_of(ANY_TEXT, "a list of text"),
             "splits": list_of(Rule((), lambda v: v in (*SPLITS, "")), "a list of train, val, test and empty text"),
         },
         "files?": TENSOR,
         "split": TEXT,
-        "next": {"epoch": COUNT_OR_NONE, "batches": COUNT_OR_NONE},
+        "next": {"epoch": NON_NEGATIVE, "batches": NON_NEGATIVE},
         "seed": SEED,
         "batch_size": COUNT,
         "processes": COUNT,
     },
     "precision": PRECISION,
-    "unreadable?": list_of(COUNT_OR_NONE, "a list of indices"),
+    "unreadable?": list_of(NON_NEGATIVE, "a list of indices"),
     "train_loss?": SUMS,
     "train_accuracy?": SUMS,
 }
@@ -117,16 +117,16 @@ def _typed(types: Any) -> Description:
     """Return the description of nested counts and flags (:data:`fish_lightning.compat.LOOPS`)."""
     if isinstance(types, dict):
         return {key: _typed(part) for key, part in types.items()}
-    return FLAG if types is bool else COUNT_OR_NONE
+    return FLAG if types is bool else NON_NEGATIVE
 
 
 RESUMABLE: dict[str, Description] = {
-    "epoch": COUNT_OR_NONE,
-    "global_step": COUNT_OR_NONE,
+    "epoch": NON_NEGATIVE,
+    "global_step": NON_NEGATIVE,
     "pytorch-lightning_version": TEXT,
     "optimizer_states": list_of(DICT, "a list of states", 1),
     "lr_schedulers": list_of(
-        Rule((), lambda v: isinstance(v, dict) and COUNT_OR_NONE.accepts(v.get("last_epoch"))), "a list of states"
+        Rule((), lambda v: isinstance(v, dict) and NON_NEGATIVE.accepts(v.get("last_epoch"))), "a list of states"
     ),
     "loops": _typed(compat.LOOPS),
     "callbacks": dict_of(DICT, "a dict of states", 1),
@@ -141,15 +141,15 @@ CALLBACKS: dict[str, Description] = {
     "History": {
         "rows": list_of(dict_of(SCORE, ""), "a list of epochs"),
         **dict.fromkeys(("seconds", "train_seconds", "seconds_before_epoch"), number("[0, inf)")),
-        "train_images": COUNT_OR_NONE,
+        "train_images": NON_NEGATIVE,
         "validated": dict_of(SCORE, "a dict of scores"),
     },
-    "NonFiniteLoss": {"skipped": COUNT_OR_NONE},
+    "NonFiniteLoss": {"skipped": NON_NEGATIVE},
     "ResumableEarlyStopping": {
-        "wait_count": COUNT_OR_NONE,
-        "stopped_epoch": COUNT_OR_NONE,
+        "wait_count": NON_NEGATIVE,
+        "stopped_epoch": NON_NEGATIVE,
         "best_score": TENSOR,
-        "patience": COUNT_OR_NONE,
+        "patience": NON_NEGATIVE,
         "stopping_reason?": number("[0, 3]", "an integer", int),
     },
     "BestCheckpoint": {
@@ -160,7 +160,7 @@ CALLBACKS: dict[str, Description] = {
         "best_k_models": dict_of(TENSOR, "a dict of scores"),
         "kth_value": TENSOR | NULL,
         "best_tie_breaker": SCORE,
-        "best_epoch": COUNT_OR_NONE | NULL,
+        "best_epoch": NON_NEGATIVE | NULL,
         "best_metrics": dict_of(FLOAT, "a dict of scores"),
     },
 }
@@ -333,5 +333,5 @@ def _is_group(group: Any) -> bool:
     return (
         isinstance(group, dict)
         and FLOAT.accepts(group.get("lr"))
-        and list_of(COUNT_OR_NONE, "").accepts(group.get("params"))
+        and list_of(NON_NEGATIVE, "").accepts(group.get("params"))
     )

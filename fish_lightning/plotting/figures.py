@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.evaluation.predictions import Predictions
-from fish_lightning.files import whole_file
+from fish_lightning.files import atomic_write
 from fish_lightning.names import figure_text, shortened
 from fish_lightning.plotting.thumbnails import thumbnail
 
@@ -27,7 +27,7 @@ CLASSES = 30  # of a confusion matrix: more are not legible, and cost memory wit
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 

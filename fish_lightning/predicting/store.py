@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fish_lightning.data.remote import file_system, url_of
 from fish_lightning.errors import UserError, one_line
-from fish_lightning.files import shown, whole_file
+from fish_lightning.files import atomic_write, shown
 from fish_lightning.names import printable
 
 #: File systems in which a file appears when all of it has been received.
@@ -54,7 +54,7 @@ class LocalFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Create or replace a file."""
-        with whole_file(self.path / name) as temporary:
+        with atomic_write(self.path / name) as temporary:
             temporary.write_bytes(content)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.evaluation.arrays import Bools
 from fish_lightning.evaluation.runs import Pair, Run
-from fish_lightning.files import shown, whole_file
+from fish_lightning.files import atomic_write, shown
 from fish_lightning.plotting.thumbnails import data_uri, shrunk
 from fish_lightning.report.pages import page_template
 
@@ -61,7 +61,7 @@ def write_comparison(folder: Path, a: Run, b: Run, pair: Pair, result: Result, r
         unread=unread,
     )
     for name, text in (("compare.json", json.dumps(result, indent=2) + "\n"), ("compare.html", page)):
-        with whole_file(folder / name) as temporary:
+        with atomic_write(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="replace")
     pictures = f", without {unread} images that cannot be read: data.root=DIR says where they are" if unread else ""
     print(f"{comparison_table(runs, result)}\nreport   {shown(folder / 'compare.html')}{pictures}", flush=True)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.evaluation.members import BEST, Tested
 from fish_lightning.evaluation.stored_calibration import FILE as CALIBRATION_FILE
-from fish_lightning.files import override, shown, whole_file
+from fish_lightning.files import atomic_write, override, shown
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import listed, printable
 from fish_lightning.report.run import Summary, explain, write_summary, write_test
@@ -36,7 +36,7 @@ def write_ensemble(
         data: its data.
         cfg: the whole config.
     """
-    with whole_file(folder / BEST) as temporary:
+    with atomic_write(folder / BEST) as temporary:
         torch.save(checkpoint, temporary)
     data.catalog.write_csv(folder / "split.csv")
     if tested is not None:

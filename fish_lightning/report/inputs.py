@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.arrays import Bools, Floats
 from fish_lightning.evaluation.outputs import Outputs
-from fish_lightning.files import shown, whole_file
+from fish_lightning.files import atomic_write, shown
 
 FILE = "report_inputs.npz"
 
@@ -50,7 +50,7 @@ class ReportInputs:
         if self.heat:
             arrays["heat_paths"] = np.array(list(self.heat))
             arrays["heat"] = np.stack(list(self.heat.values()))
-        with whole_file(file) as temporary, temporary.open("wb") as stream:
+        with atomic_write(file) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, **arrays)
 
     @classmethod

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fish_lightning.evaluation.stored_calibration import apply_calibration
-from fish_lightning.files import csv_table, whole_file
+from fish_lightning.files import atomic_write, csv_table
 from fish_lightning.names import path_cell, printable, shortened, text_cell
 from fish_lightning.plotting import figures
 from fish_lightning.plotting.thumbnails import thumbnail
@@ -187,7 +187,7 @@ def write_predictions(folder: Path, rows: Iterable[PredictionRow]) -> None:
     """Write ``predictions.csv`` and ``predictions.json``, whole or not at all; the rows are read once."""
     with (
         csv_table(folder / "predictions.csv") as table,
-        whole_file(folder / "predictions.json") as temporary,
+        atomic_write(folder / "predictions.json") as temporary,
         # Bytes that are not UTF-8 become JSON's own escapes, from which a reader in Python gets the name back.
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream,
     ):

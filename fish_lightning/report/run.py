@@ -26,7 +26,7 @@ from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.scores import confusion_matrix
 from fish_lightning.evaluation.stored_calibration import Stored, write_calibration
-from fish_lightning.files import csv_table, run_of, shown, whole_file
+from fish_lightning.files import atomic_write, csv_table, run_of, shown
 from fish_lightning.models.checkpoint import weights_digest
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import path_cell, printable, text_cell
@@ -389,7 +389,7 @@ def _blocks(analysis: Analysis, unknown: Outputs | None) -> Summary:
 
 def write_summary(folder: Path, summary: Summary) -> None:
     """Write ``summary.json``; JSON has no NaN and no infinity, which become null."""
-    with whole_file(folder / "summary.json") as temporary:
+    with atomic_write(folder / "summary.json") as temporary:
         temporary.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 

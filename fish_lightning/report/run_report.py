@@ -15,7 +15,7 @@ from fish_lightning.evaluation.abstention import BOUND
 from fish_lightning.evaluation.analysis import Analysis, Error
 from fish_lightning.evaluation.arrays import Floats, Ints
 from fish_lightning.evaluation.calibration import ReliabilityCurve
-from fish_lightning.files import whole_file
+from fish_lightning.files import atomic_write
 from fish_lightning.hardware import cores
 from fish_lightning.plotting.thumbnails import data_uri, shrunk
 from fish_lightning.report.charts import Chart
@@ -129,7 +129,7 @@ def write_report(
         MEDIUM=MEDIUM,
         SMALL=SMALL,
     )
-    with whole_file(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from fish_lightning import compat
 from fish_lightning.errors import UserError, full_disk
-from fish_lightning.files import shown, whole_file
+from fish_lightning.files import atomic_write, shown
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -32,7 +32,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             UserError: the disk is full; the previous file is unchanged.
         """
         try:
-            with whole_file(Path(path)) as temporary, temporary.open("wb") as stream:
+            with atomic_write(Path(path)) as temporary, temporary.open("wb") as stream:
                 torch.save(checkpoint, stream)
         except (OSError, RuntimeError) as error:
             fault = full_disk(error)

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from fish_lightning import compat
-from fish_lightning.files import whole_file
+from fish_lightning.files import atomic_write
 from fish_lightning.models.classifier import FishClassifier
 
 Row = dict[str, Any]
@@ -104,7 +104,7 @@ class ResumableCSVLogger(Logger):
         if not rows:
             self.file.unlink(missing_ok=True)
             return
-        with whole_file(self.file) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        with atomic_write(self.file) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             lines = csv.DictWriter(stream, self._columns)
             lines.writeheader()
             lines.writerows(rows)

@@ -63,7 +63,7 @@ class StopOnSignal(Callback):
         self._take_signals(trainer)
         if trainer.world_size > 1:
             self._group = torch.distributed.new_group(backend="gloo")  # NCCL would wait for the devices
-            compat.own_sigterm(trainer)
+            compat.disable_sigterm_broadcast(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Take over the signals."""

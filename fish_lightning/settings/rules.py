@@ -106,7 +106,7 @@ def number(interval: str = "(-inf, inf)", noun: str = "a number", of: type = flo
     return Rule((noun,), lambda v: type(v) in types and math.isfinite(v) and is_above(v, low) and is_below(v, high))
 
 
-def whole(interval: str) -> Rule:
+def integer(interval: str) -> Rule:
     """Return a rule for integers."""
     return number(interval, "an integer", int)
 
@@ -146,14 +146,14 @@ POSITIVE = number("(0, inf)")
 NOT_NEGATIVE = number("[0, inf)")
 PROBABILITY = number("[0, 1]")
 PART = number("(0, 1)")
-COUNT = whole("[1, inf)")
-COUNT_OR_NONE = whole("[0, inf)")
-SEED = whole("[0, 4294967295]")  # 32 bits: what numpy takes
-SIZE = whole("[1, 10000]")  # pixels
+COUNT = integer("[1, inf)")
+NON_NEGATIVE = integer("[0, inf)")
+SEED = integer("[0, 4294967295]")  # 32 bits: what numpy takes
+SIZE = integer("[1, 10000]")  # pixels
 PAIR = NUMBER | several(2, NUMBER, "two numbers")
 MEAN = several(3, NUMBER, "three numbers (red, green, blue)") | NULL
 STD = several(3, POSITIVE, "three numbers above 0 (red, green, blue)") | NULL
-LIMIT = COUNT_OR_NONE | share("[0, 1]") | NULL
+LIMIT = NON_NEGATIVE | share("[0, 1]") | NULL
 TTA = choice("flips", "turns", None)
 MODEL_NAME = Rule(  # of an export: a folder's name, also for Triton
     ("letters, digits, - and _",), lambda v: isinstance(v, str) and bool(re.fullmatch(r"\w[\w-]*", v, re.ASCII))

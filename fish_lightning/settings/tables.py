@@ -13,13 +13,13 @@ from fish_lightning.settings.rules import (
     ANYTHING,
     CHECKPOINT,
     COUNT,
-    COUNT_OR_NONE,
     FILE,
     FLAG,
     FOLDER,
     LIMIT,
     MEAN,
     MODEL_NAME,
+    NON_NEGATIVE,
     NOT_NEGATIVE,
     NULL,
     NUMBER,
@@ -39,11 +39,11 @@ from fish_lightning.settings.rules import (
     Rule,
     Schema,
     choice,
+    integer,
     number,
     several,
     share,
     text,
-    whole,
 )
 from fish_lightning.sweeps.table import METRICS
 
@@ -79,8 +79,8 @@ def _are_devices(value: Any) -> bool:
     if isinstance(value, str):
         return bool(re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+|\d+,", value))
     if isinstance(value, list):
-        return bool(value) and all(map(whole("[0, inf)").accepts, value)) and len({*value}) == len(value)
-    return value != 0 and whole("[-1, inf)").accepts(value)
+        return bool(value) and all(map(integer("[0, inf)").accepts, value)) and len({*value}) == len(value)
+    return value != 0 and integer("[-1, inf)").accepts(value)
 
 
 def _is_strategy(value: Any) -> bool:
@@ -114,9 +114,9 @@ _MOMENTUM = number("[0, 1)")
 _BETAS = several(2, _MOMENTUM, "two numbers in [0, 1)")
 _TORCH = {"maximize": FLAG, "foreach": FLAG | NULL, "differentiable": FLAG}
 _ADAM = _TORCH | {"betas": _BETAS, "eps": NOT_NEGATIVE, "amsgrad": FLAG, "capturable": FLAG, "fused": FLAG | NULL}
-_SCHEDULE = {"last_epoch": whole("[-1, inf)")}
+_SCHEDULE = {"last_epoch": integer("[-1, inf)")}
 _SAMPLING = dict.fromkeys(("interpolation", "mask_interpolation", "fill", "fill_mask"), ANYTHING)
-_WARP = {"border_mode": whole("[0, 4]"), "rotate_method": choice("largest_box", "ellipse"), "p": PROBABILITY}
+_WARP = {"border_mode": integer("[0, 4]"), "rotate_method": choice("largest_box", "ellipse"), "p": PROBABILITY}
 _AXES = Rule(("a mapping of x and y",), lambda v: isinstance(v, dict) and v.keys() <= {"x", "y"})
 _EXTENT = several(2, POSITIVE, "two numbers above 0")
 
@@ -130,7 +130,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     "fish_lightning.data.sources.OriginalsSource": {},
     "fish_lightning.data.sources.FolderSource": {},
     "fish_lightning.data.sources.SampleSource": {
-        "seed": COUNT_OR_NONE,
+        "seed": NON_NEGATIVE,
         "photographs_per_kind": COUNT,
         "copies": COUNT,
         "shortcut": FLAG,
@@ -139,7 +139,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     # split
     "fish_lightning.data.splits.random_split": {"test": PART, "val": PART},
     "fish_lightning.data.splits.photograph_split": {"test": PART, "val": PART},
-    "fish_lightning.data.splits.kfold_split": {"folds": whole("[2, inf)"), "fold": COUNT_OR_NONE, "val": PART},
+    "fish_lightning.data.splits.kfold_split": {"folds": integer("[2, inf)"), "fold": NON_NEGATIVE, "val": PART},
     "fish_lightning.data.splits.folders_split": {},
     "fish_lightning.data.splits.file_split": {"path": FILE},
     # transforms
@@ -252,7 +252,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     "fish_lightning.resume.early_stopping.ResumableEarlyStopping": {
         "monitor": choice(*LOGGED),
         "mode": choice("min", "max"),
-        "patience": COUNT_OR_NONE,
+        "patience": NON_NEGATIVE,
         "min_delta": NOT_NEGATIVE,
         "stopping_threshold": NUMBER | NULL,
         "divergence_threshold": NUMBER | NULL,
@@ -273,7 +273,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "p": PROBABILITY,
     },
     "fish_lightning.training.average.WeightAverage": {"decay": number("[0, 1)") | NULL, "start": number("[0, 1)")},
-    "fish_lightning.training.freeze.Freeze": {"epochs": COUNT | NULL, "every": COUNT_OR_NONE, "features": FLAG},
+    "fish_lightning.training.freeze.Freeze": {"epochs": COUNT | NULL, "every": NON_NEGATIVE, "features": FLAG},
     # model.loss
     "fish_lightning.models.losses.FocalLoss": {"gamma": NOT_NEGATIVE, "label_smoothing": number("[0, 1)")},
     "fish_lightning.models.losses.CosineLoss": {"cross_entropy": NOT_NEGATIVE, "label_smoothing": number("[0, 1)")},
@@ -282,7 +282,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "study_name": TEXT,
         "monitor": choice(*METRICS),
         "pruner": Component({}, NULL),
-        "trial": COUNT_OR_NONE | NULL,
+        "trial": NON_NEGATIVE | NULL,
     },
     "fish_lightning.resume.step_seeds.StepSeeds": {"seed": SEED},
     "fish_lightning.training.tensorboard.TensorBoardPictures": {"count": COUNT},
@@ -296,9 +296,9 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     "fish_lightning.training.tune.learning_rate": {
         "lowest": POSITIVE,
         "highest": POSITIVE,
-        "steps": whole("[20, 100000]"),
+        "steps": integer("[20, 100000]"),
     },
-    "fish_lightning.training.tune.batch_size": {"start": COUNT, "steps": whole("[2, 1000]")},
+    "fish_lightning.training.tune.batch_size": {"start": COUNT, "steps": integer("[2, 1000]")},
     # logger
     "fish_lightning.training.tensorboard.RunTensorBoardLogger": {"save_dir": FOLDER},
     "fish_lightning.resume.metrics_csv.ResumableCSVLogger": {"save_dir": FOLDER},
@@ -323,20 +323,20 @@ TRAINER: dict[str, Schema] = {
     "num_nodes": COUNT,
     "precision": PRECISION,
     "max_epochs": COUNT | choice(-1, None),  # the latter with max_steps alone
-    "min_epochs": COUNT_OR_NONE | NULL,
+    "min_epochs": NON_NEGATIVE | NULL,
     "max_steps": COUNT | choice(-1),
-    "min_steps": COUNT_OR_NONE | NULL,
+    "min_steps": NON_NEGATIVE | NULL,
     "max_time": DURATION | NULL,
     "limit_train_batches": COUNT | share("(0, 1]") | NULL,
     "limit_val_batches": LIMIT,
     "limit_test_batches": LIMIT,
     "limit_predict_batches": LIMIT,
-    "overfit_batches": COUNT_OR_NONE | share("[0, 1]"),
-    "fast_dev_run": FLAG | COUNT_OR_NONE,
+    "overfit_batches": NON_NEGATIVE | share("[0, 1]"),
+    "fast_dev_run": FLAG | NON_NEGATIVE,
     "val_check_interval": COUNT | share("(0, 1]") | DURATION | NULL,
     "check_val_every_n_epoch": COUNT | NULL,
-    "num_sanity_val_steps": whole("[-1, inf)") | NULL,
-    "log_every_n_steps": COUNT_OR_NONE | NULL,
+    "num_sanity_val_steps": integer("[-1, inf)") | NULL,
+    "log_every_n_steps": NON_NEGATIVE | NULL,
     "accumulate_grad_batches": COUNT,
     "gradient_clip_val": POSITIVE | NULL,
     "gradient_clip_algorithm": choice("value", "norm", None),
@@ -353,7 +353,7 @@ TRAINER: dict[str, Schema] = {
     "barebones": FLAG,
     "plugins": Each(COMPONENT, list, NULL),
     "sync_batchnorm": FLAG,
-    "reload_dataloaders_every_n_epochs": COUNT_OR_NONE,
+    "reload_dataloaders_every_n_epochs": NON_NEGATIVE,
     "default_root_dir": FOLDER | NULL,
     "model_registry": TEXT | NULL,
 }
@@ -366,7 +366,7 @@ DATA: dict[str, Schema] = {
     "eval_transform": COMPONENT,
     "seed": SEED,
     "batch_size": COUNT,
-    "num_workers": COUNT_OR_NONE,
+    "num_workers": NON_NEGATIVE,
     "pin_memory": FLAG,
     "persistent_workers": FLAG,
     "prefetch_factor": COUNT,
@@ -375,7 +375,7 @@ DATA: dict[str, Schema] = {
     "photograph": Rule(("a regular expression",), _is_regex) | NULL,
     "find_copies": FLAG,
     "balance": choice("class", "photograph", None),
-    "leave_out": whole("[0, inf)") | text("the name of a class") | NULL,
+    "leave_out": integer("[0, inf)") | text("the name of a class") | NULL,
     "cache": Rule(("on", "off", "ram"), lambda v: v in ("on", "off", "ram") or isinstance(v, bool)),  # YAML's on, off
     "cache_dir": FOLDER | NULL,
     "on_error": choice("raise", "skip"),
@@ -458,8 +458,8 @@ PREDICT: dict[str, Schema] = {
     "input": text("an image", "a folder", "a quoted pattern", "a list of images", "a URL", example="FILE"),
     "tta": TTA,
     "batch_size": COUNT,
-    "num_workers": COUNT_OR_NONE,
-    "contact_sheet": whole("[0, 300]"),
+    "num_workers": NON_NEGATIVE,
+    "contact_sheet": integer("[0, 300]"),
     "shard": Rule(("a part of the work (3/64)",), _is_shard) | NULL,
     "part_rows": COUNT | NULL,
     "output": Rule(("the URL of a folder in a store (s3://bucket/folder)",), _is_store, "URL") | NULL,
@@ -472,7 +472,7 @@ PREDICT: dict[str, Schema] = {
 PREPARE = SAMPLE_RECIPE | {
     "paths": PATHS,
     "data": Component(DATA | _OF_TRAINING | {"archive": FILE | NULL, "archive_limit": POSITIVE}, complete=True),
-    "report": {"photographs": COUNT_OR_NONE, "pictures": COUNT},
+    "report": {"photographs": NON_NEGATIVE, "pictures": COUNT},
 }
 
 EXPORT: dict[str, Schema] = {
@@ -504,17 +504,17 @@ ENSEMBLE: dict[str, Schema] = {
     "batch_size": COUNT | NULL,
     "report": FLAG,
     "evaluate": {"target_error": number("(0, 1)")},
-    "data": {"root": FOLDER | NULL, "num_workers": COUNT_OR_NONE},
+    "data": {"root": FOLDER | NULL, "num_workers": NON_NEGATIVE},
     "paths": PATHS,
     "trainer": Component(TRAINER, complete=True),
 }
 
-_BYTES = whole("[1, 1000000000000]")
+_BYTES = integer("[1, 1000000000000]")
 
 SERVE: dict[str, Schema] = {
     "ckpt": CHECKPOINT,
     "host": text("an address of this machine"),
-    "port": whole("[0, 65535]"),
+    "port": integer("[0, 65535]"),
     "serve": {
         # What a header can carry.
         "token": Rule(("text of ASCII characters",), lambda v: isinstance(v, str) and bool(re.fullmatch("[!-~]+", v)))
@@ -525,7 +525,7 @@ SERVE: dict[str, Schema] = {
         "max_files": COUNT,
         "max_file_bytes": _BYTES,
         "max_request_bytes": _BYTES,
-        "max_pixels": whole("[1, 200000000]"),  # data/decoding.py refuses more
+        "max_pixels": integer("[1, 200000000]"),  # data/decoding.py refuses more
         "queue": COUNT,
         "queue_bytes": _BYTES,
         "timeout": number("(0, 86400]"),

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fish_lightning import compat
 from fish_lightning.errors import UserError, end_with, first_line
-from fish_lightning.files import override, shown, whole_file
+from fish_lightning.files import atomic_write, override, shown
 from fish_lightning.sweeps.grid_sweeper import launch_all
 from fish_lightning.sweeps.study import minimized, open_storage, sweep_lock
 from fish_lightning.sweeps.table import METRICS, job_summary
@@ -136,7 +136,7 @@ class OptunaSweeper(Sweeper):
                 },
                 folder,
             )
-            with whole_file(folder / "multirun.yaml") as temporary:
+            with atomic_write(folder / "multirun.yaml") as temporary:
                 OmegaConf.save(self.config, temporary)
             self._run(study, space, fixed, folder)
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fish_lightning.distributed.cluster import is_started_as_tasks
 from fish_lightning.errors import UserError, end_with
-from fish_lightning.files import shown, whole_file
+from fish_lightning.files import atomic_write, shown
 
 METRICS = ("val/accuracy", "val/loss", "val/macro_f1", "test/accuracy", "test/loss", "test/macro_f1")
 #: Settings that repeat a run: jobs that differ only in these have a mean and a standard deviation.
@@ -48,7 +48,10 @@ class SweepTable(Callback):
         rows = sweep_rows(folder, metric)
         if not rows:
             return
-        with whole_file(folder / "sweep.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        with (
+            atomic_write(folder / "sweep.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as stream,
+        ):
             settings = _differing(rows)
             lines = csv.DictWriter(stream, [*rows[0], *settings], restval="")
             lines.writeheader()
@@ -220,7 +223,7 @@ def _draw(folder: Path, rows: list[Row], metric: str) -> bool:
         return False
     from fish_lightning.plotting.parallel_coordinates import sweep_figure
 
-    with whole_file(folder / "sweep.png") as temporary:
+    with atomic_write(folder / "sweep.png") as temporary:
         pruned = [row["status"] == "pruned" for row in done]
         sweep_figure(columns, [float(row[metric]) for row in done], metric, pruned).savefig(temporary, dpi=110)
     return True

@@ -30,7 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.errors import UserError, in_multirun
-from fish_lightning.files import byte_size, shown, whole_file
+from fish_lightning.files import atomic_write, byte_size, shown
 from fish_lightning.hardware import memory, peak_memory, uses_cuda
 from fish_lightning.plotting.figures import batch_size_figure, learning_rate_figure, save
 from fish_lightning.training.trainer import build_model, build_trainer
@@ -273,7 +273,7 @@ def _trainer(cfg: DictConfig, steps: int, callback: L.Callback) -> L.Trainer:
 
 
 def _write(folder: Path, found: dict[str, Any]) -> None:
-    with whole_file(folder / "tune.json") as temporary:
+    with atomic_write(folder / "tune.json") as temporary:
         temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from tqdm import tqdm
 
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.files import byte_size, whole_file
+from fish_lightning.files import atomic_write, byte_size
 
 #: Maximum compression ratio: images hardly compress, so what exceeds it is a zip bomb.
 RATIO = 100
@@ -148,7 +148,7 @@ def _write(opened: zipfile.ZipFile, missing: Members, archive: Path, root: Path)
                     archive, info, f"would be written outside data.root through a link in {root}", "remove the link"
                 )
             try:
-                with whole_file(file) as temporary, opened.open(info) as source, temporary.open("wb") as target:
+                with atomic_write(file) as temporary, opened.open(info) as source, temporary.open("wb") as target:
                     while chunk := source.read(CHUNK):
                         target.write(chunk)
                         bar.update(len(chunk))

@@ -21,7 +21,7 @@ from fish_lightning.data.catalog import Catalog, named_photographs
 from fish_lightning.data.near_duplicates.grouping import group_copies
 from fish_lightning.data.near_duplicates.similarity import Features
 from fish_lightning.errors import UserError
-from fish_lightning.files import locked, state_of, whole_file
+from fish_lightning.files import atomic_write, locked, state_of
 from fish_lightning.hardware import cores
 from fish_lightning.names import printable
 from fish_lightning.run_log import say
@@ -197,5 +197,5 @@ def _read_cache(cache: Path, key: str) -> Ints | None:
 
 
 def _write_cache(cache: Path, key: str, groups: Ints) -> None:
-    with whole_file(cache) as temporary, temporary.open("wb") as stream:
+    with atomic_write(cache) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, key=np.array(key), groups=groups)

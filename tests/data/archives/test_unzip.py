@@ -212,7 +212,7 @@ def test_a_disk_that_fills_up_while_unpacking_is_reported(tmp_path, monkeypatch)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(unzip, "whole_file", full)
+    monkeypatch.setattr(unzip, "atomic_write", full)
     assert "no space left for the data" in message_of(packed(tmp_path / "a.zip", {"1.png": b"x"}), tmp_path / "to")
 
 
