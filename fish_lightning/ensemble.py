@@ -39,6 +39,7 @@ def ensemble(cfg: DictConfig) -> float | None:
     checkpoints = {name: load_checkpoint(file) for name, file in members.items()}
     checkpoint = joined_checkpoint(checkpoints)
     model, transform = restore(checkpoint, "the ensemble")
+    model.tta = cfg.tta
     recorded = checkpoint["FishDataModule"]
     subset = scored_subset(Catalog.from_state(recorded["catalog"]))
     data = FishDataModule(

@@ -125,6 +125,24 @@ def test_its_calibration_belongs_to_its_weights(world):
     assert "fitted with tta=null" in open_model(world.folder, "flips").note
 
 
+def test_with_views_it_is_calibrated_for_them_and_compared_with_members_that_have_them(world, run):
+    done = run(
+        "ensemble", "runs=sweep", "tta=flips", "hydra.run.dir=flipped", "report=false", "trainer=cpu", cwd=world.cwd
+    )
+    assert done.returncode == 0, done.stderr
+    flipped = open_model(world.cwd / "flipped", "flips")
+    assert flipped.note == "" and "fitted with tta=flips" in open_model(world.cwd / "flipped").note
+    assert not np.allclose(
+        outputs_of(world.cwd / "flipped").probabilities, outputs_of(world.folder).probabilities, atol=1e-9
+    )
+    evaluated = run(
+        *("evaluate", "ckpt=sweep/0", "tta=flips", "hydra.run.dir=single", "trainer=cpu", "report=false"), cwd=world.cwd
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    member = summary_of(world.cwd / "flipped")["members"][0]
+    assert member["accuracy"] == summary_of(world.cwd / "single")["test"]["accuracy"]
+
+
 def test_its_checkpoint_is_data_only_and_has_nothing_but_its_members_weights(world, members):
     content = torch.load(world.folder / "checkpoints" / "best.ckpt", weights_only=True)
     assert len(content["state_dict"]) == sum(len(member["state_dict"]) for member in members.values())

@@ -500,6 +500,7 @@ ENSEMBLE: dict[str, Schema] = {
         lambda v: FOLDER.accepts(v) or (isinstance(v, list) and bool(v) and all(map(FOLDER.accepts, v))),
         example="DIR",
     ),
+    "tta": TTA,
     "margin": number("[0, 1)"),
     "batch_size": COUNT | NULL,
     "report": FLAG,

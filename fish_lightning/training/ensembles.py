@@ -56,6 +56,7 @@ def test_ensemble(
     correct = {}
     for name, checkpoint in members.items():
         member, _ = restore(checkpoint, name)
+        member.tta = model.tta
         trainer.test(member, datamodule=data, verbose=False)
         correct[name] = member.test_predictions().correct
     return Tested(data.test_subset, predictions, outputs, scores, correct, forward)
