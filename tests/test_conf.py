@@ -247,6 +247,20 @@ def test_the_default_normalization_is_that_of_the_pretrained_weights():
     assert model.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
 
 
+def test_automatic_augmentation_draws_one_operation_of_fourteen_for_each_image():
+    cfg = composed("transforms=auto", "transforms.height=32", "transforms.width=48")
+    train = hydra.utils.instantiate(cfg.transforms.train)
+    drawn = next(step for step in train.transforms if isinstance(step, A.OneOf))
+    assert len(drawn.transforms) == 14 and {step.p for step in drawn.transforms} == {1.0}
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    for step in drawn.transforms:
+        changed = step(image=image)["image"]
+        assert (changed.shape, changed.dtype) == (image.shape, image.dtype), step
+    recorded = A.Compose([drawn], seed=0, save_applied_params=True)
+    applied = [[name for name, _ in recorded(image=image)["applied_transforms"]] for _ in range(60)]
+    assert {len(names) for names in applied} == {1} and len({names[0] for names in applied}) > 8
+
+
 def test_notebook_transforms_are_the_notebooks():
     cfg = composed("transforms=notebook", "data=folder", "data.root=x")
     train, evaluation = (hydra.utils.instantiate(cfg.data[key]) for key in ("train_transform", "eval_transform"))

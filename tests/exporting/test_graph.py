@@ -52,7 +52,7 @@ def whole(network, calibration):
     return graph.SerializeToString()
 
 
-VIEWS = [("shufflenet_v2_x0_5", None), ("squeezenet1_1", "turns")]
+VIEWS = [("shufflenet_v2_x0_5", None), ("squeezenet1_1", "turns"), ("timm/test_convnext", "flips")]
 
 
 @pytest.mark.parametrize(("name", "tta"), VIEWS)
