@@ -1,5 +1,6 @@
 """Defaults for this machine: loader workers, precision, fused optimizers. torch is imported only where needed."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -83,8 +84,10 @@ def uses_cuda(accelerator: str) -> bool:
     return torch.cuda.is_available()
 
 
-def memory() -> int:
-    """Return the memory of this machine, or of the container that this process is in, in bytes."""
+def memory() -> float:
+    """Return the memory of this machine, or of its container, in bytes; infinite where the system does not tell."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return math.inf
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         return min(physical, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))

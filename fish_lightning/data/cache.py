@@ -31,6 +31,7 @@ from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.errors import UserError
 from fish_lightning.files import atomic_write, byte_size, locked, shown, state_of
+from fish_lightning.hardware import memory
 from fish_lightning.run_log import say
 
 Pixels = npt.NDArray[np.uint8]
@@ -273,8 +274,7 @@ def _decoded(
 def _in_ram(
     catalog: Catalog, pipelines: Pipelines, workers: int, shape: tuple[int, ...], cache: PixelCache | None
 ) -> PixelCache:
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
-    if available is not None and int(np.prod(shape)) > available // 2:
+    if int(np.prod(shape)) > memory() / 2:
         raise UserError(
             f"data.cache=ram: the decoded images take {_cache_size(shape)}, more than half of this machine's memory\n"
             "use data.cache=on (a file) or smaller images (transforms.height, transforms.width)"

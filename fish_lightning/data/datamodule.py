@@ -26,6 +26,7 @@ from fish_lightning.data.sources import CatalogSource, Source
 from fish_lightning.data.splits import folders_split, say_if_tracks_are_divided
 from fish_lightning.data.trained_sources import RecordedSource
 from fish_lightning.errors import UserError
+from fish_lightning.files import byte_size
 from fish_lightning.hardware import cores
 
 
@@ -351,9 +352,8 @@ class FishDataModule(L.LightningDataModule):
                     part = np.array(pixels[start : start + 1024])
                     self._on_device[start : start + 1024] = torch.from_numpy(part)
             except torch.OutOfMemoryError:
-                size = f"{pixels.nbytes / 1e9:.1f} GB"
                 raise UserError(
-                    f"augment=gpu: the decoded images ({size}) do not fit on {device}\nuse augment=cpu"
+                    f"augment=gpu: the decoded images ({byte_size(pixels.nbytes)}) do not fit on {device}\nuse augment=cpu"
                 ) from None
         return self._on_device
 

@@ -1,1 +1,1 @@
-"""Statistics of a model's answers, computed from arrays alone and counted by photograph."""
+"""Statistics of a model's answers, counted by photograph, and the readers of run folders that they come from."""
