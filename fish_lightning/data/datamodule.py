@@ -352,8 +352,9 @@ class FishDataModule(L.LightningDataModule):
                     part = np.array(pixels[start : start + 1024])
                     self._on_device[start : start + 1024] = torch.from_numpy(part)
             except torch.OutOfMemoryError:
+                size = byte_size(pixels.nbytes)
                 raise UserError(
-                    f"augment=gpu: the decoded images ({byte_size(pixels.nbytes)}) do not fit on {device}\nuse augment=cpu"
+                    f"augment=gpu: the decoded images ({size}) do not fit on {device}\nuse augment=cpu"
                 ) from None
         return self._on_device
 
