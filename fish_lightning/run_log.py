@@ -65,7 +65,7 @@ def _warn_once(file: logging.FileHandler, stream: TextIO) -> Callable[[logging.L
         error = sys.exc_info()[1]
         if isinstance(error, OSError) and not warned:
             warned = True
-            stream.write(f"warning: {file.baseFilename} is incomplete ({error.strerror})\n")
+            stream.write(f"warning: {file.baseFilename} is incomplete ({error.strerror or error})\n")
 
     return handle
 

@@ -57,9 +57,8 @@ def file_system(url: str, key: str) -> tuple[Any, str]:
     except UserError:
         raise
     except Exception as error:  # some connect here, and each has errors of its own
-        raise UserError(
-            f"{key}: {url} cannot be opened ({one_line(error)})\nfor s3: pip install 'fish_lightning[s3]'"
-        ) from None
+        advice = "\nfor s3: pip install 'fish_lightning[s3]'" if isinstance(error, ImportError | ValueError) else ""
+        raise UserError(f"{key}: {printable(url)} cannot be opened ({one_line(error)}){advice}") from None
 
 
 def opened(path: str | Path) -> BinaryIO:
