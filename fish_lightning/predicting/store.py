@@ -1,4 +1,4 @@
-"""Where ``predict`` writes: a folder on disk, or one in an object store. A file in it is whole or absent."""
+"""Where ``predict`` writes: a folder on disk, or one in an object store. Files are written atomically."""
 
 import uuid
 from contextlib import suppress
@@ -59,7 +59,7 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """A folder that fsspec opens. Programs on different machines are not kept from writing the same part to it.
+    """A folder that fsspec opens. Two machines that run the same shard both write to it: one of them wins.
 
     Args:
         url: such as ``s3://bucket/folder``.
