@@ -47,6 +47,7 @@ def predict(cfg: DictConfig) -> None:
     from fish_lightning.predicting.loop import ImagesBar, PartWriter, Predictor
     from fish_lightning.predicting.parts import busy, open_parts, shard_of
     from fish_lightning.predicting.store import LocalFolder, RemoteFolder
+    from fish_lightning.report.predictions import prediction_table
     from fish_lightning.training.trainer import build_trainer
 
     folder, shard = Path(cfg.paths.output), shard_of(cfg.shard)
@@ -58,7 +59,7 @@ def predict(cfg: DictConfig) -> None:
         begin = folder / "predictions" / ".begin.lock"
         parts = open_parts(where.below("predictions"), begin, files, cfg, trained, command)
         resume = resume_command(sys.argv[1:], None if cfg.output else folder)
-        writer = PartWriter(parts, trained.module.class_names, trained.calibration, resume)
+        writer = PartWriter(parts, trained.module.class_names, trained.calibration, resume, prediction_table)
         bars = [ImagesBar()] if cfg.trainer.enable_progress_bar else []
         trainer = build_trainer(cfg.trainer, [writer, *bars], precision=trained.precision)
         if trainer.world_size == 1 and cfg.shard is None:  # no other process writes here
@@ -100,11 +101,12 @@ def finish(  # noqa: D417
     Raises:
         UserError: files are unreadable.
     """
+    from fish_lightning.predicting.rows import ROWS
     from fish_lightning.predicting.store import RemoteFolder
     from fish_lightning.report import predictions as report
 
     whole = parts.is_complete()
-    tally = report.Tally(keep=max(report.ROWS, pictures))
+    tally = report.Tally(keep=max(ROWS, pictures))
     rows = tally.counted(parts.rows(range(len(parts)) if whole else parts.of_shard(shard)))
     written = f"predictions/part-*.{parts.format}"
     if whole and len(parts.files) <= MERGED:
@@ -113,9 +115,9 @@ def finish(  # noqa: D417
     for _ in rows:  # counted
         pass
     if tally.n and not writer.shown:
-        print(report.prediction_table(tally.first[: report.ROWS]))
-    if tally.n > report.ROWS:
-        print(f"{report.ROWS} of {tally.n:,} files; all in {written.partition(',')[0]}", "", *tally.lines(), sep="\n")
+        print(report.prediction_table(tally.first[: ROWS]))
+    if tally.n > ROWS:
+        print(f"{ROWS} of {tally.n:,} files; all in {written.partition(',')[0]}", "", *tally.lines(), sep="\n")
     for line in [trained.note] if trained.note else report.missing_thresholds(trained.calibration):
         print(line)
     if whole:

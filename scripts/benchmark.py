@@ -773,7 +773,7 @@ def measure_report(count: int, height: int, width: int, model: str) -> None:
         )
         print(f"{'step':<52} {'CPU s':>8} {'s':>8}")
         output = Path(cfg.paths.output)
-        steps = ("training_outputs", "analyse", "audit_report", "error_heat_maps", "write_report")
+        steps = ("training_outputs", "analyze", "audit_report", "error_heat_maps", "write_report")
         whole = timed(f"report of {count:,} images ({model}, {height}x{width})", run.explain)
         with patch.multiple(run, **{name: timed(f"  {name}", getattr(run, name)) for name in steps}):
             whole(output, network, data, outputs, cfg)

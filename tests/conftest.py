@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from helpers import COLOURS, DDP, HELPERS, REPOSITORY, TINY, draw
+from helpers import COLORS, DDP, HELPERS, REPOSITORY, TINY, draw
 from programs import Programs
 
 yaml.SafeLoader = yaml.CSafeLoader  # of OmegaConf: a quarter of the time that Hydra takes to compose a config
@@ -19,19 +19,19 @@ yaml.SafeLoader = yaml.CSafeLoader  # of OmegaConf: a quarter of the time that H
 
 @pytest.fixture(scope="session")
 def make_image():
-    """``make_image(path, colour, seed, size=(height, width))`` writes one image in the format of its suffix."""
+    """``make_image(path, color, seed, size=(height, width))`` writes one image in the format of its suffix."""
     return draw
 
 
 @pytest.fixture(scope="session")
 def make_folder():
-    """``make_folder(root, classes=3, per_class=4)`` writes ``root/<class>/<number>.png``, one colour per class."""
+    """``make_folder(root, classes=3, per_class=4)`` writes ``root/<class>/<number>.png``, one color per class."""
 
     def make(root, classes=3, per_class=4, size=(24, 32), suffix=".png"):
         names = classes if isinstance(classes, list) else [f"class {'abcdef'[i]}" for i in range(classes)]
         for label, name in enumerate(names):
             for number in range(per_class):
-                draw(root / name / f"{number:03}{suffix}", COLOURS[label], 1000 * label + number, size)
+                draw(root / name / f"{number:03}{suffix}", COLORS[label], 1000 * label + number, size)
         return root
 
     return make
@@ -45,9 +45,9 @@ def make_archive():
         for label, name in enumerate(classes):
             for number in range(1, per_class + 1):
                 folder = root / "Fish_Dataset" / "Fish_Dataset" / name
-                draw(folder / name / f"{number:05}.png", COLOURS[label], 1000 * label + number)
+                draw(folder / name / f"{number:05}.png", COLORS[label], 1000 * label + number)
                 draw(folder / f"{name} GT" / f"{number:05}.png", (0, 0, 0), number)
-            draw(root / "NA_Fish_Dataset" / name / "1.JPG", COLOURS[label], 77)
+            draw(root / "NA_Fish_Dataset" / name / "1.JPG", COLORS[label], 77)
         return root
 
     return make

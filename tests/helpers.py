@@ -14,7 +14,7 @@ from PIL import Image
 REPOSITORY = Path(__file__).parents[1]
 #: Environment of a program whose config names callbacks of ``faults.py``.
 HELPERS = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)])}
-COLOURS = [(200, 60, 60), (60, 180, 70), (60, 70, 200), (200, 190, 60), (180, 70, 190), (70, 190, 190)]
+COLORS = [(200, 60, 60), (60, 180, 70), (60, 70, 200), (200, 190, 60), (180, 70, 190), (70, 190, 190)]
 
 #: Overrides of a training run of two seconds.
 TINY = (
@@ -42,11 +42,11 @@ SHORT = ("validate_first=false", "test=false")
 DDP = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
 
 
-def draw(path, colour, seed, size=(24, 32)):
-    """Write one image of noise around a colour; size is (height, width). The same bytes for the same arguments."""
+def draw(path, color, seed, size=(24, 32)):
+    """Write one image of noise around a color; size is (height, width). The same bytes for the same arguments."""
     noise = np.random.default_rng(seed).normal(0, 25, (*size, 3))
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.clip(noise + colour, 0, 255).astype(np.uint8)).save(path)
+    Image.fromarray(np.clip(noise + color, 0, 255).astype(np.uint8)).save(path)
     return path
 
 

@@ -13,11 +13,11 @@ def make_outputs(photographs=None, copies=5, classes=4, noise=1.0, known=True, s
     photographs = photographs or {"train": 60, "val": 80, "test": 100}
     splits = np.repeat(list(photographs), [copies * n for n in photographs.values()])
     number = np.arange(len(splits)) // copies
-    centres = rng.normal(size=(classes, 16))
+    centers = rng.normal(size=(classes, 16))
     labels = number % classes
     own = rng.normal(size=(number.max() + 1, 16))[number]
-    features = centres[labels] + noise * (own + 0.2 * rng.normal(size=(len(splits), 16)))
-    logits = 2 * (features @ centres.T - (centres**2).sum(axis=1) / 2)
+    features = centers[labels] + noise * (own + 0.2 * rng.normal(size=(len(splits), 16)))
+    logits = 2 * (features @ centers.T - (centers**2).sum(axis=1) / 2)
     names = np.array([f"class {'abcdefghijklmnopqrstuvwxyz'[i % 26]}{i // 26 or ''}" for i in range(classes)])
     return Outputs(
         paths=np.array([f"{names[label]}/{i:06}.png" for i, label in enumerate(labels)]),

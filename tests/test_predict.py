@@ -18,7 +18,8 @@ from fish_lightning.evaluation.unknowns import feature_scores
 from fish_lightning.models.checkpoint import load_checkpoint, restore
 from fish_lightning.plotting import figures
 from fish_lightning.predict import predict
-from fish_lightning.report.predictions import Tally, prediction_rows, prediction_table
+from fish_lightning.predicting.rows import prediction_rows
+from fish_lightning.report.predictions import Tally, prediction_table
 
 
 @pytest.fixture(scope="module")

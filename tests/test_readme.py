@@ -159,18 +159,18 @@ CLASSES = ("Sea Bass", "Shrimp", "Trout")
 def world(tmp_path_factory, make_image, make_archive, run):
     """A folder with all that the commands name, and a run of the first of them: ``.run``, its output."""
     cwd = tmp_path_factory.mktemp("readme")
-    colours = [(200, 60, 60), (60, 180, 70), (60, 70, 200)]
+    colors = [(200, 60, 60), (60, 180, 70), (60, 70, 200)]
     rows = ["path,label,split"]
     for label, name in enumerate(CLASSES):
         for number in range(4):
-            file = make_image(cwd / "photos" / name / f"IMG_{label}{number}_a.png", colours[label], 10 * label + number)
+            file = make_image(cwd / "photos" / name / f"IMG_{label}{number}_a.png", colors[label], 10 * label + number)
             with Image.open(file) as image:
                 image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file.with_name(f"IMG_{label}{number}_b.png"))
         rows += [f"{name}/IMG_{label}{i}_{copy},{name},{split}" for i, copy, split in TABLE]
     (cwd / "table.csv").write_text("\n".join(rows))
     (cwd / "LIST.txt").write_text("photos/1.jpg\n")
     for number in (1, 2):
-        make_image(cwd / "photos" / f"{number}.jpg", colours[0], 98 + number)
+        make_image(cwd / "photos" / f"{number}.jpg", colors[0], 98 + number)
     for number in range(4):
         make_image(cwd / "others" / f"{number}.png", (20, 40 * number, 90), 500 + number)
     archive = make_archive(cwd / "Downloads" / "a-large-scale-fish-dataset", CLASSES, per_class=8)

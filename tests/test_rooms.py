@@ -18,7 +18,7 @@ FORBIDDEN = {
     "plotting": {"models", "training", "resume", "report", "sweeps", "cli", "lightning"},
     "report": {"training", "resume", "sweeps"},
     "training": {"report", "sweeps"},
-    "predicting": {"training", "sweeps"},
+    "predicting": {"training", "report", "sweeps"},
     "exporting": {"training", "resume", "report", "sweeps", "cli"},
     "resume": {"report", "sweeps"},
     "serving": set(),

@@ -5,7 +5,7 @@ known which pixels show the object (:mod:`fish_lightning.data.masks`). Masks are
 are.
 
 Source: Nauen et al. 2025 (ForAug, arXiv:2503.09399), who also move and scale the object and paint over the place where
-the object of the other image was; here that place gets the mean colour of the background around it.
+the object of the other image was; here that place gets the mean color of the background around it.
 """
 
 import os
@@ -64,20 +64,20 @@ class Backgrounds:
     def _mask(self, index: int) -> Mask:
         """Return (H, W) of an image: as ``load_mask``, the object is what is brighter than half of the maximum."""
         red, green, blue = cv2.split(self.masks[int(self.rows[index])])
-        grey = cv2.max(cv2.max(red, green), blue)  # a sixth of the time of numpy
-        return np.asarray(cv2.threshold(grey, cv2.minMaxLoc(grey)[1] / 2, 1, cv2.THRESH_BINARY)[1], np.uint8)
+        gray = cv2.max(cv2.max(red, green), blue)  # a sixth of the time of numpy
+        return np.asarray(cv2.threshold(gray, cv2.minMaxLoc(gray)[1] / 2, 1, cv2.THRESH_BINARY)[1], np.uint8)
 
 
 def without_object(pixels: Pixels, mask: Mask) -> Pixels:
-    """Fill the bounding box of an object with the mean colour outside of its mask: its outline may tell its class.
+    """Fill the bounding box of an object with the mean color outside of its mask: its outline may tell its class.
 
     Args:
         pixels: (H, W, 3), changed in place.
         mask: (H, W), neither empty nor full.
     """
-    colour = cv2.mean(pixels, 1 - mask)[:3]
+    color = cv2.mean(pixels, 1 - mask)[:3]
     left, top, width, height = cv2.boundingRect(mask)
-    pixels[top : top + height, left : left + width] = np.rint(colour)
+    pixels[top : top + height, left : left + width] = np.rint(color)
     return pixels
 
 

@@ -102,7 +102,7 @@ def _require_sane_size(path: str | Path | InMemory, width: int, height: int) -> 
 def decode(path: str | Path | InMemory) -> npt.NDArray[np.uint8]:
     """Decode an image file to RGB, rotated upright by its EXIF orientation.
 
-    Grey of up to 16 bits is scaled to 8, black and white of its type becoming 0 and 255; palettes, CMYK and YCbCr
+    Gray of up to 16 bits is scaled to 8, black and white of its type becoming 0 and 255; palettes, CMYK and YCbCr
     are converted; transparency is dropped. Floating-point, signed and 32-bit pixels are refused, since the file does
     not say which of their values is white.
 
@@ -116,13 +116,13 @@ def decode(path: str | Path | InMemory) -> npt.NDArray[np.uint8]:
         upright: Any = ImageOps.exif_transpose(image)
         if upright.mode[0] in "IF":
             wide = np.asarray(upright, dtype=np.float64)
-            # Pillow would clip grey of more than 8 bits to 255.
+            # Pillow would clip gray of more than 8 bits to 255.
             upright = Image.fromarray((wide / (_white(path, image) / 255.0)).clip(0, 255).astype(np.uint8))
         return np.array(upright.convert("RGB"))  # a copy: torch requires it writable
 
 
 def _white(path: str | Path | InMemory, image: Image.Image) -> int:
-    """Return the white of a grey image of more than 8 bits.
+    """Return the white of a gray image of more than 8 bits.
 
     Raises:
         UnreadableImage: it has none.

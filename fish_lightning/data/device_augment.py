@@ -54,7 +54,7 @@ class DeviceAugment:
             indices: (B,) int64, in the catalog.
 
         Returns:
-            (B, 2, 2) float32 matrices that map output coordinates (x right, y down, pixels from the centre) to input
+            (B, 2, 2) float32 matrices that map output coordinates (x right, y down, pixels from the center) to input
             coordinates.
         """
         numbers = keyed_uniform(seed, epochs.numpy(), indices.numpy(), 2 * len(self.steps))
@@ -76,12 +76,12 @@ class DeviceAugment:
         _, _, height, width = images.shape
         y = torch.arange(height, device=images.device, dtype=torch.float32) - (height - 1) / 2
         x = torch.arange(width, device=images.device, dtype=torch.float32) - (width - 1) / 2
-        x, y = torch.meshgrid(x, y, indexing="xy")  # (H, W) each, pixels from the centre
+        x, y = torch.meshgrid(x, y, indexing="xy")  # (H, W) each, pixels from the center
         m = matrices[:, :, :, None, None]
         # Written out: TF32 would round a matrix product by a tenth of a pixel.
         rows = [(m[:, i, 0] * x + m[:, i, 1] * y) * (2 / (side - 1)) for i, side in enumerate((width, height))]
         where = torch.stack(rows, -1)
-        # align_corners reflects about the centres of the outermost pixels, as OpenCV's BORDER_REFLECT_101 does.
+        # align_corners reflects about the centers of the outermost pixels, as OpenCV's BORDER_REFLECT_101 does.
         warped = grid_sample(images.float(), where, mode="bilinear", padding_mode="reflection", align_corners=True)
         return warped.round().clamp(0, 255).to(torch.uint8)
 

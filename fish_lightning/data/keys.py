@@ -14,7 +14,7 @@ _STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
 def keyed_seed(*key: int) -> int:
-    """Return a 64-bit seed for a key of integers; the seeds of neighbouring keys are uncorrelated."""
+    """Return a 64-bit seed for a key of integers; the seeds of neighboring keys are uncorrelated."""
     x = 0
     for part in key:
         x = (x + part + GOLDEN) & _MASK

@@ -51,8 +51,8 @@ def load_mask(file: Path, transform: A.Compose) -> Mask:
     Raises:
         UnreadableImage: the file is missing, damaged, or not an image.
     """
-    grey = decode(file).max(2)
+    gray = decode(file).max(2)
     # Pipelines require an image; those of evaluation look at its size only.
-    seen: Any = transform(image=np.zeros((*grey.shape, 3), np.uint8), mask=grey)["mask"]
-    mask: Mask = np.asarray(seen) > grey.max() / 2
+    seen: Any = transform(image=np.zeros((*gray.shape, 3), np.uint8), mask=gray)["mask"]
+    mask: Mask = np.asarray(seen) > gray.max() / 2
     return mask

@@ -111,7 +111,7 @@ def choose_threshold(
     unlucky photograph would end the search. So a threshold that answers less than about a quarter is not found.
 
     **Several models.** The checkpoint of a run is itself chosen by its accuracy on the validation photographs, which
-    favours lucky ones: the best of 12 epochs whose error is just above r would be accepted in some 16 % of runs. So
+    favors lucky ones: the best of 12 epochs whose error is just above r would be accepted in some 16 % of runs. So
     each of the ``candidates`` is tested at (1 - ``certainty``) / ``candidates`` (Bonferroni): whichever is chosen, and
     however, the guarantee holds. 12 epochs require 107 photographs without an error instead of 59. A choice among runs
     (a sweep) by the same photographs is not counted.

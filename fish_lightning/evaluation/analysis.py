@@ -26,7 +26,7 @@ from fish_lightning.evaluation.calibration import (
     reliability_curve,
 )
 from fish_lightning.evaluation.label_suspects import LabelSuspect, find_label_suspects
-from fish_lightning.evaluation.neighbours import nearest_photographs
+from fish_lightning.evaluation.neighbors import nearest_photographs
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.photograph_vote import class_scores, mean_by_photograph, vote_scores
 from fish_lightning.evaluation.scores import confusion_matrix, photograph_interval
@@ -41,9 +41,9 @@ from fish_lightning.evaluation.unknowns import (
     keep_threshold,
 )
 
-NEIGHBOURS = 3  # nearest training photographs of an error
+NEIGHBORS = 3  # nearest training photographs of an error
 ERRORS = 40  # kept at most, each with a heat map in the report; the total is counted
-LISTED = 100  # photographs and label suspects kept at most, likewise
+MAX_FINDINGS = 100  # photographs and label suspects kept at most, likewise
 CURVE = 200  # points of the risk-coverage curve kept at most
 #: Of a single run, a lower probability contradicts no label: its model may be weak. A sweep over folds is made to find
 #: label errors, and finds more of them with the paper's thresholds.
@@ -85,7 +85,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class Neighbor:
     """A training image that is near to an error in feature space.
 
     Attributes:
@@ -112,7 +112,7 @@ class Error:
         calibrated: the same after it; None without a temperature.
         mistaken: number of copies with this label and prediction.
         copies: number of tested copies.
-        neighbours: nearest training photographs, the nearest first.
+        neighbors: nearest training photographs, the nearest first.
     """
 
     image: int
@@ -123,7 +123,7 @@ class Error:
     calibrated: float | None
     mistaken: int
     copies: int
-    neighbours: tuple[Neighbour, ...]
+    neighbors: tuple[Neighbor, ...]
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Analysis:
         confusion: (C, C) number of images, rows: true class, columns: predicted.
         votes: see :func:`~fish_lightning.evaluation.photograph_vote.vote_scores`.
         copies_correct: number of photographs of which all, some and no copies are recognized.
-        worst_photographs: at most ``LISTED``, the smallest share of recognized copies first.
+        worst_photographs: at most ``MAX_FINDINGS``, the smallest share of recognized copies first.
         validation: number of validation images and of their photographs that temperature and threshold come from.
         leaked_validation: number of them with a copy among the training images; None if unknown.
         fitted_here: whether temperature and thresholds come from ``validation``, not from a ``calibration.json``.
@@ -208,9 +208,9 @@ class Analysis:
         unknowns: None without a threshold and without unknown images.
         errors: at most ``ERRORS``, the most confident first.
         error_photographs: number of errors, listed or not.
-        neighbours_from: split that neighbours were searched for in; None where there was none.
-        neighbours_among: number of photographs that were searched.
-        suspects: at most ``LISTED``, the most certain first; none where there are more than label errors explain.
+        neighbors_from: split that neighbors were searched for in; None where there was none.
+        neighbors_among: number of photographs that were searched.
+        suspects: at most ``MAX_FINDINGS``, the most certain first; none where there are more than label errors explain.
         suspect_photographs: number of photographs whose label the model contradicts with confidence, listed or not.
         suspects_among: number of images that were searched for suspects.
     """
@@ -243,8 +243,8 @@ class Analysis:
     unknowns: Unknowns | None
     errors: list[Error]
     error_photographs: int
-    neighbours_from: str | None
-    neighbours_among: int
+    neighbors_from: str | None
+    neighbors_among: int
     suspects: list[LabelSuspect]
     suspect_photographs: int
     suspects_among: int
@@ -256,7 +256,7 @@ class Analysis:
         return temperature is not None and not 1.001 * COLDEST < temperature < 0.999 * HOTTEST
 
 
-def analyse(
+def analyze(
     outputs: Outputs,
     training: Outputs | None = None,
     target_error: float = 0.05,
@@ -274,8 +274,8 @@ def analyse(
 
     Args:
         outputs: of test and validation images.
-        training: of training images, for nearest neighbours, leaks and, unless its features are stored, the score
-            ``knn``; None: neighbours are searched for among validation images.
+        training: of training images, for nearest neighbors, leaks and, unless its features are stored, the score
+            ``knn``; None: neighbors are searched for among validation images.
         target_error: greatest error among answered images that the threshold is to guarantee.
         subset: train, val, test or all.
         leaked: (len(outputs),) whether a copy of an image is among the training images; None: found by the photographs
@@ -328,7 +328,7 @@ def analyse(
     f1 = [score["f1"] for score in per_class if score["f1"] is not None]
     index = photograph_index(names, len(images))
     copies_correct, worst = _worst_photographs(images, probabilities, names)
-    errors, error_photographs, neighbours_from = _errors(
+    errors, error_photographs, neighbors_from = _errors(
         images, index, tested, training, val if subset == "test" else None
     )
     searched = (outputs.splits != "train") & (True if leaked is None else ~leaked)
@@ -369,9 +369,9 @@ def analyse(
         unknowns=_unknowns(tested, val, unknown, _detector(stored, training), fit.get("unknown")),
         errors=errors,
         error_photographs=error_photographs,
-        neighbours_from=neighbours_from,
-        neighbours_among=_number_of_photographs({"train": training, "val": val}.get(neighbours_from or "")),
-        suspects=suspects[:LISTED] if credible else [],
+        neighbors_from=neighbors_from,
+        neighbors_among=_number_of_photographs({"train": training, "val": val}.get(neighbors_from or "")),
+        suspects=suspects[:MAX_FINDINGS] if credible else [],
         suspect_photographs=len(suspects),
         suspects_among=int(searched.sum()),
     )
@@ -458,7 +458,7 @@ def _worst_photographs(
     _, first = np.unique(means.index[order], return_index=True)
     shown = order[first]
     wrong = np.flatnonzero(right < copies)
-    ranked = wrong[np.lexsort((-copies[wrong], right[wrong] / copies[wrong]))][:LISTED]
+    ranked = wrong[np.lexsort((-copies[wrong], right[wrong] / copies[wrong]))][:MAX_FINDINGS]
     worst = [
         Photograph(
             name=str(images.photographs[shown[entry]] or images.paths[shown[entry]]),
@@ -476,7 +476,7 @@ def _worst_photographs(
 def _errors(
     images: Images, index: Ints, tested: Outputs, training: Outputs | None, val: Outputs | None
 ) -> tuple[list[Error], int, str | None]:
-    """Return the listed errors, the number of all, and the split that neighbours come from."""
+    """Return the listed errors, the number of all, and the split that neighbors come from."""
     wrong = np.flatnonzero(~images.correct)
     order = wrong[np.argsort(-images.probabilities[wrong], kind="stable")]
     classes = len(tested.classes)
@@ -484,7 +484,7 @@ def _errors(
     _, first, mistaken = np.unique(mistake, return_index=True, return_counts=True)
     rank = np.argsort(first)[:ERRORS]
     listed, copies = order[first[rank]], np.bincount(index)
-    neighbours, split = _neighbours(tested.features[listed], training, val)
+    neighbors, split = _neighbors(tested.features[listed], training, val)
     errors = [
         Error(
             image=int(image),
@@ -495,24 +495,24 @@ def _errors(
             calibrated=None if images.calibrated is None else float(images.calibrated[image]),
             mistaken=int(number),
             copies=int(copies[index[image]]),
-            neighbours=near,
+            neighbors=near,
         )
-        for image, number, near in zip(listed, mistaken[rank], neighbours, strict=True)
+        for image, number, near in zip(listed, mistaken[rank], neighbors, strict=True)
     ]
     return errors, len(first), split
 
 
-def _neighbours(
+def _neighbors(
     features: Floats, training: Outputs | None, val: Outputs | None
-) -> tuple[list[tuple[Neighbour, ...]], str | None]:
+) -> tuple[list[tuple[Neighbor, ...]], str | None]:
     """Return the nearest photographs of each of E errors, and the split they come from."""
     for split, other in (("train", training), ("val", val)):
-        # Features are float16 and may overflow where logits do not: a report without neighbours is better than none.
+        # Features are float16 and may overflow where logits do not: a report without neighbors is better than none.
         if other is not None and len(other) and len(features) and _usable(features) and _usable(other.features):
-            found = nearest_photographs(features, other.features, _photographs(other), NEIGHBOURS)
+            found = nearest_photographs(features, other.features, _photographs(other), NEIGHBORS)
             return [
                 tuple(
-                    Neighbour(str(other.paths[key]), int(other.labels[key]), float(cosine))
+                    Neighbor(str(other.paths[key]), int(other.labels[key]), float(cosine))
                     for key, cosine in zip(keys, cosines, strict=True)
                     if key >= 0
                 )

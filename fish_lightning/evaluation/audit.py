@@ -73,7 +73,7 @@ class Audit:
 
     Attributes:
         accuracy: on the images as they are.
-        mean_background: accuracy with the background replaced by its mean colour.
+        mean_background: accuracy with the background replaced by its mean color.
         other_background: accuracy on composites; None if all images are of one class.
         object_removed: accuracy without the object.
         chance: accuracy of the best constant prediction: the share of the largest class.
@@ -213,17 +213,17 @@ def _lower(found: Audit) -> str:
 
 
 def mean_background(images: Pixels, masks: Masks) -> Pixels:
-    """Return images (N, 3, H, W) with each background replaced by its mean colour."""
-    return np.where(masks[:, None], images, _background_colour(images, masks))
+    """Return images (N, 3, H, W) with each background replaced by its mean color."""
+    return np.where(masks[:, None], images, _background_color(images, masks))
 
 
 def without_object(images: Pixels, masks: Masks) -> Pixels:
-    """Return images (N, 3, H, W) whose objects are covered by the mean colour of the background.
+    """Return images (N, 3, H, W) whose objects are covered by the mean color of the background.
 
     The object's bounding box is filled: its outline alone may reveal the class.
     """
     rows, columns = _extent(masks, 2)[:, :, None], _extent(masks, 1)[:, None, :]
-    return np.where((rows & columns)[:, None], _background_colour(images, masks), images)
+    return np.where((rows & columns)[:, None], _background_color(images, masks), images)
 
 
 def on_background(images: Pixels, masks: Masks, others: Pixels, other_masks: Masks) -> Pixels:
@@ -282,12 +282,12 @@ def clustered_mean(values: npt.NDArray[np.float64], photographs: npt.NDArray[np.
     return Estimate(mean, (max(0.0, mean - half), min(1.0, mean + half)), len(values), k)
 
 
-def _background_colour(images: Pixels, masks: Masks) -> Pixels:
-    """Return (N, 3, 1, 1), the mean colour outside of the masks."""
+def _background_color(images: Pixels, masks: Masks) -> Pixels:
+    """Return (N, 3, 1, 1), the mean color outside of the masks."""
     outside = ~masks[:, None]
     total = np.where(outside, images, 0).sum((2, 3), keepdims=True, dtype=np.float64)
-    colour: Pixels = np.rint(total / outside.sum((2, 3), keepdims=True)).astype(np.uint8)
-    return colour
+    color: Pixels = np.rint(total / outside.sum((2, 3), keepdims=True)).astype(np.uint8)
+    return color
 
 
 def _extent(masks: Masks, axis: int) -> Masks:

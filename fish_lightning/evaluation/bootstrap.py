@@ -29,10 +29,10 @@ def wilson_interval(correct: float, n: int, z: float = Z95) -> tuple[float, floa
     Source: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212.
     """
     share = correct / n
-    centre = share + z * z / (2 * n)
+    center = share + z * z / (2 * n)
     half = z * math.sqrt(max(0.0, share * (1 - share)) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    return max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)
 
 
 def resampled_counts(

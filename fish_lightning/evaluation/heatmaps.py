@@ -169,7 +169,7 @@ def _trunk(network: nn.Module, image: Tensor) -> dict[str, torch.Size]:
 
 
 def _stage(name: str, shape: torch.Size, image: Tensor) -> Stage:
-    """Describe a 4-d output; its height and width are the neighbouring dimensions whose ratio is the image's."""
+    """Describe a 4-d output; its height and width are the neighboring dimensions whose ratio is the image's."""
     _, a, b, c = shape
     ratio = math.log(image.shape[2] / image.shape[3])
     channels_last = abs(math.log(a / b) - ratio) < abs(math.log(b / c) - ratio)

@@ -30,7 +30,7 @@ class LabelSuspect:
 
 
 #: A probability that is confident of any class. The paper's threshold is a mean: of a class that the model recognizes
-#: with 0.97 on average, nearly half of the mislabelled photographs would stay below it. On the sample data with 5 %
+#: with 0.97 on average, nearly half of the mislabeled photographs would stay below it. On the sample data with 5 %
 #: planted errors (3 folds) 0.75 to 0.9 find 13 of 14 and nothing else, the paper's 12.
 CERTAIN = 0.8
 
@@ -46,7 +46,7 @@ def find_label_suspects(
     """Find labels that confident predictions contradict, the most certain ones first.
 
     A class is confident for a photograph where its probability reaches the mean that the class has among photographs
-    labelled with it, but at least ``confident`` and at most ``certain``; the most probable confident class is the
+    labeled with it, but at least ``confident`` and at most ``certain``; the most probable confident class is the
     estimate of the true one. A suspect's estimate differs from its label (an off-diagonal entry of the confident
     joint), and so does the model's prediction. Ranked by the margin between the two probabilities. Copies vote first,
     since they would otherwise be counted as evidence.

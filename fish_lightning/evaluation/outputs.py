@@ -1,4 +1,4 @@
-"""``logits.npz``: what a model computed for labelled images, from which reports and comparisons are made without it."""
+"""``logits.npz``: what a model computed for labeled images, from which reports and comparisons are made without it."""
 
 import zipfile
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _KEYS |= {name: name for name in ("logits", "features", "classes")}
 
 @dataclass(frozen=True)
 class Outputs(Classified, OfPhotographs):
-    """Logits and features of N labelled images of C classes.
+    """Logits and features of N labeled images of C classes.
 
     Attributes:
         paths: (N,) text, relative to the data set's folder.

@@ -14,7 +14,7 @@ from fish_lightning.evaluation.bootstrap import per_photograph, ratio_interval, 
 class PhotographMeans:
     """Mean probabilities of each photograph's copies, V entries.
 
-    Copies that are labelled differently are kept apart: an entry is a photograph with a label.
+    Copies that are labeled differently are kept apart: an entry is a photograph with a label.
 
     Attributes:
         probabilities: (V, C).

@@ -1,4 +1,4 @@
-"""What a model computes for labelled images, as arrays."""
+"""What a model computes for labeled images, as arrays."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,7 @@ from fish_lightning.evaluation.arrays import softmax
 
 
 class Classified:
-    """What follows from the logits of N labelled images of C classes."""
+    """What follows from the logits of N labeled images of C classes."""
 
     labels: npt.NDArray[np.int64]
     logits: npt.NDArray[np.float32]
@@ -34,7 +34,7 @@ class Classified:
 
 @dataclass(frozen=True)
 class Predictions(Classified):
-    """Logits and features of N labelled images.
+    """Logits and features of N labeled images.
 
     Attributes:
         indices: (N,) int64, positions in the catalog.

@@ -13,7 +13,7 @@ from fish_lightning.evaluation.arrays import DIVERGED, Bools, Ints, Names, photo
 from fish_lightning.evaluation.bootstrap import per_photograph, ratio_interval, wilson_interval
 from fish_lightning.evaluation.predictions import Classified, Predictions
 
-LISTED = 100  # classes whose confusion matrix is part of summary.json
+MAX_MATRIX_CLASSES = 100  # classes whose confusion matrix is part of summary.json
 
 
 def photograph_interval(correct: Bools, photographs: Names | Ints, resamples: int = 4000) -> tuple[float, float]:
@@ -55,7 +55,7 @@ def score_test(
         with a copy in the training split), ``without_leaked`` (accuracy, interval and n of the others), ``macro_f1``,
         ``loss``, ``n``, ``per_class`` (precision, None for a class never predicted, recall, None for a class without
         images, and n) and ``confusion_matrix`` (rows: true classes, columns: predicted classes, in the order of
-        ``per_class``; None for more than ``LISTED`` classes, whose matrix is in ``confusion_matrix.csv`` only).
+        ``per_class``; None above ``MAX_MATRIX_CLASSES`` classes, whose matrix is in ``confusion_matrix.csv`` only).
 
     Raises:
         UserError: logits or loss are NaN or infinite.
@@ -84,7 +84,7 @@ def score_test(
             name: {"precision": hits / of_pred if of_pred else None, "recall": hits / of if of else None, "n": of}
             for name, hits, of_pred, of in per_class
         },
-        "confusion_matrix": matrix.tolist() if len(matrix) <= LISTED else None,
+        "confusion_matrix": matrix.tolist() if len(matrix) <= MAX_MATRIX_CLASSES else None,
     }
 
 

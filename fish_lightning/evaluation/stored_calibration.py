@@ -18,7 +18,7 @@ import numpy.typing as npt
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.arrays import Bools, Floats, softmax
 from fish_lightning.evaluation.calibration import COLDEST, HOTTEST
-from fish_lightning.evaluation.unknowns import IMAGE_SCORES, SCORE, image_scores, neighbour_score
+from fish_lightning.evaluation.unknowns import IMAGE_SCORES, SCORE, image_scores, neighbor_score
 from fish_lightning.files import atomic_write, run_of, shown
 
 FILE = "calibration.json"
@@ -179,5 +179,5 @@ def unknown_score(unknown: Mapping[str, Any], logits: Floats, features: Floats) 
     """
     if unknown["score"] == SCORE:
         finite = features if np.isfinite(features).all() else np.nan_to_num(features)
-        return neighbour_score(finite, unknown["features"])
+        return neighbor_score(finite, unknown["features"])
     return image_scores(logits, features)[unknown["score"]]

@@ -20,16 +20,14 @@ from fish_lightning.evaluation.arrays import (
     require_finite,
 )
 from fish_lightning.evaluation.bootstrap import resampled_counts, wilson_interval
-from fish_lightning.evaluation.neighbours import nearest_photographs
+from fish_lightning.evaluation.neighbors import nearest_photographs
 
-NEIGHBOUR = (
-    5  # the k of the k-NN score; Sun et al. use 50 of 50,000 single images, a class here may have 30 photographs
-)
+NEIGHBOR = 5  # the k of the k-NN score; Sun et al. use 50 of 50,000 single images, a class here may have 30 photographs
 KEPT = 0.95  # share of known images that a threshold keeps
 #: Scores of an image alone: they require no features of training images.
 IMAGE_SCORES = ("energy", "max_logit", "max_softmax", "feature_norm")
 #: The score that a run stores a threshold for: the highest mean AUROC over README's measurements (classes of the sample
-#: data left out, real fish as unknown images, the sample data as unknown images of real fish): k-nearest neighbours
+#: data left out, real fish as unknown images, the sample data as unknown images of real fish): k-nearest neighbors
 #: 0.85 and never below 0.81, max-softmax 0.75, max-logit 0.71, energy 0.69.
 SCORE = "knn"
 SCORE_WITHOUT_FEATURES = "max_softmax"  # the second best, where no training image can be read
@@ -70,7 +68,7 @@ def image_scores(logits: Floats, features: Floats) -> dict[str, npt.NDArray[np.f
 
 
 def feature_scores(
-    features: Floats, training: Floats, photographs: Names | None = None, k: int = NEIGHBOUR
+    features: Floats, training: Floats, photographs: Names | None = None, k: int = NEIGHBOR
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Compute ``feature_norm`` (L2) and ``knn``, the cosine to the k-th nearest training photograph.
 
@@ -78,7 +76,7 @@ def feature_scores(
         features: (N, D) of the images to score, none of them among ``training``.
         training: (M, D) of training images.
         photographs: (M,) photograph of each training image: its copies count once; None where they are not known.
-        k: which neighbour; the farthest where there are fewer photographs.
+        k: which neighbor; the farthest where there are fewer photographs.
 
     Returns:
         Name to (N,) score, higher for images of the classes.
@@ -88,7 +86,7 @@ def feature_scores(
 
     Source: Y. Sun et al., Out-of-Distribution Detection with Deep Nearest Neighbors, ICML 2022, arXiv:2204.06507.
     """
-    return {"feature_norm": _norms(features), "knn": neighbour_score(features, training, photographs, k)}
+    return {"feature_norm": _norms(features), "knn": neighbor_score(features, training, photographs, k)}
 
 
 def _norms(features: Floats) -> npt.NDArray[np.float64]:
@@ -96,8 +94,8 @@ def _norms(features: Floats) -> npt.NDArray[np.float64]:
     return np.asarray(np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64)))
 
 
-def neighbour_score(
-    features: Floats, training: Floats, photographs: Names | None = None, k: int = NEIGHBOUR
+def neighbor_score(
+    features: Floats, training: Floats, photographs: Names | None = None, k: int = NEIGHBOR
 ) -> npt.NDArray[np.float64]:
     """Compute ``knn`` of :func:`feature_scores` alone, in memory that does not grow with the number of images."""
     owners = photograph_index(photographs, len(training))

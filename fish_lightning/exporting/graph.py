@@ -21,8 +21,8 @@ from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, nn
 
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.neighbours import SHORTEST, unit_length
-from fish_lightning.evaluation.unknowns import IMAGE_SCORES, NEIGHBOUR, SCORE
+from fish_lightning.evaluation.neighbors import SHORTEST, unit_length
+from fish_lightning.evaluation.unknowns import IMAGE_SCORES, NEIGHBOR, SCORE
 from fish_lightning.exporting.preprocessing import Nodes, add_preprocessing
 from fish_lightning.files import byte_size
 from fish_lightning.models.classifier import FishClassifier
@@ -158,7 +158,7 @@ def _add_nearest(nodes: Nodes, training: npt.NDArray[np.float32], axis: str) -> 
     length = nodes.add("ReduceL2", FEATURES, axis, keepdims=1)
     unit = nodes.add("Div", FEATURES, nodes.add("Max", length, nodes.constant(SHORTEST, np.float32)))
     cosines = nodes.add("MatMul", unit, nodes.constant(training.T, np.float32))
-    k = min(NEIGHBOUR, len(training))
+    k = min(NEIGHBOR, len(training))
     nearest = f"{nodes.prefix}/nearest"
     nodes.nodes.append(helper.make_node("TopK", [cosines, nodes.constant([k])], [nearest, f"{nearest}/index"], axis=1))
     nodes.add("Gather", nearest, nodes.constant(k - 1), output=UNKNOWN_SCORE, axis=1)

@@ -240,7 +240,7 @@ def _batches(images: Sequence[Pixels], size: int) -> Iterator[Sequence[Pixels]]:
 def compare_precisions(
     full: bytes, small: bytes, catalog: Catalog, indices: Indices, margin: float = 0.01
 ) -> dict[str, Any]:
-    """Compare an export in 8 bits with that in float32, on labelled images.
+    """Compare an export in 8 bits with that in float32, on labeled images.
 
     Args:
         full: the ONNX model in float32.

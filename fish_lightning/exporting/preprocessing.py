@@ -1,7 +1,7 @@
 """The evaluation pipeline as nodes of an ONNX graph: from uint8 RGB images of any size to what the network takes.
 
 The resize is OpenCV's to the last bit. ONNX's own ``Resize`` differs from it by one level in an eighth of the values,
-since OpenCV interpolates uint8 in fixed point, and it converts all pixels to float first. Here the four neighbours of
+since OpenCV interpolates uint8 in fixed point, and it converts all pixels to float first. Here the four neighbors of
 each output pixel are gathered and weighted in integers, so that a photograph of 12 megapixels costs no more than a
 small one.
 """
@@ -220,9 +220,9 @@ def _joined(nodes: Nodes, scalars: Sequence[str]) -> str:
 def _resized(nodes: Nodes, images: str, targets: Sequence[str]) -> str:
     """Add the linear ``cv2.resize`` of images (N, H, W, 3) uint8 to a height and a width, scalars of int64."""
     (height, width), (rows, columns) = _lengths(nodes, images), targets
-    (top, bottom), of_rows = _neighbours(nodes, height, rows, np.ones((1, 1, 1)), keep_outside=True)
+    (top, bottom), of_rows = _neighbors(nodes, height, rows, np.ones((1, 1, 1)), keep_outside=True)
     # One weight for each color: ONNX Runtime multiplies rows of equal length much faster than it repeats a value.
-    (left, right), of_columns = _neighbours(nodes, width, columns, np.ones((1, 3)), keep_outside=False)
+    (left, right), of_columns = _neighbors(nodes, width, columns, np.ones((1, 3)), keep_outside=False)
     both = nodes.add("Gather", images, nodes.add("Concat", top, bottom, axis=0), axis=1)
     across = _weighted(nodes, [nodes.add("Gather", both, at, axis=2) for at in (left, right)], of_columns)
     shifted = nodes.add("Div", across, nodes.constant(FIRST_SHIFT, np.int32))
@@ -242,17 +242,17 @@ def _weighted(nodes: Nodes, values: Sequence[str], weights: Sequence[str], shift
     return nodes.add("Add", *([nodes.add("Div", product, shift) for product in products] if shift else products))
 
 
-def _neighbours(
+def _neighbors(
     nodes: Nodes, source: str, target: str, like: npt.NDArray[Any], keep_outside: bool
 ) -> tuple[list[str], list[str]]:
-    """Return the two neighbours of each position of an axis, and their weights in fixed point.
+    """Return the two neighbors of each position of an axis, and their weights in fixed point.
 
     Args:
         nodes: of the graph.
         source: length of the axis.
         target: its length after the resize.
         like: ones, by which the weights are repeated along the axes that follow.
-        keep_outside: whether positions outside the image keep their weights; both neighbours are the same there.
+        keep_outside: whether positions outside the image keep their weights; both neighbors are the same there.
             OpenCV does so for rows and not for columns, and the two round differently.
     """
     there, here = (nodes.add("Cast", length, to=TensorProto.DOUBLE) for length in (target, source))
@@ -260,8 +260,8 @@ def _neighbours(
     index = nodes.add("Range", nodes.constant(0), target, nodes.constant(1))
     positions = nodes.add("Cast", index, to=TensorProto.DOUBLE)
     half = nodes.constant(0.5, np.float64)
-    centre = nodes.add("Sub", nodes.add("Mul", nodes.add("Add", positions, half), scale), half)
-    single = nodes.add("Cast", centre, to=TensorProto.FLOAT)
+    center = nodes.add("Sub", nodes.add("Mul", nodes.add("Add", positions, half), scale), half)
+    single = nodes.add("Cast", center, to=TensorProto.FLOAT)
     floor = nodes.add("Floor", single)
     rest = nodes.add("Sub", single, floor)
     first = nodes.add("Cast", floor, to=TensorProto.INT64)

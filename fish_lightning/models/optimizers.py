@@ -65,7 +65,7 @@ def parameter_groups(
     Args:
         network: whose parameters are in the order of their depth, as in torchvision's networks.
         lr: learning rate of the last block.
-        layer_decay: ratio of the learning rates of neighbouring blocks (see :func:`block_of`); None or 1: one rate.
+        layer_decay: ratio of the learning rates of neighboring blocks (see :func:`block_of`); None or 1: one rate.
         decay_norms: whether biases and normalization layers, all parameters of one dimension, are decayed.
 
     Returns:

@@ -18,7 +18,7 @@ from fish_lightning.plotting.thumbnails import thumbnail
 Pixels = npt.NDArray[np.uint8]
 Row = dict[str, float | None]  # an epoch of the history
 
-GOOD, BAD, PLAIN = "#1a7f37", "#c5221f", "#222222"  # titles: correct, wrong, unlabelled
+GOOD, BAD, PLAIN = "#1a7f37", "#c5221f", "#222222"  # titles: correct, wrong, unlabeled
 UNCERTAIN, NONE = "#9a5b00", "#6a3fb5"  # titles of predictions: uncertain, of none of the classes
 TRAIN, VAL = "#1f77b4", "#d95f02"
 LOG_FROM = 10.0  # losses above this use a log scale: an early spike would flatten the rest of the curve
@@ -104,7 +104,7 @@ def batch_size_figure(sizes: Sequence[int], speeds: Sequence[float], memory: Seq
 
 
 def confusion_figure(matrix: npt.ArrayLike, class_names: Sequence[str]) -> Figure:
-    """Plot a confusion matrix of counts, coloured by the share of the true class.
+    """Plot a confusion matrix of counts, colored by the share of the true class.
 
     Its size is limited: of more than ``CLASSES`` classes those with most confusions are shown.
 

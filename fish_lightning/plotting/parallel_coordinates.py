@@ -17,7 +17,7 @@ TICKS = 5
 def sweep_figure(
     settings: dict[str, Sequence[str]], values: Sequence[float], metric: str, pruned: Sequence[bool]
 ) -> Figure:
-    """Plot an axis per setting, the metric last, and a line per job, coloured by the metric, the best one thick.
+    """Plot an axis per setting, the metric last, and a line per job, colored by the metric, the best one thick.
 
     Args:
         settings: the (N,) values of each setting that differs between jobs, best job first, as typed.
@@ -30,12 +30,12 @@ def sweep_figure(
     columns = {key: _heights(column) for key, column in settings.items()}
     columns[metric] = _heights([f"{value:.4g}" for value in values])
     heights = np.array([column for column, _ in columns.values()])  # (axes, jobs), 0 to 1
-    colours = heights[-1] if not metric.endswith("loss") else 1 - heights[-1]
+    colors = heights[-1] if not metric.endswith("loss") else 1 - heights[-1]
     from matplotlib import colormaps
 
     for job in reversed(range(len(values))):  # the best on top
         width, style = 3 if job == 0 else 1.2, ":" if pruned[job] else "-"
-        axes.plot(heights[:, job], color=colormaps["viridis"](colours[job]), lw=width, ls=style, alpha=0.85)
+        axes.plot(heights[:, job], color=colormaps["viridis"](colors[job]), lw=width, ls=style, alpha=0.85)
     for position, (_, ticks) in enumerate(columns.values()):
         axes.axvline(position, color="#888888", lw=0.8)
         for height, label in ticks:

@@ -12,7 +12,7 @@ from fish_lightning.data.decoding import UnreadableImage, decode
 
 
 def thumbnail(path: str | Path, size: int = 200) -> npt.NDArray[np.uint8]:
-    """Shrink an image file; an unreadable one becomes a grey rectangle.
+    """Shrink an image file; an unreadable one becomes a gray rectangle.
 
     Returns:
         (H, W, 3) uint8, the longer side at most ``size`` pixels.

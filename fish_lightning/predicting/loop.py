@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from types import FrameType
@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from fish_lightning.distributed.ranks import starts_processes
 from fish_lightning.errors import UserError
 from fish_lightning.predicting.parts import Parts
-from fish_lightning.report.predictions import ROWS, PredictionRow, prediction_rows, prediction_table
+from fish_lightning.predicting.rows import ROWS, PredictionRow, prediction_rows
 from fish_lightning.resume.signals import Stopped
 
 #: Seconds between lines that say how far it is, where there is no progress bar.
@@ -59,14 +59,22 @@ class PartWriter(Callback):
         class_names: in label order.
         calibration: content of the run's ``calibration.json``; empty: nothing is calibrated.
         resume: the command that resumes the run.
+        table: returns the first rows as a table for the terminal.
 
     Attributes:
         shown: whether the first ``ROWS`` rows have been printed.
     """
 
-    def __init__(self, parts: Parts, class_names: Sequence[str], calibration: Mapping[str, Any], resume: str) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        class_names: Sequence[str],
+        calibration: Mapping[str, Any],
+        resume: str,
+        table: Callable[[Sequence[PredictionRow]], str],
+    ) -> None:
         self.parts, self.class_names, self.calibration = parts, class_names, calibration
-        self.resume = resume
+        self.resume, self.table = resume, table
         self.shown = False
         self._first: list[PredictionRow] = []
         self._part: int | None = None  # the unfinished one
@@ -137,7 +145,7 @@ class PartWriter(Callback):
         if not self.shown:
             self._first += rows
             if len(self._first) >= ROWS:
-                (print if bar is None else bar.print)(prediction_table(self._first[:ROWS]))
+                (print if bar is None else bar.print)(self.table(self._first[:ROWS]))
                 self.shown = True
         if bar is None and self._latest - self._said > PAUSE:
             self._said, total, rate = self._latest, images_of(trainer), self._rate()

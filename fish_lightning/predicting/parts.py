@@ -24,8 +24,8 @@ from fish_lightning.errors import UserError, first_line
 from fish_lightning.files import locked, shown
 from fish_lightning.models.trained import TrainedModel
 from fish_lightning.names import ENCODE_ERRORS
+from fish_lightning.predicting.rows import COLUMNS, PredictionRow, cells_of, row_of
 from fish_lightning.predicting.store import Folder
-from fish_lightning.report.predictions import COLUMNS, PredictionRow, cells_of, row_of
 from fish_lightning.run_log import say
 
 MANIFEST = "manifest.json"

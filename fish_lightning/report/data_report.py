@@ -19,7 +19,7 @@ from fish_lightning.plotting.thumbnails import data_uri, thumbnail
 from fish_lightning.report.pages import page_template
 
 THUMBNAIL = 96  # pixels, longer side; some 3 KB each
-LISTED = 20  # maximum number of file names per finding, and of classes in the terminal
+MAX_NAMES = 20  # maximum number of file names per finding, and of classes in the terminal
 SHOWN = 20  # maximum number of label errors with pictures
 
 IN_TABLE = 100  # maximum number of classes in the table of the page
@@ -65,7 +65,7 @@ def findings(found: Inspection) -> list[tuple[int, str]]:
 def data_table(found: Inspection) -> str:
     """Return counts per class, sizes and findings as text."""
     rows = _per_class(found)
-    table = _fewest_images(rows, LISTED)
+    table = _fewest_images(rows, MAX_NAMES)
     names = [shortened(printable(name)) for name, *_ in table]
     width = max(5, *map(len, names))
     lines = [f"{'class':<{width}}  images  photographs  unreadable"]
@@ -148,7 +148,7 @@ def _lists(found: Inspection) -> list[dict[str, Any]]:
     """Return the findings that are shown as lists of files."""
     catalog, paths = found.catalog, found.catalog.paths
     unreadable = [f"{paths[i]}: {found.facts[i].error}" for i in found.unreadable]
-    misplaced = [f"{paths[i]} (labelled {catalog.classes[catalog.labels[i]]})" for i in found.misplaced]
+    misplaced = [f"{paths[i]} (labeled {catalog.classes[catalog.labels[i]]})" for i in found.misplaced]
     suffixes = [f"{paths[i]}: {found.facts[i].format}" for i in found.wrong_suffixes]
     identical = [" = ".join(paths[indices].tolist()) for indices in found.same_bytes]
     lists: list[tuple[str, Sequence[str], str]] = [
@@ -161,7 +161,7 @@ def _lists(found: Inspection) -> list[dict[str, Any]]:
         ("Identical files", identical, "Each line lists files with the same bytes."),
     ]
     return [
-        {"heading": heading, "note": note, "total": len(names), "shown": names[:LISTED]}
+        {"heading": heading, "note": note, "total": len(names), "shown": names[:MAX_NAMES]}
         for heading, names, note in lists
         if len(names)
     ]

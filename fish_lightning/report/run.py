@@ -20,7 +20,7 @@ from fish_lightning.data.splits import leak_warning
 from fish_lightning.data.trained_sources import OtherSource
 from fish_lightning.data.unknown_images import UnknownImages
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.analysis import Analysis, analyse, calibration_of, guaranteed, unknowns_block
+from fish_lightning.evaluation.analysis import Analysis, analyze, calibration_of, guaranteed, unknowns_block
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
@@ -214,7 +214,7 @@ def explain(
     if candidates is None:
         candidates = selective.get("candidates", 1) if run is None else run["compared_checkpoints"]
     settings: dict[str, Any] = {"subset": subset, "leaked": leaked, "unknown": unknown, "candidates": candidates}
-    analysis = analyse(outputs, training, target, stored=stored, **settings)
+    analysis = analyze(outputs, training, target, stored=stored, **settings)
     fitted_to = {"weights": weights_digest(model), "tta": model.tta}
     _write_calibration(folder, analysis, stored, fitted_to)
     audit: dict[str, Any] | str = ""
@@ -294,7 +294,7 @@ def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Sum
         stored = stored | {"unknown": stored["unknown"] | {"features": inputs.features}}
     if target_error is not None and stored is not None and not (outputs.splits == "val").any():
         stored = for_target(stored, summary["checkpoint"], target_error)
-    analysis = analyse(
+    analysis = analyze(
         outputs,
         inputs.training,
         target_error or texts["target_error"],

@@ -25,7 +25,7 @@ Thumbnail: TypeAlias = Callable[[str], npt.NDArray[np.uint8]]
 Row: TypeAlias = Mapping[str, float | None]
 Context: TypeAlias = dict[str, Any]
 
-LARGE, MEDIUM, SMALL = 192, 96, 80  # pixels, longer side: of an error, in the gallery, of a neighbour
+LARGE, MEDIUM, SMALL = 192, 96, 80  # pixels, longer side: of an error, in the gallery, of a neighbor
 MATRIX = 30  # classes in the confusion matrix at most
 CLASSES = 100  # rows in the table of classes at most
 PHOTOGRAPHS, SUSPECTS = 12, 40  # with pictures, at most
@@ -77,7 +77,7 @@ def write_report(
         best_epoch: the epoch of the checkpoint that was tested; marked in the curves.
         split: how test images were chosen: ``photograph``.
         audit: see :func:`~fish_lightning.report.explanations.audit_report`, or why there is none; None: no section.
-        training_photographs: number of all, of which the neighbours may come from a sample; None if unknown.
+        training_photographs: number of all, of which the neighbors may come from a sample; None if unknown.
         config: of the run, as YAML.
         environment: names and values of what else is to be known: versions, device, seconds.
         pictures: in the gallery at most; the page says how many there are.
@@ -87,12 +87,12 @@ def write_report(
     suspects, paths = analysis.suspects[:SUSPECTS], analysis.images.paths
     source = _thumbnails(
         thumbnail,
-        training_thumbnail if analysis.neighbours_from == "train" and training_thumbnail else thumbnail,
+        training_thumbnail if analysis.neighbors_from == "train" and training_thumbnail else thumbnail,
         [(str(paths[i]), MEDIUM, False) for i in gallery]
         + [(error.path, LARGE, False) for error in errors]
         + [(str(paths[photograph.image]), SMALL, False) for photograph in photographs]
         + [(suspect.paths[0], MEDIUM, False) for suspect in suspects]
-        + [(near.path, SMALL, True) for error in errors for near in error.neighbours],
+        + [(near.path, SMALL, True) for error in errors for near in error.neighbors],
     )
     template = page_template(
         "report.html.j2",
@@ -269,9 +269,9 @@ def _overlay(heat: Mapping[str, Floats] | None, error: Error) -> str:
     if heat is None or error.path not in heat:
         return ""
     warm = np.clip(heat[error.path].astype(np.float64), 0, 1)
-    colours = np.zeros((*warm.shape, 4))
-    colours[..., 0], colours[..., 1], colours[..., 3] = 255, 220 * (1 - warm), 190 * warm
-    return data_uri(Image.fromarray(colours.round().astype(np.uint8)), "png")
+    colors = np.zeros((*warm.shape, 4))
+    colors[..., 0], colors[..., 1], colors[..., 3] = 255, 220 * (1 - warm), 190 * warm
+    return data_uri(Image.fromarray(colors.round().astype(np.uint8)), "png")
 
 
 def _curves(history: Sequence[Row], best_epoch: int | None) -> list[Chart]:

@@ -70,7 +70,7 @@ class Batcher(Generic[Answer]):
                     ends = True
                 else:
                     batch.append(following)
-            # Cancelled: its request was refused meanwhile.
+            # Canceled: its request was refused meanwhile.
             groups: dict[Hashable, list[_Waiting[Answer]]] = {}
             for item in batch:
                 if item.answer.set_running_or_notify_cancel():

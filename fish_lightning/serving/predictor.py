@@ -23,12 +23,12 @@ from fish_lightning.evaluation.heatmaps import find_stage, heat_maps, upsampled
 from fish_lightning.evaluation.stored_calibration import apply_calibration
 from fish_lightning.models.trained import TrainedModel
 from fish_lightning.plotting.thumbnails import data_uri
+from fish_lightning.predicting.rows import MAX_PROBABILITIES
 from fish_lightning.serving.batching import Batcher
 from fish_lightning.serving.limits import Budget, Limits, Refusal
 from fish_lightning.serving.uploads import Upload, called
 
-LISTED = 100  # classes whose probabilities an answer has, as in predictions.json
-#: Grey of more than 8 bits is scaled in 64-bit floating point: its pixels take this many times the memory.
+#: Gray of more than 8 bits is scaled in 64-bit floating point: its pixels take this many times the memory.
 WIDE = 3
 HEAT = (255, 72, 0)  # red, green, blue where an answer comes from
 
@@ -53,7 +53,7 @@ class Answer:
 
     def as_json(self, file: str, classes: Sequence[str]) -> dict[str, Any]:
         """Return the answer for ``file``, with the names that ``predictions.json`` gives the same things."""
-        order = np.argsort(-self.probabilities, kind="stable")[:LISTED].tolist()
+        order = np.argsort(-self.probabilities, kind="stable")[:MAX_PROBABILITIES].tolist()
         named, calibrated = (
             None if values is None else {classes[c]: float(values[c]) for c in order}
             for values in (self.probabilities, self.calibrated)
@@ -195,9 +195,9 @@ class Predictor:
         """Return the images (N, 3, h, w) as the model sees them with their Grad-CAM heat maps, as data URIs."""
         normalized = self._module.normalize(images)
         heat = upsampled(heat_maps(self._module.network, normalized, classes), *images.shape[2:])[..., None]
-        grey = images.cpu().permute(0, 2, 3, 1).float().mean(3, keepdim=True).numpy()
+        gray = images.cpu().permute(0, 2, 3, 1).float().mean(3, keepdim=True).numpy()
         opacity = 0.75 * heat
-        mixed = (1 - opacity) * (0.5 * grey + 64) + opacity * np.array(HEAT)  # pale, so that the heat stands out
+        mixed = (1 - opacity) * (0.5 * gray + 64) + opacity * np.array(HEAT)  # pale, so that the heat stands out
         return [data_uri(Image.fromarray(picture), "png") for picture in mixed.clip(0, 255).astype(np.uint8)]
 
     def _finds_feature_maps(self) -> bool:

@@ -14,7 +14,7 @@ from fish_lightning.names import path_cell, printable, shortened, text_cell
 
 FILE = "label_suspects.csv"
 COLUMNS = ("path", "label", "suggested", "given_probability", "suggested_probability", "photograph")
-LISTED = 5  # photographs on the screen
+SHOWN = 5  # photographs on the screen
 
 
 def write_label_suspects(folder: Path, jobs: Sequence[Path]) -> str:
@@ -48,10 +48,10 @@ def write_label_suspects(folder: Path, jobs: Sequence[Path]) -> str:
         return f"label suspects  none among {searched:,} {unit}"
     images = f" ({sum(len(suspect.paths) for suspect in suspects):,} images)" if known else ""
     lines = [f"label suspects  {len(suspects):,} of {searched:,} {unit}{images}: {FILE}, the most certain first"]
-    for suspect in suspects[:LISTED]:
+    for suspect in suspects[:SHOWN]:
         given, suggested = (shortened(printable(classes[label])) for label in (suspect.given, suspect.suggested))
         lines.append(
-            f"  {printable(suspect.paths[0])}: labelled {given} "
+            f"  {printable(suspect.paths[0])}: labeled {given} "
             f"({suspect.given_probability:.0%}), perhaps {suggested} ({suspect.suggested_probability:.0%})"
         )
     return "\n".join(lines)

@@ -107,13 +107,15 @@ class RunWandbLogger(WandbLogger):
     def __init__(self, save_dir: str | Path, project: str = "fish_lightning", group: str | None = None) -> None:
         folder = Path(save_dir)
         self.sent = Sent(folder / "wandb.jsonl")
+        self.run: wandb.Run | None = None
+        # "create_new": each job of a sweep in one process has its own run; by default W&B would reuse the first.
+        options: dict[str, Any] = {"group": group or _sweep(folder), "reinit": "create_new"}
         try:
-            super().__init__(name=_name(folder), save_dir=folder, version=self.sent.id, project=project)
+            super().__init__(_name(folder), folder, self.sent.id, project=project, **options)
         except ModuleNotFoundError:
             raise UserError(
                 "logger=wandb requires: pip install wandb  (in a checkout: pip install '.[wandb]')"
             ) from None
-        self._group = group or _sweep(folder)
 
     @property
     @rank_zero_experiment
@@ -125,30 +127,18 @@ class RunWandbLogger(WandbLogger):
         """
         import wandb
 
-        if self._experiment is None:
+        if self.run is None:
             self.sent.begin()
             try:
-                # "create_new": each job of a sweep in one process has its own run; Lightning would reuse the first.
-                run = wandb.init(
-                    id=self.sent.id,
-                    name=self._name,
-                    group=self._group,
-                    project=self._project,
-                    dir=self.save_dir,
-                    resume="allow",
-                    reinit="create_new",
-                )
+                self.run = super().experiment
             except wandb.errors.Error as error:
                 raise UserError(
                     f"logger=wandb: {one_line(error)}\nlog in with wandb login, or log to files: WANDB_MODE=offline"
                 ) from None
-            self._experiment = run
-            run.define_metric(STEP)
-            run.define_metric("*", step_metric=STEP)
             for number, row in enumerate(self.sent.rows):
-                if number >= run.starting_step:
-                    run.log({STEP if key == "step" else key: value for key, value in row.items()}, number, True)
-        return self._experiment  # type: ignore[return-value]
+                if number >= self.run.starting_step:
+                    self.run.log({STEP if key == "step" else key: value for key, value in row.items()}, number, True)
+        return self.run
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -160,7 +150,7 @@ class RunWandbLogger(WandbLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """End a run that failed; a complete one ends with :meth:`finish`."""
-        if status == "failed" and self._experiment is not None:
+        if status == "failed" and self.run is not None:
             self.experiment.finish(exit_code=1)
 
     @rank_zero_only

@@ -112,7 +112,7 @@ def suggestion(curve: Floats) -> tuple[int | None, int]:
 
 
 def smoothed(values: Floats, width: float) -> Floats:
-    """Return the means of values (N,) by their neighbours, weighted by a Gaussian of that standard deviation.
+    """Return the means of values (N,) by their neighbors, weighted by a Gaussian of that standard deviation.
 
     Unlike an exponential moving average it does not lag, which would shift what it shows towards higher rates.
     """

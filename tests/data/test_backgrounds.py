@@ -7,14 +7,14 @@ from PIL import Image
 from fish_lightning.data.backgrounds import without_object
 from fish_lightning.errors import UserError
 
-COLOURS = [(200, 60, 60), (60, 180, 70), (60, 70, 200)]
+COLORS = [(200, 60, 60), (60, 180, 70), (60, 70, 200)]
 
 
 def make_masked(root, per_class=12, masks=True):
-    """Three classes whose background is the class's colour; the object is a white square at a place of its own."""
-    for label, colour in enumerate(COLOURS):
+    """Three classes whose background is the class's color; the object is a white square at a place of its own."""
+    for label, color in enumerate(COLORS):
         for number in range(per_class):
-            pixels = np.full((32, 32, 3), colour, np.uint8)
+            pixels = np.full((32, 32, 3), color, np.uint8)
             mask = np.zeros((32, 32), np.uint8)
             place = slice(4 + number, 12 + number)
             pixels[place, place], mask[place, place] = 255, 255
@@ -55,10 +55,10 @@ def test_the_object_stays_and_its_background_is_that_of_any_class(images_of):
     seen, labels, original = images_of(1.0)
     is_object = (original == 255).all(3)
     assert (seen[is_object] == 255).all() and (seen[~is_object].max(1) < 255).all()
-    corners = [COLOURS.index(tuple(image[0, 0].tolist())) for image in seen]
+    corners = [COLORS.index(tuple(image[0, 0].tolist())) for image in seen]
     for label in range(3):
-        assert len(set(np.array(corners)[labels == label])) > 1  # the colour does not tell the class
-    assert (seen[~is_object][:, None] == np.array(COLOURS)).all(2).any(1).all()  # the other object is gone
+        assert len(set(np.array(corners)[labels == label])) > 1  # the color does not tell the class
+    assert (seen[~is_object][:, None] == np.array(COLORS)).all(2).any(1).all()  # the other object is gone
 
 
 def test_a_share_of_the_images_is_changed_and_each_epoch_differs(images_of):
@@ -100,7 +100,7 @@ def test_where_no_masks_are_known_it_is_refused(tmp_path, make_data):
         make_data(root, backgrounds=0.5, cache="off")
 
 
-def test_the_box_of_an_object_gets_the_mean_colour_around_it():
+def test_the_box_of_an_object_gets_the_mean_color_around_it():
     pixels, mask = np.full((4, 6, 3), 10, np.uint8), np.zeros((4, 6), np.uint8)
     pixels[:, 3:] = 40  # the right half is brighter
     mask[1, 1], mask[2, 2] = 1, 1  # a diagonal, whose box has four pixels

@@ -83,7 +83,7 @@ def test_photographs_larger_than_a_target_stay_whole_and_each_split_has_one(trai
         (["data.catalog=photos/absent.csv"], "data.catalog: no file photos/absent.csv ("),
         (["data.catalog=gone.csv"], "lists 3 images, 2 of them missing, the first is photos/class a/77.png"),
         (["data.catalog=twice.csv"], "lists 1 images more than once, the first is photos/class a/001.png"),
-        (["data.catalog=unlabelled.csv"], "has 1 rows without a path or a label, the first is row 2"),
+        (["data.catalog=unlabeled.csv"], "has 1 rows without a path or a label, the first is row 2"),
         (["data.catalog=unknown.csv"], "contains the split 'holdout'; allowed: train, val, test"),
         (["data.catalog=columns.csv"], "columns.csv has no rows with the columns 'path' and 'label'."),
     ],
@@ -93,7 +93,7 @@ def test_invalid_pattern_or_table_is_a_short_error(train_data, tmp_path, overrid
     tables = {
         "gone": f"path,label\n{first},a\nphotos/class a/77.png,a\nphotos/x.png,b",
         "twice": f"path,label\n{first},a\n{first},b",
-        "unlabelled": f"path,label\n{first},",
+        "unlabeled": f"path,label\n{first},",
         "unknown": f"path,label,split\n{first},a,holdout",
         "columns": f"file,class\n{first},a",
     }

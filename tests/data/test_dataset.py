@@ -41,7 +41,7 @@ def gradient(height=40, width=60):
     return np.stack([255 * x / (width - 1), 255 * y / (height - 1), np.full_like(x, 90)], axis=2).astype(np.uint8)
 
 
-def grey(pixels):
+def gray(pixels):
     return np.asarray(Image.fromarray(pixels).convert("L"))
 
 
@@ -53,9 +53,9 @@ def test_rgb_pixels_are_decoded_as_saved(tmp_path):
     assert pixels.flags.writeable  # else torch warns about tensors that share read-only memory
 
 
-def test_grey_is_repeated_in_three_channels(tmp_path):
-    Image.fromarray(grey(gradient())).save(tmp_path / "a.png")
-    assert np.array_equal(decode(tmp_path / "a.png"), np.repeat(grey(gradient())[..., None], 3, axis=2))
+def test_gray_is_repeated_in_three_channels(tmp_path):
+    Image.fromarray(gray(gradient())).save(tmp_path / "a.png")
+    assert np.array_equal(decode(tmp_path / "a.png"), np.repeat(gray(gradient())[..., None], 3, axis=2))
 
 
 def test_palette_is_applied(tmp_path):
@@ -66,7 +66,7 @@ def test_palette_is_applied(tmp_path):
     assert np.abs(decode(tmp_path / "a.png").astype(int) - gradient()).mean() < 10
 
 
-def test_alpha_channel_is_dropped_and_colours_are_kept(tmp_path):
+def test_alpha_channel_is_dropped_and_colors_are_kept(tmp_path):
     rgba = np.dstack([gradient(), np.full((40, 60), 7, np.uint8)])
     Image.fromarray(rgba).save(tmp_path / "a.png")
     assert np.array_equal(decode(tmp_path / "a.png"), gradient())
@@ -80,7 +80,7 @@ def test_cmyk_is_converted_and_not_inverted(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, suffix):
+def test_16_bit_gray_is_scaled_and_not_clipped(tmp_path, suffix):
     wide = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
     Image.fromarray(wide).save(tmp_path / f"a.{suffix}")
     pixels = decode(tmp_path / f"a.{suffix}")

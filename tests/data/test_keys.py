@@ -1,4 +1,4 @@
-"""Keyed random numbers: the values that earlier runs were trained with, uncorrelated between neighbouring keys."""
+"""Keyed random numbers: the values that earlier runs were trained with, uncorrelated between neighboring keys."""
 
 from itertools import pairwise
 
@@ -42,13 +42,13 @@ def test_vectorized_numbers_are_the_scalar_ones():
         assert numbers[:, column].tolist() == expected
 
 
-@pytest.mark.parametrize("neighbours", [lambda n: (n, 0, 0), lambda n: (42, n, 0), lambda n: (42, 0, n)])
-def test_neighbouring_keys_are_uncorrelated(neighbours):
-    seeds = [keyed_seed(*neighbours(n)) for n in range(4000)]
+@pytest.mark.parametrize("neighbors", [lambda n: (n, 0, 0), lambda n: (42, n, 0), lambda n: (42, 0, n)])
+def test_neighboring_keys_are_uncorrelated(neighbors):
+    seeds = [keyed_seed(*neighbors(n)) for n in range(4000)]
     assert len(set(seeds)) == 4000
     changed = [(a ^ b).bit_count() for a, b in pairwise(seeds)]
     assert np.mean(changed) == pytest.approx(32, abs=0.25)  # four standard errors of half the bits
-    keys = np.array([neighbours(n)[1:] for n in range(4000)])
+    keys = np.array([neighbors(n)[1:] for n in range(4000)])
     if keys.any():
         numbers = keyed_uniform(42, keys[:, 0], keys[:, 1], 2)
         assert numbers.mean() == pytest.approx(0.5, abs=0.015)

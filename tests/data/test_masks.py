@@ -103,4 +103,4 @@ def test_the_sample_data_has_a_mask_of_each_fish(tmp_path):
         image = cv2.resize(decode(catalog.root / catalog.paths[index]), (118, 89)).astype(float)
         rim = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9))).astype(bool) & ~mask
         assert 0.01 < mask.mean() < 0.5
-        assert np.abs(image[mask].mean(0) - image[rim].mean(0)).max() > 15  # the fish is not of the board's colour
+        assert np.abs(image[mask].mean(0) - image[rim].mean(0)).max() > 15  # the fish is not of the board's color

@@ -11,7 +11,7 @@ from synthetic import halves, make_outputs, make_single
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_f1_score
 
 from fish_lightning.errors import UserError
-from fish_lightning.evaluation.analysis import ERRORS, LISTED, analyse, calibration_of
+from fish_lightning.evaluation.analysis import ERRORS, MAX_FINDINGS, analyze, calibration_of
 from fish_lightning.evaluation.stored_calibration import apply_calibration, read_calibration, write_calibration
 from fish_lightning.evaluation.unknowns import feature_scores
 from fish_lightning.report.run_report import write_report
@@ -24,7 +24,7 @@ def outputs():
 
 @pytest.fixture(scope="module")
 def analysis(outputs):
-    return analyse(*halves(outputs))
+    return analyze(*halves(outputs))
 
 
 def plain(analysis):
@@ -48,7 +48,7 @@ def test_figures_are_those_of_the_test_images(outputs, analysis):
 
 def test_temperature_and_thresholds_come_from_validation_images_only(outputs, analysis):
     shuffled = np.where(outputs.splits == "test", np.roll(outputs.labels, 3), outputs.labels)
-    other = analyse(*halves(replace(outputs, labels=shuffled)))
+    other = analyze(*halves(replace(outputs, labels=shuffled)))
     assert other.accuracy < 0.5 < analysis.accuracy
     assert plain(other) == plain(analysis)
     assert other.guarantee == analysis.guarantee
@@ -60,7 +60,7 @@ def test_stored_calibration_stands_in_for_validation_images(outputs, analysis):
     stored = calibration_of(analysis)
     assert stored["classes"] == ["class a", "class b", "class c", "class d"]
     assert stored["selective"]["target_error"] == 0.05
-    alone = analyse(outputs.subset("test"), stored=stored)
+    alone = analyze(outputs.subset("test"), stored=stored)
     assert plain(alone) == plain(analysis)
     assert not alone.fitted_here
     assert alone.validation == (0, 0)
@@ -71,11 +71,11 @@ def test_stored_calibration_stands_in_for_validation_images(outputs, analysis):
 
 
 def test_an_easy_test_gets_a_threshold(analysis):
-    easy = analyse(*halves(make_outputs(noise=0.5)))
+    easy = analyze(*halves(make_outputs(noise=0.5)))
     assert easy.guarantee.threshold is not None
     assert easy.selective["threshold"] == easy.guarantee.threshold
     assert easy.selective["coverage"] > 0.9
-    hard = analyse(*halves(make_outputs(noise=3.0)))
+    hard = analyze(*halves(make_outputs(noise=3.0)))
     assert hard.guarantee.threshold is hard.selective["coverage"] is hard.selective["error"] is None
     assert hard.guarantee.sentence.startswith("no threshold can guarantee")
     assert 0.8 < 1 - easy.unknowns.rejected <= 1
@@ -83,17 +83,17 @@ def test_an_easy_test_gets_a_threshold(analysis):
 
 def test_images_with_a_copy_in_training_are_leaked(outputs):
     both, training = halves(outputs)
-    assert analyse(both, training).leaked == 0
-    assert analyse(both).leaked is None
+    assert analyze(both, training).leaked == 0
+    assert analyze(both).leaked is None
     first = np.isin(both.photographs, np.unique(both.photographs[both.splits == "test"])[:10])
-    leaky = analyse(both, replace(training, photographs=np.resize(both.photographs[first], len(training))))
+    leaky = analyze(both, replace(training, photographs=np.resize(both.photographs[first], len(training))))
     assert leaky.leaked == 50
     rest = both.subset("test").correct[~first[both.splits == "test"]]
     assert leaky.without_leaked["accuracy"] == rest.mean()
     assert leaky.without_leaked["n"] == 450
-    told = analyse(both, leaked=first)
+    told = analyze(both, leaked=first)
     assert (told.leaked, told.without_leaked) == (50, leaky.without_leaked)
-    assert analyse(both, leaked=np.ones(len(both), dtype=bool)).without_leaked is None
+    assert analyze(both, leaked=np.ones(len(both), dtype=bool)).without_leaked is None
 
 
 def test_errors_are_sorted_by_confidence_one_for_each_photograph(outputs, analysis):
@@ -110,28 +110,28 @@ def test_errors_are_sorted_by_confidence_one_for_each_photograph(outputs, analys
 
 def test_an_error_has_its_nearest_training_photographs(outputs, analysis):
     both, training = halves(outputs)
-    assert analysis.neighbours_from == "train"
+    assert analysis.neighbors_from == "train"
     error = analysis.errors[0]
     feature = both.subset("test").features[error.image].astype(float)
     cosine = training.features.astype(float) @ feature
     cosine /= np.linalg.norm(training.features.astype(float), axis=1) * np.linalg.norm(feature)
     nearest = int(cosine.argmax())
-    assert (error.neighbours[0].path, error.neighbours[0].label) == (training.paths[nearest], training.labels[nearest])
-    assert error.neighbours[0].similarity == pytest.approx(cosine.max(), abs=1e-3)
+    assert (error.neighbors[0].path, error.neighbors[0].label) == (training.paths[nearest], training.labels[nearest])
+    assert error.neighbors[0].similarity == pytest.approx(cosine.max(), abs=1e-3)
     owners = dict(zip(training.paths, training.photographs, strict=True))
-    assert all(len({owners[near.path] for near in error.neighbours}) == 3 for error in analysis.errors)
+    assert all(len({owners[near.path] for near in error.neighbors}) == 3 for error in analysis.errors)
 
 
-def test_without_training_features_neighbours_are_validation_images(outputs):
+def test_without_training_features_neighbors_are_validation_images(outputs):
     both, training = halves(outputs)
-    analysis = analyse(both)
-    assert analysis.neighbours_from == "val"
+    analysis = analyze(both)
+    assert analysis.neighbors_from == "val"
     validated = set(both.subset("val").paths)
-    assert all(near.path in validated for error in analysis.errors for near in error.neighbours)
-    assert analyse(both.subset("test")).neighbours_from is None
+    assert all(near.path in validated for error in analysis.errors for near in error.neighbors)
+    assert analyze(both.subset("test")).neighbors_from is None
     overflowed = replace(training, features=np.full_like(training.features, np.inf))
-    assert analyse(both, overflowed).neighbours_from == "val"
-    assert analyse(replace(both, features=both.features[:, :0])).neighbours_from is None
+    assert analyze(both, overflowed).neighbors_from == "val"
+    assert analyze(replace(both, features=both.features[:, :0])).neighbors_from is None
 
 
 def test_planted_label_errors_are_suspects(outputs):
@@ -139,12 +139,12 @@ def test_planted_label_errors_are_suspects(outputs):
     planted = np.unique(both.photographs)[::20]
     wrong = np.where(np.isin(both.photographs, planted), (both.labels + 1) % 4, both.labels)
     owner = dict(zip(both.paths, both.photographs, strict=True))
-    analysis = analyse(replace(both, labels=wrong))
+    analysis = analyze(replace(both, labels=wrong))
     assert {owner[suspect.paths[0]] for suspect in analysis.suspects} == set(planted)
     assert all(len(suspect.paths) == 5 for suspect in analysis.suspects)
     assert (analysis.suspect_photographs, analysis.suspects_among) == (10, 1000)
     leaked = np.isin(both.photographs, planted[:4])
-    fewer = analyse(replace(both, labels=wrong), leaked=leaked)
+    fewer = analyze(replace(both, labels=wrong), leaked=leaked)
     assert {owner[suspect.paths[0]] for suspect in fewer.suspects} <= set(planted[4:])
     assert fewer.suspects_among == 980
 
@@ -152,7 +152,7 @@ def test_planted_label_errors_are_suspects(outputs):
 @pytest.mark.parametrize("sure", [0.1, 5.0], ids=["weak", "overconfident"])
 def test_a_model_that_always_says_the_same_has_no_suspects(outputs, sure):
     logits = np.tile(np.array([sure, 0, 0, 0], np.float32), (len(outputs), 1))
-    analysis = analyse(*halves(replace(outputs, logits=logits)))
+    analysis = analyze(*halves(replace(outputs, logits=logits)))
     assert analysis.suspects == []
     assert analysis.suspect_photographs == (0 if sure == 0.1 else 135)
 
@@ -160,20 +160,20 @@ def test_a_model_that_always_says_the_same_has_no_suspects(outputs, sure):
 def test_unknown_images_are_told_by_each_score(outputs):
     both, training = halves(outputs)
     foreign = replace(training, features=-training.features, logits=np.zeros_like(training.logits))
-    unknowns = analyse(both, training, unknown=foreign).unknowns
+    unknowns = analyze(both, training, unknown=foreign).unknowns
     assert set(unknowns.detections) == {"max_softmax", "max_logit", "energy", "feature_norm", "knn"}
     assert unknowns.best in ("max_softmax", "energy", "max_logit", "knn")
     assert unknowns.detections["max_softmax"].auroc > 0.99
     assert unknowns.n == 300
-    assert set(analyse(both, unknown=foreign).unknowns.detections) == set(unknowns.detections) - {"knn"}
-    without = analyse(both.subset("test"), unknown=foreign).unknowns
+    assert set(analyze(both, unknown=foreign).unknowns.detections) == set(unknowns.detections) - {"knn"}
+    without = analyze(both.subset("test"), unknown=foreign).unknowns
     assert without.threshold is without.rejected is without.unknown_rejected is None
     assert without.detections["energy"] == unknowns.detections["energy"]
 
 
 def test_unknown_images_are_detected_by_their_nearest_training_photographs(outputs):
     both, training = halves(outputs)
-    stored = calibration_of(analyse(both, training))["unknown"]
+    stored = calibration_of(analyze(both, training))["unknown"]
     assert (stored["score"], len(stored["features"])) == ("knn", 60)  # of 300 images, one of each photograph
     expected = feature_scores(both.features, stored["features"])["knn"]
     assert (expected[both.splits == "val"] >= stored["threshold"]).mean() == pytest.approx(0.95, abs=0.02)
@@ -182,12 +182,12 @@ def test_unknown_images_are_detected_by_their_nearest_training_photographs(outpu
     overflowed = np.full_like(both.features[:1], np.inf)
     assert apply_calibration({"unknown": stored}, both.logits[:1], overflowed).unknown is not None
     for without in (None, replace(training, features=np.full_like(training.features, np.inf))):
-        assert calibration_of(analyse(both, without))["unknown"].keys() == {"score", "threshold"}
-        assert calibration_of(analyse(both, without))["unknown"]["score"] == "max_softmax"
+        assert calibration_of(analyze(both, without))["unknown"].keys() == {"score", "threshold"}
+        assert calibration_of(analyze(both, without))["unknown"]["score"] == "max_softmax"
 
 
 def test_what_is_stored_is_read_again(outputs, tmp_path):
-    stored = calibration_of(analyse(*halves(outputs), candidates=3)) | {"weights": "w", "tta": None}
+    stored = calibration_of(analyze(*halves(outputs), candidates=3)) | {"weights": "w", "tta": None}
     write_calibration(tmp_path, stored)
     read, note = read_calibration(tmp_path, stored["classes"], "w", None)
     assert note == "" and np.array_equal(read["unknown"].pop("features"), stored["unknown"].pop("features"))
@@ -200,7 +200,7 @@ def test_what_is_stored_is_read_again(outputs, tmp_path):
 
 
 def test_without_validation_images_nothing_is_fitted(outputs):
-    analysis = analyse(outputs.subset("test"))
+    analysis = analyze(outputs.subset("test"))
     assert analysis.calibration["temperature"] is analysis.calibration["after"] is analysis.reliability_after is None
     assert analysis.guarantee is analysis.unknowns is analysis.images.calibrated is None
     assert analysis.selective["threshold"] is None
@@ -209,23 +209,23 @@ def test_without_validation_images_nothing_is_fitted(outputs):
 
 @pytest.mark.parametrize("subset", ["train", "val", "all"])
 def test_any_subset_can_be_reported(outputs, subset):
-    analysis = analyse(outputs, subset=subset)
+    analysis = analyze(outputs, subset=subset)
     assert len(analysis.images) == {"train": 300, "val": 400, "all": 1200}[subset]
-    assert analysis.neighbours_from is None  # validation images would be their own neighbours
+    assert analysis.neighbors_from is None  # validation images would be their own neighbors
     with pytest.raises(UserError, match="subset=test: there are no images"):
-        analyse(outputs.subset("val"))
+        analyze(outputs.subset("val"))
 
 
 def test_a_test_set_of_one_class():
     outputs = make_outputs(noise=2.0)
     one = outputs.take((outputs.splits != "test") | (outputs.labels == 2))
-    analysis = analyse(*halves(one))
+    analysis = analyze(*halves(one))
     assert [score["recall"] is None for score in analysis.per_class] == [True, True, False, True]
     assert analysis.confusion.sum(axis=1).tolist() == [0, 0, 125, 0]
 
 
 def test_a_test_set_of_one_image():
-    analysis = analyse(make_single(1))
+    analysis = analyze(make_single(1))
     assert (analysis.accuracy, len(analysis.images), analysis.photographs) == (1.0, 1, 1)
     assert analysis.accuracy_ci95_photographs[0] < 0.3
     assert len(analysis.curve.coverage) == 1
@@ -234,14 +234,14 @@ def test_a_test_set_of_one_image():
 def test_a_class_that_is_never_predicted(outputs):
     logits = outputs.logits.copy()
     logits[:, 1] = -99
-    analysis = analyse(*halves(replace(outputs, logits=logits)))
+    analysis = analyze(*halves(replace(outputs, logits=logits)))
     assert analysis.per_class[1]["precision"] is None
     assert analysis.per_class[1]["recall"] == 0
     assert analysis.confusion[:, 1].sum() == 0
 
 
 def test_unknown_photographs_count_as_images_and_are_not_claimed():
-    analysis = analyse(*halves(make_outputs(known=False, noise=0.5)))
+    analysis = analyze(*halves(make_outputs(known=False, noise=0.5)))
     assert analysis.guarantee.threshold is not None
     assert analysis.guarantee.sentence.endswith("if no image is a copy of another")
     assert analysis.selective["error"] is not None and analysis.selective["error_ci95_photographs"] is None
@@ -255,18 +255,18 @@ def test_logits_that_are_nan_are_refused(outputs, split):
     logits = outputs.logits.copy()
     logits[np.flatnonzero(outputs.splits == split)[:7]] = np.nan
     with pytest.raises(UserError, match=r"7 of 900 images have NaN or infinite logits"):
-        analyse(*halves(replace(outputs, logits=logits)))
+        analyze(*halves(replace(outputs, logits=logits)))
 
 
 def test_outputs_of_another_model_are_refused(outputs):
     both, training = halves(outputs)
     with pytest.raises(ValueError, match="3 classes, not 4"):
-        analyse(both, replace(training, logits=training.logits[:, :3]))
+        analyze(both, replace(training, logits=training.logits[:, :3]))
 
 
 def test_a_thousand_classes_take_seconds():
     started = time.perf_counter()
-    analysis = analyse(*halves(make_outputs({"train": 1000, "val": 200, "test": 1000}, copies=1, classes=1000)))
+    analysis = analyze(*halves(make_outputs({"train": 1000, "val": 200, "test": 1000}, copies=1, classes=1000)))
     assert time.perf_counter() - started < 20
     assert analysis.confusion.shape == (1000, 1000)
     assert len(analysis.errors) <= ERRORS
@@ -280,7 +280,7 @@ def test_a_report_of_a_hundred_thousand_images_takes_little_more_memory_than_one
 
         def report():
             picture = np.zeros((30, 40, 3), np.uint8)
-            write_report(tmp_path / "report.html", analyse(*halves(outputs)), title="t", thumbnail=lambda _: picture)
+            write_report(tmp_path / "report.html", analyze(*halves(outputs)), title="t", thumbnail=lambda _: picture)
 
         megabytes, seconds = measured(report)
         assert seconds < 30
@@ -295,9 +295,9 @@ def test_a_report_of_a_hundred_thousand_images_takes_little_more_memory_than_one
 
 def test_what_is_kept_of_many_images_is_short():
     outputs = make_outputs({"val": 500, "test": 3000}, copies=10, classes=9, noise=1.5)
-    analysis = analyse(outputs)
+    analysis = analyze(outputs)
     assert analysis.error_photographs > ERRORS == len(analysis.errors)
-    assert len(analysis.worst_photographs) == LISTED
+    assert len(analysis.worst_photographs) == MAX_FINDINGS
     assert len(analysis.curve.coverage) <= 200
     assert analysis.curve.coverage[-1] == 1
     assert analysis.curve.risk[-1] == pytest.approx(1 - analysis.accuracy)

@@ -239,7 +239,7 @@ def test_backgrounds_come_from_any_image_of_any_other_class():
 
 @pytest.fixture
 def small():
-    """One image of 4x5: a grey object with a gap between its parts, on a background of 10s with one 40."""
+    """One image of 4x5: a gray object with a gap between its parts, on a background of 10s with one 40."""
     image, mask = np.full((1, 3, 4, 5), 10, np.uint8), np.zeros((1, 4, 5), bool)
     mask[0, 1, 1] = mask[0, 2, 3] = True
     image[:, :, mask[0]] = 200
@@ -247,7 +247,7 @@ def small():
     return image, mask
 
 
-def test_the_background_is_replaced_by_its_mean_colour(small):
+def test_the_background_is_replaced_by_its_mean_color(small):
     image, mask = small
     assert (mean_background(image, mask)[0, :, ~mask[0]] == [12, 10, 10]).all()
     assert (mean_background(image, mask)[0, :, mask[0]] == 200).all()

@@ -72,7 +72,7 @@ CLASSES = torch.tensor([0, 2, 1])
 
 
 @pytest.fixture
-def colours():
+def colors():
     """A network whose class 0 is red and class 1 is blue, and an image of a red patch and a blue one."""
     first, second, head = nn.Conv2d(3, 2, 1, bias=False), nn.Conv2d(2, 2, 2, stride=2, bias=False), nn.Linear(2, 2)
     with torch.no_grad():
@@ -87,8 +87,8 @@ def colours():
     return network, image
 
 
-def test_the_heat_lies_where_the_class_is(colours):
-    network, image = colours
+def test_the_heat_lies_where_the_class_is(colors):
+    network, image = colors
     heat = heat_maps(network, image.expand(2, -1, -1, -1), torch.tensor([0, 1]))
     assert heat.shape == (2, 16, 16) and heat.dtype == np.float32
     red, blue = np.zeros((16, 16)), np.zeros((16, 16))
@@ -96,8 +96,8 @@ def test_the_heat_lies_where_the_class_is(colours):
     assert np.array_equal(heat, [red, blue])
 
 
-def test_a_class_that_nothing_speaks_for_has_no_heat(colours):
-    network, image = colours
+def test_a_class_that_nothing_speaks_for_has_no_heat(colors):
+    network, image = colors
     assert np.array_equal(heat_maps(network, image.flip(1) * 0, torch.tensor([0])), np.zeros((1, 16, 16)))
 
 
@@ -208,8 +208,8 @@ def test_the_memory_layout_changes_rounding_only(images):
     assert heat_maps(network, images, CLASSES) == pytest.approx(heat, abs=1e-3)
 
 
-def test_a_compiled_network_is_explained(colours):
-    network, image = colours
+def test_a_compiled_network_is_explained(colors):
+    network, image = colors
     heat = heat_maps(network, image, CLASSES[:1])
     network.compile(backend="eager")
     with torch.no_grad():

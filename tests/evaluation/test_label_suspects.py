@@ -19,19 +19,19 @@ def discriminant(training, labels, queries):
 
 
 def planted(seed):
-    """Out-of-sample probabilities (folds by photograph) with 5 % of photographs mislabelled, all copies alike.
+    """Out-of-sample probabilities (folds by photograph) with 5 % of photographs mislabeled, all copies alike.
 
     Returns:
-        Probabilities, given labels and photographs of the images; true labels and mislabelled ones of the photographs.
+        Probabilities, given labels and photographs of the images; true labels and mislabeled ones of the photographs.
     """
     rng = np.random.default_rng(seed)
     truth = np.repeat(np.arange(CLASSES), PHOTOGRAPHS // CLASSES)
     given = truth.copy()
     wrong = rng.choice(PHOTOGRAPHS, PHOTOGRAPHS // 20, replace=False)
     given[wrong] = (truth[wrong] + rng.integers(1, CLASSES, len(wrong))) % CLASSES
-    centres = 1.75 * rng.normal(size=(CLASSES, DIMENSIONS))
+    centers = 1.75 * rng.normal(size=(CLASSES, DIMENSIONS))
     names = np.repeat(np.arange(PHOTOGRAPHS), COPIES)
-    features = (centres[truth] + rng.normal(size=(PHOTOGRAPHS, DIMENSIONS)))[names]
+    features = (centers[truth] + rng.normal(size=(PHOTOGRAPHS, DIMENSIONS)))[names]
     features = features + rng.normal(0, 0.7, size=features.shape)
     fold, probabilities = rng.permutation(PHOTOGRAPHS)[names] % 5, np.zeros((len(names), CLASSES))
     for held_out in range(5):
@@ -78,7 +78,7 @@ def test_a_class_that_is_always_recognized_has_suspects_below_its_mean():
     labels = np.repeat([0, 1, 2], 10)
     probabilities = np.full((30, 3), 0.005)
     probabilities[np.arange(30), labels] = 0.99
-    probabilities[0] = [0.03, 0.92, 0.05]  # a mislabelled one, less sure than the mean of class 1
+    probabilities[0] = [0.03, 0.92, 0.05]  # a mislabeled one, less sure than the mean of class 1
     probabilities[20] = [0.75, 0.2, 0.05]  # an error of the model
     assert find_label_suspects(probabilities, labels, certain=1) == []
     (suspect,) = find_label_suspects(probabilities, labels)
@@ -91,7 +91,7 @@ def test_a_weak_model_contradicts_no_label_where_confidence_is_required():
     assert find_label_suspects(probabilities, labels, confident=0.5) == []
 
 
-def test_copies_that_are_labelled_differently_are_suspected_apart():
+def test_copies_that_are_labeled_differently_are_suspected_apart():
     probabilities = np.array([[0.9, 0.1]] * 12 + [[0.1, 0.9]] * 9)
     labels = np.array([0] * 11 + [1] * 10)
     (suspect,) = find_label_suspects(probabilities, labels, np.array([*"abcdefghijj", *"jklmnopqrs"]))

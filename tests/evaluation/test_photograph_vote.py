@@ -16,7 +16,7 @@ def test_confident_copies_outvote_a_doubtful_one():
     assert votes == {"accuracy": 0.5, "accuracy_ci95": list(wilson_interval(1, 2)), "photographs": 2}
 
 
-def test_copies_that_are_labelled_differently_are_kept_apart():
+def test_copies_that_are_labeled_differently_are_kept_apart():
     means = mean_by_photograph(np.eye(2)[[0, 0, 1]], np.array([0, 1, 1]), np.array(["p", "p", "p"]))
     assert means.labels.tolist() == [0, 1]
     assert means.index.tolist() == [0, 1, 1]

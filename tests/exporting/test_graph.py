@@ -75,7 +75,7 @@ def test_temperature_and_scores_are_those_of_evaluation(images, network, score):
 
 
 @pytest.mark.parametrize("photographs", [3, 40])
-def test_nearest_neighbours_in_the_graph_are_those_of_evaluation(images, network, photographs):
+def test_nearest_neighbors_in_the_graph_are_those_of_evaluation(images, network, photographs):
     (_, _, features, _) = Session(whole(network, {}), OUTPUTS)(images)
     training = np.random.default_rng(1).normal(
         features.mean(0), features.std(0) + 0.1, (photographs, features.shape[1])

@@ -176,11 +176,11 @@ def test_gradients_are_clipped_for_a_fused_optimizer(root, make_data, make_model
 
 def test_predict_step_returns_indices_labels_logits_and_features(make_classifier, batch):
     model = make_classifier().eval()
-    unlabelled = batch | {"label": torch.tensor([0, UNREADABLE, 0, 0])}
+    unlabeled = batch | {"label": torch.tensor([0, UNREADABLE, 0, 0])}
     with torch.inference_mode():
-        indices, labels, logits, features = model.predict_step(unlabelled, 0)
+        indices, labels, logits, features = model.predict_step(unlabeled, 0)
         expected = model(batch["image"]).numpy()
-    assert indices.tolist() == batch["index"].tolist() and labels.tolist() == unlabelled["label"].tolist()
+    assert indices.tolist() == batch["index"].tolist() and labels.tolist() == unlabeled["label"].tolist()
     np.testing.assert_allclose(logits, expected, atol=1e-6)
     head = model.network.fc
     computed = features.astype(np.float32) @ head.weight.detach().numpy().T + head.bias.detach().numpy()

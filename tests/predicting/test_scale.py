@@ -133,7 +133,7 @@ def test_hostile_files_are_rows_that_say_why(predict_here, photos, out, tmp_path
     (folder / "huge.png").write_bytes(png_of(15_000, 14_000))
     (folder / "postscript.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     (folder / "truncated.png").write_bytes(good[:200])
-    (folder / "mislabelled.jpg").write_bytes(good)
+    (folder / "mislabeled.jpg").write_bytes(good)
     with Image.open(photos / "01.png") as image:
         image.convert("CMYK").save(folder / "cmyk.jpg")
     (folder / "formula\n=1.png").write_bytes(good)
@@ -143,7 +143,7 @@ def test_hostile_files_are_rows_that_say_why(predict_here, photos, out, tmp_path
         predict_here(f"input={folder}")
     errors = {entry["path"].rpartition("/")[2]: entry["error"] for entry in out.entries()}
     assert {name for name, error in errors.items() if error is None} == {
-        "mislabelled.jpg",
+        "mislabeled.jpg",
         "cmyk.jpg",
         "formula\n=1.png",
     }

@@ -107,7 +107,7 @@ def test_the_page_shows_every_problem_and_loads_nothing(messy, tmp_path):
         "Class folders without an image (1)",
         "eel",
         "Images in folders of other classes (1)",
-        '<i>b&ss/trout/o\'clock "1".png (labelled <i>b&ss)',
+        '<i>b&ss/trout/o\'clock "1".png (labeled <i>b&ss)',
         "Masks without an image (1)",
         "Images without a mask (1)",
         "Files whose type contradicts their suffix (1)",

@@ -12,19 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fish_lightning.data.catalog import make_catalog
 from fish_lightning.data.inspection import inspect
-from fish_lightning.evaluation.analysis import analyse
+from fish_lightning.evaluation.analysis import analyze
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.scores import score_test
 from fish_lightning.models.classifier import FishClassifier
+from fish_lightning.predicting.rows import prediction_rows
 from fish_lightning.report.data_report import data_table, write_data_report
-from fish_lightning.report.predictions import (
-    Tally,
-    prediction_rows,
-    prediction_table,
-    write_contact_sheet,
-    write_predictions,
-)
+from fish_lightning.report.predictions import Tally, prediction_table, write_contact_sheet, write_predictions
 from fish_lightning.report.run import write_summary, write_test
 from fish_lightning.report.run_report import write_report
 from fish_lightning.report.tables import score_table
@@ -52,7 +47,7 @@ def write_all(folder, catalog, predictions):
     write_test(folder, predictions, outputs, catalog)
     write_report(
         folder / "report.html",
-        analyse(outputs, None, 0.05),
+        analyze(outputs, None, 0.05),
         title="many",
         thumbnail=lambda path: np.zeros((9, 9, 3), np.uint8),
     )

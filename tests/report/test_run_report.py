@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from synthetic import halves, make_outputs, make_single
 
-from fish_lightning.evaluation.analysis import ERRORS, analyse, calibration_of
+from fish_lightning.evaluation.analysis import ERRORS, analyze, calibration_of
 from fish_lightning.evaluation.calibration import HOTTEST
 from fish_lightning.evaluation.label_suspects import LabelSuspect
 from fish_lightning.report.charts import Chart, ticks
@@ -75,7 +75,7 @@ def noise(path):
     return np.random.default_rng(len(path)).integers(0, 256, (144, 192, 3), dtype=np.uint8)
 
 
-def grey(path):
+def gray(path):
     return np.full((30, 40, 3), 120, dtype=np.uint8)
 
 
@@ -84,7 +84,7 @@ def report(tmp_path):
     """``report(analysis, **settings)`` writes a report and reads it."""
 
     def write(analysis, **settings):
-        write_report(tmp_path / "report.html", analysis, **({"title": "a run", "thumbnail": grey} | settings))
+        write_report(tmp_path / "report.html", analysis, **({"title": "a run", "thumbnail": gray} | settings))
         return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
 
     return write
@@ -97,7 +97,7 @@ def outputs():
 
 @pytest.fixture(scope="module")
 def analysis(outputs):
-    return analyse(*halves(outputs))
+    return analyze(*halves(outputs))
 
 
 def test_the_page_loads_nothing(report, analysis):
@@ -157,7 +157,7 @@ def test_figures_of_every_section_are_told(report, analysis):
 
 def test_the_verdict_has_three_sentences(outputs):
     both, training = halves(outputs)
-    clean = verdict(analyse(both, training), "photograph")
+    clean = verdict(analyze(both, training), "photograph")
     assert re.fullmatch(
         r"The model recognizes 8\d\.\d% of 500 test images; on other images like these expect \d\d\.\d% to "
         r"\d\d\.\d% \(95% CI, clustered by photograph, n=100\)\.",
@@ -169,24 +169,24 @@ def test_the_verdict_has_three_sentences(outputs):
         clean[2],
     )
     leaked = np.arange(len(both)) % 2 == 0
-    leaky = verdict(analyse(both, training, leaked=leaked), "random")
+    leaky = verdict(analyze(both, training, leaked=leaked), "random")
     assert "250 of the 500 have a copy among the training images (split=random)" in leaky[1]
     assert "on the other 250 the accuracy is" in leaky[1]
     assert "train again with split=photograph" in leaky[2]
-    assert "there are no others" in verdict(analyse(both, leaked=leaked | True))[1]
-    assert "is unknown, so the score may be too high" in verdict(analyse(both))[1]
-    assert "trained on these images" in verdict(analyse(outputs, subset="all"))[1]
-    assert "the checkpoint was chosen" in verdict(analyse(both, training, subset="val"))[1]
-    assert "if no image is a copy of another" in verdict(analyse(*halves(make_outputs(known=False))))[0]
-    assert verdict(analyse(make_single(1)))[2] == (
+    assert "there are no others" in verdict(analyze(both, leaked=leaked | True))[1]
+    assert "is unknown, so the score may be too high" in verdict(analyze(both))[1]
+    assert "trained on these images" in verdict(analyze(outputs, subset="all"))[1]
+    assert "the checkpoint was chosen" in verdict(analyze(both, training, subset="val"))[1]
+    assert "if no image is a copy of another" in verdict(analyze(*halves(make_outputs(known=False))))[0]
+    assert verdict(analyze(make_single(1)))[2] == (
         "There are no errors, but the test set is too small to conclude much: test it on more photographs."
     )
     perfect = make_outputs({"test": 50}, copies=1, noise=0.1)
-    assert verdict(analyse(perfect))[2].startswith("No class has an error")
+    assert verdict(analyze(perfect))[2].startswith("No class has an error")
 
 
 def test_what_is_absent_is_said(report, outputs, analysis):
-    text = report(analyse(outputs.subset("test"))).text
+    text = report(analyze(outputs.subset("test"))).text
     assert "no validation images, so no temperature was fitted" in text
     assert text.count("no validation images, so no threshold was chosen") == 2
     assert "neither training nor validation features" in text
@@ -195,9 +195,9 @@ def test_what_is_absent_is_said(report, outputs, analysis):
     assert "Config" not in text
     assert "there are no masks." not in text
     assert "There are no masks." in report(analysis, audit="there are no masks").text
-    unknown = report(analyse(*halves(make_outputs(known=False))))
+    unknown = report(analyze(*halves(make_outputs(known=False))))
     assert "It is unknown which images are copies of one photograph" in unknown.text
-    assert "neighbours come from the validation images" in report(analyse(halves(outputs)[0])).text
+    assert "neighbors come from the validation images" in report(analyze(halves(outputs)[0])).text
     assert "No heat maps for ViT." in report(analysis, heat_note="no heat maps for ViT").text
 
 
@@ -241,7 +241,7 @@ def test_no_axis_has_half_an_epoch_or_more_than_all_answers(report, analysis):
 
 
 def test_stored_figures_are_told_apart_from_fitted_ones(report, outputs, analysis):
-    text = report(analyse(outputs.subset("test"), stored=calibration_of(analysis))).text
+    text = report(analyze(outputs.subset("test"), stored=calibration_of(analysis))).text
     assert "comes from the validation images of the training run" in text
     assert "On the validation images of the training run no threshold could guarantee an error of at most 5.0%" in text
     assert "no validation images" not in text
@@ -249,20 +249,20 @@ def test_stored_figures_are_told_apart_from_fitted_ones(report, outputs, analysi
 
 def test_validation_images_that_leak_are_told(report, outputs):
     both, training = halves(outputs)
-    text = report(analyse(both, training, leaked=both.splits == "val")).text
+    text = report(analyze(both, training, leaked=both.splits == "val")).text
     assert "400 of the validation images have a copy among the training images" in text
 
 
 @pytest.mark.parametrize("outputs", [make_single(1), make_single(40, labels=np.zeros(40, dtype=int))])
 def test_tiny_tests_have_a_report(report, outputs):
-    page = report(analyse(outputs), history=HISTORY[:1])
+    page = report(analyze(outputs), history=HISTORY[:1])
     assert f"{len(outputs)} of {len(outputs)} shown" in page.text
 
 
 def test_a_class_never_predicted_has_a_report(report, outputs):
     logits = outputs.logits.copy()
     logits[:, 1] = -99
-    text = report(analyse(*halves(replace(outputs, logits=logits)))).text
+    text = report(analyze(*halves(replace(outputs, logits=logits)))).text
     assert "never predicted" in text
     assert "class b, 0 of 125 recognized" in text
 
@@ -270,7 +270,7 @@ def test_a_class_never_predicted_has_a_report(report, outputs):
 def test_unknown_images_have_a_table(report, outputs):
     both, training = halves(outputs)
     foreign = replace(training, logits=np.zeros_like(training.logits))
-    text = report(analyse(both, training, unknown=foreign)).text
+    text = report(analyze(both, training, unknown=foreign)).text
     assert "How well each score separates 300 unknown images" in text
     assert all(name in text for name in ("max_softmax", "max_logit", "energy", "feature_norm", "knn"))
 
@@ -278,7 +278,7 @@ def test_unknown_images_have_a_table(report, outputs):
 def test_names_stay_text(report, outputs, tmp_path):
     names = np.array(["<b>bold</b>", '"><script>hacked=1</script>', "it's {{ 7*7 }}", "a & b"])
     paths = np.char.add('<img src=x onerror="hacked=1">', outputs.paths)
-    analysis = analyse(*halves(replace(outputs, classes=names, paths=paths)))
+    analysis = analyze(*halves(replace(outputs, classes=names, paths=paths)))
     page = report(analysis, title="</title><i>", config="</pre><i>")
     assert not [attrs for attrs in page.all("img") if "onerror" in attrs]
     assert len(page.all("script")) == 1
@@ -286,11 +286,11 @@ def test_names_stay_text(report, outputs, tmp_path):
     assert "it's {{ 7*7 }}" in page.text
     assert "</title><i>" in page.text
     undecodable = replace(outputs, paths=np.char.add("\udcff", outputs.paths))
-    assert r"\xffclass" in report(analyse(*halves(undecodable))).text
+    assert r"\xffclass" in report(analyze(*halves(undecodable))).text
 
 
 def test_many_classes_show_the_most_confused(report):
-    page = report(analyse(*halves(make_outputs(classes=120, noise=2.0, photographs={"val": 120, "test": 600}))))
+    page = report(analyze(*halves(make_outputs(classes=120, noise=2.0, photographs={"val": 120, "test": 600}))))
     assert len(page.all("th", "title")) == 30 + 30 + 100
     assert "The 30 most confused of 120 classes" in page.text
     assert "20 more classes, with a higher recall, are in summary.json" in page.text
@@ -334,11 +334,11 @@ def test_training_pictures_come_from_their_own_function(report, outputs, analysi
     asked = {"tested": set(), "training": set()}
 
     def source(name):
-        return lambda path: (asked[name].add(path), grey(path))[1]
+        return lambda path: (asked[name].add(path), gray(path))[1]
 
     report(analysis, thumbnail=source("tested"), training_thumbnail=source("training"))
     assert asked["training"] <= set(outputs.subset("train").paths)
-    assert asked["training"] >= {near.path for near in analysis.errors[0].neighbours}
+    assert asked["training"] >= {near.path for near in analysis.errors[0].neighbors}
     assert not asked["tested"] & set(outputs.subset("train").paths)
     asked["tested"].clear()
     report(analysis, thumbnail=source("tested"))
@@ -349,7 +349,7 @@ def test_training_pictures_come_from_their_own_function(report, outputs, analysi
 def test_a_report_of_1350_images_is_small_and_quick(report, tmp_path):
     outputs = make_outputs({"train": 600, "val": 60, "test": 135}, copies=10, classes=9, noise=3.0)
     started = time.perf_counter()
-    analysis = analyse(*halves(outputs))
+    analysis = analyze(*halves(outputs))
     page = report(analysis, thumbnail=noise, history=HISTORY, heat={e.path: np.ones((10, 15)) for e in analysis.errors})
     assert time.perf_counter() - started < 15
     assert len(analysis.errors) == ERRORS < analysis.error_photographs
@@ -380,7 +380,7 @@ def opened(browser, tmp_path):
     """``opened(analysis, **settings)`` writes a report and opens it in the browser."""
 
     def write_and_open(analysis, **settings):
-        write_report(tmp_path / "a report.html", analysis, **({"title": "a run", "thumbnail": grey} | settings))
+        write_report(tmp_path / "a report.html", analysis, **({"title": "a run", "thumbnail": gray} | settings))
         browser.get((tmp_path / "a report.html").as_uri())
         return browser
 
@@ -438,7 +438,7 @@ def test_cells_are_reached_and_pressed_with_the_keyboard(opened, analysis):
 def test_names_run_nothing_in_a_browser(opened, outputs):
     names = np.array(["<b>bold</b>", '"><script>window.hacked=1</script>', "'--> {{ 7*7 }}", "x" * 150])
     paths = np.char.add('"><img src=x onerror="window.hacked=1">', outputs.paths)
-    analysis = analyse(*halves(replace(outputs, classes=names, paths=paths)))
+    analysis = analyze(*halves(replace(outputs, classes=names, paths=paths)))
     page = opened(analysis, title="</title><script>window.hacked=1</script>", config="</pre><script>hacked=1</script>")
     for cell in page.find_elements("css selector", ".matrix button"):
         cell.click()
@@ -463,13 +463,13 @@ def test_a_phone_and_a_desktop_show_the_page_without_scrolling_sideways(opened, 
 
 
 def test_the_page_follows_dark_mode_and_hides_heat_maps(opened, browser, analysis):
-    colour = "return getComputedStyle(document.body).backgroundColor"
+    color = "return getComputedStyle(document.body).backgroundColor"
     page = opened(analysis, heat={error.path: np.ones((2, 3)) for error in analysis.errors})
-    light = page.execute_script(colour)
+    light = page.execute_script(color)
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     )
-    assert page.execute_script(colour) != light
+    assert page.execute_script(color) != light
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     heat = page.find_element("css selector", ".heat")
     assert heat.is_displayed()

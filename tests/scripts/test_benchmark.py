@@ -132,7 +132,7 @@ def test_the_cost_of_a_report_is_told_step_by_step(benchmark, capsys):
     benchmark.main(["--report", "--quick"])
     printed = capsys.readouterr().out
     rows = {line[:52].strip(): float(line[52:].split()[0]) for line in printed.splitlines() if line[:2] == "  "}
-    assert list(rows) == ["training_outputs", "analyse", "audit_report", "error_heat_maps", "write_report"]
+    assert list(rows) == ["training_outputs", "analyze", "audit_report", "error_heat_maps", "write_report"]
     (total,) = [line for line in printed.splitlines() if line.startswith("report of 54 images")]
     assert 0 < rows["audit_report"] <= float(total[52:].split()[0]) < 60
     assert "MB report.html" in printed and "MB report_inputs.npz" in printed

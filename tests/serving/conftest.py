@@ -17,12 +17,12 @@ from fish_lightning.models.trained import open_model
 
 @pytest.fixture(scope="session")
 def picture():
-    """``picture(colour, seed, size=(24, 32), format="PNG")``: content of an image file."""
+    """``picture(color, seed, size=(24, 32), format="PNG")``: content of an image file."""
 
-    def make(colour=(200, 60, 60), seed=0, size=(24, 32), file_format="PNG", **options):
+    def make(color=(200, 60, 60), seed=0, size=(24, 32), file_format="PNG", **options):
         noise = np.random.default_rng(seed).normal(0, 25, (*size, 3))
         buffer = io.BytesIO()
-        Image.fromarray(np.clip(noise + colour, 0, 255).astype(np.uint8)).save(buffer, file_format, **options)
+        Image.fromarray(np.clip(noise + color, 0, 255).astype(np.uint8)).save(buffer, file_format, **options)
         return buffer.getvalue()
 
     return make
@@ -32,9 +32,9 @@ def picture():
 def decided(trained, tmp_path_factory):
     """A checkpoint whose answers differ as much as those of a model that was trained for longer."""
     checkpoint = checkpoint_of(trained.folder, "best.ckpt")
-    colours = torch.randint(0, 256, (16, 3, 1, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    colors = torch.randint(0, 256, (16, 3, 1, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with torch.inference_mode():
-        logits, _ = open_model(trained.folder).module.logits_and_features(colours.expand(16, 3, 32, 32))
+        logits, _ = open_model(trained.folder).module.logits_and_features(colors.expand(16, 3, 32, 32))
     weight, bias = (checkpoint["state_dict"][f"network.fc.{name}"] for name in ("weight", "bias"))
     scale = 3 / logits.std(0)
     bias.copy_((bias - logits.mean(0)) * scale)

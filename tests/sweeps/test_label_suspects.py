@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from compared_runs import save_run
-from helpers import COLOURS, TINY, draw, rows_of
+from helpers import COLORS, TINY, draw, rows_of
 from omegaconf import OmegaConf
 
 from fish_lightning.sweeps.label_suspects import COLUMNS
@@ -14,7 +14,7 @@ from fish_lightning.sweeps.table import SweepTable
 
 @pytest.fixture
 def folds(tmp_path):
-    """``folds(wrong, overrides=())``: three folds of 60 images, 20 photographs each, ``wrong`` ones mislabelled."""
+    """``folds(wrong, overrides=())``: three folds of 60 images, 20 photographs each, ``wrong`` ones mislabeled."""
 
     def make(wrong, overrides=(), first=0, accuracy=0.9, photographs=True):
         for fold in range(3):
@@ -46,7 +46,7 @@ def test_folds_are_pooled_and_their_suspects_are_listed_by_photograph(folds, end
     folds({0: (6, 7, 8), 2: (30, 31, 32)})  # photograph 2 of fold 0, photograph 10 of fold 2
     printed = end()
     assert "label suspects  2 of 60 photographs (6 images): label_suspects.csv, the most certain first" in printed
-    assert "labelled trout (" in printed and "perhaps bass (" in printed
+    assert "labeled trout (" in printed and "perhaps bass (" in printed
     rows = rows_of(tmp_path / "label_suspects.csv")
     assert tuple(rows[0]) == COLUMNS
     assert {row["photograph"]: (row["label"], row["suggested"]) for row in rows} == {
@@ -91,9 +91,9 @@ def test_a_sweep_over_anything_else_has_no_suspects(tmp_path, end):
 
 
 @pytest.fixture(scope="module")
-def mislabelled(tmp_path_factory):
-    """Four classes by colour, 60 photographs of each, every fourth with a copy; 12 of the 240 are labelled wrongly."""
-    root = tmp_path_factory.mktemp("mislabelled") / "images"
+def mislabeled(tmp_path_factory):
+    """Four classes by color, 60 photographs of each, every fourth with a copy; 12 of the 240 are labeled wrongly."""
+    root = tmp_path_factory.mktemp("mislabeled") / "images"
     rng, names = np.random.default_rng(0), [f"class {letter}" for letter in "abcd"]
     wrong = {divmod(int(n), 60) for n in rng.choice(240, 12, replace=False)}
     planted = set()
@@ -101,21 +101,21 @@ def mislabelled(tmp_path_factory):
         for number in range(60):
             given = (label + 1 + number % 3) % 4 if (label, number) in wrong else label
             for copy in "a" if number % 4 else "ab":
-                draw(root / names[given] / f"{label}{number:02}{copy}.png", COLOURS[label], 100 * label + number)
+                draw(root / names[given] / f"{label}{number:02}{copy}.png", COLORS[label], 100 * label + number)
             if given != label:
                 planted.add(f"{names[given]}/{label}{number:02}")
     return SimpleNamespace(root=root, planted=planted, names=names)
 
 
 @pytest.mark.slow
-def test_planted_label_errors_are_found_by_training_folds(tmp_path, run, mislabelled):
+def test_planted_label_errors_are_found_by_training_folds(tmp_path, run, mislabeled):
     few = ("optimizer.lr=0.005", "trainer.max_epochs=16", "data.batch_size=16")
     few += ("validate_first=false", "hydra.sweep.dir=folds", "callbacks.last=null")
     photograph = "data.photograph='([0-9]+)[ab]'"
     done = run(
         "train",
         *TINY,
-        f"data.root={mislabelled.root}",
+        f"data.root={mislabeled.root}",
         photograph,
         "sweep=folds",
         "split=kfold",
@@ -127,10 +127,10 @@ def test_planted_label_errors_are_found_by_training_folds(tmp_path, run, mislabe
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "folds" / "label_suspects.csv")
     found = {row["photograph"] for row in rows}
-    hits = found & mislabelled.planted
-    assert len(mislabelled.planted) == 12
-    assert len(hits) >= 0.9 * len(found) and len(hits) >= 0.8 * len(mislabelled.planted)
+    hits = found & mislabeled.planted
+    assert len(mislabeled.planted) == 12
+    assert len(hits) >= 0.9 * len(found) and len(hits) >= 0.8 * len(mislabeled.planted)
     assert f"label suspects  {len(found)} of 240 photographs ({len(rows)} images)" in done.stdout
     for row in rows:  # the true class is suggested
-        true = mislabelled.names[int(row["photograph"].rpartition("/")[2][0])]
+        true = mislabeled.names[int(row["photograph"].rpartition("/")[2][0])]
         assert row["photograph"] not in hits or row["suggested"] == true

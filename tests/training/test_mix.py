@@ -13,7 +13,7 @@ MODEL = SimpleNamespace(class_names=("a", "b", "c"))
 
 
 def batch_of(labels):
-    """One colour per image: its brightness tells which images were mixed, in which shares."""
+    """One color per image: its brightness tells which images were mixed, in which shares."""
     images = torch.arange(len(labels)).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).mul(20).to(torch.uint8)
     return {"image": images.clone(), "label": torch.tensor(labels)}
 
@@ -62,8 +62,8 @@ def test_the_draw_depends_on_seed_epoch_and_batch_alone():
 
 
 def test_both_has_batches_of_either():
-    colours = [len(mixed([0, 1, 2], batch_idx=i, mixup=1.0, cutmix=1.0)["image"][1].unique()) for i in range(30)]
-    assert 5 < colours.count(1) < 25 and 5 < colours.count(2) < 25  # a blend has one colour, CutMix two
+    colors = [len(mixed([0, 1, 2], batch_idx=i, mixup=1.0, cutmix=1.0)["image"][1].unique()) for i in range(30)]
+    assert 5 < colors.count(1) < 25 and 5 < colors.count(2) < 25  # a blend has one color, CutMix two
 
 
 def test_unreadable_images_are_not_mixed_into_others():

@@ -1,8 +1,8 @@
 """Join copies into groups: choose candidate pairs by nearest signatures, compare each pair, unite the copies.
 
-Candidates are the nearest neighbours of each image first, then of each group.
+Candidates are the nearest neighbors of each image first, then of each group.
 
-Two shots of an unchanged scene, taken moments apart, leak as copies do. They differ in a few neighbourhoods (a date
+Two shots of an unchanged scene, taken moments apart, leak as copies do. They differ in a few neighborhoods (a date
 stamp in another place) and stay together too, but never more than ``SHOTS`` of them, so that the frames of a camera on
 a tripod do not become one group.
 """
@@ -22,8 +22,8 @@ Floats = npt.NDArray[np.float32]
 Pair = tuple[int, int]
 
 #: Nearest signatures compared with each image; every image of the fish archive has a copy among its first 5.
-NEIGHBOURS = 30
-#: Nearest groups compared with each group: a photograph's copies can form two sets of mutual neighbours (8 and 12 of a
+NEIGHBORS = 30
+#: Nearest groups compared with each group: a photograph's copies can form two sets of mutual neighbors (8 and 12 of a
 #: gilt-head bream), since resizing to a square turns a circle into an ellipse.
 NEAR_GROUPS = 10
 #: Pairs compared between two groups before these count as different for good; enough for all 26,381 pairs of copies.
@@ -37,7 +37,7 @@ SHOTS = 4
 def group_copies(features: Features, pool: ThreadPoolExecutor) -> Ints:
     """Group images that are copies of one photograph.
 
-    Exact copies come first, then neighbours from the nearest on, then groups, and shots of one scene last.
+    Exact copies come first, then neighbors from the nearest on, then groups, and shots of one scene last.
 
     Args:
         features: of N images.
@@ -52,8 +52,8 @@ def group_copies(features: Features, pool: ThreadPoolExecutor) -> Ints:
     for i in readable.tolist():
         groups.unite((first_with.setdefault(features.digests[i], i), i))
     signatures = _standardized(features.signatures[readable])
-    nearest = readable[_nearest(signatures, NEIGHBOURS)]
-    for rank in tqdm(range(nearest.shape[1]), desc="comparing neighbours", unit="round", disable=None):
+    nearest = readable[_nearest(signatures, NEIGHBORS)]
+    for rank in tqdm(range(nearest.shape[1]), desc="comparing neighbors", unit="round", disable=None):
         groups.compare(zip(readable.tolist(), nearest[:, rank].tolist(), strict=True))
     united = 1
     while united:
@@ -145,8 +145,8 @@ def _members(groups: Ints) -> list[Ints]:
 def _standardized(signatures: Floats) -> Floats:
     if not len(signatures):
         return signatures
-    centred = signatures - signatures.mean(axis=0)
-    return np.asarray(centred / np.maximum(centred.std(axis=0), 1e-3), dtype=np.float32)
+    centerd = signatures - signatures.mean(axis=0)
+    return np.asarray(centerd / np.maximum(centerd.std(axis=0), 1e-3), dtype=np.float32)
 
 
 def _nearest(points: Floats, k: int) -> Ints:

@@ -1,8 +1,8 @@
 """Compare two images: are they copies of one photograph?
 
-:class:`Features` holds a small grey image, SIFT keypoints and a nearly rotation-invariant signature of each image.
+:class:`Features` holds a small gray image, SIFT keypoints and a nearly rotation-invariant signature of each image.
 :func:`compare` aligns two of them: matches of keypoints, plain and mirrored, give an affine map, and ECC refines it to
-subpixel accuracy. Then *every neighbourhood* of the overlap must agree. Keypoints alone do not suffice, since date
+subpixel accuracy. Then *every neighborhood* of the overlap must agree. Keypoints alone do not suffice, since date
 stamps and scratches of the cutting board match between different photographs; nor does the correlation of the whole
 overlap, which the board dominates.
 
@@ -33,9 +33,9 @@ SIDE = 256
 KEYPOINTS = 256
 #: Pixels up to this value that are connected to the border are no content: JPEG leaves black corners above 0.
 BLACK = 16
-#: Grey value from which brightening may have clipped a channel at 255.
+#: Gray value from which brightening may have clipped a channel at 255.
 CLIPPED = 250.0
-#: The signature: mean colour of each ring around the centre, and magnitudes of the first Fourier terms along it.
+#: The signature: mean color of each ring around the center, and magnitudes of the first Fourier terms along it.
 RINGS, ANGLES, TERMS = 6, 64, 6
 
 #: Matches of keypoints that an affine map must explain. Between copies: 31 or more.
@@ -46,13 +46,13 @@ STRETCH, SCALE = 2.5, 3.0
 OVERLAP = 0.3
 #: Below this many keypoints, flips and quarter turns are tried instead, which must reach this correlation.
 FEW, EXACT = 64, 0.995
-#: Side of a neighbourhood in pixels (an eye, a few scales), and the grey variance below which texture is noise.
+#: Side of a neighborhood in pixels (an eye, a few scales), and the gray variance below which texture is noise.
 WINDOW, NOISE = 25, 30.0
-#: Minimum agreement of a neighbourhood. The worst of a copy: 0.946, of one saved with JPEG quality 20: 0.807.
+#: Minimum agreement of a neighborhood. The worst of a copy: 0.946, of one saved with JPEG quality 20: 0.807.
 AGREES = 0.8
 #: Minimum correlation. Copies: 0.996 or more; shots of an unchanged scene: 0.985; other shots: 0.974 or less.
 CORRELATION = 0.98
-#: Share of neighbourhoods that may disagree between shots of an unchanged scene: up to 0.06 there, 0.1 to 0.15 where
+#: Share of neighborhoods that may disagree between shots of an unchanged scene: up to 0.06 there, 0.1 to 0.15 where
 #: camera or light changed and the correlation is still 0.98.
 DISAGREEMENT = 0.1
 
@@ -61,7 +61,7 @@ class Features:
     """Features of N images, 100 KB each, in a memory-mapped temporary file.
 
     Attributes:
-        pixels: (N, SIDE, SIDE) grey; 0 is "no content": a black corner, or outside the image.
+        pixels: (N, SIDE, SIDE) gray; 0 is "no content": a black corner, or outside the image.
         shapes: (N, 2) height and width of each image within ``pixels``.
         blur: (N,) factor by which the image was enlarged, 1.0 or more.
         points: (N, KEYPOINTS, 2) x and y of the keypoints.
@@ -96,21 +96,21 @@ class Features:
         method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         image = cv2.resize(image, (width, height), interpolation=method).astype(np.uint8, copy=False)
         content = find_content(image)
-        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         self.shapes[i] = height, width
         self.blur[i] = max(1.0, scale)
-        self.pixels[i, :height, :width] = np.maximum(grey, 1) * content
+        self.pixels[i, :height, :width] = np.maximum(gray, 1) * content
         self.signatures[i] = signature(image, _shrink(content, 2))
         sift = cv2.SIFT.create(nfeatures=KEYPOINTS, contrastThreshold=0.01, edgeThreshold=20)
-        keypoints, descriptors = sift.detectAndCompute(grey, _shrink(content, 6))
+        keypoints, descriptors = sift.detectAndCompute(gray, _shrink(content, 6))
         self.counts[i] = count = min(len(keypoints), KEYPOINTS)
         if count:
             descriptors = descriptors[:count]
             self.points[i, :count] = [keypoint.pt for keypoint in keypoints[:count]]
             self.descriptors[i, :count] = 255 * np.sqrt(descriptors / descriptors.sum(axis=1, keepdims=True))
 
-    def grey(self, i: int) -> Pixels:
-        """Return image ``i`` as (H, W) grey."""
+    def gray(self, i: int) -> Pixels:
+        """Return image ``i`` as (H, W) gray."""
         height, width = self.shapes[i]
         return self.pixels[i, :height, :width]
 
@@ -144,7 +144,7 @@ def find_content(image: Pixels) -> Pixels:
 
 
 def signature(image: Pixels, content: Pixels) -> Floats:
-    """Compute a descriptor that is nearly invariant to rotating and flipping an image about its centre.
+    """Compute a descriptor that is nearly invariant to rotating and flipping an image about its center.
 
     Along a ring a rotation is a shift and a flip a reversal: neither changes the magnitudes of the Fourier terms.
 
@@ -153,16 +153,16 @@ def signature(image: Pixels, content: Pixels) -> Floats:
         content: (H, W), 1 for content; the rest is ignored.
 
     Returns:
-        (3 * RINGS * (1 + TERMS),): mean Lab colour of each ring, then square roots of its Fourier magnitudes.
+        (3 * RINGS * (1 + TERMS),): mean Lab color of each ring, then square roots of its Fourier magnitudes.
     """
     height, width = content.shape
     lab = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32), (0, 0), 2)
-    centre, radius = (width / 2 - 0.5, height / 2 - 0.5), min(height, width) / 2
+    center, radius = (width / 2 - 0.5, height / 2 - 0.5), min(height, width) / 2
 
     def rings(channels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         # Without the second flag, pixels outside are not 0 but uninitialized memory.
         flags = cv2.INTER_LINEAR | cv2.WARP_FILL_OUTLIERS
-        polar = np.asarray(cv2.warpPolar(channels, (RINGS * 8, ANGLES), centre, radius, flags))
+        polar = np.asarray(cv2.warpPolar(channels, (RINGS * 8, ANGLES), center, radius, flags))
         return np.asarray(polar.reshape(ANGLES, RINGS, 8, -1).sum(axis=2))
 
     seen = rings(content.astype(np.float32))
@@ -177,23 +177,23 @@ class Similarity(NamedTuple):
     """Similarity of two aligned images over their overlap; the defaults stand for images that cannot be aligned."""
 
     correlation: float = 0.0  # of the whole overlap, -1 to 1
-    worst: float = 0.0  # agreement of the worst neighbourhood, -1 to 1
-    disagreement: float = 1.0  # share of neighbourhoods whose agreement is below ``AGREES``
+    worst: float = 0.0  # agreement of the worst neighborhood, -1 to 1
+    disagreement: float = 1.0  # share of neighborhoods whose agreement is below ``AGREES``
 
     @property
     def is_copy(self) -> bool:
-        """Whether the images agree in every neighbourhood."""
+        """Whether the images agree in every neighborhood."""
         return self.correlation >= CORRELATION and self.worst >= AGREES
 
     @property
     def is_same_scene(self) -> bool:
-        """Whether the images agree except in a few neighbourhoods."""
+        """Whether the images agree except in a few neighborhoods."""
         return self.correlation >= CORRELATION and self.disagreement <= DISAGREEMENT
 
 
 def compare(features: Features, i: int, j: int) -> Similarity:
     """Align two images, if their keypoints allow it, and compare their overlap."""
-    a, b, blur = features.grey(i), features.grey(j), max(features.blur[i], features.blur[j])
+    a, b, blur = features.gray(i), features.gray(j), max(features.blur[i], features.blur[j])
     affine = align(features, i, j)
     if affine is None:
         few = min(len(features.unit_descriptors(i)), len(features.unit_descriptors(j))) < FEW
@@ -215,7 +215,7 @@ def _flipped_or_turned(a: Pixels, b: Pixels, blur: float) -> Similarity:
     for turned in (False, True):
         for across in (1, -1):
             for down in (1, -1):
-                # About the centre of b: x and y, or y and x, scaled to the size of a, in each direction.
+                # About the center of b: x and y, or y and x, scaled to the size of a, in each direction.
                 x = (0, across * width / h) if turned else (across * width / w, 0)
                 y = (down * height / w, 0) if turned else (0, down * height / h)
                 linear = np.array([x, y], dtype=np.float64)
@@ -249,12 +249,12 @@ def compare_overlap(a: Pixels, b: Pixels, affine: Affine, blur: float) -> Simila
     """Compare ``a`` with ``b`` warped onto it.
 
     Both are blurred to the sharpness of the one that was enlarged more, and a global difference in brightness and
-    contrast is removed. The agreement of a neighbourhood is SSIM's product of contrast and structure (Wang et al., IEEE
+    contrast is removed. The agreement of a neighborhood is SSIM's product of contrast and structure (Wang et al., IEEE
     TIP 2004): 1 for equal texture, and about 1 where both contain only noise.
 
     Args:
-        a: (H, W) grey, 0 for no content.
-        b: (h, w) grey.
+        a: (H, W) gray, 0 for no content.
+        b: (h, w) gray.
         affine: (2, 3) from ``b`` to ``a``.
         blur: standard deviation of the Gaussian blur, pixels.
     """

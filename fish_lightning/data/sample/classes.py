@@ -1,7 +1,7 @@
-"""Appearance of the nine classes of the sample set: proportions, fins, colours and patterns.
+"""Appearance of the nine classes of the sample set: proportions, fins, colors and patterns.
 
 The names are the archive's, in its spelling. Positions along the body (``u``) run from the nose (0) to the root of the
-tail (1), across it (``w``) from the spine to the belly (positive) or to the back (negative). Colours are RGB, 0 to 1.
+tail (1), across it (``w``) from the spine to the belly (positive) or to the back (negative). Colors are RGB, 0 to 1.
 """
 
 from dataclasses import dataclass
@@ -27,16 +27,16 @@ class FishClass:
         belly_fins: (u, height) corners of the fins under the belly.
         tail: length, half-span, and fork (0: straight edge, 1: cut to the root, below 0: rounded).
         eye: u, w and radius.
-        back: colour of the back.
-        flank: colour of the sides.
-        belly: colour of the belly.
-        fins: colour of all fins.
-        band: v (-1 back, 1 belly) at which the back's colour starts and ends fading.
+        back: color of the back.
+        flank: color of the sides.
+        belly: color of the belly.
+        fins: color of all fins.
+        band: v (-1 back, 1 belly) at which the back's color starts and ends fading.
         scales: strength of the pattern of scales.
         stripes: number of stripes along the body.
-        stripe: colour of the stripes.
+        stripe: color of the stripes.
         spots: number of dark spots.
-        blotches: strength of the irregular patches in the back's colour.
+        blotches: strength of the irregular patches in the back's color.
         lateral: strength of the lateral line; above 0.5 it is bent and plated.
         gill_spot: radius of the dark spot behind the gill cover.
         brow: strength of the golden band before the eye.

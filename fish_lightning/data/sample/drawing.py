@@ -2,7 +2,7 @@
 
 A fish is drawn in its own coordinates: ``u`` runs along the spine from the nose (0) to the root of the tail (1), ``w``
 across it from the spine to the belly (positive) or the back (negative), both in body lengths. :class:`Pose` maps them
-to the canvas, so a bent fish and a curled shrimp come from the same formulas. Colours are RGB from 0 to 1; all
+to the canvas, so a bent fish and a curled shrimp come from the same formulas. Colors are RGB from 0 to 1; all
 randomness comes from the generator passed in.
 """
 
@@ -20,10 +20,10 @@ Rng = np.random.Generator
 
 HEIGHT, WIDTH = 356, 472  # of a photograph in pixels; its copies have half that size
 
-#: Centre of a fish on its spine, the tail included.
+#: Center of a fish on its spine, the tail included.
 MIDDLE = 0.56
 
-#: Colours of the plastic boards; blue is the most common, as at a fishmonger's.
+#: Colors of the plastic boards; blue is the most common, as at a fishmonger's.
 BOARD_COLORS: tuple[Color, ...] = (
     (0.10, 0.24, 0.56),
     (0.16, 0.33, 0.62),
@@ -32,7 +32,7 @@ BOARD_COLORS: tuple[Color, ...] = (
     (0.56, 0.58, 0.60),
     (0.76, 0.78, 0.76),
 )
-#: Colours of the boards of each class in a set with a shortcut: no two are alike in any light.
+#: Colors of the boards of each class in a set with a shortcut: no two are alike in any light.
 SHORTCUT_COLORS: tuple[Color, ...] = (
     (0.08, 0.16, 0.55),
     (0.70, 0.10, 0.10),
@@ -52,8 +52,8 @@ class Pose:
     """Position of a fish on the canvas.
 
     Attributes:
-        x: column of the fish's centre, pixels.
-        y: row of the fish's centre, pixels.
+        x: column of the fish's center, pixels.
+        y: row of the fish's center, pixels.
         angle: of the spine, radians.
         length: of the body, pixels.
         mirror: 1, or -1 for a fish that shows its other side.
@@ -115,8 +115,8 @@ def draw_board(rng: Rng, dyed: Color | None = None) -> Array:
     """Draw a scratched board, larger than a photograph so that the camera can move: (1.5 H, 1.5 W, 3) in 0 to 1.
 
     Args:
-        rng: of colour, scratches and edge.
-        dyed: its colour; None: one of ``BOARD_COLORS``.
+        rng: of color, scratches and edge.
+        dyed: its color; None: one of ``BOARD_COLORS``.
     """
     height, width = HEIGHT * 3 // 2, WIDTH * 3 // 2
     color = np.array(BOARD_COLORS[rng.choice(len(BOARD_COLORS), p=[0.25, 0.25, 0.2, 0.1, 0.1, 0.1])], np.float32)
@@ -233,7 +233,7 @@ def cast_shadow(image: Array, mask: Array, rng: Rng) -> None:
 
 
 def rays(color: Array, phase: Array) -> Array:
-    """Return a fin's colour, darker between its rays: (HEIGHT, WIDTH, 3)."""
+    """Return a fin's color, darker between its rays: (HEIGHT, WIDTH, 3)."""
     striped: Array = color * (0.86 + 0.16 * np.sin(phase))[..., None]
     return striped
 
@@ -245,16 +245,16 @@ def edge_distance(body: Body) -> Array:
 
 
 def vary(fish: FishClass, rng: Rng) -> FishClass:
-    """Return an individual of a class: proportions, fins and colours vary within the class."""
+    """Return an individual of a class: proportions, fins and colors vary within the class."""
     depth, back, belly, nose = rng.normal(1, [0.07, 0.04, 0.05, 0.05]).clip(0.85, 1.15)
     paunch = np.array([1, nose, nose, 1, belly, belly, 1, 1])
-    # Each fish fades towards grey-brown by its own amount, so that colour alone says little about the class.
+    # Each fish fades towards gray-brown by its own amount, so that color alone says little about the class.
     dull, pale = rng.uniform(0.0, 0.13), rng.normal(0, 0.02)
     tint = rng.normal(0, 0.014, 3)
 
     def tone(color: Color) -> Color:
-        grey = 0.55 * np.mean(color) + 0.45 * np.array([0.50, 0.44, 0.36])
-        r, g, b = np.clip((1 - dull) * np.array(color) + dull * grey + tint + pale, 0.04, 0.98)
+        gray = 0.55 * np.mean(color) + 0.45 * np.array([0.50, 0.44, 0.36])
+        r, g, b = np.clip((1 - dull) * np.array(color) + dull * gray + tint + pale, 0.04, 0.98)
         return float(r), float(g), float(b)
 
     def stretch(fins: Polyline) -> Polyline:
@@ -350,7 +350,7 @@ def thin_parts(fish: FishClass, pose: Pose, rng: Rng) -> Array:
 
 
 def skin(fish: FishClass, body: Body, pose: Pose, rng: Rng) -> Array:
-    """Return the colour of the trunk (HEIGHT, WIDTH, 3), meaningful only where the trunk is."""
+    """Return the color of the trunk (HEIGHT, WIDTH, 3), meaningful only where the trunk is."""
     u, v = body.u, body.v
     streaks = stretched_noise(rng, (40, 18), body)
     clouds = stretched_noise(rng, (10, 16), body)

@@ -8,7 +8,7 @@ depend on the number of threads.
 On two cores the default set (9 classes, 30 photographs of each, 4 copies of each) takes about 20 s and 100 MB.
 
 Two switches make a set with a known fault, to see whether the audit and the label suspects find it: ``shortcut`` (the
-colour of the board reveals the class in training images) and ``label_errors`` (photographs in the folder of another
+color of the board reveals the class in training images) and ``label_errors`` (photographs in the folder of another
 class). The other images of such a set are those of the set without it.
 """
 
@@ -128,7 +128,7 @@ def make_sample(
         seed: 0 or more; determines boards, fish and copies.
         photographs_per_kind: photographs of each class, 1 or more.
         copies: flipped and rotated copies of each photograph, 1 or more.
-        shortcut: photographs of the training split lie on boards of a colour that reveals the class, those of val and
+        shortcut: photographs of the training split lie on boards of a color that reveals the class, those of val and
             test on ordinary ones; the split is then a part of the set (column ``split`` of ``photographs.csv``).
         label_errors: share of photographs, 0 to 0.5, that are in the folder of another class, with all their copies;
             spread evenly over the classes. ``label_errors.csv`` lists them.
@@ -297,7 +297,7 @@ def _error_count(recipe: Recipe) -> int:
 
 
 def shortcut_splits(recipe: Recipe, label: int) -> list[str]:
-    """Return the split of each photograph of a class: the board's colour reveals the class in train only."""
+    """Return the split of each photograph of a class: the board's color reveals the class in train only."""
     total = recipe.photographs_per_kind
     tested = max(1, round(TEST_SHARE * total))
     validated = max(1, round(VAL_SHARE * (total - tested)))
@@ -355,8 +355,8 @@ def rotated_copy(image: Pixels, mask: Pixels, rng: np.random.Generator) -> tuple
     height, width = mask.shape
     flip_x, flip_y = rng.choice([-1, 1], 2)
     turn = cv2.getRotationMatrix2D((0, 0), rng.uniform(-180, 180), 1)[:, :2] @ np.diag([flip_x, flip_y])
-    centre = np.array([(width - 1) / 2, (height - 1) / 2])
-    matrix = np.column_stack([turn, centre - turn @ centre])
+    center = np.array([(width - 1) / 2, (height - 1) / 2])
+    matrix = np.column_stack([turn, center - turn @ center])
     # Rotate at full size, then average: sampling every second pixel would alias the scratches.
     size = (width // 2, height // 2)
     rotated, rotated_mask = (
@@ -368,7 +368,7 @@ def rotated_copy(image: Pixels, mask: Pixels, rng: np.random.Generator) -> tuple
 
 
 def write_image(path: Path, pixels: Pixels) -> None:
-    """Write (H, W) grey or (H, W, 3) BGR pixels in the format of the suffix.
+    """Write (H, W) gray or (H, W, 3) BGR pixels in the format of the suffix.
 
     Raises:
         OSError: the file cannot be written (``cv2.imwrite`` would only return False).

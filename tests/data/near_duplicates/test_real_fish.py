@@ -120,5 +120,5 @@ def discs(file, degrees, size=48):
     disc = np.hypot(x - (image.width - 1) / 2, y - (size - 1) / 2) < 0.44 * size
     views = [image] if list(degrees) == [0] else [image, ImageOps.mirror(image)]
     rows = [np.asarray(v.rotate(d, Image.Resampling.BICUBIC), np.float32)[disc] for v in views for d in degrees]
-    centred = [row - row.mean() for row in rows]
-    return np.array([row / np.linalg.norm(row) for row in centred])
+    centerd = [row - row.mean() for row in rows]
+    return np.array([row / np.linalg.norm(row) for row in centerd])

@@ -110,13 +110,13 @@ def test_every_mask_covers_its_fish_and_nothing_else(small):
 
 
 def test_masks_are_rotated_like_their_images(small):
-    """Fish and board differ in colour, so the image changes across the edge of the mask."""
+    """Fish and board differ in color, so the image changes across the edge of the mask."""
     for copy in copies_of(small)[::3]:
-        grey, mask = cv2.GaussianBlur(read(copy), (0, 0), 1.0).astype(np.float32), read(mask_of(copy))
+        gray, mask = cv2.GaussianBlur(read(copy), (0, 0), 1.0).astype(np.float32), read(mask_of(copy))
         ring = np.ones((9, 9), np.uint8)
         inner, outer = mask - cv2.erode(mask, ring), cv2.dilate(mask, ring) - mask
-        lit = cv2.erode((grey.max(-1) > 3).astype(np.uint8), ring) > 0  # without the corners
-        true_step = np.abs(grey[(inner > 0) & lit].mean(0) - grey[(outer > 0) & lit].mean(0)).sum()
+        lit = cv2.erode((gray.max(-1) > 3).astype(np.uint8), ring) > 0  # without the corners
+        true_step = np.abs(gray[(inner > 0) & lit].mean(0) - gray[(outer > 0) & lit].mean(0)).sum()
         assert true_step > 6, copy
 
 
@@ -142,15 +142,15 @@ def test_the_table_names_the_photograph_of_every_image(small):
 
 
 def test_the_table_is_correct(small):
-    """The colour histogram of a fish is nearest that of the other copy of the same photograph."""
+    """The color histogram of a fish is nearest that of the other copy of the same photograph."""
 
-    def colours(image, mask):
+    def colors(image, mask):
         histogram = cv2.calcHist([image], [0, 1, 2], mask, [8, 8, 8], [0, 256] * 3).ravel()
         return np.sqrt(histogram / histogram.sum())
 
     table, copies = table_of(small), copies_of(small)
     names = np.array([table[f.relative_to(small).as_posix()] for f in copies])
-    counts = np.stack([colours(read(f), read(mask_of(f))) for f in copies])
+    counts = np.stack([colors(read(f), read(mask_of(f))) for f in copies])
     alike = counts @ counts.T - 2 * np.eye(len(copies))
     assert (names[alike.argmax(1)] == names).mean() > 0.9
 
@@ -335,7 +335,7 @@ def test_a_shortcut_is_in_the_boards_of_the_training_images_only(plain_and_short
     catalog = SampleSource(shortcut, photographs_per_kind=3, copies=1, shortcut=True).read()
     assert {split: n for split, n in catalog.counts().items() if n} == {"train": 9, "val": 9, "test": 9}
     assert (photograph_split(catalog, seed=0) != catalog.splits).any()  # the set's own split is another, and is kept
-    colours = {}
+    colors = {}
     for path, label, split in zip(
         catalog.paths.tolist(), catalog.labels.tolist(), catalog.splits.tolist(), strict=True
     ):
@@ -345,12 +345,12 @@ def test_a_shortcut_is_in_the_boards_of_the_training_images_only(plain_and_short
         assert same == (split != "train")
         image = read(shortcut / path)
         lit = (image.max(-1) > 3) & (mask == 0)
-        colours.setdefault(split, {})[label] = np.median(image[lit], axis=0)
+        colors.setdefault(split, {})[label] = np.median(image[lit], axis=0)
 
     def nearest_other(of):
         return min(np.abs(of[a] - of[b]).max() for a in of for b in of if a != b)
 
-    assert nearest_other(colours["train"]) > 40 > nearest_other(colours["test"])
+    assert nearest_other(colors["train"]) > 40 > nearest_other(colors["test"])
 
 
 def test_the_split_of_a_shortcut_has_the_usual_shares():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fish_lightning.errors import UserError
-from fish_lightning.evaluation import neighbours
-from fish_lightning.evaluation.neighbours import nearest_photographs
+from fish_lightning.evaluation import neighbors
+from fish_lightning.evaluation.neighbors import nearest_photographs
 
 
 def by_hand(query, training, names, k):
@@ -21,8 +21,8 @@ def by_hand(query, training, names, k):
 
 @pytest.mark.parametrize("keys", [8192, 100, 7], ids=["one block", "blocks", "photographs cut by blocks"])
 def test_they_agree_with_a_search_by_hand(monkeypatch, keys):
-    monkeypatch.setattr(neighbours, "KEYS", keys)
-    monkeypatch.setattr(neighbours, "QUERIES", 11)
+    monkeypatch.setattr(neighbors, "KEYS", keys)
+    monkeypatch.setattr(neighbors, "QUERIES", 11)
     rng = np.random.default_rng(0)
     names = rng.integers(0, 40, 300)
     training, queries = rng.normal(size=(300, 8)), rng.normal(size=(25, 8))

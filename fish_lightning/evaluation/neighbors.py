@@ -20,7 +20,7 @@ def nearest_photographs(
         queries: (Q, D) features, float16 or wider.
         training: (N, D) features of training images.
         photographs: (N,) photograph of each training image; None where they are not known.
-        k: number of neighbours.
+        k: number of neighbors.
 
     Returns:
         (Q, k) indices into ``training``, nearest first, -1 where there are fewer photographs than k; and (Q, k) cosine

@@ -1,0 +1,132 @@
+"""The prediction for one file, and its row in a table: what a part, ``predictions.csv`` and the terminal share."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fish_lightning.evaluation.stored_calibration import apply_calibration
+from fish_lightning.names import path_cell, text_cell
+
+ROWS = 20  # files and classes in the terminal at most
+MAX_PROBABILITIES = 100  # classes whose probabilities are kept
+UNCERTAIN, NONE = "uncertain", "none of these"  # verdicts
+
+
+@dataclass(frozen=True)
+class PredictionRow:
+    """The prediction for one file.
+
+    Attributes:
+        path: as the user gave or found it.
+        probabilities: of each class (of many, the ``MAX_PROBABILITIES`` most probable), 0 to 1, most probable first,
+            before temperature scaling; empty if the file could not be read.
+        calibrated: probability of the first of them after temperature scaling; None without a temperature.
+        uncertain: whether the first of them is below the threshold; None without one.
+        unknown: whether the image is of none of the classes; None without a threshold.
+        error: why it could not be read, or None.
+    """
+
+    path: str
+    probabilities: dict[str, float]
+    calibrated: float | None = None
+    uncertain: bool | None = None
+    unknown: bool | None = None
+    error: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """``"none of these"``, else ``"uncertain"``, or ``""`` if the prediction stands."""
+        return NONE if self.unknown else UNCERTAIN if self.uncertain else ""
+
+    def ranked(self, place: int) -> tuple[str, float | None]:
+        """Return class and probability at a place, 0 for the most probable; ``("", None)`` if there is none."""
+        ranking = list(self.probabilities.items())
+        return ranking[place] if place < len(ranking) else ("", None)
+
+
+def prediction_rows(
+    paths: Sequence[str],
+    errors: Sequence[str],
+    logits: npt.NDArray[Any],
+    features: npt.NDArray[Any],
+    class_names: Sequence[str],
+    stored: Mapping[str, Any] | None = None,
+) -> list[PredictionRow]:
+    """Return one row for each of N files.
+
+    Args:
+        paths: of the files.
+        errors: why each could not be read; ``""`` for one that could.
+        logits: (N, C).
+        features: (N, D).
+        class_names: in label order.
+        stored: content of the run's ``calibration.json``; None or empty: nothing is calibrated.
+    """
+    rows = []
+    finite = np.isfinite(logits).all(axis=1)
+    answers = apply_calibration(stored or {}, np.nan_to_num(logits), features)
+    for i, (path, error) in enumerate(zip(paths, errors, strict=True)):
+        if error or not finite[i]:
+            rows.append(PredictionRow(path, {}, error=error or f"{path}: the model's logits are NaN or infinite"))
+            continue
+        probabilities = answers.probabilities[i]
+        order = np.argsort(-probabilities, kind="stable")[:MAX_PROBABILITIES]
+        row = PredictionRow(
+            path,
+            {class_names[c]: float(probabilities[c]) for c in order},
+            calibrated=None if answers.calibrated is None else float(answers.calibrated[i, order[0]]),
+            uncertain=None if answers.uncertain is None else bool(answers.uncertain[i]),
+            unknown=None if answers.unknown is None else bool(answers.unknown[i]),
+        )
+        rows.append(row)
+    return rows
+
+
+#: Columns of a part. ``predictions.csv`` has them without the probabilities, which are in ``predictions.json``.
+COLUMNS = (
+    *("path", "prediction", "probability", "calibrated_probability", "runner_up", "runner_up_probability"),
+    *("uncertain", "unknown", "probabilities", "error"),
+)
+
+
+def cells_of(row: PredictionRow) -> tuple[Any, ...]:
+    """Return the cells of a row in a CSV table with the columns ``COLUMNS``; the probabilities are a JSON object."""
+    first, second = [(text_cell(name), p) for name, p in (row.ranked(0), row.ranked(1))]
+    marks = [None if mark is None else int(mark) for mark in (row.uncertain, row.unknown)]
+    probabilities = json.dumps(row.probabilities, ensure_ascii=False)
+    return (
+        path_cell(row.path),
+        *first,
+        row.calibrated,
+        *second,
+        *marks,
+        probabilities,
+        row.error and text_cell(row.error),
+    )
+
+
+def row_of(cells: Mapping[str, Any], path: str) -> PredictionRow:
+    """Return the row of ``path`` that cells, by column, were made from.
+
+    Raises:
+        KeyError: a column is missing.
+        ValueError: a number is none.
+    """
+    calibrated, uncertain, unknown, error = (
+        None if cells[name] in ("", None) else cells[name]
+        for name in ("calibrated_probability", "uncertain", "unknown", "error")
+    )
+    if error is not None and text_cell(path) != path:  # the error begins with the path
+        error = error.removeprefix("'")
+    return PredictionRow(
+        path,
+        cells["probabilities"],
+        calibrated=None if calibrated is None else float(calibrated),
+        uncertain=None if uncertain is None else bool(int(uncertain)),
+        unknown=None if unknown is None else bool(int(unknown)),
+        error=error,
+    )
