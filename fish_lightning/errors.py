@@ -188,10 +188,10 @@ def _user_error(raised: BaseException) -> UserError | None:
     # When a full disk ends a run, its loggers fail for the same reason and hide the error that says more.
     while raised.__context__ is not None and not isinstance(raised, UserError):
         raised = raised.__context__
-    return raised if isinstance(raised, UserError) else refusal(fault)
+    return raised if isinstance(raised, UserError) else from_os_error(fault)
 
 
-def refusal(error: OSError) -> UserError:
+def from_os_error(error: OSError) -> UserError:
     """Describe what the operating system has refused."""
     what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
     if error.errno in _NO_ROOM:

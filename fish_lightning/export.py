@@ -28,7 +28,7 @@ def export(cfg: DictConfig) -> None:
     require_onnx()
     from fish_lightning.exporting.build import build, judging_images
     from fish_lightning.exporting.folder import PARITY_FILE, write_export, write_parity
-    from fish_lightning.exporting.tables import export_table, refusal
+    from fish_lightning.exporting.tables import export_table, parity_error
 
     if is_export(cfg.ckpt):
         raise UserError(f"ckpt: {cfg.ckpt} is an export already: give the checkpoint that it was made from")
@@ -44,7 +44,7 @@ def export(cfg: DictConfig) -> None:
     if trained.note:
         print(trained.note)
     if not parity["passed"]:
-        raise UserError(refusal(parity, folder / PARITY_FILE))
+        raise UserError(parity_error(parity, folder / PARITY_FILE))
 
 
 @entry_point("export")

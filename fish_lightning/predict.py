@@ -44,8 +44,8 @@ def predict(cfg: DictConfig) -> None:
     from fish_lightning.distributed.ranks import announce_parent, gathered
     from fish_lightning.files import remove_strays
     from fish_lightning.models.trained import open_model
-    from fish_lightning.predicting.loop import ImagesBar, PartWriter, Predictor
-    from fish_lightning.predicting.parts import busy, open_parts, shard_of
+    from fish_lightning.predicting.loop import ImagesBar, PartWriter, PredictionModule
+    from fish_lightning.predicting.parts import exclusive, open_parts, shard_of
     from fish_lightning.predicting.store import LocalFolder, RemoteFolder
     from fish_lightning.report.predictions import prediction_table
     from fish_lightning.training.trainer import build_trainer
@@ -54,7 +54,7 @@ def predict(cfg: DictConfig) -> None:
     trained = open_model(cfg.ckpt, cfg.tta)
     files = read_inputs(cfg.input)
     where = LocalFolder(folder) if cfg.output is None else RemoteFolder(cfg.output)
-    with busy(folder / "predictions", shard):
+    with exclusive(folder / "predictions", shard):
         command = command_of(cfg.ckpt, cfg.input, cfg.tta, cfg.format, cfg.trainer.precision)
         begin = folder / "predictions" / ".begin.lock"
         parts = open_parts(where.below("predictions"), begin, files, cfg, trained, command)
@@ -74,7 +74,7 @@ def predict(cfg: DictConfig) -> None:
                 num_workers=cfg.num_workers,
                 worker_init_fn=start_worker,
             )
-            trainer.predict(Predictor(trained.module), loader, return_predictions=False)
+            trainer.predict(PredictionModule(trained.module), loader, return_predictions=False)
             gathered(None)  # all processes have written their parts
         if trainer.is_global_zero:
             finish(parts, shard, folder, where, cfg.contact_sheet, trained, writer)
@@ -115,7 +115,7 @@ def finish(  # noqa: D417
     for _ in rows:  # counted
         pass
     if tally.n and not writer.shown:
-        print(report.prediction_table(tally.first[: ROWS]))
+        print(report.prediction_table(tally.first[:ROWS]))
     if tally.n > ROWS:
         print(f"{ROWS} of {tally.n:,} files; all in {written.partition(',')[0]}", "", *tally.lines(), sep="\n")
     for line in [trained.note] if trained.note else report.missing_thresholds(trained.calibration):

@@ -5,7 +5,9 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported; more threads on busy cores are 20 times slower
 
 import json
+import shutil
 import socket
+import tempfile
 from functools import partial
 from types import SimpleNamespace
 
@@ -15,6 +17,13 @@ from helpers import COLORS, DDP, HELPERS, REPOSITORY, TINY, draw
 from programs import Programs
 
 yaml.SafeLoader = yaml.CSafeLoader  # of OmegaConf: a quarter of the time that Hydra takes to compose a config
+
+
+def pytest_configure(config):
+    """Keep what is cached out of the user's folder; processes of pytest-xdist inherit the variable."""
+    if "FISH_LIGHTNING_CACHE" not in os.environ:
+        os.environ["FISH_LIGHTNING_CACHE"] = folder = tempfile.mkdtemp(prefix="fish_lightning-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")

@@ -71,11 +71,13 @@ def test_views_of_an_image_are_averaged(tmp_path, trained, tiny_data, evaluated)
     assert np.abs(found.probabilities - means).max() < np.abs(found.probabilities - plain.probabilities).max() / 3
 
 
-def test_images_may_be_moved(tmp_path, summary, tiny_data, evaluated):
+def test_images_may_be_moved(tmp_path, summary, tiny_data, evaluated, capsys):
     shutil.copytree(tiny_data, tmp_path / "moved")
     found = evaluated("data.root=moved", "subset=val")["val"]
     assert found["n"] == summary["val"]["n"] == 3
     assert found["loss"] == pytest.approx(summary["val"]["loss"], rel=1e-5)
+    said = capsys.readouterr().out
+    assert f"val accuracy   {found['accuracy']:.2%}" in said and "test accuracy" not in said
 
 
 def test_images_replaced_after_training_are_named(tmp_path, trained, tiny_data, evaluated, capsys):

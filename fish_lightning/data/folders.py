@@ -27,8 +27,8 @@ PROGRAMS = ("train", "evaluate", "predict", "prepare", "compare", "ensemble", "e
 Identity = tuple[int, int]
 
 
-class LeftOut:
-    """What a listing left out on purpose, to be said in one line.
+class Skipped:
+    """What a listing skipped on purpose, to be said in one line.
 
     Attributes:
         reasons: by folder or file.
@@ -140,12 +140,12 @@ def _is_output(folder: Path) -> bool:
     return any(_is_run(Path(run.path)) for runs in programs for run in _entries(runs))
 
 
-def subfolders(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
+def subfolders(folder: Path, skipped: Skipped | None = None) -> list[Path]:
     """Return the sub-folders, sorted, without hidden ones, folders of masks, and output of this program.
 
     Args:
         folder: to list; links in it are followed, except to itself and to folders above it.
-        left_out: takes what is left out, apart from hidden folders and masks.
+        skipped: takes what is skipped, apart from hidden folders and masks.
 
     Raises:
         UserError: it cannot be read.
@@ -160,8 +160,8 @@ def subfolders(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
             why = LOOP
         elif _is_output(place):
             why = RUN
-        if why is not None and left_out is not None:
-            left_out.reasons[place] = why
+        if why is not None and skipped is not None:
+            skipped.reasons[place] = why
         if why is None and not _holds_masks(entry.name, names):
             found.append(place)
     return found
@@ -172,26 +172,26 @@ def _holds_masks(name: str, beside: Collection[str]) -> bool:
     return name.endswith(MASK_SUFFIX) and name.removesuffix(MASK_SUFFIX) in beside
 
 
-def images_below(folder: Path, left_out: LeftOut | None = None) -> Iterator[Path]:
+def images_below(folder: Path, skipped: Skipped | None = None) -> Iterator[Path]:
     """Yield the image files below ``folder``, by suffix in either case, without hidden files and masks.
 
     Args:
         folder: to search; see :func:`files_below`.
-        left_out: takes what is left out, apart from hidden files, masks, and files with another suffix.
+        skipped: takes what is skipped, apart from hidden files, masks, and files with another suffix.
 
     Raises:
         UserError: a folder cannot be read.
     """
-    return files_below(folder, left_out, IMAGE_SUFFIXES)
+    return files_below(folder, skipped, IMAGE_SUFFIXES)
 
 
 def files_below(
-    folder: Path, left_out: LeftOut | None = None, suffixes: Collection[str] | None = None
+    folder: Path, skipped: Skipped | None = None, suffixes: Collection[str] | None = None
 ) -> Iterator[Path]:
     """Yield the files below ``folder``, those in linked folders last: a folder is read under its own name."""
     if not folder.is_dir():
         return
-    reasons = (left_out or LeftOut()).reasons
+    reasons = (skipped or Skipped()).reasons
     seen = _with_parents(folder) - {_identity(folder)}
     links = [folder]
     for link in links:
@@ -257,18 +257,18 @@ def input_files(pattern: str, key: str = "input") -> Iterator[str]:
     Raises:
         UserError: it matches no image.
     """
-    path, left_out, count = os.path.expanduser(pattern), LeftOut(), 0  # noqa: PTH111 - like the next lines, it never raises
+    path, skipped, count = os.path.expanduser(pattern), Skipped(), 0  # noqa: PTH111 - like the next lines, it never raises
     if os.path.isdir(path):  # noqa: PTH112
-        files: Iterable[str] = (str(file) for file in images_below(Path(path), left_out))
+        files: Iterable[str] = (str(file) for file in images_below(Path(path), skipped))
     elif os.path.isfile(path):  # noqa: PTH113
         files = [str(Path(path))]
     else:
         # Through links, several patterns lead to one file: the shortest path stays.
-        found = sorted(_matching(path, left_out), key=lambda file: (file.count(os.sep), file), reverse=True)
+        found = sorted(_matching(path, skipped), key=lambda file: (file.count(os.sep), file), reverse=True)
         files = sorted({same_file(Path(file)): file for file in found}.values())
     for count, file in enumerate(files, 1):  # noqa: B007 - counted
         yield file
-    left_out.say()
+    skipped.say()
     if not count:
         fault = "contains no image" if os.path.exists(path) else "matches no file"  # noqa: PTH110
         raise UserError(
@@ -281,7 +281,7 @@ def same_file(file: Path) -> str:
     return os.path.join(os.path.realpath(file.parent), file.name)  # noqa: PTH118 - for each of a million files
 
 
-def _matching(pattern: str, left_out: LeftOut) -> Iterator[str]:
+def _matching(pattern: str, skipped: Skipped) -> Iterator[str]:
     """Yield the files that match a pattern; ``**`` is any folder that :func:`files_below` reads."""
     parts = Path(pattern).parts
     at = parts.index("**") if "**" in parts else len(parts)
@@ -290,7 +290,7 @@ def _matching(pattern: str, left_out: LeftOut) -> Iterator[str]:
             if os.path.isfile(name):  # noqa: PTH113
                 yield name
             continue
-        for file in files_below(Path(name), left_out):
+        for file in files_below(Path(name), skipped):
             if _fits(file.relative_to(name).parts, parts[at:]):
                 yield str(file)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from fish_lightning.data.archives.kaggle import download
 from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
-from fish_lightning.data.folders import LeftOut, images_below, require_folder, same_file, subfolders
+from fish_lightning.data.folders import Skipped, images_below, require_folder, same_file, subfolders
 from fish_lightning.data.sample.classes import ORIGINAL_FOLDERS
 from fish_lightning.errors import UserError
 from fish_lightning.files import locked, node_lock, read_rows
@@ -53,9 +53,9 @@ class ArchiveSource:
             UserError: ``root`` is missing or is not in the archive's layout.
         """
         require_folder(self.root)
-        left_out = LeftOut()
+        skipped = Skipped()
         for base in (self.root, self.root / "Fish_Dataset", self.root / "Fish_Dataset" / "Fish_Dataset"):
-            folders = [f for f in subfolders(base, left_out) if f.name not in NOT_CLASSES] if base.is_dir() else []
+            folders = [f for f in subfolders(base, skipped) if f.name not in NOT_CLASSES] if base.is_dir() else []
             classes = [f for f in folders if (f / f.name).is_dir()]
             if classes:
                 break
@@ -67,9 +67,9 @@ class ArchiveSource:
         rows = [
             (file.relative_to(self.root).as_posix(), folder.name, "", "")
             for folder in classes
-            for file in images_below(folder / folder.name, left_out)
+            for file in images_below(folder / folder.name, skipped)
         ]
-        left_out.say()
+        skipped.say()
         return make_catalog(self.root, rows, [folder.name for folder in folders])
 
 
@@ -92,8 +92,8 @@ class OriginalsSource(Source):
         require_folder(self.root)
         below = [self.root / name / NOT_CLASSES[1] for name in (".", NOT_CLASSES[0])]
         base = next((folder for folder in below if folder.is_dir()), self.root)
-        left_out = LeftOut()
-        folders = subfolders(base, left_out)
+        skipped = Skipped()
+        folders = subfolders(base, skipped)
         if not folders or any(folder.name in NOT_CLASSES or (folder / folder.name).is_dir() for folder in folders):
             raise UserError(
                 f"{self.root} does not contain the originals ({NOT_CLASSES[1]}/<Class>/*.jpg)\n"
@@ -104,9 +104,9 @@ class OriginalsSource(Source):
         rows = [
             (file.relative_to(self.root).as_posix(), name, "", "")
             for folder, name in names.items()
-            for file in images_below(folder, left_out)
+            for file in images_below(folder, skipped)
         ]
-        left_out.say()
+        skipped.say()
         return make_catalog(self.root, rows, list(names.values()))
 
 
@@ -129,8 +129,8 @@ class FolderSource(Source):
             UserError: ``root`` is missing or empty, or a class folder contains no image.
         """
         require_folder(self.root)
-        left_out = LeftOut()
-        top = subfolders(self.root, left_out)
+        skipped = Skipped()
+        top = subfolders(self.root, skipped)
         given = {folder.name for folder in top}
         if given & set(NOT_CLASSES):
             raise UserError(f"{self.root} is the fish archive: for its classes use data=fish")
@@ -144,12 +144,12 @@ class FolderSource(Source):
         rows, names = [], set()
         for part in top if has_split else [self.root]:
             split = ("val" if part.name.startswith("val") else part.name) if has_split else ""
-            for folder in subfolders(part, left_out) if has_split else top:
-                files = [file.relative_to(self.root).as_posix() for file in images_below(folder, left_out)]
+            for folder in subfolders(part, skipped) if has_split else top:
+                files = [file.relative_to(self.root).as_posix() for file in images_below(folder, skipped)]
                 rows += [(file, folder.name, "", split) for file in files]
-                if files or not left_out.runs_below(folder):
+                if files or not skipped.runs_below(folder):
                     names.add(folder.name)
-        left_out.say()
+        skipped.say()
         return make_catalog(self.root, rows, sorted(names))
 
 

@@ -151,7 +151,7 @@ def audit(
 
     original = predicted(images[i] for i in batches)
     flat = predicted(mean_background(images[i], masks[i]) for i in batches)
-    bare = predicted(without_object(images[i], masks[i]) for i in batches)
+    bare = predicted(cover_objects(images[i], masks[i]) for i in batches)
     removed = _share(bare == labels, photographs)
     donors = choose_donors(labels, seed)
     composites, neither, follows = None, None, None
@@ -217,7 +217,7 @@ def mean_background(images: Pixels, masks: Masks) -> Pixels:
     return np.where(masks[:, None], images, _background_color(images, masks))
 
 
-def without_object(images: Pixels, masks: Masks) -> Pixels:
+def cover_objects(images: Pixels, masks: Masks) -> Pixels:
     """Return images (N, 3, H, W) whose objects are covered by the mean color of the background.
 
     The object's bounding box is filled: its outline alone may reveal the class.
@@ -228,7 +228,7 @@ def without_object(images: Pixels, masks: Masks) -> Pixels:
 
 def on_background(images: Pixels, masks: Masks, others: Pixels, other_masks: Masks) -> Pixels:
     """Return the objects of N images on the backgrounds of N others, whose own objects are removed."""
-    return np.where(masks[:, None], images, without_object(others, other_masks))
+    return np.where(masks[:, None], images, cover_objects(others, other_masks))
 
 
 def choose_donors(labels: Indices, seed: int) -> Indices | None:

@@ -22,7 +22,7 @@ from fish_lightning.names import listed
 
 
 @dataclass(frozen=True)
-class Fold:
+class TestedRun:
     """One training run or evaluation.
 
     Attributes:
@@ -61,7 +61,7 @@ class Run:
     """
 
     folder: Path
-    folds: tuple[Fold, ...]
+    folds: tuple[TestedRun, ...]
     failed: tuple[str, ...] = ()
 
     @cached_property
@@ -134,7 +134,7 @@ def load_run(key: str, path: str | Path) -> Run:
         done = {file.parent for file in folder.glob(f"*/{FILE}") if not (file.parent / "error.txt").is_file()}
         failed = sorted(job.parent.name for job in folder.glob("*/.hydra") if job.parent not in done)
         jobs = sorted(done) or jobs
-    run = Run(folder, tuple(_load_fold(job) for job in jobs), tuple(failed))
+    run = Run(folder, tuple(_load_tested_run(job) for job in jobs), tuple(failed))
     for fold in run.folds[1:]:
         _require_same_classes("the runs of one sweep", "the first", run.folds[0].test, "another", fold.test)
     if not len(run.test):
@@ -219,7 +219,7 @@ def compare_pair(pair: Pair, margin: float) -> dict[str, Any]:
     }
 
 
-def _load_fold(folder: Path) -> Fold:
+def _load_tested_run(folder: Path) -> TestedRun:
     test = Outputs.load(folder / FILE).subset("test")
     summary, split = _summary(folder), folder / "split.csv"
     started_in = Path(_setting(folder, "hydra", "hydra.runtime.cwd") or "")
@@ -230,7 +230,7 @@ def _load_fold(folder: Path) -> Fold:
     rows = read_rows(split, split.name, COLUMNS) if split.is_file() and not other_data else []
     root = summary.get("data") or _setting(folder, "config", "data.root")
     overrides = folder / ".hydra" / "overrides.yaml"
-    return Fold(
+    return TestedRun(
         test=replace(test, features=test.features[:, :0]),
         trained=frozenset(row["path"] for row in rows if row["split"] == "train") if rows or other_data else None,
         photographs={row["path"]: row["photograph"] for row in rows if row["photograph"]},

@@ -23,7 +23,7 @@ BATCH = 32  # training images at a time
 
 
 @dataclass(frozen=True)
-class Images:
+class ParityImages:
     """The images by which an export is judged, all of the training run.
 
     Attributes:
@@ -39,7 +39,7 @@ class Images:
     train: Indices
 
 
-def judging_images(trained: TrainedModel, root: str | None, most: int | None, training: int) -> Images:
+def judging_images(trained: TrainedModel, root: str | None, most: int | None, training: int) -> ParityImages:
     """Choose the images by which an export is judged.
 
     Args:
@@ -56,7 +56,9 @@ def judging_images(trained: TrainedModel, root: str | None, most: int | None, tr
     catalog = RecordedSource(root, state, held_out).read()
     compared = _spread(catalog.indices(held_out), most)
     scored = _spread(catalog.indices("test"), most)
-    return Images(catalog, compared, scored if len(scored) else compared, _spread(catalog.indices("train"), training))
+    return ParityImages(
+        catalog, compared, scored if len(scored) else compared, _spread(catalog.indices("train"), training)
+    )
 
 
 def _spread(indices: Indices, most: int | None) -> Indices:
@@ -65,7 +67,7 @@ def _spread(indices: Indices, most: int | None) -> Indices:
     return indices[np.linspace(0, len(indices) - 1, most).astype(np.int64)]
 
 
-def build(trained: TrainedModel, images: Images, cfg: DictConfig) -> tuple[Export, bytes, dict[str, Any]]:
+def build(trained: TrainedModel, images: ParityImages, cfg: DictConfig) -> tuple[Export, bytes, dict[str, Any]]:
     """Build the graph and measure it.
 
     Args:
@@ -106,7 +108,7 @@ def build(trained: TrainedModel, images: Images, cfg: DictConfig) -> tuple[Expor
     return export, graph, parity(graph)
 
 
-def _pixels(trained: TrainedModel, images: Images) -> Iterator[npt.NDArray[np.uint8]]:
+def _pixels(trained: TrainedModel, images: ParityImages) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield training images as the network sees them, (N, 3, H, W) uint8; unreadable ones are left out."""
     for start in range(0, len(images.train), BATCH):
         batch = []

@@ -13,7 +13,7 @@ from typing import Any
 from fish_lightning import __version__
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.evaluation.stored_calibration import write_calibration
-from fish_lightning.exporting.graph import OPSET, unknown_score
+from fish_lightning.exporting.graph import OPSET, describe_unknown_score
 from fish_lightning.exporting.model_card import model_card, weights_origin
 from fish_lightning.exporting.triton import triton_config
 from fish_lightning.files import atomic_write, run_of
@@ -100,7 +100,7 @@ def description(export: Export, sha256: str) -> dict[str, Any]:
             PROBABILITIES: "(N, classes) float32, softmax of logits / temperature",
             LOGITS: "(N, classes) float32",
             FEATURES: "(N, D) float32, input of the network's last layer",
-            UNKNOWN_SCORE: f"(N,) float32, {unknown_score(calibration)}, higher for images of the classes",
+            UNKNOWN_SCORE: f"(N,) float32, {describe_unknown_score(calibration)}, higher for images of the classes",
         },
         "temperature": calibration.get("temperature"),
         "rules": {

@@ -96,7 +96,9 @@ def assembled(
     """
     before, after = Nodes("preprocessing"), Nodes("answers")
     height, width = add_preprocessing(before, IMAGES, PIXELS, transform)
-    _add_answers(after, calibration.get("temperature"), calibration.get("unknown") or {}, unknown_score(calibration))
+    _add_answers(
+        after, calibration.get("temperature"), calibration.get("unknown") or {}, describe_unknown_score(calibration)
+    )
     core = network.graph
     classes, length = (int(output.type.tensor_type.shape.dim[1].dim_value) for output in core.output)
 
@@ -126,7 +128,7 @@ def assembled(
     return model
 
 
-def unknown_score(calibration: Mapping[str, Any]) -> str:
+def describe_unknown_score(calibration: Mapping[str, Any]) -> str:
     """Return the name of the score by which images of none of the classes are found."""
     return str((calibration.get("unknown") or {}).get("score", IMAGE_SCORES[0]))
 

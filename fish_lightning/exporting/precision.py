@@ -49,7 +49,7 @@ def eight_bits(network: ModelProto, batches: Iterable[npt.NDArray[np.uint8]]) ->
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Images(CalibrationDataReader):  # type: ignore[misc]
+    class CalibrationBatches(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self, images: Iterator[npt.NDArray[np.uint8]]) -> None:
             self.images = images
 
@@ -64,7 +64,7 @@ def eight_bits(network: ModelProto, batches: Iterable[npt.NDArray[np.uint8]]) ->
         quantize_static(
             str(prepared),
             str(quantized),
-            Images(iter(batches)),
+            CalibrationBatches(iter(batches)),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=True,

@@ -56,7 +56,7 @@ def _eight_bits(small: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def refusal(parity: Mapping[str, Any], file: Path) -> str:
+def parity_error(parity: Mapping[str, Any], file: Path) -> str:
     """Return why an export was not written.
 
     Args:

@@ -49,7 +49,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 @contextmanager
-def well_formed(file: str | Path) -> Iterator[None]:
+def reporting_corruption(file: str | Path) -> Iterator[None]:
     """Report an error while reading a checkpoint in one line.
 
     Raises:
@@ -78,7 +78,7 @@ def restore(checkpoint: dict[str, Any], file: str | Path) -> tuple[FishClassifie
     Raises:
         UserError: the checkpoint is corrupt or incomplete.
     """
-    with well_formed(file):
+    with reporting_corruption(file):
         arguments = dict(checkpoint["hyper_parameters"]) | {"weights": None, "compile": False}
         model = FishClassifier(**arguments)
         model.load_state_dict(checkpoint["state_dict"])

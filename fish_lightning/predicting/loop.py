@@ -28,7 +28,7 @@ Arrays = tuple[npt.NDArray[Any], ...]
 Batch = list[dict[str, Any]]
 
 
-class Predictor(L.LightningModule):
+class PredictionModule(L.LightningModule):
     """A model whose batches are groups of images of one size (:class:`fish_lightning.data.inputs.InputImages`).
 
     Args:

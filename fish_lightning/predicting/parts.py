@@ -208,7 +208,7 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def busy(folder: Path, shard: Shard) -> AbstractContextManager[None]:
+def exclusive(folder: Path, shard: Shard) -> AbstractContextManager[None]:
     """Refuse to work on a shard that another program is working on; only the first process of a run holds the lock."""
     if not is_first_process():
         return nullcontext()

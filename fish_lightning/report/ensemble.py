@@ -62,7 +62,7 @@ def ensemble_table(folder: Path, summary: Summary, subset: str | None) -> str:
     if subset is None:
         lines += _unscored_lines(summary)
     else:
-        lines = [score_table(summary[subset], _scored_words(subset)), "", *lines, *_gain_lines(summary["gain"])]
+        lines = [score_table(summary[subset], _scored_words(subset), subset), "", *lines, *_gain_lines(summary["gain"])]
     times = f"{cost['forward']:.1f} times the forward pass of a member, " if cost["forward"] else ""
     lines.append(f"cost         {times}{cost['mb']:.1f} MB instead of {cost['member_mb']:.1f} MB")
     lines += [_calibration_line(folder, summary), f"folder       {shown(folder)}"]

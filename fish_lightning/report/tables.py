@@ -13,12 +13,13 @@ Summary = dict[str, Any]
 CLASSES = 20  # of a table at most
 
 
-def score_table(test: Summary, split: str) -> str:
-    """Return the scores of a test as a table, of at most ``CLASSES`` classes."""
+def score_table(test: Summary, split: str, subset: str = "test") -> str:
+    """Return the scores of a subset as a table, of at most ``CLASSES`` classes."""
+    name = "accuracy" if subset == "all" else f"{subset} accuracy"
     low, high = test["accuracy_ci95"]
     wrong = round(test["n"] * (1 - test["accuracy"]))
     lines = [
-        f"test accuracy  {test['accuracy']:.2%}   95% CI {low:.1%} to {high:.1%}",
+        f"{name:<15}{test['accuracy']:.2%}   95% CI {low:.1%} to {high:.1%}",
         f"               {wrong} of {test['n']} wrong; split={split}",
         *_part_line(test),
         *_photograph_lines(test),
@@ -75,7 +76,7 @@ def _photograph_lines(test: Summary) -> list[str]:
 
 def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
     """Return the results of an evaluation and its folder."""
-    scores = score_table(summary[subset], f"{summary['split']}, subset={subset}")
+    scores = score_table(summary[subset], f"{summary['split']}, subset={subset}", subset)
     lines = []
     if summary["unreadable_images"]:
         lines.append(f"excluded: {len(summary['unreadable_images'])} unreadable images, listed in summary.json")

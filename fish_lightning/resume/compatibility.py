@@ -20,7 +20,7 @@ from fish_lightning.distributed.ranks import SameConfig
 from fish_lightning.distributed.same_config import fingerprint, settings
 from fish_lightning.errors import UserError
 from fish_lightning.files import override, remove_strays, run_of, shown
-from fish_lightning.models.checkpoint import load_checkpoint, well_formed
+from fish_lightning.models.checkpoint import load_checkpoint, reporting_corruption
 from fish_lightning.models.checkpoint_schema import require_well_formed
 from fish_lightning.names import listed
 from fish_lightning.resume.folders import resumes_if_possible
@@ -104,7 +104,7 @@ def require_resumable(file: Path, cfg: DictConfig, trainer: L.Trainer, data: Fis
             f"ckpt: {file} contains weights only, for evaluate and predict\nresume from last.ckpt in the same folder"
         )
     require_well_formed(checkpoint, file, resumable=True)
-    with well_formed(file):
+    with reporting_corruption(file):
         began = checkpoint["FishDataModule"]
         then: dict[str, Any] = checkpoint["callbacks"][SameConfig.__name__]["settings"]
         then = then | {"trainer.precision": str(checkpoint["precision"])}

@@ -13,7 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from fish_lightning.distributed.cluster import is_first_process, slurm_restarts
-from fish_lightning.errors import UserError, end_with, refusal
+from fish_lightning.errors import UserError, end_with, from_os_error
 from fish_lightning.files import locked, override, run_of, shown
 
 COMPLETE = "summary.json"
@@ -76,7 +76,7 @@ class GuardRunFolder(Callback):
         try:
             self._held.enter_context(run_folder_lock(folder))
         except OSError as error:  # Hydra would print a warning and continue
-            end_with(refusal(error))
+            end_with(from_os_error(error))
         ckpt = config.ckpt
         resumed = ckpt == "last" or resumes_if_possible(ckpt)
         if names_run(ckpt):

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fish_lightning.cli import CONF
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.settings.rules import UNUSED, Component, Each, Rule, Schema, as_typed, listed
+from fish_lightning.settings.rules import UNUSED, Component, Each, Rule, Schema, as_typed, join_words
 from fish_lightning.settings.tables import INSTANTIATED, LOGGED, SAMPLE_RECIPE, SCHEMAS, TARGETS
 
 SHOWN = 4  # problems of a command that are listed; the others are counted
@@ -218,7 +218,7 @@ def _absent(key: str, schema: Schema) -> str:
     if isinstance(schema, Rule):
         return f"{key} is required: {key}={schema.example}"
     if choices := choices_of(key):
-        return f"{key}: no value given; expected {key}={listed(choices, 'or')}"
+        return f"{key}: no value given; expected {key}={join_words(choices, 'or')}"
     group, _, name = key.rpartition(".")
     if name in choices_of(group):
         return f"{key}: no value given; expected {group}={name}"
@@ -233,7 +233,7 @@ def _no_such(key: str, program: str, target: Any, read: Sequence[str]) -> str:
     if not others:
         owner, others = program, [other for other in SCHEMAS if _has(SCHEMAS[other], key.split("."))]
     if others:
-        return f"{key}: no such setting of {owner}; {listed(others, 'and')} {'have' if others[1:] else 'has'} it"
+        return f"{key}: no such setting of {owner}; {join_words(others, 'and')} {'have' if others[1:] else 'has'} it"
 
     def likeness(other: str) -> tuple[float, float]:
         last = other.rpartition(".")[2]

@@ -25,7 +25,7 @@ from fish_lightning.cli import CONF
 from fish_lightning.errors import UserError, shown_without_traceback
 from fish_lightning.run_log import logged
 from fish_lightning.settings.check import Check, choices_of, refuse, require_valid
-from fish_lightning.settings.rules import listed
+from fish_lightning.settings.rules import join_words
 
 
 def require_valid_command(program: str, arguments: Sequence[str]) -> DictConfig | None:
@@ -99,7 +99,7 @@ def _require_working_folder() -> None:
 def _no_choices(overrides: Sequence[Override], folders: Sequence[str]) -> list[str]:
     """Messages for groups that are given no name: Hydra ends with a traceback."""
     return [
-        f"{o.input_line}: expected {listed(choices_of(o.key_or_group, *folders), 'or')}"
+        f"{o.input_line}: expected {join_words(choices_of(o.key_or_group, *folders), 'or')}"
         for o in overrides
         if _is_group(o, folders) and not (o.is_delete() or o.is_sweep_override())
         if not isinstance(o.value(), str | list | dict)

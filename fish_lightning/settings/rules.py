@@ -26,7 +26,7 @@ class Rule:
         return Rule(self.words + other.words, lambda v: self.accepts(v) or other.accepts(v), self.example)
 
     def __str__(self) -> str:
-        return listed(self.words, "or")
+        return join_words(self.words, "or")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Component:
 
     def __str__(self) -> str:
         words = self.other.words if self.other else ()
-        return listed(words if words and words != NULL.words else ("a mapping with _target_", *words), "or")
+        return join_words(words if words and words != NULL.words else ("a mapping with _target_", *words), "or")
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Each:
 
     def __str__(self) -> str:
         container = "a list" if self.container is list else "a mapping of names"
-        return listed([container, *(self.other.words if self.other else ())], "or")
+        return join_words([container, *(self.other.words if self.other else ())], "or")
 
 
 Schema: TypeAlias = "Rule | Component | Each | Mapping[str, Schema]"
 
 
-def listed(words: Sequence[str], conjunction: str) -> str:
+def join_words(words: Sequence[str], conjunction: str) -> str:
     """Return words as in "a, b or c"."""
     *first, last = words
     return f"{', '.join(first)} {conjunction} {last}" if first else last

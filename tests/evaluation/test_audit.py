@@ -12,11 +12,11 @@ from fish_lightning.evaluation.audit import (
     audit,
     choose_donors,
     clustered_mean,
+    cover_objects,
     mean_background,
     on_background,
     overall_verdict,
     spread_over_photographs,
-    without_object,
 )
 
 CLASSES, SIZE = 4, 24
@@ -255,7 +255,7 @@ def test_the_background_is_replaced_by_its_mean_color(small):
 
 def test_the_bounding_box_of_the_object_is_filled_so_that_its_outline_tells_nothing(small):
     image, mask = small
-    filled = without_object(image, mask)
+    filled = cover_objects(image, mask)
     assert (filled[0, 0, 1:3, 1:4] == 12).all() and (filled[0, 1:, 1:3, 1:4] == 10).all()
     outside = np.ones((4, 5), bool)
     outside[1:3, 1:4] = False
