@@ -1,9 +1,14 @@
 """The packages import each other in one direction, and only ``compat.py`` touches internals of other libraries."""
 
 import ast
+import importlib
+import inspect
+import textwrap
+from functools import cache
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import WandbLogger
 
 import fish_lightning
 
@@ -25,6 +30,7 @@ FORBIDDEN = {
 }
 
 
+@cache
 def parsed(file):
     return ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
 
@@ -80,3 +86,30 @@ def test_packages_import_in_one_direction(room):
 def test_only_compat_touches_internals_of_libraries():
     found = {str(file): list(private_accesses(parsed(file))) for file in FILES}
     assert {file: names for file, names in found.items() if names}.keys() == {"compat.py"}, found
+
+
+def own_names(tree):
+    """Return the private attributes and methods that a class has of itself."""
+    nodes = list(ast.walk(tree))
+    of_self = (node for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self", "cls"))
+    names = {node.attr for node in of_self} | {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    return {name for name in names if name.startswith("_") and not name.endswith("__")}
+
+
+def source(cls):
+    return ast.parse(textwrap.dedent(inspect.getsource(cls)))
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_subclasses_use_no_private_names_of_their_libraries(file):
+    for node in parsed(file).body:
+        if not isinstance(node, ast.ClassDef) or not node.bases:
+            continue
+        cls = getattr(importlib.import_module(".".join(("fish_lightning", *file.with_suffix("").parts))), node.name)
+        for base in cls.__mro__[1:]:
+            if base.__module__.partition(".")[0] in ("lightning", "torch", "hydra", "optuna", "albumentations"):
+                assert not own_names(node) & own_names(source(base)), f"{node.name}, a {base.__qualname__}"
+
+
+def test_private_names_of_a_library_are_seen():
+    assert "_experiment" in own_names(source(WandbLogger))
