@@ -96,19 +96,18 @@ def own_names(tree):
     return {name for name in names if name.startswith("_") and not name.endswith("__")}
 
 
+@cache
 def source(cls):
     return ast.parse(textwrap.dedent(inspect.getsource(cls)))
 
 
-@pytest.mark.parametrize("file", FILES, ids=str)
-def test_subclasses_use_no_private_names_of_their_libraries(file):
-    for node in parsed(file).body:
-        if not isinstance(node, ast.ClassDef) or not node.bases:
-            continue
+def test_subclasses_use_no_private_names_of_their_libraries():
+    subclasses = [(file, node) for file in FILES for node in parsed(file).body if getattr(node, "bases", ())]
+    for file, node in subclasses:
         cls = getattr(importlib.import_module(".".join(("fish_lightning", *file.with_suffix("").parts))), node.name)
         for base in cls.__mro__[1:]:
             if base.__module__.partition(".")[0] in ("lightning", "torch", "hydra", "optuna", "albumentations"):
-                assert not own_names(node) & own_names(source(base)), f"{node.name}, a {base.__qualname__}"
+                assert not own_names(node) & own_names(source(base)), f"{file}: {node.name}, a {base.__qualname__}"
 
 
 def test_private_names_of_a_library_are_seen():

@@ -67,10 +67,10 @@ def image_scores(logits: Floats, features: Floats) -> dict[str, npt.NDArray[np.f
     return logit_scores(logits) | {"feature_norm": _norms(features)}
 
 
-def feature_scores(
+def neighbor_score(
     features: Floats, training: Floats, photographs: Names | None = None, k: int = NEIGHBOR
-) -> dict[str, npt.NDArray[np.float64]]:
-    """Compute ``feature_norm`` (L2) and ``knn``, the cosine to the k-th nearest training photograph.
+) -> npt.NDArray[np.float64]:
+    """Compute ``knn``, the cosine to the k-th nearest training photograph; memory does not grow with the images.
 
     Args:
         features: (N, D) of the images to score, none of them among ``training``.
@@ -79,27 +79,20 @@ def feature_scores(
         k: which neighbor; the farthest where there are fewer photographs.
 
     Returns:
-        Name to (N,) score, higher for images of the classes.
+        (N,), higher for images of the classes.
 
     Raises:
         UserError: there are no training images, or features are NaN or infinite.
 
     Source: Y. Sun et al., Out-of-Distribution Detection with Deep Nearest Neighbors, ICML 2022, arXiv:2204.06507.
     """
-    return {"feature_norm": _norms(features), "knn": neighbor_score(features, training, photographs, k)}
+    owners = photograph_index(photographs, len(training))
+    return nearest_photographs(features, training, photographs, min(k, int(owners.max()) + 1))[1][:, -1]
 
 
 def _norms(features: Floats) -> npt.NDArray[np.float64]:
     """Return the L2 norm of each row, without the copy in double precision that ``np.linalg.norm`` needs."""
     return np.asarray(np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64)))
-
-
-def neighbor_score(
-    features: Floats, training: Floats, photographs: Names | None = None, k: int = NEIGHBOR
-) -> npt.NDArray[np.float64]:
-    """Compute ``knn`` of :func:`feature_scores` alone, in memory that does not grow with the number of images."""
-    owners = photograph_index(photographs, len(training))
-    return nearest_photographs(features, training, photographs, min(k, int(owners.max()) + 1))[1][:, -1]
 
 
 @dataclass(frozen=True)

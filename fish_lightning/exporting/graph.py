@@ -150,7 +150,7 @@ def _add_answers(nodes: Nodes, temperature: float | None, unknown: Mapping[str, 
 
 
 def _add_nearest(nodes: Nodes, training: npt.NDArray[np.float32], axis: str) -> None:
-    """Add the cosine to the k-th nearest training photograph, as ``feature_scores`` of ``evaluation.unknowns`` does.
+    """Add the cosine to the k-th nearest training photograph, as ``neighbor_score`` of ``evaluation.unknowns`` does.
 
     Args:
         nodes: of the graph.

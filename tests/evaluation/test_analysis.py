@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix, 
 from fish_lightning.errors import UserError
 from fish_lightning.evaluation.analysis import ERRORS, MAX_FINDINGS, analyze, calibration_of
 from fish_lightning.evaluation.stored_calibration import apply_calibration, read_calibration, write_calibration
-from fish_lightning.evaluation.unknowns import feature_scores
+from fish_lightning.evaluation.unknowns import neighbor_score
 from fish_lightning.report.run_report import write_report
 
 
@@ -175,7 +175,7 @@ def test_unknown_images_are_detected_by_their_nearest_training_photographs(outpu
     both, training = halves(outputs)
     stored = calibration_of(analyze(both, training))["unknown"]
     assert (stored["score"], len(stored["features"])) == ("knn", 60)  # of 300 images, one of each photograph
-    expected = feature_scores(both.features, stored["features"])["knn"]
+    expected = neighbor_score(both.features, stored["features"])
     assert (expected[both.splits == "val"] >= stored["threshold"]).mean() == pytest.approx(0.95, abs=0.02)
     found = apply_calibration({"unknown": stored}, both.logits, both.features).unknown
     assert found.tolist() == (expected < stored["threshold"]).tolist()

@@ -10,9 +10,10 @@ from fish_lightning.evaluation.unknowns import (
     Detection,
     best_score,
     detection,
-    feature_scores,
+    image_scores,
     keep_threshold,
     logit_scores,
+    neighbor_score,
 )
 
 
@@ -24,16 +25,18 @@ def test_logit_scores_agree_with_torch():
     assert scores["energy"] == pytest.approx(logits.logsumexp(1).numpy(), abs=1e-5)
 
 
-def test_feature_scores_count_the_copies_of_a_training_photograph_once():
-    training = np.array([[1, 0], [1, 0.01], [1, 0.02], [0, 1]], dtype=np.float16)
-    scores = feature_scores(np.array([[3.0, 0]]), training, np.array(["a", "a", "a", "b"]), k=2)
-    assert scores["feature_norm"] == pytest.approx([3])
-    assert scores["knn"] == pytest.approx([0], abs=1e-6)
-    assert feature_scores(np.array([[3.0, 0]]), training, None, k=2)["knn"] == pytest.approx([1], abs=1e-3)
+def test_the_feature_norm_is_that_of_each_row():
+    assert image_scores(np.zeros((2, 3)), np.array([[3.0, 4], [0, 2]]))["feature_norm"] == pytest.approx([5, 2])
+
+
+def test_copies_of_a_training_photograph_count_once():
+    image, training = np.array([[3.0, 0]]), np.array([[1, 0], [1, 0.01], [1, 0.02], [0, 1]], dtype=np.float16)
+    assert neighbor_score(image, training, np.array(["a", "a", "a", "b"]), k=2) == pytest.approx([0], abs=1e-6)
+    assert neighbor_score(image, training, None, k=2) == pytest.approx([1], abs=1e-3)
 
 
 def test_fewer_training_photographs_than_k_give_the_farthest():
-    assert feature_scores(np.array([[1.0, 1]]), np.array([[1.0, 0]]))["knn"] == pytest.approx([0.5**0.5])
+    assert neighbor_score(np.array([[1.0, 1]]), np.array([[1.0, 0]])) == pytest.approx([0.5**0.5])
 
 
 @pytest.mark.parametrize("decimals", [8, 1], ids=["no ties", "ties"])
@@ -110,4 +113,4 @@ def test_bad_input_is_refused():
     with pytest.raises(UserError, match="1 of 2 images have NaN or infinite logits"):
         logit_scores(np.array([[0, np.nan], [0, 1]]))
     with pytest.raises(UserError, match="1 of 1 images have NaN or infinite features"):
-        feature_scores(np.array([[np.inf, 1.0]], dtype=np.float16), np.ones((2, 2)))
+        neighbor_score(np.array([[np.inf, 1.0]], dtype=np.float16), np.ones((2, 2)))
