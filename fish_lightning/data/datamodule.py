@@ -71,6 +71,7 @@ class FishDataModule(L.LightningDataModule):
         catalog: all images, after :meth:`setup`.
         left_out: test images of the class ``leave_out``, after :meth:`setup`; None without one.
         left_out_class: its name.
+        augments: False: training images are as those of validation, since the network sees them only once.
     """
 
     catalog: Catalog
@@ -116,6 +117,7 @@ class FishDataModule(L.LightningDataModule):
             raise UserError("data=checkpoint is for evaluate; to train, choose data=sample, data=fish or data=folder")
         self.split, self.seed = split, seed
         self.train_transform, self.eval_transform = train_transform, eval_transform
+        self.augments = True
         self.start = {"epoch": 0, "batches": 0}
         self.photograph, self.find_copies, self.keep_split = photograph, find_copies, keep_split
         if balance not in (None, "class", "photograph"):
@@ -287,6 +289,7 @@ class FishDataModule(L.LightningDataModule):
 
     def dataset(self, split: str, train: bool = False) -> FishDataset:
         """Return the images of one split (``"all"`` for every image), augmented for training."""
+        train = train and self.augments
         if self.pipelines is None:
             transform = self.train_transform if train else self.eval_transform
         else:
@@ -305,7 +308,7 @@ class FishDataModule(L.LightningDataModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Draw the augmentation, and check for unreadable images before that requires waiting for the device."""
         batch["complete"] = bool((batch["label"] != UNREADABLE).all())
-        if self.device_augment is not None and self.trainer and self.trainer.training:
+        if self.device_augment is not None and self.augments and self.trainer and self.trainer.training:
             batch["affine"] = self.device_augment.draw(self.seed, batch["epoch"], batch["index"])
         return batch
 

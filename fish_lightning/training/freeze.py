@@ -74,6 +74,7 @@ class Freeze(Callback):
                 )
             say("computing the features of the training and validation images, once")
             self._table = _features(trainer, pl_module)  # type: ignore[arg-type]
+            trainer.datamodule.augments = False  # type: ignore[attr-defined]
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -111,6 +112,8 @@ class Freeze(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the module as other runs do."""
         pl_module.requires_grad_(True)
+        if self._table is not None:
+            trainer.datamodule.augments = True  # type: ignore[attr-defined]
         self._table = None
 
 

@@ -67,8 +67,11 @@ def test_features_are_computed_once_and_the_head_is_trained_from_them(frozen):
     class Count(Freeze):
         def on_train_start(self, trainer, pl_module):
             pl_module.network.conv1.register_forward_hook(lambda *_: calls.append(1))
+            dataset = trainer.train_dataloader.dataset
+            assert dataset.transform is trainer.val_dataloaders.dataset.transform  # nor is an image augmented
 
     states, model, data = frozen(Count(epochs=None, features=True))
+    assert data.dataset("train", train=True).transform is not data.dataset("val").transform
     assert changed(states[0], states[2]) == {"fc.weight", "fc.bias"}
     assert calls == []  # neither training nor validation computes a convolution
     model.eval()
