@@ -141,12 +141,15 @@ def test_each_job_of_a_sweep_in_one_process_has_its_own_run_and_one_that_fails_i
 
 def test_of_two_processes_the_first_logs(tmp_path, train_ranks):
     short = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "hydra.run.dir=run", *SHORT)
-    for rank in train_ranks(tmp_path, "logger=[csv,mlflow]", *short):
+    for rank in train_ranks(tmp_path, LOGGERS, *short):
         assert rank.returncode == 0, rank.stderr
     expected = csv_points(tmp_path / "run")
     ((status, _, _, points),) = mlflow_runs(tmp_path)
     logged = [(key, step) for key, step, _ in points if key != "epoch"]
     assert status == "FINISHED" and len(logged) == len(set(logged)) and set(logged) == expected.keys()
+    ((_, _, history, exits),) = wandb_runs(tmp_path / "run")
+    assert exits == [0]
+    assert {(key, step): value for key, step, value in points_of(history)} == pytest.approx(expected)
 
 
 def test_what_earlier_processes_sent_is_known_and_a_torn_line_is_not(tmp_path):
