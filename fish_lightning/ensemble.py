@@ -26,7 +26,7 @@ def ensemble(cfg: DictConfig) -> float | None:
     """
     from fish_lightning.data.catalog import Catalog
     from fish_lightning.data.datamodule import FishDataModule
-    from fish_lightning.data.splits import recorded_split
+    from fish_lightning.data.splits import RecordedSplit
     from fish_lightning.data.trained_sources import RecordedSource
     from fish_lightning.evaluation.members import find_members
     from fish_lightning.models.checkpoint import load_checkpoint, restore
@@ -45,7 +45,7 @@ def ensemble(cfg: DictConfig) -> float | None:
     data = FishDataModule(
         cfg.data.root,
         partial(RecordedSource, state=recorded["catalog"], subset=subset or "train"),
-        recorded_split,
+        RecordedSplit(recorded["split"]),
         transform,
         transform,
         seed=recorded["seed"],

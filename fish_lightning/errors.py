@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
 from fish_lightning import compat
-from fish_lightning.names import printable
+from fish_lightning.names import printable_lines
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,7 +39,7 @@ REFUSALS = {
     **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), _FILE_OR_FOLDER),
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EIO: "the disk or the network has failed",
-    errno.EMFILE: "the limit of open files is too low: ulimit -n 4096",
+    errno.EMFILE: "too many open files; raise the limit: ulimit -n 4096",
     errno.ENOMEM: "out of memory: reduce data.num_workers or data.batch_size",
 }
 
@@ -200,7 +200,7 @@ def from_os_error(error: OSError) -> UserError:
 
 
 def _of_target(error: BaseException) -> UserError | None:
-    """Return the words for what cannot be instantiated: it is not found, or refuses its arguments.
+    """Return the message for a target that cannot be instantiated: it is not found, or rejects its arguments.
 
     None for another error, and for a target of ours, whose failure is a bug.
     """
@@ -214,12 +214,12 @@ def _of_target(error: BaseException) -> UserError | None:
     setting = f"{failed.key}._target_={failed.target}" if failed.key and failed.target else failed.key or "_target_"
     why = one_line(cause) if cause is not error else one_line(Exception(failed.words))
     error_class = "" if cause is error or isinstance(cause, ImportError) else f"{type(cause).__name__}: "
-    return UserError(f"{setting}: {error_class}{why}\nHYDRA_FULL_ERROR=1 shows where")
+    return UserError(f"{setting}: {error_class}{why}\nset HYDRA_FULL_ERROR=1 to see the traceback")
 
 
 def _message(error: UserError) -> str:
     """Return the text of the error, safe for a terminal."""
-    return "\n".join(map(printable, compat.without_worker_traceback(error).split("\n")))
+    return printable_lines(compat.without_worker_traceback(error))
 
 
 def _error_file() -> Path:
@@ -247,7 +247,7 @@ def _lost_process(error: Exception) -> UserError | None:
     if _processes() == 1 or not compat.is_lost_peer(error):
         return None
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-    return UserError(f"process {rank} lost another process, which printed its own error or was killed")
+    return UserError(f"process {rank} lost its connection to another, which printed its own error or was killed")
 
 
 def in_multirun() -> bool:

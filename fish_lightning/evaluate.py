@@ -31,7 +31,7 @@ def evaluate(cfg: DictConfig) -> float:
 
     from fish_lightning.data.catalog import Catalog
     from fish_lightning.data.folders import input_catalog
-    from fish_lightning.data.splits import recorded_split
+    from fish_lightning.data.splits import RecordedSplit
     from fish_lightning.data.trained_sources import RecordedSource, evaluation_source
     from fish_lightning.data.unknown_images import without_copies
     from fish_lightning.files import run_of
@@ -57,7 +57,7 @@ def evaluate(cfg: DictConfig) -> float:
         cfg.data,
         source=evaluation_source(cfg.data, instantiate(cfg.data.source), recorded["catalog"], cfg.subset),
         catalog=None,  # read by the source
-        split=recorded_split,
+        split=RecordedSplit(recorded["split"]),
         train_transform=trained.transform,
         backgrounds=None,
         eval_transform=trained.transform,

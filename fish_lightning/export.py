@@ -31,7 +31,7 @@ def export(cfg: DictConfig) -> None:
     from fish_lightning.exporting.tables import export_table, parity_error
 
     if is_export(cfg.ckpt):
-        raise UserError(f"ckpt: {cfg.ckpt} is an export already: give the checkpoint that it was made from")
+        raise UserError(f"ckpt: {cfg.ckpt} is an export already: pass the checkpoint that it was made from")
     trained = open_model(cfg.ckpt, cfg.tta)
     images = judging_images(trained, cfg.data.root, cfg.export.images, cfg.export.calibration_images)
     built, graph, parity = build(trained, images, cfg)

@@ -1,7 +1,8 @@
-"""Atomic writes, locks, CSV tables given by the user, and how paths are shown."""
+"""Atomic writes, locks, tables and summaries, and how paths are shown."""
 
 import csv
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -105,6 +106,15 @@ def byte_size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file's content, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def state_of(path: str, file: str) -> str:
     """Return a string that changes with the file: ``path`` (a name for it), its size and modification time."""
     size, time = size_and_time(file)
@@ -144,6 +154,22 @@ def is_alive(process: int) -> bool:
     return True
 
 
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return ``summary.json`` of a run's folder; empty where there is none.
+
+    Raises:
+        UserError: it is corrupt.
+    """
+    file = folder / "summary.json"
+    try:
+        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return dict(summary)
+    except OSError:
+        return {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{shown(file)} is corrupt or incomplete ({first_line(error)})") from None
+
+
 def read_rows(path: Path, key: str, columns: Sequence[str]) -> list[dict[str, str]]:
     """Read a CSV file with a header; names that are not UTF-8 are read as :mod:`fish_lightning.names` says.
 
@@ -181,7 +207,7 @@ def _typed(path: str | Path) -> str:
 
 
 def run_of(path: Path) -> Path:
-    """Return the run folder that a path is, or that it is a checkpoint of."""
+    """Return the run folder that a path names or, for a checkpoint, the run folder that contains it."""
     return path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
 
 

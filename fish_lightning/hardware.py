@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from fish_lightning.errors import UserError
+
 
 def cores() -> int:
     """Return the number of CPU cores that this process may use (its affinity, not the machine's count)."""
@@ -96,13 +98,19 @@ def memory() -> float:
 
 
 def peak_memory(cuda: bool) -> int:
-    """Return the most memory that torch has reserved on the GPU, or that this process has had, in bytes."""
+    """Return the most memory that torch has reserved on the GPU, or that this process has had, in bytes.
+
+    Raises:
+        UserError: this is Windows, and there is no GPU.
+    """
     if cuda:
         import torch
 
         return torch.cuda.max_memory_reserved()
-    import resource
-
+    try:
+        import resource
+    except ModuleNotFoundError:
+        raise UserError("the memory that a batch takes on a CPU cannot be measured on Windows: use a GPU") from None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -33,6 +33,11 @@ def shortened(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
+def printable_lines(text: str) -> str:
+    """Return a text of several lines, each as :func:`printable` returns it."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def listed(names: Sequence[str], most: int = 8) -> str:
     """Return names as a message shows them: the first ``most``, and how many others there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
@@ -46,7 +51,7 @@ def figure_text(text: str, lines: bool = False) -> str:
         text: names, or several lines with names in them.
         lines: whether line breaks stay.
     """
-    shown = "\n".join(map(printable, text.split("\n"))) if lines else printable(text)
+    shown = printable_lines(text) if lines else printable(text)
     return shown.replace("$", r"\$")
 
 

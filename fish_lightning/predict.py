@@ -130,10 +130,10 @@ def finish(  # noqa: D417
         written = ", ".join([written, *sheet])
     print(f"\nfolder  {where}  ({written})" + writer.speed())
     if not whole:
-        print(f"shard {shard[0]} of {shard[1]} is complete, others are not yet")
+        print(f"shard {shard[0]} of {shard[1]} is complete; other shards are not yet")
     if tally.unreadable:
         table = "predictions.csv" if whole and len(parts.files) <= MERGED else written
-        raise UserError(f"{tally.unreadable} of {tally.n} files could not be read: see the column error of {table}")
+        raise UserError(f"{tally.unreadable} of {tally.n} files could not be read: see the error column of {table}")
 
 
 @entry_point("predict")

@@ -1,9 +1,9 @@
-"""Measure this project against what it replaces: ratios of two things timed in turns, as a table and as JSON.
+"""Measure this project against what it replaces: ratios of two things timed alternately, as a table and as JSON.
 
     python scripts/benchmark.py [--gpu [--tests]] [--quick] [--only loader,train,…] [--data DIR] [--output FILE]
 
-Both sides of a ratio are timed in turns, so that other load on the machine affects both. The ratio is the median of the
-rounds; their quartiles show how much they scatter. Parts:
+Both sides of a ratio are timed alternately, so that other load on the machine affects both. The ratio is the median of
+the rounds; their quartiles show how much they scatter. Parts:
 
     reseed   restarting the random numbers of an image: this project vs ``Compose.set_random_seed``
     loader   images/s of one loader process: the cache vs the notebook's loader and vs a memory copy
@@ -502,7 +502,7 @@ def train(options: Options) -> list[Row]:
 
 
 def compare_training(load: Load, deadline: float = math.inf) -> list[Row]:
-    """Time the steps of a run, of what it is compared with and of its variants, in turns.
+    """Time the steps of a run, of what it is compared with and of its variants, alternately.
 
     Args:
         load: what is computed.
@@ -647,7 +647,7 @@ def program(name: str, *overrides: str, timeout: float = math.inf) -> None:
 
 
 def start(options: Options) -> list[Row]:
-    """Time programs from their start, in turns with what they cannot do without."""
+    """Time programs from their start, alternately with what they cannot do without."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "scripts"), str(ROOT)])}
 
     def seconds(*arguments: str) -> float:
@@ -881,7 +881,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="smaller and fewer: under two minutes on two cores")
     parser.add_argument("--only", help=f"some of {','.join(PARTS)}; with --gpu of {','.join(GPU_PARTS)}")
     parser.add_argument("--data", type=Path, metavar="DIR", help="class folders for the part goal")
-    parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="the figures, as JSON")
+    parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="file for the results, as JSON")
     parser.add_argument("--catalog", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.catalog:

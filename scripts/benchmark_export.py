@@ -1,4 +1,4 @@
-"""Measure exports against torch on this CPU: ratios of two sides timed in turns, from the same images.
+"""Measure exports against torch on this CPU: ratios of two sides timed alternately, from the same images.
 
     python scripts/benchmark_export.py [--model resnet34] [--height 160] [--width 240] [--rounds 9] [--threads 1]
 

@@ -10,7 +10,7 @@ and peak memory of the process.
     memory    peak memory and images/s by the number of files
     listing   memory and seconds of a list of 1,000,000 paths, and of the manifest's digest of it
     kills     a run over 3,000 files is killed at random times and started again: rows lost and repeated
-    earlier   3,000 files with this checkout and with an earlier one, in turns (``--earlier DIR``)
+    earlier   3,000 files with this checkout and with an earlier one, alternately (``--earlier DIR``)
     reduced   decoding 12-megapixel JPEGs at 1/2, 1/4 and 1/8 of their size against whole: time, and what it does to the
               probabilities of ``--ckpt RUN``; 12 photographs of ``--photographs DIR``, enlarged, without and with the
               noise of a sensor. It is why ``predict`` decodes them whole.
@@ -133,7 +133,7 @@ def kills(cwd: Path, ckpt: Path, count: int) -> None:
 
 
 def earlier(cwd: Path, ckpt: Path, checkout: Path, rounds: int = 2) -> None:
-    """Print seconds and memory of both checkouts for 3,000 files, in turns."""
+    """Print seconds and memory of both checkouts for 3,000 files, alternately."""
     folder = draw(cwd / "photos-3000", 3000)
     for number in range(rounds):
         for name, place in (("this", ROOT), ("earlier", checkout)):
@@ -188,7 +188,7 @@ def reduced(ckpt: Path, photographs: Path, count: int = 12) -> None:
 def main() -> None:
     """Command-line entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", default="1000,10000,100000", help="numbers of files, with commas between; '': none")
+    parser.add_argument("--files", default="1000,10000,100000", help="numbers of files, separated by commas; '': none")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--earlier", type=Path, help="a checkout to compare with")
     parser.add_argument("--ckpt", type=Path, help="a run's folder")

@@ -6,10 +6,10 @@
 
     soak        requests of good and hostile files, 32 at a time: each answer is compared with what ``predict`` writes,
                 each refusal with its code; the server's memory after each tenth
-    throughput  images/s of 32 clients that send one file a request, against the bare model in batches of 32 (decoded
-                before), against decoding and the model in turns, as a loop of ``predict`` batches does, and against a
-                minimal server on LitServe (``pip install litserve``), all in turns; ratios are medians of the rounds;
-                and CPU seconds of an image, which other programs on the machine do not change
+    throughput  images/s of 32 clients that send one file per request, against the bare model in batches of 32 (decoded
+                before), against decoding and the model one after the other, as a loop of ``predict`` batches does, and
+                against a minimal server on LitServe (``pip install litserve``), all alternately; ratios are medians of
+                the rounds; and CPU seconds of an image, which other programs on the machine do not change
 
 Clients are threads of this process: what they take of the machine counts against the servers.
 """

@@ -8,8 +8,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from hydra.errors import InstantiationException
 from PIL import Image
+
+from fish_lightning.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
 #: Environment of a program whose config names callbacks of ``faults.py``.
@@ -146,3 +150,13 @@ def measured(task):
         text = stream.read()
     os.waitpid(child, 0)
     return json.loads(text)
+
+
+def message_of(task, *arguments, **options):
+    """The message of the ``UserError`` that ``task(*arguments)`` raises, also within Hydra: one to five lines."""
+    with pytest.raises((UserError, InstantiationException)) as error:
+        task(*arguments, **options)
+    raised = error.value if isinstance(error.value, UserError) else error.value.__cause__
+    assert isinstance(raised, UserError)
+    assert 1 <= len(str(raised).splitlines()) <= 5
+    return str(raised)

@@ -160,7 +160,7 @@ def test_what_cannot_be_compared_is_a_short_error(tmp_path, run):
     assert done.returncode == 1, done.stdout
     assert (
         done.stderr
-        == f"error: b: gone does not exist (working directory: {tmp_path})\ngive the folder of a run or of a sweep\n"
+        == f"error: b: gone does not exist (working directory: {tmp_path})\npass the folder of a run or of a sweep\n"
     )
     assert not list(tmp_path.glob("logs/**/compare.json"))
 

@@ -416,16 +416,28 @@ def message(function, *arguments):
         ("Wrong image height", "vit_b_16", 32),
         ("Wrong image width", "vit_b_16", (224, 32)),
         ("is invalid for input of size", "maxvit_t", 96),
+        ("doesn't match model", "timm/vit_tiny_patch16_224", 96),
+        ("divisible by", "timm/test_vit", 100),
+        ("must match the size of tensor", "timm/levit_128", 96),
     ],
 )
 def test_a_network_rejects_an_image_size_in_these_words(words, name, size):
     settings = {"init_weights": False} if name == "inception_v3" else {}
-    with torch.device("meta"):
-        network = torchvision.models.get_model(name, weights=None, **settings)
+    with torch.device("cpu" if "levit" in name else "meta"):  # on meta, broadcasting has other words
+        if name.startswith("timm/"):
+            timm = pytest.importorskip("timm", reason="the timm extra is not installed")
+            network = timm.create_model(name.removeprefix("timm/"))
+        else:
+            network = torchvision.models.get_model(name, weights=None, **settings)
         image = torch.zeros(2, 3, *(size if isinstance(size, tuple) else (size, size)))
     error = message(network.eval(), image)
     assert words in str(error), changed("torch", f"the error {words!r} of {name}: {error}")
     assert words in compat.WRONG_SIZE and compat.is_wrong_image_size(error)
+
+
+def test_all_words_about_image_sizes_are_provoked():
+    (mark,) = test_a_network_rejects_an_image_size_in_these_words.pytestmark
+    assert {words for words, *_ in mark.args[1]} == {*compat.WRONG_SIZE}
 
 
 def test_batch_normalization_rejects_a_single_value_in_these_words():

@@ -228,7 +228,7 @@ def test_photographs_that_are_test_images_of_some_only_are_scored_as_validation(
     saved(tmp_path / "seeds", seeds)
     done = run("ensemble", "runs=[seeds/0,seeds/1]", "hydra.run.dir=joined", "report=false", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "split=images no member was trained on, though some selected their epoch on them" in done.stdout
+    assert "; images no member was trained on, though some selected their epoch on them" in done.stdout
     summary = summary_of(tmp_path / "joined")
     assert (summary["test"], summary["val"]["n"]) == ({}, 12)
     assert summary["gain"]["best_by_validation"] is None  # their summaries are missing
@@ -251,7 +251,7 @@ def test_members_that_do_not_belong_together_are_named(members):
     assert "B in /elsewhere" in error_of({"A": first, "B": other})
     assert error_of({"A": first}).startswith("runs: an ensemble requires two runs or more, not A alone\n")
     joined = joined_checkpoint(members)
-    assert error_of({"A": first, "B": joined}) == "runs: B is an ensemble itself; give its members"
+    assert error_of({"A": first, "B": joined}) == "runs: B is an ensemble itself; pass its members"
 
 
 def error_of(checkpoints):
@@ -273,7 +273,7 @@ def test_a_joined_checkpoint_restores_in_memory_as_from_its_file(world, members,
     [
         (["sweep/0", "sweep/0/checkpoints/best.ckpt"], "a run is named more than once"),
         (["sweep/0", "nowhere"], "runs: no file nowhere/checkpoints/best.ckpt (working directory: "),
-        ("nowhere", "runs: nowhere is no folder"),
+        ("nowhere", "runs: nowhere is not a folder"),
         (".", "runs: . has neither checkpoints/best.ckpt nor jobs with one"),
     ],
 )

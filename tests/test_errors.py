@@ -16,7 +16,7 @@ def shown(error, capsys):
 
 
 def test_a_users_error_is_shown_with_exit_code_1(capsys):
-    assert shown(UserError("no folder x\ngive another"), capsys) == (1, "error: no folder x\ngive another\n")
+    assert shown(UserError("no folder x\npass another"), capsys) == (1, "error: no folder x\npass another\n")
 
 
 def test_a_workers_traceback_is_cut_to_its_message(capsys):

@@ -95,7 +95,7 @@ def test_images_replaced_after_training_are_named(tmp_path, trained, tiny_data, 
     found = evaluated("data.root=moved")
     assert (found["changed_images"], found["rewritten_images"]) == ([first], [second])
     printed = capsys.readouterr().out
-    assert f"warning: 1 image has other content than in the training run: {first}\n" in printed
+    assert f"warning: 1 image has different content than in the training run: {first}\n" in printed
     assert f"note: 1 image has been rewritten since the training run: {second}\n" in printed
 
 
@@ -476,5 +476,5 @@ def test_what_cannot_be_recomputed_is_said(reported, evaluated):
     with pytest.raises(UserError, match=r"report_inputs\.npz is corrupt or incomplete"):
         evaluated("recompute=true", ckpt=reported)
     file.unlink()
-    with pytest.raises(UserError, match="an earlier version made it"):
+    with pytest.raises(UserError, match="an earlier version wrote that folder"):
         evaluated("recompute=true", ckpt=reported)

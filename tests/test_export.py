@@ -88,7 +88,7 @@ def test_the_folder_is_a_model_repository_that_says_what_it_contains(exported, t
     assert content["checkpoint"]["sha256"] == hashlib.sha256(best).hexdigest()
     assert content["weights"] == {
         "started_from": "random weights",
-        "license": "that of the training images, and yours",
+        "license": "determined by you and the license of the training images",
     }
     assert (exported.folder / "split.csv").read_text() == (trained.folder / "split.csv").read_text()
     session = onnxruntime.InferenceSession(exported.folder / "fish" / "1" / "model.onnx")
@@ -182,7 +182,7 @@ def test_eight_bits_are_compared_with_float32_by_photograph(started, trained, ex
     assert small["megabytes"]["int8"] < 0.5 * small["megabytes"]["fp32"]
     assert all(value > 0 for times in small["ms_per_image"].values() for value in times.values())
     assert small["compare"]["sentence"] in printed
-    assert "8 bits against float32" in (folder / "model_card.md").read_text()
+    assert "int8 against float32" in (folder / "model_card.md").read_text()
     assert open_model(folder).module.class_names == tuple(CLASSES)
 
 
@@ -232,7 +232,7 @@ def test_a_peer_with_the_export_alone_evaluates_it_on_other_data(started, copied
 def test_the_model_card_has_the_score_and_five_lines_that_work(exported, trained, tmp_path, monkeypatch, make_image):
     card = (exported.folder / "model_card.md").read_text()
     test = summary_of(trained.folder)["test"]
-    assert f"Test accuracy {test['accuracy']:.2%} on {test['n']} images (95 % CI" in card
+    assert f"Test accuracy {test['accuracy']:.2%} on {test['n']} images (95% CI" in card
     assert "36 images of 3 classes: " in card and "Started from random weights." in card
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
     assert len(code.splitlines()) == 5
@@ -322,7 +322,7 @@ def test_a_label_of_no_class_is_refused(copied):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["ckpt={export}"], "is an export already: give the checkpoint that it was made from"),
+        (["ckpt={export}"], "is an export already: pass the checkpoint that it was made from"),
         (["ckpt=absent"], "ckpt: no file absent"),
         (["ckpt={run}", "data.root=absent"], "absent"),
     ],

@@ -60,7 +60,7 @@ def name_too_long(cwd):
     [
         (read_only, ["check its permissions, or write elsewhere: paths.logs=FOLDER"]),
         (no_room, ["File too large", "free disk space"]),
-        (deleted, ["the working folder cannot be read", "start from another"]),
+        (deleted, ["the working directory cannot be read", "start from another"]),
         (a_file, ["a file exists where a folder is expected"]),
         (name_too_long, ["File name too long", "choose a shorter name"]),
     ],

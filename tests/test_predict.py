@@ -98,7 +98,7 @@ def test_columns_are_those_of_test_predictions(predicted, trained):
 
 def test_unreadable_files_are_reported_with_exit_code_1(predicted):
     assert predicted.returncode == 1
-    message = "error: 2 of 5 files could not be read: see the column error of predictions.csv"
+    message = "error: 2 of 5 files could not be read: see the error column of predictions.csv"
     assert predicted.stderr.strip() == message
     lines = predicted.stdout.splitlines()
     assert lines[0].split() == ["path", "prediction", "probability", "calibrated", "runner-up", "verdict"]

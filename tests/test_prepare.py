@@ -7,12 +7,12 @@ import zipfile
 from types import SimpleNamespace
 
 import pytest
+from helpers import message_of
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from fish_lightning.cli import CONF
 from fish_lightning.data.sources import ArchiveSource
-from fish_lightning.errors import UserError
 from fish_lightning.prepare import prepare
 
 HANDLE = "crowww/a-large-scale-fish-dataset"
@@ -34,13 +34,6 @@ def composed(tmp_path, monkeypatch):
             return compose(program, [*overrides, *paths])
 
     return make
-
-
-def message_of(cfg):
-    with pytest.raises(UserError) as error:
-        prepare(cfg)
-    assert 1 <= len(str(error.value).splitlines()) <= 5
-    return str(error.value)
 
 
 def report_of(cwd):
@@ -92,7 +85,7 @@ def test_a_zip_file_is_unpacked_once(tmp_path, composed, make_archive, capsys):
         (["data=folder", "data.root=to", "data.archive=half.zip"], "half.zip is not a zip file, or is incomplete"),
         (["data=folder", "data.root=to", "data.archive=no.zip"], "data.archive: no file no.zip"),
         (["data=folder", "data.root=to", "data.archive=big.zip", "data.archive_limit=0.001"], "the limit of 1 MB"),
-        (["data=folder", "data.archive=big.zip"], "data.root: no folder of images is given"),
+        (["data=folder", "data.archive=big.zip"], "data.root: no folder of images was specified"),
         (["data=sample", "data.archive=big.zip"], "data.archive requires data=fish"),
         (["data=folder", "data.root=nowhere"], "data.root: nowhere does not exist"),
         (["data=folder", "data.root=bare"], "no images in bare"),
@@ -107,7 +100,7 @@ def test_what_cannot_be_prepared_is_reported_briefly(tmp_path, composed, overrid
     (tmp_path / "half.zip").write_bytes((tmp_path / "big.zip").read_bytes()[:1_000_000])
     (tmp_path / "bare").mkdir()
     (tmp_path / "table.csv").write_text("path,label\ngone.png,x\n")
-    assert words in message_of(composed("prepare", *overrides))
+    assert words in message_of(prepare, composed("prepare", *overrides))
     assert not (tmp_path.parent / "evil.png").exists() and not (tmp_path / "evil.png").exists()
 
 
@@ -148,7 +141,7 @@ def test_a_failed_download_explains_tokens_and_the_manual_way(tmp_path, composed
         raise RuntimeError("401 Client Error: you must authenticate\n  more")
 
     monkeypatch.setitem(sys.modules, "kagglehub", SimpleNamespace(dataset_download=refuse))
-    text = message_of(composed("prepare", "data=fish"))
+    text = message_of(prepare, composed("prepare", "data=fish"))
     for words in ("401 Client Error: you must authenticate\n", "kaggle.com/settings", "kaggle.json"):
         assert words in text
     assert "python -m fish_lightning.prepare data=fish data.archive=FILE.zip" in text
@@ -157,7 +150,7 @@ def test_a_failed_download_explains_tokens_and_the_manual_way(tmp_path, composed
 
 def test_without_kagglehub_both_remedies_are_named(composed, monkeypatch):
     monkeypatch.setitem(sys.modules, "kagglehub", None)  # its import fails
-    text = message_of(composed("prepare", "data=fish"))
+    text = message_of(prepare, composed("prepare", "data=fish"))
     assert "data.root: data/fish does not exist (working directory:" in text and "pip install kagglehub" in text
     assert "data.archive=FILE.zip" in text and f"kaggle.com/datasets/{HANDLE}" in text
 
@@ -179,5 +172,5 @@ def test_it_warns_of_what_a_training_would_warn_of(tmp_path, composed, make_imag
 
 def test_a_data_set_too_small_to_split_is_an_error(composed, tmp_path, make_folder):
     make_folder(tmp_path / "data", 2, 1)
-    text = message_of(composed("prepare", "data=folder", "data.root=data", "data.find_copies=false"))
+    text = message_of(prepare, composed("prepare", "data=folder", "data.root=data", "data.find_copies=false"))
     assert text.startswith("training would fail: too few images for this split: 2 images of 2 classes in data")

@@ -109,7 +109,7 @@ def open_backgrounds(
     files = mask_files(catalog, catalog.indices("train"))
     if len(files) < 2:
         raise UserError(
-            f"transforms.backgrounds requires masks: {len(files)} of the training images in {catalog.root} has one\n"
+            f"transforms.backgrounds requires masks of 2 training images or more: {catalog.root} has {len(files)}\n"
             "the mask of 'Class/1.png' is 'Class GT/1.png', white on the object; without masks choose other transforms"
         )
     chosen = np.array(list(files))

@@ -225,7 +225,7 @@ def without_class(catalog: Catalog, which: int | str) -> tuple[Catalog, Catalog]
             f"data.leave_out={which}: expected an index from 0 to {len(names) - 1}, or one of {listed(list(names))}"
         )
     if len(names) < 3:
-        raise UserError(f"data.leave_out={which}: a classifier requires two classes besides it, there are {len(names)}")
+        raise UserError(f"data.leave_out={which}: at least 2 classes must remain, not {len(names) - 1}")
     classes = names[:which] + names[which + 1 :]
     kept, tested = catalog.labels != which, (catalog.labels == which) & (catalog.splits == "test")
     columns = ("paths", "labels", "photographs", "splits")

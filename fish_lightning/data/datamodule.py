@@ -23,7 +23,7 @@ from fish_lightning.data.decoding import UnreadableImage
 from fish_lightning.data.device_augment import DeviceAugment
 from fish_lightning.data.near_duplicates.search import with_photographs
 from fish_lightning.data.sources import CatalogSource, Source
-from fish_lightning.data.splits import folders_split, say_if_tracks_are_divided
+from fish_lightning.data.splits import folders_split, name_of_split, say_if_tracks_are_divided
 from fish_lightning.data.trained_sources import RecordedSource
 from fish_lightning.errors import UserError
 from fish_lightning.files import byte_size
@@ -215,8 +215,7 @@ class FishDataModule(L.LightningDataModule):
     @property
     def split_name(self) -> str:
         """Name of the choice in ``conf/split``: ``random`` for :func:`fish_lightning.data.splits.random_split`."""
-        function: Any = getattr(self.split, "func", self.split)  # of Hydra's partial
-        return str(function.__name__).removesuffix("_split")
+        return name_of_split(self.split)
 
     def state_dict(self) -> dict[str, Any]:
         """Return catalog, settings and position for a checkpoint, as plain containers."""
@@ -267,6 +266,10 @@ class FishDataModule(L.LightningDataModule):
         ):
             sizes = f"{len(began)} in {len(began.classes)} classes, now {len(now)} in {len(now.classes)}"
             return [*found, f"other images ({sizes})"]
+        if self.balance == "photograph":
+            then, others = (_numbers(catalog.photographs_or_paths) for catalog in (began, now))
+            if not np.array_equal(then, others):
+                found.append("other photographs (data.photograph, data.find_copies), which balance=photograph samples")
         changed = int((began.splits != now.splits).sum())
         return found + [f"another split ({changed} images differ; see split.csv in its folder)"] * bool(changed)
 
@@ -342,7 +345,7 @@ class FishDataModule(L.LightningDataModule):
                 "balance=photograph: it is not known which images are copies of one photograph\n"
                 "search for them with data.find_copies=true, or name them with data.photograph=REGEX"
             )
-        return np.unique(self.catalog.photographs_or_paths[indices], return_inverse=True)[1]
+        return _numbers(self.catalog.photographs_or_paths[indices])
 
     def _resident_pixels(self, device: torch.device) -> Tensor:
         """Return (N, H, W, 3) uint8 on the device, copied to it once."""
@@ -387,3 +390,8 @@ class FishDataModule(L.LightningDataModule):
             place["groups"] = self._groups(dataset.indices)
         batches = KeyedBatches(len(dataset), self.batch_size, self.seed, shuffle, **place)
         return DataLoader(dataset, batch_sampler=batches, **self.loader)
+
+
+def _numbers(names: npt.NDArray[np.str_]) -> npt.NDArray[np.int64]:
+    """Return (N,) a number for each name, the same for equal ones."""
+    return np.unique(names, return_inverse=True)[1]

@@ -50,7 +50,7 @@ class Skipped:
 
 RUN = "output of this program"
 LOOP = "a link to a folder that is read anyway"
-SPECIAL = "what is not a regular file"
+SPECIAL = "special files (pipes, sockets, devices)"
 
 
 def require_folder(root: Path) -> None:
@@ -61,7 +61,7 @@ def require_folder(root: Path) -> None:
         raise _unreadable(root, error) from None
     if not is_folder:
         fault = "is a file, not a folder" if exists else "does not exist"
-        raise UserError(f"data.root: {root} {fault} (working directory: {_here()})\ngive a folder: data.root=DIR")
+        raise UserError(f"data.root: {root} {fault} (working directory: {_here()})\npass a folder: data.root=DIR")
 
 
 def _here() -> str:
@@ -272,7 +272,7 @@ def input_files(pattern: str, key: str = "input") -> Iterator[str]:
     if not count:
         fault = "contains no image" if os.path.exists(path) else "matches no file"  # noqa: PTH110
         raise UserError(
-            f"{key}: {pattern} {fault} (working directory: {_here()})\ngive an image, a folder or 'quoted pattern*'"
+            f"{key}: {pattern} {fault} (working directory: {_here()})\npass an image, a folder or 'quoted pattern*'"
         )
 
 

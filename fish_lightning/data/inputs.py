@@ -78,7 +78,7 @@ def read_inputs(text: str) -> InputFiles:
     else:
         return InputFiles(input_files(text))
     if not files:
-        raise UserError(f"input: {text} names no image\ngive an image, a folder, a 'quoted pattern*' or a list of them")
+        raise UserError(f"input: {text} names no image\npass an image, a folder, a 'quoted pattern*' or a list of them")
     return files
 
 
@@ -92,7 +92,7 @@ def _listed(file: Path) -> Iterator[str]:
     try:
         for path in read(file):
             if "\0" in path:
-                raise UserError(f"input: {file} is not a list of paths: it has bytes that no text has")
+                raise UserError(f"input: {file} is not a list of paths: it contains bytes that are not text")
             if path:
                 yield path if remote.is_remote(path) else str(file.parent / path)
     except (OSError, csv.Error) as error:

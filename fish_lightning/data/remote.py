@@ -100,7 +100,7 @@ def copy_of(url: str, cache: Path | None) -> Path:
         UserError: there is no cache.
     """
     if cache is None:
-        raise UserError(f"data.root={url} is copied to a folder first: give one with data.cache_dir=DIR")
+        raise UserError(f"data.root={url} is copied to a folder first: pass one with data.cache_dir=DIR")
     name = re.sub(r"[^\w.-]+", "-", url_of(url).rstrip("/"))[-80:]
     return cache / f"{name}-{hashlib.sha256(url_of(url).rstrip('/').encode()).hexdigest()[:12]}"
 
@@ -126,7 +126,7 @@ def fetch(url: str, folder: Path) -> None:
         start = len(place.rstrip("/")) + 1
         there = {path[start:]: _version(info) for path, info in found.items() if _is_image(path, place)}
         if not there:
-            raise UserError(f"data.root: {url} has no image\ngive a folder of class folders: data.root=URL")
+            raise UserError(f"data.root: {url} has no image\npass a folder of class folders: data.root=URL")
         fetched = _index(folder)
         for gone in fetched.keys() - there.keys():
             (folder / gone).unlink(missing_ok=True)

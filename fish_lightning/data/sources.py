@@ -97,7 +97,7 @@ class OriginalsSource(Source):
         if not folders or any(folder.name in NOT_CLASSES or (folder / folder.name).is_dir() for folder in folders):
             raise UserError(
                 f"{self.root} does not contain the originals ({NOT_CLASSES[1]}/<Class>/*.jpg)\n"
-                f"give the folder that contains {NOT_CLASSES[1]}: data.root=DIR"
+                f"pass the folder that contains {NOT_CLASSES[1]}: data.root=DIR"
             )
         spelled = {original: name for name, original in ORIGINAL_FOLDERS.items()}
         names = {folder: spelled.get(folder.name, folder.name) for folder in folders}
@@ -119,7 +119,7 @@ class FolderSource(Source):
 
     def __init__(self, root: str | Path | None) -> None:
         if root is None:
-            raise UserError("data.root: no folder of images is given\ngive it with data.root=DIR")
+            raise UserError("data.root: no folder of images was specified\npass it with data.root=DIR")
         self.root = Path(root).expanduser()
 
     def read(self) -> Catalog:
@@ -139,7 +139,7 @@ class FolderSource(Source):
         if has_split and given != parts:
             raise UserError(
                 f"{self.root} mixes split folders ({', '.join(sorted(parts))}) with others: "
-                f"{', '.join(sorted(given - parts)[:5])}\nmove the others, or give a folder of class folders"
+                f"{', '.join(sorted(given - parts)[:5])}\nmove the others, or pass a folder of class folders"
             )
         rows, names = [], set()
         for part in top if has_split else [self.root]:

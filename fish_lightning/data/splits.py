@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -111,7 +112,7 @@ def _say_if_far(splits: npt.NDArray[np.str_], test: float, val: float) -> None:
         found, aim = ("/".join(f"{100 * part:.0f}" for part in parts) for parts in (shares, targets))
         say(
             f"note: train/val/test have {found} % of the images, not {aim} %, "
-            "since photographs are kept whole and some classes have few or large ones",
+            "since photographs are kept whole and some classes have few, or some with many copies",
         )
 
 
@@ -311,11 +312,39 @@ def file_split(catalog: Catalog, seed: int, path: str) -> npt.NDArray[np.str_]:
     return _require_enough(catalog, splits)
 
 
-def recorded_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
-    """Keep the split in the catalog: that of the run that wrote the checkpoint."""
-    del seed
-    splits: npt.NDArray[np.str_] = catalog.splits
-    return splits
+class RecordedSplit:
+    """Keeps the split in the catalog: that of the run that wrote the checkpoint.
+
+    Args:
+        name: of the run's split.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
+        """Return the splits of the catalog."""
+        del seed
+        splits: npt.NDArray[np.str_] = catalog.splits
+        return splits
+
+
+#: The choices of ``conf/split``.
+CHOICES = {
+    random_split: "random",
+    photograph_split: "photograph",
+    kfold_split: "kfold",
+    folders_split: "folders",
+    file_split: "file",
+}
+
+
+def name_of_split(split: Any) -> str:
+    """Return the choice of ``conf/split`` that a split comes from, or the ``split._target_`` of any other function."""
+    if isinstance(split, RecordedSplit):
+        return split.name
+    function = getattr(split, "func", split)  # of Hydra's partial
+    return CHOICES.get(function) or f"{function.__module__}.{function.__qualname__}"
 
 
 def _stratified_draw(

@@ -71,7 +71,7 @@ class RecordedSource(Source):
         if first is not None and not (catalog.root / first).is_file():
             raise UserError(
                 f"{catalog.root} does not contain the images this checkpoint was trained on "
-                f"(no {first})\ngive the folder they are in now: data.root=DIR"
+                f"(no {first})\npass the folder they are in now: data.root=DIR"
             )
         return catalog
 

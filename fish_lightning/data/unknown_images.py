@@ -55,7 +55,7 @@ def without_copies(catalog: Catalog, run: Catalog, tested: Catalog, cache: Path 
     if copied.all():
         raise UserError(
             f"unknown: all {n} images are copies of images that the model was trained, validated or tested on\n"
-            "give images of other things: unknown=DIR"
+            "pass images of other things: unknown=DIR"
         )
     kept = ~copied
     names = photograph_names(catalog.paths.tolist(), groups[:n])

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-#: Environment variable with the id of the process of this program that started this one.
+#: Environment variable with the id of the parent process, if that is a process of this program.
 PARENT = "FISH_LIGHTNING_PARENT"
 #: Variables that are not 0 in processes other than the first of a run.
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")

@@ -7,7 +7,6 @@ start processes therefore runs in its own process: its resolved config is writte
 ``python -m fish_lightning.train --config-name job`` is a single run, whose ``sys.argv`` can be repeated.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -25,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fish_lightning.distributed.cluster import PARENT
 from fish_lightning.errors import UserError, in_multirun
-from fish_lightning.files import atomic_write
+from fish_lightning.files import atomic_write, read_summary
 
 #: Seconds that a process has to save its run after the process that started it is gone.
 GRACE = 10
@@ -36,7 +35,7 @@ _RANKS = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NOD
 
 
 def end_with_parent() -> None:
-    """End this process soon after the process of this program that started it, if there is one.
+    """End this process soon after its parent, if that is a process of this program.
 
     A rank waits for a dead one until the process group times out after half an hour, and a killed sweep can be resumed
     only when nothing trains in its folders any more.
@@ -112,9 +111,8 @@ def run_in_own_process(cfg: DictConfig) -> float | None:
         memory = " (possibly out of memory)" if code == -_KILL else ""
         how = f"was killed by signal {-code}{memory}" if code < 0 else f"exited with code {code}"
         raise UserError(f"job {HydraConfig.get().job.num} {how}; see above")
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     stage, _, metric = str(cfg.optimized_metric).partition("/")
-    value: float | None = summary[stage].get(metric)
+    value: float | None = read_summary(folder)[stage].get(metric)
     return value
 
 

@@ -24,6 +24,23 @@ def gathered(value: T) -> list[T]:
     return values
 
 
+def share_of_step(images: int, device: torch.device) -> torch.Tensor | float:
+    """Return the factor on a process's mean loss that makes the mean over processes that over the step's images.
+
+    Args:
+        images: number that this process trains on in this step; all processes call this.
+        device: of the model.
+
+    Returns:
+        1 without a process group or where all processes have as many images.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 1.0
+    total = torch.tensor(float(images), device=device)
+    torch.distributed.all_reduce(total)
+    return images * torch.distributed.get_world_size() / total.clamp(min=1)
+
+
 def gathered_rows(rows: torch.Tensor) -> torch.Tensor:
     """Return the rows of all processes in the order in which ``KeyedBatches`` divided them, as a new tensor.
 
@@ -52,7 +69,7 @@ def starts_processes(trainer: L.Trainer) -> bool:
 
 
 def announce_parent(trainer: L.Trainer) -> None:
-    """Tell the ranks that Lightning will start which process to end with."""
+    """Give the ranks that Lightning will start the id of this process, so that they end when it does."""
     if starts_processes(trainer):
         os.environ[PARENT] = str(os.getpid())
 

@@ -171,7 +171,7 @@ def choose_threshold(
         accepted,
         share,
         error,
-        f"the model answers {share:.0%} of the validation images and is wrong in {error:.1%} of them; for new {unit} "
+        f"the model answers {share:.0%} of the validation images and is wrong on {error:.1%} of them; for new {unit} "
         f"like these at most {target_error:.1%} of the answers are wrong, with {certainty:.0%} confidence{condition}",
     )
 
@@ -253,7 +253,7 @@ def _too_few(index: Ints, largest: int, target: float, goal: float, single: bool
     have = (
         f"there are {photographs}"
         if equal
-        else f"the {photographs} here have up to {largest} copies, and weigh as much as {len(index) // largest}"
+        else f"the {photographs} here have up to {largest} copies, and count as only {len(index) // largest}"
     )
     return (
         f"no threshold can guarantee an error of at most {target:.1%}: this requires {needed} validation {unit}, all "

@@ -34,7 +34,7 @@ def common_images(
         if repeated:
             raise UserError(
                 f"{name} tests {repeated:,} image{'s' * (repeated > 1)} more than once\n"
-                "pool only runs whose test sets do not overlap, as folds (sweep=folds); else compare single runs"
+                "pool only runs whose test sets do not overlap, such as folds (sweep=folds), or compare single runs"
             )
     shared, in_a, in_b = np.intersect1d(np.asarray(paths_a), np.asarray(paths_b), return_indices=True)
     if not len(shared):

@@ -1,7 +1,7 @@
-"""Grad-CAM heat maps: which parts of an image speak for a class, for any network that computes feature maps.
+"""Grad-CAM heat maps: which parts of an image are evidence for a class, for any network that computes feature maps.
 
 A heat map is the sum of a stage's channels, each weighted by the mean gradient of the class's logit over its positions,
-without the negative parts. Source: R. R. Selvaraju et al., Grad-CAM, ICCV 2017, arXiv:1610.02391.
+with negative values set to 0. Source: R. R. Selvaraju et al., Grad-CAM, ICCV 2017, arXiv:1610.02391.
 
 The stage explained is the last one before the final resolution that has enough cells. For 160x240 pixels the final
 maps of most backbones are 5x8, too coarse to separate a fish from what lies beside it; the stage before has 10x15. Once

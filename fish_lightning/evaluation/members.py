@@ -1,6 +1,5 @@
 """The members of an ensemble: which runs they are, and what averaging them gains on the same images."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.runs import load_run
 from fish_lightning.evaluation.scores import accuracy_of, photograph_interval
-from fish_lightning.files import run_of, shown
+from fish_lightning.files import read_summary, run_of, shown
 
 BEST = Path("checkpoints", "best.ckpt")
 
@@ -60,7 +59,7 @@ def find_members(runs: str | Sequence[str]) -> dict[str, Path]:
     if missing is not None:
         raise UserError(
             f"runs: no file {missing} (working directory: {Path.cwd()})\n"
-            "give the folder of a sweep, or several runs: 'runs=[RUN_A,RUN_B]'"
+            "pass the folder of a sweep, or several runs: 'runs=[RUN_A,RUN_B]'"
         )
     if len({file.resolve() for file in files}) < len(files):
         raise UserError("runs: a run is named more than once; it would count more than the others")
@@ -75,10 +74,10 @@ def _jobs(sweep: Path) -> list[Path]:
     """
     jobs = [file.parents[1] for file in sweep.glob(f"*/{BEST}") if not (file.parents[1] / "error.txt").is_file()]
     if not jobs:
-        what = "has neither checkpoints/best.ckpt nor jobs with one" if sweep.is_dir() else "is no folder"
+        what = "has neither checkpoints/best.ckpt nor jobs with one" if sweep.is_dir() else "is not a folder"
         raise UserError(
             f"runs: {sweep} {what} (working directory: {Path.cwd()})\n"
-            "give the folder of a sweep, or several runs: 'runs=[RUN_A,RUN_B]'"
+            "pass the folder of a sweep, or several runs: 'runs=[RUN_A,RUN_B]'"
         )
     return sorted(jobs, key=lambda job: (int(job.name) if job.name.isdigit() else 0, job.name))
 
@@ -88,12 +87,11 @@ def validated(file: Path) -> dict[str, Any]:
 
     ``compared_checkpoints``, how many epochs they were the best of, is there too.
     """
-    try:
-        summary = json.loads((run_of(file) / "summary.json").read_text(encoding="utf-8"))
-        found = {key: float(summary["val"][key]) for key in ("accuracy", "loss")}
-        return found | {"compared_checkpoints": int(summary.get("compared_checkpoints", 1))}
-    except (OSError, ValueError, KeyError, TypeError):
+    summary = read_summary(run_of(file))
+    if not summary.get("val"):
         return {}
+    found = {key: float(summary["val"][key]) for key in ("accuracy", "loss")}
+    return found | {"compared_checkpoints": int(summary.get("compared_checkpoints", 1))}
 
 
 def best_by_validation(files: Mapping[str, Path]) -> str | None:

@@ -1,6 +1,5 @@
 """Read what a run, or the folds of a sweep, was tested and trained on, and compare two of them image by image."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -12,12 +11,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fish_lightning.data.catalog import COLUMNS
-from fish_lightning.errors import UserError, first_line
+from fish_lightning.errors import UserError
 from fish_lightning.evaluation.arrays import Bools, Names, require_finite
 from fish_lightning.evaluation.comparison import common_images, compare, joined_photographs
 from fish_lightning.evaluation.outputs import FILE, Outputs
 from fish_lightning.evaluation.photograph_vote import vote_scores
-from fish_lightning.files import read_rows, shown
+from fish_lightning.files import read_rows, read_summary, shown
 from fish_lightning.names import listed
 
 
@@ -127,7 +126,7 @@ def load_run(key: str, path: str | Path) -> Run:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise UserError(
-            f"{key}: {folder} {what} (working directory: {Path.cwd()})\ngive the folder of a run or of a sweep"
+            f"{key}: {folder} {what} (working directory: {Path.cwd()})\npass the folder of a run or of a sweep"
         )
     jobs, failed = [folder], []
     if not (folder / FILE).is_file():
@@ -221,7 +220,7 @@ def compare_pair(pair: Pair, margin: float) -> dict[str, Any]:
 
 def _load_tested_run(folder: Path) -> TestedRun:
     test = Outputs.load(folder / FILE).subset("test")
-    summary, split = _summary(folder), folder / "split.csv"
+    summary, split = read_summary(folder), folder / "split.csv"
     started_in = Path(_setting(folder, "hydra", "hydra.runtime.cwd") or "")
     if not split.is_file() and summary.get("checkpoint"):  # an evaluation: the split is the evaluated run's
         ckpt = started_in / Path(summary["checkpoint"]).expanduser()
@@ -237,15 +236,6 @@ def _load_tested_run(folder: Path) -> TestedRun:
         root=started_in / Path(root).expanduser() if root else None,
         overrides=tuple(map(str, OmegaConf.load(overrides))) if overrides.is_file() else (),
     )
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    file = folder / "summary.json"
-    try:
-        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{file} is corrupt or incomplete ({first_line(error)})") from None
-    return summary
 
 
 def _setting(folder: Path, name: str, key: str) -> str | None:
@@ -291,7 +281,7 @@ def _warnings(a: Run, b: Run, pair: Pair, regrouped: bool) -> Iterator[str]:
     if pair.photographs is None:
         yield "photographs are not known: intervals count images as independent"
     elif regrouped:
-        yield "A and B group images into photographs differently; what either takes for copies counts as one photograph"
+        yield "A and B group images into photographs differently; copies in either of them count as one photograph"
     for name, leaked in (("A", pair.leaked_a), ("B", pair.leaked_b)):
         if leaked is None:
             yield f"whether {name} was trained on these images is unknown: its split.csv is missing"

@@ -1,4 +1,4 @@
-"""Build the graph of an export in the asked precision, and measure it against the checkpoint."""
+"""Build the graph of an export in the requested precision, and measure it against the checkpoint."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ from fish_lightning.evaluation.stored_calibration import write_calibration
 from fish_lightning.exporting.graph import OPSET, describe_unknown_score
 from fish_lightning.exporting.model_card import model_card, weights_origin
 from fish_lightning.exporting.triton import triton_config
-from fish_lightning.files import atomic_write, run_of
+from fish_lightning.files import atomic_write, read_summary, run_of, sha256_of
 from fish_lightning.models.checkpoint import checkpoint_file, weights_digest
 from fish_lightning.models.exported import (
     FEATURES,
@@ -116,7 +116,7 @@ def description(export: Export, sha256: str) -> dict[str, Any]:
         "tta": model.tta,
         "checkpoint": {
             "file": file.name,
-            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "sha256": sha256_of(file),
             "weights": weights_digest(model),
             "precision": trained.precision,
         },
@@ -124,7 +124,7 @@ def description(export: Export, sha256: str) -> dict[str, Any]:
             "root": str(export.catalog.root),
             **{key: trained.data[key] for key in ("split", "seed", "batch_size")},
         },
-        "weights": weights_origin(_summary(export)),
+        "weights": weights_origin(read_summary(run_of(checkpoint_file(export.ckpt)))),
         "versions": {
             "fish_lightning": __version__,
             "python": platform.python_version(),
@@ -157,18 +157,9 @@ def write_export(folder: Path, export: Export, graph: bytes, parity: Mapping[str
     if export.trained.calibration:
         write_calibration(folder, export.trained.calibration)
     write_parity(folder, parity)
-    _write(folder / CARD_FILE, model_card(content, parity, _summary(export), export.catalog))
+    summary = read_summary(run_of(checkpoint_file(export.ckpt)))
+    _write(folder / CARD_FILE, model_card(content, parity, summary, export.catalog))
     _write(folder / MODEL_FILE, json.dumps(content, indent=2) + "\n")
-
-
-def _summary(export: Export) -> dict[str, Any]:
-    """Return ``summary.json`` of the run; empty for a checkpoint that lies elsewhere."""
-    file = run_of(checkpoint_file(export.ckpt)) / "summary.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _write(file: Path, text: str) -> None:

@@ -31,7 +31,7 @@ def weights_origin(summary: Mapping[str, Any]) -> dict[str, str]:
     if "members" in summary:
         return {"started_from": f"the weights of {len(summary['members'])} runs", "license": UNKNOWN}
     if summary["weights"] is None:
-        return {"started_from": "random weights", "license": "that of the training images, and yours"}
+        return {"started_from": "random weights", "license": "determined by you and the license of the training images"}
     record = summary.get("pretrained") or {"source": str(summary["weights"]), "license": None}
     license = record["license"] or UNKNOWN
     if summary["weights"] == "imagenet" and not is_timm(summary["model"]):
@@ -76,12 +76,12 @@ def model_card(
 def _score(summary: Mapping[str, Any]) -> Sequence[str]:
     test = summary.get("test") or {}
     if "accuracy" not in test:
-        return ["Not known: the run has no test."]
+        return ["Not measured: the run was not tested."]
     low, high = test["accuracy_ci95"]
-    lines = [f"Test accuracy {test['accuracy']:.2%} on {test['n']:,} images (95 % CI {low:.1%} to {high:.1%})."]
+    lines = [f"Test accuracy {test['accuracy']:.2%} on {test['n']:,} images (95% CI {low:.1%} to {high:.1%})."]
     if by_photograph := test.get("accuracy_ci95_photographs"):
         low, high = by_photograph
-        lines.append(f"Clustered by photograph (n={test['photographs']:,}): 95 % CI {low:.1%} to {high:.1%}.")
+        lines.append(f"Clustered by photograph (n={test['photographs']:,}): 95% CI {low:.1%} to {high:.1%}.")
     if test.get("leaked_test_images"):
         lines.append(f"{test['leaked_test_images']:,} of the test images have a copy in training.")
     return lines
@@ -89,14 +89,14 @@ def _score(summary: Mapping[str, Any]) -> Sequence[str]:
 
 def _parity(content: Mapping[str, Any], parity: Mapping[str, Any]) -> Sequence[str]:
     lines = [
-        f"On {parity['n']:,} images, from the bytes of their files: largest difference in any probability "
-        f"{parity['max_abs_dp']:.2g}, predicted classes that differ {parity['flips']}."
+        f"On {parity['n']:,} images, decoded from their files: largest difference in any probability "
+        f"{parity['max_abs_dp']:.2g}, differing predictions {parity['flips']}."
     ]
     if content["precision"] == "int8":
         small = parity["int8"]
         accuracy = small["accuracy"]
         lines.append(
-            f"8 bits against float32 on {small['n']:,} images: accuracy {accuracy['int8']:.2%} and "
+            f"int8 against float32 on {small['n']:,} images: accuracy {accuracy['int8']:.2%} and "
             f"{accuracy['fp32']:.2%}, {small['flips']} differing predictions; {small['verdict']}."
         )
     return lines

@@ -96,10 +96,10 @@ class Differences:
     """How two sides differ, image by image.
 
     Attributes:
-        largest: of any probability, by image.
-        mean: over the classes, by image.
+        largest: largest difference in any probability, for each image.
+        mean: mean difference over the classes, for each image.
         flipped: whether the predicted classes differ.
-        beyond: whether they do although the checkpoint's is more probable than its second by ``MARGIN``.
+        beyond: whether they differ although the checkpoint's top two classes are further apart than ``MARGIN``.
         marks: whether the marks *uncertain* or *none of these* differ.
     """
 
@@ -288,7 +288,7 @@ def compare_precisions(
 
 
 def _milliseconds(sessions: dict[str, Session], image: Pixels, size: int) -> dict[str, float]:
-    """Return milliseconds per image of each graph, timed in turns; the fastest of ``ROUNDS``."""
+    """Return milliseconds per image of each graph, timed alternately; the fastest of ``ROUNDS``."""
     batch = np.repeat(image[None], size, axis=0)
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(ROUNDS):

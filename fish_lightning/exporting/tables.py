@@ -48,7 +48,7 @@ def _eight_bits(small: Mapping[str, Any]) -> list[str]:
     how = " clustered by photograph" if by_photograph else ""
     one, many = (small["ms_per_image"][size] for size in ("1", "32"))
     return [
-        f"int8    {small['n']:,} images: accuracy {accuracy['int8']:.2%} (95 % CI {low:.1%} to {high:.1%}{how}), "
+        f"int8    {small['n']:,} images: accuracy {accuracy['int8']:.2%} (95% CI {low:.1%} to {high:.1%}{how}), "
         f"fp32 {accuracy['fp32']:.2%}; {small['flips']} flips",
         f"        fp32 is A, int8 is B: {small['compare']['sentence']}",
         f"        {megabytes['int8']:.1f} MB, fp32 {megabytes['fp32']:.1f}; ms per image {one['int8']:.1f} for one and "

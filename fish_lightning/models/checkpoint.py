@@ -31,7 +31,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     file = checkpoint_file(path)
     if not file.is_file():
         raise UserError(
-            f"ckpt: no file {file} (working directory: {Path.cwd()})\ngive one: ckpt=…/checkpoints/best.ckpt"
+            f"ckpt: no file {file} (working directory: {Path.cwd()})\npass one: ckpt=…/checkpoints/best.ckpt"
         )
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)

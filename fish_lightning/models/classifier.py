@@ -17,7 +17,7 @@ from torchmetrics import Accuracy, F1Score, MeanMetric, MetricCollection
 
 from fish_lightning import compat
 from fish_lightning.data.dataset import UNREADABLE
-from fish_lightning.distributed.ranks import gathered
+from fish_lightning.distributed.ranks import gathered, share_of_step
 from fish_lightning.errors import UserError, first_line, one_line
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.models.ensemble import EnsembleNetwork
@@ -221,7 +221,9 @@ class FishClassifier(L.LightningModule):
         refuse.
         """
         images, labels, _ = self._readable(batch)
-        if len(labels) < min(2, len(batch["label"])):
+        is_skipped = len(labels) < min(2, len(batch["label"]))
+        share = share_of_step(0 if is_skipped else len(labels), self.device)
+        if is_skipped:
             # Other processes wait for the gradients of this one: return zeros.
             return self(batch["image"]).sum() * 0 if self.trainer.world_size > 1 else None
         target = labels if "target" not in batch else self._readable_rows(batch, "target", len(labels))
@@ -235,7 +237,7 @@ class FishClassifier(L.LightningModule):
         for name, mean in (("loss", self.train_loss), ("accuracy", self.train_accuracy)):
             self.log(f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=len(labels))
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=len(labels))
-        return loss
+        return loss * share
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the validation metrics."""

@@ -88,12 +88,12 @@ def joined_checkpoint(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
     if len(names) < 2:
         raise UserError(
             f"runs: an ensemble requires two runs or more, not {listed(names) or 'none'} alone\n"
-            "give the folder of a sweep, or several runs: 'runs=[RUN_A,RUN_B]'"
+            "pass the folder of a sweep, or several runs: 'runs=[RUN_A,RUN_B]'"
         )
     arguments = [checkpoint["hyper_parameters"] for checkpoint in checkpoints]
     for name, of in zip(names, arguments, strict=True):
         if of.get("members"):
-            raise UserError(f"runs: {name} is an ensemble itself; give its members")
+            raise UserError(f"runs: {name} is an ensemble itself; pass its members")
         _require_same(names[0], arguments[0], name, of)
     states = [checkpoint["FishDataModule"] for checkpoint in checkpoints]
     catalog = joined_catalog([Catalog.from_state(state["catalog"]) for state in states], names)

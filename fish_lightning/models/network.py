@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import hashlib
 import pickle
 import urllib.error
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from torchvision import models
 from torchvision.models import get_model, get_model_weights, list_models
 
 from fish_lightning.errors import UserError, first_line
+from fish_lightning.files import sha256_of
 from fish_lightning.models import timm_networks
 from fish_lightning.models.timm_networks import is_timm
 from fish_lightning.names import listed
@@ -66,7 +66,7 @@ def normalization(name: str) -> tuple[list[float], list[float]]:
 
 
 def accepted_size(name: str) -> str:
-    """Return words on the image sizes that a network accepts, for an error message."""
+    """Describe the image sizes that a network accepts, for an error message."""
     if is_timm(name):
         _, height, width = timm_networks.pretrained_config(name).input_size
         return f"this network accepts {height} and {width}"
@@ -89,11 +89,7 @@ def weights_record(name: str, weights: str | None) -> dict[str, str | None] | No
     elif weights == "imagenet":
         published = _published(name)
         source, file = published.url, _cached(published)
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return {"source": source, "sha256": digest.hexdigest(), "license": license}
+    return {"source": source, "sha256": sha256_of(file), "license": license}
 
 
 def _create(name: str, num_classes: int) -> nn.Module:
@@ -149,7 +145,7 @@ def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise UserError(
             f"model.weights=imagenet: {weights.url} could not be downloaded ({getattr(error, 'reason', error)})\n"
-            f"save that file as {file}, give a copy of it (model.weights=FILE.pth)\n"
+            f"save that file as {file}, pass a copy of it (model.weights=FILE.pth)\n"
             "or start from random weights (model.weights=null)"
         ) from None
 
@@ -157,7 +153,7 @@ def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
 def _file_state(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         where = f"{path} (working directory: {Path.cwd()})"
-        raise UserError(f"model.weights: no file {where}\ngive a file, imagenet or null (random weights)")
+        raise UserError(f"model.weights: no file {where}\npass a file, imagenet or null (random weights)")
     try:
         if path.suffix == ".safetensors":
             try:

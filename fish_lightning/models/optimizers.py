@@ -65,7 +65,7 @@ def parameter_groups(
     Args:
         network: whose parameters are in the order of their depth, as in torchvision's networks.
         lr: learning rate of the last block.
-        layer_decay: ratio of the learning rates of neighboring blocks (see :func:`block_of`); None or 1: one rate.
+        layer_decay: ratio of the learning rates of neighboring blocks (see :func:`blocks_of`); None or 1: one rate.
         decay_norms: whether biases and normalization layers, all parameters of one dimension, are decayed.
 
     Returns:
@@ -75,21 +75,35 @@ def parameter_groups(
     Source: Clark et al. 2020 (ELECTRA, arXiv:2003.10555) for layer-wise rates; He et al. 2019 (arXiv:1812.01187) for
     weights without decay.
     """
-    blocks = list(dict.fromkeys(block_of(network, name) for name, _ in network.named_parameters()))
+    block_of = blocks_of(network)
+    blocks = list(dict.fromkeys(block_of.values()))
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
-        scale = (layer_decay or 1.0) ** (len(blocks) - 1 - blocks.index(block_of(network, name)))
+        scale = (layer_decay or 1.0) ** (len(blocks) - 1 - blocks.index(block_of[name]))
         decayed = decay_norms or parameter.dim() > 1
         group = {"params": [], "lr": lr * scale, "lr_scale": scale} | ({} if decayed else {"weight_decay": 0.0})
         groups.setdefault((scale, decayed), group)["params"].append(parameter)
     return list(groups.values())
 
 
-def block_of(network: nn.Module, name: str) -> str:
-    """Return the block that a parameter belongs to: ``layer1.0``, ``features.3``, ``encoder.layers.encoder_layer_0``.
+def blocks_of(network: nn.Module) -> dict[str, str]:
+    """Return the block of each parameter, by name, in the order of depth.
 
-    It is a part of the first ``nn.Sequential`` or ``nn.ModuleList`` on its path, else a direct part of the network.
+    Blocks are ``layer1.0``, ``features.3``, ``encoder.layers.encoder_layer_0``: parts of the first ``nn.Sequential`` or
+    ``nn.ModuleList`` on a parameter's path, else a direct part of the network. Where other blocks are within such a
+    part, what comes after them is a block of its own: ``encoder.ln`` of torchvision's vision transformers.
     """
+    found: dict[str, str] = {}
+    previous = ""
+    for name, _ in network.named_parameters():
+        block = _block_of(network, name)
+        if block != previous and block in found.values():
+            block = name.rpartition(".")[0]
+        found[name] = previous = block
+    return found
+
+
+def _block_of(network: nn.Module, name: str) -> str:
     parts = name.split(".")
     module = network
     for depth, part in enumerate(parts[:-1]):

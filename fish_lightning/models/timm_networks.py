@@ -79,7 +79,7 @@ def pretrained_file(name: str) -> tuple[str, Path]:
     if not config.hf_hub_id:
         raise UserError(
             f"model.weights=imagenet: timm has no pretrained weights for {name}\n"
-            "give a file (model.weights=FILE.safetensors) or start from random weights (model.weights=null)"
+            "pass a file (model.weights=FILE.safetensors) or start from random weights (model.weights=null)"
         )
     from huggingface_hub import hf_hub_download
 
@@ -94,7 +94,7 @@ def pretrained_file(name: str) -> tuple[str, Path]:
             cause = cause.__cause__
         raise UserError(
             f"model.weights=imagenet: {source} could not be downloaded ({first_line(cause)})\n"
-            "download it elsewhere and give the file (model.weights=FILE.safetensors)\n"
+            "download it elsewhere and pass the file (model.weights=FILE.safetensors)\n"
             "or start from random weights (model.weights=null)"
         ) from None
 

@@ -64,7 +64,7 @@ def _open_export(folder: str | Path, tta: str | None) -> TrainedModel:
     if tta not in (None, content["tta"]):
         raise UserError(
             f"tta={tta}: the graph of this export has {content['tta'] or 'no'} views\n"
-            f"export with tta={tta}, or give the checkpoint"
+            f"export with tta={tta}, or pass the checkpoint"
         )
     module, transform = restore_export(content, graph)
     data, weights = trained_on(folder, content), content["checkpoint"]["weights"]

@@ -117,7 +117,7 @@ def confusion_figure(matrix: npt.ArrayLike, class_names: Sequence[str]) -> Figur
     if len(counts) > CLASSES:
         wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
         most = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:CLASSES])
-        title = f"the {CLASSES} of {len(counts)} classes with most confusions; all: confusion_matrix.csv"
+        title = f"the {CLASSES} most confused of {len(counts)} classes; all: confusion_matrix.csv"
         counts, class_names = counts[np.ix_(most, most)], [class_names[i] for i in most]
         shares = counts / np.maximum(np.asarray(matrix).sum(1)[most][:, None], 1)
     else:

@@ -45,7 +45,7 @@ def sweep_figure(
             )  # fmt: skip
     axes.set_xticks(range(len(columns)), list(columns))
     axes.set_yticks([])
-    title = f"{len(values)} jobs, the best one thick" + (f", {sum(pruned)} pruned dotted" if any(pruned) else "")
+    title = f"{len(values)} jobs (thick: best" + (f"; dotted: {sum(pruned)} pruned)" if any(pruned) else ")")
     axes.set(xlim=(-0.1, len(columns) - 0.5), ylim=(-0.05, 1.05), title=title)
     for side in axes.spines.values():
         side.set_visible(False)

@@ -1,9 +1,6 @@
 """What the prediction loop of Lightning calls: the model on images of one size, the writer of parts, the bar."""
 
-import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -16,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
-from fish_lightning.distributed.ranks import starts_processes
 from fish_lightning.errors import UserError
 from fish_lightning.predicting.parts import Parts
 from fish_lightning.predicting.rows import ROWS, PredictionRow, prediction_rows
-from fish_lightning.resume.signals import Stopped
+from fish_lightning.resume.signals import Stopped, end_other_rank, take_signals
 
 #: Seconds between lines that say how far it is, where there is no progress bar.
 PAUSE = 30
@@ -86,11 +82,7 @@ class PartWriter(Callback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals: Lightning's handlers lose the unfinished part."""
         self._started = self._said = time.monotonic()
-        if threading.current_thread() is threading.main_thread():
-            term = None if "SUBMITIT_EXECUTOR" in os.environ else signal.SIGTERM
-            for number in (signal.SIGINT, term):
-                if number is not None:
-                    signal.signal(number, self._note)
+        take_signals(self._note)
 
     def on_predict_batch_end(
         self,
@@ -168,8 +160,7 @@ class PartWriter(Callback):
         print("\nstopping after this batch is written (press Ctrl-C again to stop immediately)", flush=True)
 
     def _stop(self, trainer: L.Trainer, number: int) -> None:
-        if not trainer.is_global_zero:  # rank 0 prints the message
-            sys.exit(0 if starts_processes(trainer) else 128 + number)
+        end_other_rank(trainer, number)
         raise Stopped(f"stopped by {signal.Signals(number).name}\n{self._advice()}", number)
 
     def _advice(self) -> str:

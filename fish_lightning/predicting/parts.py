@@ -85,7 +85,7 @@ class Parts:
         return rows
 
     def is_complete(self) -> bool:
-        """Return whether all parts are, of all shards."""
+        """Return whether all parts of all shards are complete."""
         there = self.folder.names()
         return all(self.name(part) in there for part in range(len(self))) and not self.missing((1, 1))
 
@@ -240,9 +240,9 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what differs between two manifests, in a few words each."""
     found = []
     if then["files"] != now["files"]:
-        found.append(f"of other files ({then['files']:,}, now {now['files']:,})")
+        found.append(f"for other files ({then['files']:,}, now {now['files']:,})")
     elif then["digest"] != now["digest"]:
-        found.append("of other files (as many, with other names)")
+        found.append("for other files (as many, but with different names)")
     for name in SETTINGS:
         was, is_ = (str(manifest["settings"][name])[:12] for manifest in (then, now))
         if was != is_:

@@ -81,8 +81,8 @@ class RemoteFolder:
         self._renames = OBJECT_STORES.isdisjoint(protocols)
         if self._renames and RENAMING.isdisjoint(protocols):
             raise UserError(
-                f"output: {self} could hold half a file after a crash\n"
-                "give a folder in an object store (s3://, gs://, az://) or one on an SSH server (sftp://)"
+                f"output: {self} does not support atomic writes: a crash could leave half a file\n"
+                "pass a folder in an object store (s3://, gs://, az://) or one on an SSH server (sftp://)"
             )
 
     def __str__(self) -> str:

@@ -63,7 +63,7 @@ def write_comparison(folder: Path, a: Run, b: Run, pair: Pair, result: Result, r
     for name, text in (("compare.json", json.dumps(result, indent=2) + "\n"), ("compare.html", page)):
         with atomic_write(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="replace")
-    pictures = f", without {unread} images that cannot be read: data.root=DIR says where they are" if unread else ""
+    pictures = f", without {unread} images that cannot be read (set data.root=DIR)" if unread else ""
     print(f"{comparison_table(runs, result)}\nreport   {shown(folder / 'compare.html')}{pictures}", flush=True)
 
 

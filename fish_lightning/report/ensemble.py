@@ -62,7 +62,8 @@ def ensemble_table(folder: Path, summary: Summary, subset: str | None) -> str:
     if subset is None:
         lines += _unscored_lines(summary)
     else:
-        lines = [score_table(summary[subset], _scored_words(subset), subset), "", *lines, *_gain_lines(summary["gain"])]
+        words = f"{summary['split']}; {_scored_words(subset)}"
+        lines = [score_table(summary[subset], words, subset), "", *lines, *_gain_lines(summary["gain"])]
     times = f"{cost['forward']:.1f} times the forward pass of a member, " if cost["forward"] else ""
     lines.append(f"cost         {times}{cost['mb']:.1f} MB instead of {cost['member_mb']:.1f} MB")
     lines += [_calibration_line(folder, summary), f"folder       {shown(folder)}"]
@@ -91,7 +92,7 @@ def _gain_lines(gain: Summary) -> list[str]:
         low, high = (f"{100 * bound:+.1f}" for bound in found["difference_ci95_photographs"])
         lines.append(
             f"{'gain' if not lines else '':<11}  {100 * found['difference']:+.1f} points over {name} "
-            f"({found['accuracy']['member']:.1%}); 95 % CI {low} to {high}: {found['verdict']}"
+            f"({found['accuracy']['member']:.1%}); 95% CI {low} to {high}: {found['verdict']}"
         )
     return lines
 
@@ -105,7 +106,7 @@ def _unscored_lines(summary: Summary) -> list[str]:
         clustered = " clustered by photograph" if pooled["accuracy_ci95_photographs"] else ""
         lines.append(
             f"             its members one by one, each on its own test images: {pooled['accuracy']:.1%} of "
-            f"{pooled['n']:,};\n             95 % CI {interval[0]:.1%} to {interval[1]:.1%}{clustered}"
+            f"{pooled['n']:,};\n             95% CI {interval[0]:.1%} to {interval[1]:.1%}{clustered}"
         )
     return lines
 

@@ -62,8 +62,8 @@ class ReportInputs:
         """
         if not file.is_file():
             raise UserError(
-                f"no {file.name} in {shown(file.parent)}: an earlier version made it\n"
-                "evaluate it with its model: without recompute=true"
+                f"no {file.name} in {shown(file.parent)}: an earlier version wrote that folder\n"
+                "evaluate it again with the model: leave out recompute=true"
             )
         try:
             with np.load(file, allow_pickle=False) as stored:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jinja2
 
-from fish_lightning.names import printable
+from fish_lightning.names import printable_lines
 
 
 def page_template(name: str, **filters: Callable[..., object]) -> jinja2.Template:
@@ -23,4 +23,4 @@ def page_template(name: str, **filters: Callable[..., object]) -> jinja2.Templat
 
 def _printable_lines(value: object) -> object:
     """Escape what a browser cannot show in names, and leave other values and markup as they are."""
-    return "\n".join(map(printable, value.split("\n"))) if type(value) is str else value
+    return printable_lines(value) if type(value) is str else value

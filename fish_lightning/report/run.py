@@ -26,7 +26,7 @@ from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.scores import confusion_matrix
 from fish_lightning.evaluation.stored_calibration import Stored, write_calibration
-from fish_lightning.files import atomic_write, csv_table, run_of, shown
+from fish_lightning.files import atomic_write, csv_table, read_summary, run_of, shown
 from fish_lightning.models.checkpoint import weights_digest
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import path_cell, printable, text_cell
@@ -278,16 +278,15 @@ def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Sum
     Raises:
         UserError: one of the files is missing or corrupt, or there are no validation images for another target error.
     """
-    outputs, file = Outputs.load(folder / OUTPUTS_FILE), folder / "summary.json"
+    outputs = Outputs.load(folder / OUTPUTS_FILE)
     inputs = ReportInputs.load(folder / INPUTS_FILE)
     texts, subset = inputs.texts, inputs.texts["subset"]
     if inputs.leaked is not None and len(inputs.leaked) != len(outputs):
-        raise UserError(f"{shown(folder)}: {OUTPUTS_FILE} and {INPUTS_FILE} are not of the same run")
-    try:
-        summary: Summary = json.loads(file.read_text(encoding="utf-8"))
-        scores = summary[subset]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{shown(file)} is missing or corrupt ({first_line(error)})") from None
+        raise UserError(f"{shown(folder)}: {OUTPUTS_FILE} and {INPUTS_FILE} do not belong to the same run")
+    summary: Summary = read_summary(folder)
+    if subset not in summary:
+        raise UserError(f"{shown(folder / 'summary.json')} is missing, or not of an evaluation of subset={subset}")
+    scores = summary[subset]
     unknown = Outputs.load(folder / UNKNOWN_FILE) if (folder / UNKNOWN_FILE).is_file() else None
     stored: Stored | None = texts["stored"]
     if stored and inputs.features is not None:
@@ -342,7 +341,7 @@ def for_target(stored: Mapping[str, Any], ckpt: str | Path, target_error: float)
         what = f"no validation images in {shown(run / OUTPUTS_FILE)}" if stored else "the model has no calibration.json"
         raise UserError(
             f"evaluate.target_error={target_error:g}: {what}, so there is nothing to choose a threshold on\n"
-            "give the folder of a training run (ckpt=RUN), or leave evaluate.target_error out"
+            "pass the folder of a training run (ckpt=RUN), or leave evaluate.target_error out"
         )
     candidates = stored["selective"].get("candidates", 1)
     threshold = guaranteed(val, target_error, candidates).threshold

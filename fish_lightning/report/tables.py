@@ -95,7 +95,7 @@ def evaluation_table(folder: Path, summary: Summary, subset: str) -> str:
             "         among the scored images"
         )
     for key, severity, what in (
-        ("changed_images", "warning", "other content than in the training run"),
+        ("changed_images", "warning", "different content than in the training run"),
         ("rewritten_images", "note", "been rewritten since the training run"),
     ):
         if paths := summary.get(key):
@@ -115,7 +115,7 @@ def recomputed_table(folder: Path, subset: str, scores: Summary, drawn: bool) ->
     after = calibration["after"]
     scaled = f", {after['ece']:.2%} with the temperature {calibration['temperature']:.3f}" if after else ""
     target = f"(target_error={selective['target_error']:g})"
-    answered = f"no threshold can guarantee it {target}"
+    answered = f"no threshold can guarantee the target error {target}"
     if selective["threshold"] is not None:
         wrong = "" if selective["error"] is None else f", {selective['error']:.1%} of the answers are wrong"
         answered = f"answers {selective['coverage']:.1%} of the images{wrong} {target}"

@@ -5,7 +5,6 @@ must be the same. All differences are reported together, before training images 
 this run only if all settings that affect its results are the same.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.distributed.ranks import SameConfig
 from fish_lightning.distributed.same_config import fingerprint, settings
 from fish_lightning.errors import UserError
-from fish_lightning.files import override, remove_strays, run_of, shown
+from fish_lightning.files import override, read_summary, remove_strays, run_of, shown
 from fish_lightning.models.checkpoint import load_checkpoint, reporting_corruption
 from fish_lightning.models.checkpoint_schema import require_well_formed
 from fish_lightning.names import listed
@@ -29,7 +28,7 @@ from fish_lightning.settings.rules import as_typed
 
 #: Settings, and groups of settings, that affect a training step; :meth:`FishDataModule.differences` has the batches.
 _OF_A_STEP = (
-    *("seed", "data.balance", "data.resident", "data.on_error", "on_nan"),
+    *("seed", "data.balance", "data.backgrounds", "data.resident", "data.on_error", "on_nan"),
     *("transforms", "model", "optimizer", "scheduler"),
     *("callbacks.progressive", "callbacks.mix", "callbacks.average", "callbacks.freeze"),
     *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm"),
@@ -47,10 +46,9 @@ def finished(folder: Path, cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         UserError: the run has other settings.
     """
-    file = folder / "summary.json"
-    if not file.is_file():
+    summary = read_summary(folder)
+    if not summary:
         return None
-    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if summary.get("config") != fingerprint(settings(cfg)):
         raise UserError(
             f"ckpt=auto: {shown(folder)} contains a finished run with other settings\nchoose another folder"
@@ -188,6 +186,6 @@ def _require_complete_epoch(checkpoint: dict[str, Any], trainer: L.Trainer) -> N
     stays = trainer.max_steps == step or any(isinstance(callback, EarlyStopping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     if ended and following["batches"] and not stays:
         raise UserError(
-            f"ckpt: the run ended at step {step}, within epoch {following['epoch'] + 1}, and would skip its end\n"
+            f"ckpt: the run ended at step {step}, within epoch {following['epoch'] + 1}; resuming would skip its end\n"
             "start a new run with a larger trainer.max_steps"
         )

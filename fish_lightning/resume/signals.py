@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +29,32 @@ class Stopped(UserError):
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + number
+
+
+def take_signals(handler: Callable[[int, FrameType | None], Any], *others: int | None) -> bool:
+    """Call ``handler`` on Ctrl-C, SIGTERM and the other signals, instead of Lightning's handlers.
+
+    Submitit ignores SIGTERM, which a preempted job also receives, and requeues on a signal of its own.
+
+    Returns:
+        Whether that is possible: Python allows it in the main thread only.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    term = None if "SUBMITIT_EXECUTOR" in os.environ else signal.SIGTERM
+    for number in (signal.SIGINT, term, *others):
+        if number is not None:
+            signal.signal(number, handler)
+    return True
+
+
+def end_other_rank(trainer: L.Trainer, number: int) -> None:
+    """End a process other than rank 0, which prints the message, after a signal.
+
+    One that Lightning has started would kill the run with another exit code than 0.
+    """
+    if not trainer.is_global_zero:
+        sys.exit(0 if starts_processes(trainer) else 128 + number)
 
 
 class StopOnSignal(Callback):
@@ -78,19 +105,10 @@ class StopOnSignal(Callback):
         self._take_signals(trainer)
 
     def _take_signals(self, trainer: L.Trainer) -> None:
-        """Replace Lightning's handlers: that of SIGTERM exits with code 0, that of Slurm saves immediately.
-
-        Python allows this in the main thread only.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            return
-        self._trainer = trainer
-        self._requeue_signal = compat.requeue_signal(trainer)
-        # Submitit ignores SIGTERM, which a preempted job also receives, and requeues on a signal of its own.
-        term = None if "SUBMITIT_EXECUTOR" in os.environ else signal.SIGTERM
-        for number in (signal.SIGINT, term, self._requeue_signal):
-            if number is not None:
-                signal.signal(number, self._note)
+        """Replace Lightning's handlers: that of SIGTERM exits with code 0, that of Slurm saves immediately."""
+        requeue_signal = compat.requeue_signal(trainer)
+        if take_signals(self._note, requeue_signal):
+            self._trainer, self._requeue_signal = trainer, requeue_signal
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Request a checkpoint of the step during which a signal was received."""
@@ -128,10 +146,10 @@ class StopOnSignal(Callback):
         name = signal.Signals(number).name
         if trainer.state.fn != TrainerFn.FITTING:
             requeued = self._requeue(trainer) if number == self._requeue_signal else None
-            stage = "before training" if trainer.state.fn == TrainerFn.VALIDATING else "in the test, after training"
+            stage = "before training" if trainer.state.fn == TrainerFn.VALIDATING else "during the test, after training"
             raise Stopped(f"stopped by {name} {stage}\n{requeued or self._advice()}", number)
         if self.received is not None:
-            raise Stopped(f"stopped by {name} immediately, within a step\n{self._advice()}", number)
+            raise Stopped(f"stopped by {name} immediately, in the middle of a step\n{self._advice()}", number)
         self.received = number
         if trainer.is_global_zero:
             print("\nfinishing and saving this step (press Ctrl-C again to stop immediately)", flush=True)
@@ -148,9 +166,7 @@ class StopOnSignal(Callback):
         if self.agreed is None:
             return
         requeued = self._requeue(trainer) if self.agreed == self._requeue_signal else None
-        if not trainer.is_global_zero:
-            # Rank 0 prints the message. A process started by Lightning would kill the run with another exit code.
-            sys.exit(0 if starts_processes(trainer) else 128 + self.agreed)
+        end_other_rank(trainer, self.agreed)
         kept = f", saved in {shown(self.path)}" if self.path.is_file() else ""
         raise Stopped(
             f"stopped by {signal.Signals(self.agreed).name} at step {trainer.global_step} of "

@@ -70,7 +70,7 @@ def server_of(app: FastAPI, timeout: float) -> uvicorn.Server:
 
     Args:
         app: the app.
-        timeout: seconds that a request may take; as long it is waited for at the end.
+        timeout: seconds that a request may take, and that shutdown waits for requests in flight.
     """
     config = uvicorn.Config(
         *(app,),

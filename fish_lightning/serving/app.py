@@ -1,7 +1,7 @@
 """The server's app: predictions as JSON, the Open Inference Protocol, a page for people, metrics and documentation.
 
-It stands on FastAPI and uvicorn. LitServe (0.2.19), Lightning's own engine, cannot carry these requirements: it answers
-a whole batch with the error of one file in it, counts requests instead of images into a batch, decodes them one after
+It is built on FastAPI and uvicorn. LitServe (0.2.19), Lightning's own engine, does not meet the requirements: it fails
+a whole batch for one bad file in it, counts requests instead of images into a batch, decodes them one after
 another in the process that then computes, passes each upload through a queue without a bound in a process of its own,
 and replaces attributes of Starlette for the whole process. ``scripts/benchmark_serving.py`` compares the two.
 """
@@ -51,7 +51,7 @@ _BODY = {
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": '{"error": {"code", "message"}}: what is wrong with the request'},
-    "503": {"description": '{"error": {"code", "message"}}: too much work; Retry-After says when to try again'},
+    "503": {"description": '{"error": {"code", "message"}}: overloaded; Retry-After says when to try again'},
 }
 
 
@@ -116,7 +116,7 @@ def build_app(name: str, predictor: Predictor, limits: Limits, metrics: Metrics)
             "max_pixels": limits.max_pixels,
         }
 
-    @app.get("/health", summary="Whether the server answers")
+    @app.get("/health", summary="Health check")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
@@ -207,7 +207,7 @@ def _handlers(limits: Limits) -> dict[Any, Callable[..., Awaitable[Response]]]:
         return await refused(request, Refusal(400, "malformed_request", f"{where}: {error.errors()[0]['msg']}"))
 
     async def bug(request: Request, error: Exception) -> Response:  # its traceback is printed by uvicorn
-        return _error(request, Refusal(500, "internal_error", "the server failed; its log says why"))
+        return _error(request, Refusal(500, "internal_error", "internal error; see the server's log"))
 
     return {Refusal: refused, HTTPException: of_http, RequestValidationError: invalid, Exception: bug}
 

@@ -1,4 +1,4 @@
-"""The command line of a server. It imports nothing, so that ``--help`` needs not either."""
+"""The command line of a server. It imports nothing, which keeps ``--help`` fast."""
 
 from collections.abc import Sequence
 

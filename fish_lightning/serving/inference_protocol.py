@@ -59,18 +59,18 @@ def protocol_routes(name: str, predictor: Predictor, limits: Limits, work: Work)
     async def server() -> dict[str, Any]:
         return {"name": "fish_lightning", "version": VERSION, "extensions": ["binary_tensor_data"]}
 
-    @router.get("/health/live", summary="Whether the server runs")
-    @router.get("/health/ready", summary="Whether it answers")
+    @router.get("/health/live", summary="Liveness")
+    @router.get("/health/ready", summary="Readiness")
     async def alive() -> Response:
         return Response()
 
-    @router.get("/models/{model}/ready", summary="Whether the model answers")
+    @router.get("/models/{model}/ready", summary="Model readiness")
     @router.get("/models/{model}/versions/{version}/ready", include_in_schema=False)
     async def ready(model: str, version: str = VERSION) -> Response:
         require_model(model, version)
         return Response()
 
-    @router.get("/models/{model}", summary="Inputs and outputs of the model")
+    @router.get("/models/{model}", summary="Model metadata: inputs and outputs")
     @router.get("/models/{model}/versions/{version}", include_in_schema=False)
     async def metadata(model: str, version: str = VERSION) -> dict[str, Any]:
         require_model(model, version)

@@ -11,16 +11,16 @@ class Limits:
     """The settings ``serve.*``.
 
     Attributes:
-        token: that requests must send; None: none.
-        batch_size: images at most that the model computes at once.
+        token: token that requests must send; None: no token.
+        batch_size: maximum number of images that the model computes at once.
         batch_wait: seconds that an image waits for others.
-        threads: that decode images.
-        max_files: of a request.
-        max_file_bytes: of an encoded image.
-        max_request_bytes: of a request's body.
-        max_pixels: of an image, and of the images that are decoded at a time.
+        threads: number of decoding threads.
+        max_files: maximum number of files per request.
+        max_file_bytes: maximum size of an encoded image.
+        max_request_bytes: maximum size of a request's body.
+        max_pixels: maximum size of an image, and of all images being decoded at once.
         queue: requests in flight; more are refused with 503.
-        queue_bytes: of the bodies of all requests in flight.
+        queue_bytes: maximum total size of the bodies of all requests in flight.
         timeout: seconds from the first byte of a request to its answer.
     """
 

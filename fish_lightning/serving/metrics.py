@@ -10,7 +10,7 @@ class Metrics:
         registry: of all below, and of the process (memory, CPU seconds).
         requests: by path and by code: ``ok``, or that of the error.
         seconds: from the start of a request to its answer.
-        in_work: requests.
+        in_flight: requests in flight.
         images: answered.
         batch: images that the model computed together.
     """

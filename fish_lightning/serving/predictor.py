@@ -42,7 +42,7 @@ class Answer:
         calibrated: (C,) the same after temperature scaling; None without a temperature.
         uncertain: whether the highest of ``probabilities`` is below the threshold; None without one.
         unknown: whether the image is of none of the classes; None without a threshold.
-        heat_map: a picture as a data URI; None where none was asked for.
+        heat_map: a picture as a data URI; None unless requested.
     """
 
     probabilities: Floats
@@ -84,7 +84,7 @@ class Predictor:
         classes: names, in label order.
         calibrated: whether probabilities are calibrated.
         marks: which of ``uncertain`` and ``unknown`` are known.
-        explains: whether heat maps can be had: of a checkpoint whose network has feature maps.
+        explains: whether heat maps are available: for a checkpoint whose network has feature maps.
     """
 
     def __init__(

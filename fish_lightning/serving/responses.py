@@ -1,4 +1,4 @@
-"""JSON of names of any bytes."""
+"""JSON responses with names that may not be valid UTF-8."""
 
 import json
 from typing import Any

@@ -44,7 +44,7 @@ def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, st
     if mode is not None and LOGGED.get(monitor, mode) != mode:
         yield "callbacks.early_stopping.mode", f"expected {LOGGED[monitor]} for {monitor}"
     if get("test") is False and get("optimized_metric", "").startswith("test/"):
-        yield "optimized_metric", "expected a metric of the validation, since test=false"
+        yield "optimized_metric", "expected a validation metric (val/…), since test=false"
     if get("tune._target_") and get("ckpt") is not None:
         yield "ckpt", "expected null, since tune trains new models"
     if get("tune.lowest", 0) >= get("tune.highest", math.inf):
@@ -241,7 +241,7 @@ def _no_such(key: str, program: str, target: Any, read: Sequence[str]) -> str:
         return max(whole, part, 0.8 * (name in last.split("_"))), whole
 
     near = max(read, key=likeness)
-    return f"{key}: no such setting; " + (f"did you mean {near}?" if likeness(near)[0] > 0.7 else "--cfg job shows all")
+    return f"{key}: no such setting; " + (f"did you mean {near}?" if likeness(near)[0] > 0.7 else "--cfg job lists all")
 
 
 def _has(schema: Schema, names: Sequence[str]) -> bool:

@@ -31,7 +31,7 @@ from fish_lightning.settings.rules import join_words
 def require_valid_command(program: str, arguments: Sequence[str]) -> DictConfig | None:
     """Refuse a command line before Hydra reads it, and before anything is written.
 
-    What Hydra refuses in good words (an unknown choice of a group, a malformed override) is left to it. Its advice on a
+    What Hydra reports clearly (an unknown choice of a group, a malformed override) is left to it. Its advice on a
     key that no config has is to append the key, which nothing would read.
 
     Args:
@@ -89,10 +89,10 @@ def _require_working_folder() -> None:
     try:
         here = str(Path.cwd())
     except OSError as error:
-        raise UserError(f"the working folder cannot be read ({error.strerror}); start from another") from None
+        raise UserError(f"the working directory cannot be read ({error.strerror}); start from another") from None
     if "${" in here:
         raise UserError(
-            f"Hydra reads ${{…}} in the name of the working folder as a setting: {here}\nstart from another"
+            f"Hydra reads ${{…}} in the name of the working directory as a setting: {here}\nstart from another"
         )
 
 

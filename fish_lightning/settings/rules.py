@@ -158,7 +158,7 @@ TTA = choice("flips", "turns", None)
 MODEL_NAME = Rule(  # of an export: a folder's name, also for Triton
     ("letters, digits, - and _",), lambda v: isinstance(v, str) and bool(re.fullmatch(r"\w[\w-]*", v, re.ASCII))
 )
-#: Lightning's other names of them.
+#: Lightning's aliases for precisions.
 _PRECISIONS = Rule(
     (), choice("32", "16", "64", "bf16", 32, 16, 64, None, "transformer-engine", "transformer-engine-float16").accepts
 )

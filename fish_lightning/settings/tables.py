@@ -89,7 +89,7 @@ def _is_strategy(value: Any) -> bool:
 
 DURATION = Rule(("days:hours:minutes:seconds (00:01:30:00)",), _is_duration)
 
-#: What an epoch logs, and what is better.
+#: Metrics that are logged each epoch, and whether lower or higher is better.
 LOGGED = {"train/loss": "min", "val/loss": "min", "val/accuracy": "max", "val/macro_f1": "max"}
 HIGHER, LOWER = ([name for name, mode in LOGGED.items() if mode == better] for better in ("max", "min"))
 
@@ -273,7 +273,12 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "p": PROBABILITY,
     },
     "fish_lightning.training.average.WeightAverage": {"decay": number("[0, 1)") | NULL, "start": number("[0, 1)")},
-    "fish_lightning.training.freeze.Freeze": {"epochs": COUNT | NULL, "every": NON_NEGATIVE, "features": FLAG},
+    "fish_lightning.training.freeze.Freeze": {
+        "epochs": COUNT | NULL,
+        "every": NON_NEGATIVE,
+        "features": FLAG,
+        "lr": Each(POSITIVE, list),
+    },
     # model.loss
     "fish_lightning.models.losses.FocalLoss": {"gamma": NOT_NEGATIVE, "label_smoothing": number("[0, 1)")},
     "fish_lightning.models.losses.CosineLoss": {"cross_entropy": NOT_NEGATIVE, "label_smoothing": number("[0, 1)")},
@@ -313,7 +318,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
 
 PATHS = {"logs": FOLDER, "output": FOLDER, "cache": FOLDER}
 
-#: Every argument of Lightning's, but for logger and callbacks.
+#: Every argument of ``lightning.Trainer`` except logger and callbacks.
 TRAINER: dict[str, Schema] = {
     "accelerator": choice("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "devices": Rule(("a number of devices", "-1 (all)", "auto", "a list of them ([0,1])"), _are_devices),
@@ -460,7 +465,7 @@ PREDICT: dict[str, Schema] = {
     "batch_size": COUNT,
     "num_workers": NON_NEGATIVE,
     "contact_sheet": integer("[0, 300]"),
-    "shard": Rule(("a part of the work (3/64)",), _is_shard) | NULL,
+    "shard": Rule(("a shard such as 3/64",), _is_shard) | NULL,
     "part_rows": COUNT | NULL,
     "output": Rule(("the URL of a folder in a store (s3://bucket/folder)",), _is_store, "URL") | NULL,
     "format": choice("csv", "parquet"),

@@ -76,7 +76,7 @@ def _require_same_sweep(folder: Path, config: DictConfig) -> None:
         )
     if any(map(holds_run, folder.iterdir())):
         raise UserError(
-            f"hydra.sweep.dir: {shown(folder)} contains this sweep already\n"
+            f"hydra.sweep.dir: {shown(folder)} already contains this sweep\n"
             "choose another folder, or complete that sweep with ckpt=auto"
         )
 

@@ -3,8 +3,6 @@
 A Hydra callback, and so imported at every start: nothing heavier than Hydra belongs here.
 """
 
-import csv
-import json
 import math
 import statistics
 import sys
@@ -19,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fish_lightning.distributed.cluster import is_started_as_tasks
 from fish_lightning.errors import UserError, end_with
-from fish_lightning.files import atomic_write, shown
+from fish_lightning.files import atomic_write, csv_table, read_summary, shown
 
 METRICS = ("val/accuracy", "val/loss", "val/macro_f1", "test/accuracy", "test/loss", "test/macro_f1")
 #: Settings that repeat a run: jobs that differ only in these have a mean and a standard deviation.
@@ -48,16 +46,13 @@ class SweepTable(Callback):
         rows = sweep_rows(folder, metric)
         if not rows:
             return
-        with (
-            atomic_write(folder / "sweep.csv") as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as stream,
-        ):
-            settings = _differing(rows)
-            lines = csv.DictWriter(stream, [*rows[0], *settings], restval="")
-            lines.writeheader()
+        settings = _differing(rows)
+        with csv_table(folder / "sweep.csv") as table:
+            table.writerow([*rows[0], *settings])
             for i, row in enumerate([*rows, *repetition_rows(rows)]):
-                own = {key: values[i] for key, values in settings.items()} if i < len(rows) else {}
-                lines.writerow(row | {"overrides": " ".join(row["overrides"])} | own)
+                own = [values[i] if i < len(rows) else "" for values in settings.values()]
+                cells = row | {"overrides": " ".join(row["overrides"])}
+                table.writerow([*(cells.get(column, "") for column in rows[0]), *own])
         written = "sweep.csv" + (", sweep.png" if _draw(folder, rows, metric) else "")
         print(f"\n{sweep_table(rows, metric)}\n\nsweep folder  {shown(folder)}  ({written})", flush=True)
         if suspects := _label_suspects(folder, rows):
@@ -115,11 +110,7 @@ def sweep_rows(folder: Path, metric: str) -> list[Row]:
 
 def job_summary(folder: Path) -> dict[str, Any]:
     """Return ``summary.json`` of a job; empty if it failed, also if an earlier attempt has written one."""
-    file = folder / "summary.json"
-    if not file.is_file() or (folder / "error.txt").is_file():
-        return {}
-    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return summary
+    return {} if (folder / "error.txt").is_file() else read_summary(folder)
 
 
 def repetition_rows(rows: list[Row]) -> list[Row]:

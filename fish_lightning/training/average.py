@@ -39,8 +39,17 @@ class WeightAverage(Callback):
         self._first = 0.0  # step after which averaging begins
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Copy the network."""
+        """Copy the network.
+
+        Raises:
+            UserError: weights are not in float32; steps of an average would vanish in 16 bits.
+        """
         if stage == "fit":
+            if str(trainer.precision).endswith("-true") and trainer.precision != "32-true":
+                raise UserError(
+                    f"callbacks.average requires weights in float32, not trainer.precision={trainer.precision}\n"
+                    "use bf16-mixed, 16-mixed or 32-true"
+                )
             self._average = AveragedModel(_network(pl_module), multi_avg_fn=self._update, use_buffers=True)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -89,7 +98,7 @@ class WeightAverage(Callback):
 
     @contextmanager
     def in_model(self, pl_module: L.LightningModule) -> Iterator[None]:
-        """Have the average in the model, for saving what was validated."""
+        """Put the average into the model while the block runs, to save the weights that were validated."""
         self._swap(pl_module)
         try:
             yield

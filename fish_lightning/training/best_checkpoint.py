@@ -82,7 +82,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def _as_validated(trainer: L.Trainer, pl_module: L.LightningModule) -> AbstractContextManager[None]:
-    """Have the validated weights in the model; two averages would replace one another."""
+    """Put the validated weights into the model; two averages would overwrite each other."""
     averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAverage)]  # type: ignore[attr-defined]
     return averages[0].in_model(pl_module) if averages else nullcontext()
 

@@ -110,7 +110,7 @@ def summarize_ensemble(
         "members_pooled": None if tested else pooled_members(files),
         "images": catalog.counts(),
         "seed": data.seed,
-        "split": "no member was trained on it",
+        "split": data.split_name,
         "data": str(catalog.root),
         "classes": list(model.class_names),
         "model": model.hparams["name"],
@@ -138,8 +138,10 @@ def _forward_ratio(model: FishClassifier, data: FishDataModule) -> float:
     network = model.network
     assert isinstance(network, EnsembleNetwork)
     batch: Any = next(iter(data.test_dataloader()))
+    model.to(model.trainer.strategy.root_device)  # the test has left it on the CPU
     images = model.normalize(batch["image"].to(model.device))
     whole, *single = (_seconds(part, images, model) for part in (network, *network))
+    model.cpu()
     return whole / float(np.mean(single))
 
 

@@ -80,7 +80,7 @@ class History(Callback):
             trainer,
             {
                 "epoch": trainer.current_epoch + 1,
-                "lr": trainer.optimizers[0].param_groups[0]["lr"],
+                "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),  # of the last block
                 "train_loss": None if loss is None else float(loss),
                 "train_accuracy": None if accuracy is None else float(accuracy),
                 "seconds": self.seconds - self.seconds_before_epoch,

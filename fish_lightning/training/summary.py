@@ -185,14 +185,15 @@ def summarize_evaluation(
     """
     predictions = model.test_predictions()
     unreadable = sorted(set().union(*gathered(model.unreadable)))
-    best = Path(cfg.ckpt).expanduser().absolute() / "checkpoints" / "best.ckpt"  # which a run folder stands for
+    given = Path(cfg.ckpt).expanduser().absolute()
+    best = given / "checkpoints" / "best.ckpt"  # which a run folder stands for
     summary: Summary = {
         cfg.subset: score_test(predictions, data.catalog, model.class_names, trainer.callback_metrics)
         | {"images_in_split": len(data.catalog.indices(cfg.subset))},
         "unreadable_images": [str(data.catalog.paths[index]) for index in unreadable],
         "data": str(data.catalog.root),
         "split": split,
-        "checkpoint": str(best if best.is_file() else Path(cfg.ckpt).absolute()),
+        "checkpoint": str(best if best.is_file() else given),
     }
     source = data.source
     if isinstance(source, OtherSource):

@@ -41,6 +41,8 @@ Floats = npt.NDArray[np.float64]
 OF_A_STEP = ("mix", "average", "freeze", "randomness")
 #: The range test ends where the mean loss of this many steps is this many times its lowest value.
 RECENT, DIVERGED = 10, 3.0
+#: Steps without which there is no curve.
+FEWEST = 3
 #: Standard deviation of the smoothing of the losses, as a share of the number of steps.
 SMOOTHING = 0.08
 #: Share of the memory of a machine, or its container, that a trial on the CPU may be expected to take.
@@ -63,7 +65,7 @@ def learning_rate(cfg: DictConfig, data: FishDataModule, lowest: float, highest:
         The suggestion.
 
     Raises:
-        UserError: the loss never falls.
+        UserError: the loss never falls, or diverges at once.
 
     Source: Smith 2017 (arXiv:1506.01186).
     """
@@ -79,6 +81,10 @@ def learning_rate(cfg: DictConfig, data: FishDataModule, lowest: float, highest:
     recorder = _Losses()
     _trainer(cfg, steps, recorder).fit(model, datamodule=data)
     losses = np.array(recorder.losses)
+    if len(losses) < FEWEST:
+        raise UserError(
+            f"tune=lr: the loss diverges or is NaN within {FEWEST} steps from {lowest:.1e}\nset a smaller tune.lowest"
+        )
     rates = rates[: len(losses)]
     ceiling = 2 * losses[:RECENT].mean()  # what has diverged must not raise the mean of what has not
     curve = smoothed(losses.clip(max=ceiling), SMOOTHING * steps)
@@ -261,13 +267,16 @@ def _trainer(cfg: DictConfig, steps: int, callback: L.Callback) -> L.Trainer:
     """
     if in_multirun():
         raise UserError("tune does not run in a sweep: drop -m and sweep")
-    kept = [instantiate(cfg.callbacks[name]) for name in OF_A_STEP if cfg.callbacks.get(name) is not None]
+    chosen = {name: cfg.callbacks[name] for name in OF_A_STEP if cfg.callbacks.get(name) is not None}
+    if "freeze" in chosen and chosen["freeze"].get("epochs") is not None:
+        del chosen["freeze"]  # most of the run trains all layers, with their gradients and optimizer states
+    kept = [instantiate(callback) for callback in chosen.values()]
     limits = {"max_steps": steps, "max_epochs": -1, "limit_val_batches": 0, "max_time": None, "min_epochs": None}
     trainer = build_trainer(OmegaConf.merge(cfg.trainer, limits), [*kept, callback])  # type: ignore[arg-type]
     if trainer.world_size > 1:
         raise UserError(
             f"tune requires trainer.devices=1: {trainer.world_size} processes train\n"
-            "like one with as many times data.batch_size"
+            f"like one with {trainer.world_size} times the data.batch_size"
         )
     return trainer
 

@@ -6,10 +6,10 @@ from collections import namedtuple
 
 import hydra
 import pytest
+from helpers import message_of
 from hydra import compose, initialize_config_dir
 
 from fish_lightning.cli import CONF
-from fish_lightning.errors import UserError
 from fish_lightning.prepare import prepare
 
 
@@ -38,15 +38,6 @@ def train_data(composed):
         return data
 
     return make
-
-
-def message_of(task, *arguments):
-    with pytest.raises((UserError, hydra.errors.InstantiationException)) as error:
-        task(*arguments)
-    raised = error.value if isinstance(error.value, UserError) else error.value.__cause__
-    assert isinstance(raised, UserError)
-    assert 1 <= len(str(raised).splitlines()) <= 5
-    return str(raised)
 
 
 ROOT = "data.root=photos"
@@ -79,7 +70,7 @@ def test_photographs_larger_than_a_target_stay_whole_and_each_split_has_one(trai
     [
         ([ROOT, "data.photograph='IMG_[0-9]+'"], "data.photograph: 'IMG_[0-9]+' matches none of the paths, such as"),
         ([ROOT, "data.photograph='('"], "data.photograph: '(' is not a regular expression"),
-        ([], "data.root: no folder of images is given\ngive it with data.root=DIR"),
+        ([], "data.root: no folder of images was specified\npass it with data.root=DIR"),
         (["data.catalog=photos/absent.csv"], "data.catalog: no file photos/absent.csv ("),
         (["data.catalog=gone.csv"], "lists 3 images, 2 of them missing, the first is photos/class a/77.png"),
         (["data.catalog=twice.csv"], "lists 1 images more than once, the first is photos/class a/001.png"),

@@ -101,7 +101,7 @@ def test_a_class_is_left_out_by_index_or_by_name(which):
     [
         (2, r"data.leave_out=2: expected an index from 0 to 1, or one of bass, trout"),
         ("pike", "data.leave_out=pike: expected an index"),
-        (0, "a classifier requires two classes besides it, there are 2"),
+        (0, "data.leave_out=0: at least 2 classes must remain, not 1"),
     ],
 )
 def test_a_class_that_cannot_be_left_out_is_refused(catalog, which, words):

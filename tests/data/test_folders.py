@@ -112,7 +112,7 @@ def test_an_input_that_no_file_can_have_is_an_error_in_words(photos, name):
 def test_a_pipe_is_left_out_and_said(photos, capsys):
     os.mkfifo(photos / "bass" / "x.png")
     assert read(photos) == FOUR
-    assert "note: skipped what is not a regular file: photos/bass/x.png" in capsys.readouterr().out
+    assert "note: skipped special files (pipes, sockets, devices): photos/bass/x.png" in capsys.readouterr().out
 
 
 def test_the_output_of_this_program_is_no_class(photos, make_image, monkeypatch, capsys):

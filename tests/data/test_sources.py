@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from helpers import message_of
 
 from fish_lightning.data.folders import input_catalog
 from fish_lightning.data.sources import ArchiveSource, CatalogSource, FolderSource, OriginalsSource
@@ -19,14 +20,6 @@ NINE = (
     "Striped Red Mullet",
     "Trout",
 )
-
-
-def message_of(read):
-    with pytest.raises(UserError) as error:
-        read()
-    text = str(error.value)
-    assert 1 <= len(text.splitlines()) <= 5
-    return text
 
 
 @pytest.mark.parametrize("below", ["", "Fish_Dataset", "Fish_Dataset/Fish_Dataset"])
@@ -89,7 +82,7 @@ def test_class_may_be_called_test_without_a_train_folder(make_folder, tmp_path):
 def test_missing_root_is_reported_with_the_working_directory(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = message_of(source("photos").read)
-    assert text == f"data.root: photos does not exist (working directory: {tmp_path})\ngive a folder: data.root=DIR"
+    assert text == f"data.root: photos does not exist (working directory: {tmp_path})\npass a folder: data.root=DIR"
 
 
 @pytest.mark.parametrize("source", [ArchiveSource, FolderSource])
@@ -228,7 +221,7 @@ def test_split_csv_of_a_run_is_a_table(write_table, tmp_path):
 
 def test_no_root_is_an_error():
     assert message_of(lambda: FolderSource(None)) == (
-        "data.root: no folder of images is given\ngive it with data.root=DIR"
+        "data.root: no folder of images was specified\npass it with data.root=DIR"
     )
 
 

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import message_of
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fish_lightning.data.catalog import make_catalog, named_photographs
 from fish_lightning.data.sources import ArchiveSource, FolderSource
 from fish_lightning.data.splits import (
+    RecordedSplit,
     file_split,
     folders_split,
     kfold_split,
+    name_of_split,
     photograph_split,
     random_split,
-    recorded_split,
     say_if_tracks_are_divided,
 )
 from fish_lightning.errors import UserError
@@ -35,13 +37,6 @@ def catalog_of(sizes, copies=None):
 
 def per_class(catalog, splits, name):
     return np.bincount(catalog.labels[splits == name], minlength=len(catalog.classes)).tolist()
-
-
-def message_of(split, *arguments, **options):
-    with pytest.raises(UserError) as error:
-        split(*arguments, **options)
-    assert 1 <= len(str(error.value).splitlines()) <= 5
-    return str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +198,17 @@ def test_folders_without_a_split_are_refused(make_folder, tmp_path):
 def test_a_recorded_split_is_kept():
     catalog = catalog_of([10, 10])
     splits = random_split(catalog, seed=3)
-    assert np.array_equal(recorded_split(catalog.with_splits(splits), seed=99), splits)
+    recorded = RecordedSplit("kfold")
+    assert np.array_equal(recorded(catalog.with_splits(splits), seed=99), splits)
+    assert name_of_split(recorded) == "kfold"
+
+
+def test_a_split_of_ones_own_is_named_as_it_is_typed():
+    def random_split(catalog, seed):
+        return catalog.splits
+
+    random_split.__qualname__ = "random_split"
+    assert name_of_split(random_split) == f"{__name__}.random_split"
 
 
 def write_split(folder, rows):

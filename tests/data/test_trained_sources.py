@@ -4,18 +4,11 @@ import json
 import shutil
 
 import pytest
+from helpers import message_of
 
 from fish_lightning.data.sources import FolderSource
 from fish_lightning.data.trained_sources import OtherSource, RecordedSource
-from fish_lightning.errors import UserError
 from fish_lightning.files import read_rows
-
-
-def message_of(read):
-    with pytest.raises(UserError) as error:
-        read()
-    assert 1 <= len(str(error.value).splitlines()) <= 5
-    return str(error.value)
 
 
 def test_recorded_catalog_may_be_moved(make_folder, tmp_path):
@@ -70,4 +63,4 @@ def test_the_test_split_alone_is_enough_for_its_evaluation(trained, tiny_data, r
     before = json.loads((trained.folder / "summary.json").read_text())["test"]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["test"]["accuracy"] == before["accuracy"]
     done = run("evaluate", f"ckpt={trained.folder}", *settings, "subset=val", cwd=tmp_path)
-    assert done.returncode == 1 and "give the folder they are in now: data.root=DIR" in done.stderr
+    assert done.returncode == 1 and "pass the folder they are in now: data.root=DIR" in done.stderr

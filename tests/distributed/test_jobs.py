@@ -111,7 +111,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path, train_t
     def send(hook):
         return f"+callbacks.send={{_target_:faults.Send,hook:{hook},step:1,number:15,rank:1}}"
 
-    recipe = ("trainer.val_check_interval=1", "data.batch_size=5", "trainer.max_epochs=2", *SHORT)
+    groups = ("mix=both", "average=ema", "balance=photograph", "data.photograph='[0-9]'")
+    recipe = ("trainer.val_check_interval=1", "data.batch_size=5", "trainer.max_epochs=2", *groups, *SHORT)
     # Lightning starts the other process.
     done = train_tiny(tmp_path, *DDP, *recipe, "hydra.run.dir=run", send("on_before_optimizer_step"), env=faults)
     assert done.returncode == 143, done.stderr

@@ -124,7 +124,7 @@ def test_a_photograph_with_many_copies_makes_the_others_count_less():
     names = np.concatenate([np.arange(100), np.repeat(100, 50)])
     chosen = choose_threshold(np.linspace(0, 1, 150), np.ones(150, dtype=bool), names)
     assert chosen.threshold is None
-    assert chosen.sentence.endswith("the 101 here have up to 50 copies, and weigh as much as 3")
+    assert chosen.sentence.endswith("the 101 here have up to 50 copies, and count as only 3")
 
 
 def test_a_bad_model_gets_a_reason_instead_of_a_threshold():

@@ -12,7 +12,11 @@ URL = {"source": "https://example.org/resnet34.pth", "sha256": "ef", "license": 
 @pytest.mark.parametrize(
     ("summary", "started_from", "license"),
     [
-        ({"weights": None, "model": "resnet34"}, "random weights", "that of the training images, and yours"),
+        (
+            {"weights": None, "model": "resnet34"},
+            "random weights",
+            "determined by you and the license of the training images",
+        ),
         ({"weights": "imagenet", "model": "resnet34", "pretrained": URL}, URL["source"], "torchvision is BSD 3-Clause"),
         ({"weights": "imagenet", "model": "timm/convnext_atto", "pretrained": HUB}, HUB["source"], "apache-2.0"),
         ({"weights": "mine.pth", "model": "resnet34", "pretrained": FILE}, "mine.pth", "unknown"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
+from helpers import message_of
 
 from fish_lightning.compat import quiet_lightning
 from fish_lightning.errors import UserError
@@ -37,13 +38,6 @@ def saved(make_folder, make_data, make_model, tmp_path_factory):
     return data, model, folder / "last.ckpt"
 
 
-def message_of(path):
-    with pytest.raises(UserError) as error:
-        load_checkpoint(path)
-    assert 1 <= len(str(error.value).splitlines()) <= 5
-    return str(error.value)
-
-
 def test_checkpoint_contains_what_evaluation_requires_and_loads_with_weights_only(saved):
     data, _, file = saved
     checkpoint = torch.load(file, weights_only=True)
@@ -68,29 +62,29 @@ def test_restored_model_predicts_as_the_trained_one(saved, batch):
 
 def test_missing_checkpoint_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = message_of("best.ckpt")
+    text = message_of(load_checkpoint, "best.ckpt")
     assert text.startswith(f"ckpt: no file best.ckpt (working directory: {tmp_path})") and "ckpt=" in text
-    assert "no file" in message_of(tmp_path)  # a folder
+    assert "no file" in message_of(load_checkpoint, tmp_path)  # a folder
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("content", [b"", b"hello", b"a\nb", b"\x80\x04", b"PK\x03\x04 half an archive"])
 def test_other_file_is_an_error(tmp_path, content):
     (tmp_path / "best.ckpt").write_bytes(content)
-    assert f"ckpt: {tmp_path / 'best.ckpt'} is not a checkpoint" in message_of(tmp_path / "best.ckpt")
+    assert f"ckpt: {tmp_path / 'best.ckpt'} is not a checkpoint" in message_of(load_checkpoint, tmp_path / "best.ckpt")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
 def test_truncated_checkpoint_is_an_error(saved, tmp_path, share):
     content = saved[2].read_bytes()
     (tmp_path / "last.ckpt").write_bytes(content[: int(len(content) * share)])
-    assert "is not a checkpoint" in message_of(tmp_path / "last.ckpt")
+    assert "is not a checkpoint" in message_of(load_checkpoint, tmp_path / "last.ckpt")
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], torch.zeros(2), {"state_dict": {}, "precision": "32"}])
 def test_checkpoint_of_another_project_is_an_error(tmp_path, content):
     torch.save(content, tmp_path / "best.ckpt")
-    assert "is not a checkpoint of fish_lightning" in message_of(tmp_path / "best.ckpt")
+    assert "is not a checkpoint of fish_lightning" in message_of(load_checkpoint, tmp_path / "best.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -127,8 +121,8 @@ def test_checkpoint_with_a_transform_that_reads_files_is_refused(saved):
 
 def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path, malice):
     torch.save({"state_dict": {}, "hyper_parameters": malice}, tmp_path / "best.ckpt")
-    text = message_of(tmp_path / "best.ckpt")
+    text = message_of(load_checkpoint, tmp_path / "best.ckpt")
     assert "is not a checkpoint (it would run " in text and "open; only data are loaded)" in text
     (tmp_path / "bare.ckpt").write_bytes(pickle.dumps(malice, protocol=2))
-    assert "is not a checkpoint" in message_of(tmp_path / "bare.ckpt")
+    assert "is not a checkpoint" in message_of(load_checkpoint, tmp_path / "bare.ckpt")
     assert not malice.path.exists()

@@ -10,6 +10,7 @@ import urllib.error
 
 import pytest
 import torch
+from helpers import message_of
 from safetensors.torch import save_file
 from torchvision.models import get_model, get_model_weights
 
@@ -17,13 +18,6 @@ from fish_lightning.errors import UserError
 from fish_lightning.models.network import PREFIX, build_network
 
 SMALL = "shufflenet_v2_x0_5"
-
-
-def message_of(name, num_classes, weights):
-    with pytest.raises(UserError) as error:
-        build_network(name, num_classes, weights)
-    assert 1 <= len(str(error.value).splitlines()) <= 5
-    return str(error.value)
 
 
 def state_of(name=SMALL, num_classes=7, seed=11):
@@ -98,12 +92,12 @@ def test_random_weights_depend_on_the_seed():
 
 @pytest.mark.parametrize(("name", "similar"), [("resnet35", "resnet34"), ("efficientnet_b9", "efficientnet_b0")])
 def test_unknown_name_is_an_error_with_similar_names(name, similar):
-    text = message_of(name, 9, None)
+    text = message_of(build_network, name, 9, None)
     assert text.startswith(f"model.name: torchvision has no classification model '{name}'") and similar in text
 
 
 def test_detection_model_is_an_error():
-    assert "no classification model" in message_of("fasterrcnn_resnet50_fpn", 9, None)
+    assert "no classification model" in message_of(build_network, "fasterrcnn_resnet50_fpn", 9, None)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pt", "safetensors"])
@@ -132,7 +126,7 @@ def test_checkpoint_of_a_run_is_a_file_of_weights(tmp_path):
 
 def test_weights_of_another_network_are_an_error_that_names_the_keys(tmp_path):
     torch.save(state_of("squeezenet1_1"), tmp_path / "weights.pth")
-    text = message_of(SMALL, 7, str(tmp_path / "weights.pth"))
+    text = message_of(build_network, SMALL, 7, str(tmp_path / "weights.pth"))
     assert text.startswith(f"model.weights: {tmp_path / 'weights.pth'} does not fit this network (model.name)")
     assert "missing: branch" in text or "missing: conv1" in text
     assert "unexpected: classifier.1.bias, classifier.1.weight, features." in text
@@ -143,7 +137,7 @@ def test_missing_key_and_wrong_shape_are_named(tmp_path):
     del state["conv1.0.weight"]
     state["conv5.0.weight"] = torch.zeros(3)
     torch.save(state, tmp_path / "weights.pth")
-    text = message_of(SMALL, 7, str(tmp_path / "weights.pth"))
+    text = message_of(build_network, SMALL, 7, str(tmp_path / "weights.pth"))
     assert "missing: conv1.0.weight (1)" in text and "of another shape: conv5.0.weight (1)" in text
 
 
@@ -152,12 +146,12 @@ def test_weights_that_are_nan_or_infinite_are_an_error(tmp_path, value):
     state = state_of(num_classes=7)
     state["fc.bias"][2] = value
     torch.save(state, tmp_path / "weights.pth")
-    text = message_of(SMALL, 7, str(tmp_path / "weights.pth"))
+    text = message_of(build_network, SMALL, 7, str(tmp_path / "weights.pth"))
     assert text == f"model.weights: {tmp_path / 'weights.pth'} contains NaN or infinite weights (fc.bias)"
 
 
 def test_missing_file_or_one_without_weights_is_an_error(tmp_path):
-    text = message_of(SMALL, 7, str(tmp_path / "none.pth"))
+    text = message_of(build_network, SMALL, 7, str(tmp_path / "none.pth"))
     assert f"model.weights: no file {tmp_path / 'none.pth'}" in text and "imagenet or null" in text
     for name, content in (
         ("text.pth", b"hello"),
@@ -166,20 +160,22 @@ def test_missing_file_or_one_without_weights_is_an_error(tmp_path):
         ("empty.safetensors", b""),
     ):
         (tmp_path / name).write_bytes(content)
-        assert f"model.weights: {tmp_path / name} contains no weights" in message_of(SMALL, 7, str(tmp_path / name))
+        assert f"model.weights: {tmp_path / name} contains no weights" in message_of(
+            build_network, SMALL, 7, str(tmp_path / name)
+        )
 
 
 @pytest.mark.parametrize("content", [[1, 2, 3], {"epoch": 3}, torch.zeros(3), {"state_dict": [1]}, {}])
 def test_file_of_other_objects_is_an_error(tmp_path, content):
     torch.save(content, tmp_path / "weights.pth")
-    text = message_of(SMALL, 7, str(tmp_path / "weights.pth"))
+    text = message_of(build_network, SMALL, 7, str(tmp_path / "weights.pth"))
     assert "is not a state dict" in text or "does not fit this network" in text
 
 
 def test_code_in_a_file_of_weights_is_refused_and_not_executed(tmp_path, malice):
     file = tmp_path / "weights.pth"
     torch.save(malice, file)
-    assert f"model.weights: {file} contains no weights" in message_of(SMALL, 7, str(file))
+    assert f"model.weights: {file} contains no weights" in message_of(build_network, SMALL, 7, str(file))
     assert not malice.path.exists()
     torch.load(file, weights_only=False)  # without weights_only it is executed: the test can fail
     assert malice.path.exists()
@@ -187,7 +183,7 @@ def test_code_in_a_file_of_weights_is_refused_and_not_executed(tmp_path, malice)
 
 def test_code_in_a_bare_pickle_is_refused_and_not_executed(tmp_path, malice):
     (tmp_path / "weights.pth").write_bytes(pickle.dumps(malice, protocol=2))
-    assert "contains no weights" in message_of(SMALL, 7, str(tmp_path / "weights.pth"))
+    assert "contains no weights" in message_of(build_network, SMALL, 7, str(tmp_path / "weights.pth"))
     assert not malice.path.exists()
 
 
@@ -222,7 +218,7 @@ def test_code_in_a_cached_file_is_not_executed(hub, malice):
 @pytest.mark.parametrize("content", [b"", b"half a download"])
 def test_corrupt_cached_file_is_an_error_that_names_it(hub, content):
     (hub / "resnet18-f37072fd.pth").write_bytes(content)
-    assert str(hub / "resnet18-f37072fd.pth") in message_of("resnet18", 9, "imagenet")
+    assert str(hub / "resnet18-f37072fd.pth") in message_of(build_network, "resnet18", 9, "imagenet")
 
 
 def test_failed_download_is_a_short_error_with_both_remedies(hub, imagenet_at):
@@ -230,7 +226,7 @@ def test_failed_download_is_a_short_error_with_both_remedies(hub, imagenet_at):
         closed.bind(("127.0.0.1", 0))  # bound and never listening: a connection is refused
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/small-0a1b2c3d.pth"
         imagenet_at(url)
-        text = message_of(SMALL, 9, "imagenet")
+        text = message_of(build_network, SMALL, 9, "imagenet")
     assert text.startswith(f"model.weights=imagenet: {url} could not be downloaded (")
     assert f"save that file as {hub / 'small-0a1b2c3d.pth'}" in text
     assert "model.weights=FILE.pth" in text and "model.weights=null" in text
@@ -241,7 +237,7 @@ def test_failed_name_resolution_is_the_same_error(hub, monkeypatch):
         raise urllib.error.URLError(socket.gaierror(-3, "Temporary failure in name resolution"))
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    text = message_of("resnet34", 9, "imagenet")
+    text = message_of(build_network, "resnet34", 9, "imagenet")
     assert "resnet34-b627a593.pth could not be downloaded ([Errno -3] Temporary failure in name resolution)" in text
     assert "model.weights=null" in text
 
@@ -281,10 +277,10 @@ def test_download_with_another_hash_than_in_its_name_is_an_error(hub, imagenet_a
     folder, address = served
     torch.save(state_of(num_classes=1000), folder / "small-0a1b2c3d.pth")
     imagenet_at(f"{address}/small-0a1b2c3d.pth")
-    assert "invalid hash value" in message_of(SMALL, 9, "imagenet")
+    assert "invalid hash value" in message_of(build_network, SMALL, 9, "imagenet")
     assert not list(hub.iterdir())
 
 
 def test_file_missing_on_the_server_is_the_same_error(hub, imagenet_at, served):
     imagenet_at(f"{served[1]}/small-0a1b2c3d.pth")
-    assert "could not be downloaded (File not found)" in message_of(SMALL, 9, "imagenet")
+    assert "could not be downloaded (File not found)" in message_of(build_network, SMALL, 9, "imagenet")

@@ -5,7 +5,7 @@ import torch
 from torchvision.models import get_model
 
 from fish_lightning.errors import UserError
-from fish_lightning.models.optimizers import SGD, NetworkParameters, block_of, parameter_groups
+from fish_lightning.models.optimizers import SGD, NetworkParameters, blocks_of, parameter_groups
 from fish_lightning.models.schedules import onecycle
 
 
@@ -40,7 +40,7 @@ def test_biases_and_norms_may_be_left_undecayed(resnet):
 @pytest.mark.parametrize(
     ("name", "blocks", "some"),
     [
-        ("vit_b_16", 16, "encoder.layers.encoder_layer_3"),
+        ("vit_b_16", 17, "encoder.layers.encoder_layer_3"),
         ("mobilenet_v3_small", 15, "classifier.0"),
         ("densenet121", 11, "features.denseblock2"),
         ("convnext_tiny", 10, "features.7"),
@@ -49,8 +49,18 @@ def test_biases_and_norms_may_be_left_undecayed(resnet):
 def test_blocks_of_other_networks(name, blocks, some):
     with torch.device("meta"):
         network = get_model(name, weights=None)
-    found = dict.fromkeys(block_of(network, key) for key, _ in network.named_parameters())
+    found = list(dict.fromkeys(blocks_of(network).values()))
     assert len(found) == blocks and some in found
+
+
+def test_the_last_norm_of_a_transformer_comes_after_its_layers():
+    with torch.device("meta"):
+        network = get_model("vit_b_16", weights=None)
+    assert list(dict.fromkeys(blocks_of(network).values()))[-3:] == [
+        "encoder.layers.encoder_layer_11",
+        "encoder.ln",
+        "heads.head",
+    ]
 
 
 def test_onecycle_has_a_peak_for_each_group(resnet):

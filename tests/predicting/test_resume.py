@@ -115,8 +115,8 @@ def test_a_complete_run_predicts_nothing_again(predict_here, photos, out, monkey
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (["input='{photos}/1*.png'"], "of other files (as many, with other names)"),
-        (["input={photos}"], "of other files (10, now 24)"),
+        (["input='{photos}/1*.png'"], "for other files (as many, but with different names)"),
+        (["input={photos}"], "for other files (10, now 24)"),
         (["tta=flips"], "with another tta (None, now flips)"),
         (["trainer.precision=64-true"], "with another trainer.precision (32-true, now 64-true)"),
     ],

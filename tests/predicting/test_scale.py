@@ -47,7 +47,7 @@ def test_shards_are_disjoint_and_the_last_one_merges_them(predict_here, photos, 
         written.append(len(out.parts()))
         is_last = shard == "3/3"
         assert (
-            f"shard {shard.replace('/', ' of ')} is complete, others are not yet" in capsys.readouterr().out
+            f"shard {shard.replace('/', ' of ')} is complete; other shards are not yet" in capsys.readouterr().out
         ) != is_last
     assert written == [2, 4, 5]  # of 5 parts: 1 and 4; 0 and 3; 2
     assert out.entries() == whole
@@ -59,7 +59,7 @@ def test_two_processes_share_the_work(run, trained, photos, tmp_path):
     ddp = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "hydra.run.dir=out", "contact_sheet=0")
     done = run("predict", *words, *ddp, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.strip() == "error: 2 of 24 files could not be read: see the column error of predictions.csv"
+    assert done.stderr.strip() == "error: 2 of 24 files could not be read: see the error column of predictions.csv"
     entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [entry["path"] for entry in entries] == [str(file) for file in sorted(photos.iterdir())]
     assert "12 images in " in done.stdout  # of 24, on this process

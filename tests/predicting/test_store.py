@@ -81,7 +81,7 @@ def test_shards_on_machines_that_share_only_the_store(predict_here, photos, buck
     predict_here(*words, "shard=1/2", f"paths.output={tmp_path / '1'}")
     with pytest.raises(UserError, match="2 of 24 files could not be read"):  # both are in the last part
         predict_here(*words, "shard=2/2", f"paths.output={tmp_path / '2'}")
-    assert "shard 1 of 2 is complete, others are not yet" in capsys.readouterr().out
+    assert "shard 1 of 2 is complete; other shards are not yet" in capsys.readouterr().out
     rows = list(csv.DictReader(io.StringIO(read("predictions.csv").decode())))
     assert [row["path"] for row in rows] == sorted(str(file) for file in photos.iterdir())
     assert json.loads(read("predictions/manifest.json"))["complete"]
@@ -190,5 +190,5 @@ def test_a_signal_while_a_part_is_sent_ends_the_run_as_such(predict_here, photos
 
 
 def test_a_file_system_that_cannot_replace_a_file_at_once_is_refused():
-    with pytest.raises(UserError, match="could hold half a file after a crash"):
+    with pytest.raises(UserError, match="does not support atomic writes: a crash could leave half a file"):
         RemoteFolder("simplecache::memory://bucket/x")

@@ -142,7 +142,7 @@ def test_figures_of_every_section_are_told(report, analysis):
     assert f"The temperature {analysis.calibration['temperature']:.3f} was fitted on 400 validation images" in text
     assert f"{analysis.calibration['after']['ece']:.1%}" in text
     assert analysis.guarantee.sentence[1:] in text
-    assert "Beside each the nearest of 60 training photographs and their" in text
+    assert "Each is shown with the nearest of 60 training photographs and their" in text
     assert "Bound: selective risk control (Geifman and El-Yaniv 2017) with photographs" in text
     assert f"below {analysis.unknowns.threshold:.4g}, which keeps 95% of the validation photographs" in text
     assert "The model looks at the object." in text

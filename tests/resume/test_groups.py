@@ -9,7 +9,13 @@ HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end
 GROUPS = {
     "mix-ema": ["mix=both", "average=ema", "callbacks.average.decay=0.9", "balance=loss", "tta=flips"],
     "photograph-head_first": [
-        *("freeze=head_first", "callbacks.freeze.every=1", "balance=photograph", "data.photograph='[0-9]'"),
+        *(
+            "freeze=head_first",
+            "callbacks.freeze.every=1",
+            "callbacks.freeze.lr=[3,1]",
+            "balance=photograph",
+            "data.photograph='[0-9]'",
+        ),
         *("loss=cosine", "transforms=auto", "transforms.backgrounds=0.5", "data.root=MASKED"),
     ],
     "class-backbone-swa": [

@@ -91,7 +91,7 @@ def test_a_run_that_max_steps_ends_within_an_epoch_can_be_tested_but_not_trained
         ("late", again),
     )
     assert codes(done) == [0, -9, 0, 1, 143, 0], [attempt.err for attempt in done]
-    assert "error: ckpt: the run ended at step 10, within epoch 2, and would skip its end\n" in done[3].err
+    assert "error: ckpt: the run ended at step 10, within epoch 2; resuming would skip its end\n" in done[3].err
     require_same(tmp_path / "parts", tmp_path / "whole")
     assert "epoch 2 " in done[0].out
     assert summary_of(tmp_path / "late")["epochs"] == 2

@@ -24,9 +24,21 @@ def test_a_signal_between_two_steps_is_handled_after_the_next_one(tmp_path, atte
     ("hook", "step", "times", "number", "words"),
     [
         ("on_validation_batch_start", 0, 1, signal.SIGINT, "stopped by SIGINT before training\nnothing was saved"),
-        ("on_before_optimizer_step", 2, 2, signal.SIGINT, "SIGINT immediately, within a step\nnothing was saved"),
+        (
+            "on_before_optimizer_step",
+            2,
+            2,
+            signal.SIGINT,
+            "SIGINT immediately, in the middle of a step\nnothing was saved",
+        ),
         ("on_before_optimizer_step", 6, 1, signal.SIGTERM, "stopped by SIGTERM at step 7 of 7, saved in "),
-        ("on_test_batch_start", 7, 1, signal.SIGTERM, "stopped by SIGTERM in the test, after training\nresume with"),
+        (
+            "on_test_batch_start",
+            7,
+            1,
+            signal.SIGTERM,
+            "stopped by SIGTERM during the test, after training\nresume with",
+        ),
     ],
 )
 def test_a_signal_at_any_time_ends_the_run_with_a_short_message(

@@ -58,7 +58,7 @@ def test_pictures_get_their_answers(browser, server, files, width):
     until(browser, lambda page: page.find_element("id", "input").is_displayed())
     assert "class a, class b, class c" in browser.find_element("id", "model").text
     browser.find_element("id", "files").send_keys("\n".join(paths))
-    cards = answered(browser, "2 of 3 pictures answered, 1 failed")
+    cards = answered(browser, "2 of 3 pictures classified, 1 failed")
     for card, path, answer in zip(cards, paths, answers_of(server, contents), strict=False):
         name, verdict, told = texts(card, "name", "verdict", "class")
         assert name == path.rpartition("/")[2]

@@ -328,8 +328,8 @@ FAULTS = [
     ("evaluate", "", "ckpt is required: ckpt=FILE"),
     ("evaluate", "ckpt=null", "ckpt=null: expected a checkpoint or a run's folder"),
     ("predict", "ckpt=x", "input is required: input=FILE"),
-    ("predict", "ckpt=x input=x shard=4/3", "shard=4/3: expected a part of the work (3/64) or null"),
-    ("predict", "ckpt=x input=x shard=0/3", "shard=0/3: expected a part of the work (3/64) or null"),
+    ("predict", "ckpt=x input=x shard=4/3", "shard=4/3: expected a shard such as 3/64 or null"),
+    ("predict", "ckpt=x input=x shard=0/3", "shard=0/3: expected a shard such as 3/64 or null"),
     ("predict", "ckpt=x input=x format=json", "format=json: expected csv or parquet"),
     (
         "predict",
@@ -384,18 +384,18 @@ FAULTS = [
     (
         "train",
         "test=false optimized_metric=test/loss",
-        "optimized_metric=test/loss: expected a metric of the validation, since test=false",
+        "optimized_metric=test/loss: expected a validation metric (val/…), since test=false",
     ),
     # what is no setting
     ("train", "+lr=0.1", "lr: no such setting; did you mean optimizer.lr?"),
     ("train", "+optimizer.rl=0.1", "optimizer.rl: no such setting; did you mean optimizer.lr?"),
     ("train", "+trainer.max_epoch=3", "trainer.max_epoch: no such setting; did you mean trainer.max_epochs?"),
-    ("train", "+fish=1", "fish: no such setting; --cfg job shows all"),
+    ("train", "+fish=1", "fish: no such setting; --cfg job lists all"),
     ("train", "+optimizer.momentum=0.9", "optimizer.momentum: no such setting of Adam; SGD and RMSprop have it"),
     ("train", "+split.fold=1", "split.fold: no such setting of photograph_split; kfold_split has it"),
     ("train", "+data.archive=x.zip", "data.archive: no such setting of train; prepare has it"),
     ("predict", "ckpt=x input=x +seed=1", "seed: no such setting of predict; train has it"),
-    ("prepare", "+report.rows=3", "report.rows: no such setting; --cfg job shows all"),
+    ("prepare", "+report.rows=3", "report.rows: no such setting; --cfg job lists all"),
     # what makes nothing
     (
         "train",
@@ -523,7 +523,7 @@ def test_a_working_folder_that_hydra_cannot_work_in_is_told(tmp_path, monkeypatc
     folder = tmp_path / "${x}"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    with pytest.raises(UserError, match="in the name of the working folder"):
+    with pytest.raises(UserError, match="in the name of the working directory"):
         require_valid_command("predict", [])
     folder.rmdir()
     with pytest.raises(UserError, match=r"cannot be read \(No such file or directory\); start from another"):

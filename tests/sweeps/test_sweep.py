@@ -1,5 +1,6 @@
 """Grids, seeds and folds through Hydra's multirun: one folder per job, one table."""
 
+import importlib
 import json
 import time
 from urllib.request import Request, urlopen
@@ -121,7 +122,7 @@ def test_a_finished_run_with_other_settings_is_an_error(tmp_path):
     ("overrides", "words"),
     [
         (["-m", "optimizer.rl=1,2"], ("optimizer.rl: no such setting; did you mean optimizer.lr?",)),
-        (["-m", "fish=a,b"], ("fish: no such setting; --cfg job shows all",)),
+        (["-m", "fish=a,b"], ("fish: no such setting; --cfg job lists all",)),
         (["-m", "optimizer=adam,lion"], ("Could not find 'optimizer/lion'", "sgd")),
         (["sweep=optuna", "optimizer.rl=interval(0,1)"], ("optimizer.rl: no such setting",)),
         (["sweep=optuna", "optimizer.lr=tag(log,interval(0,1))"], ("error: ", "not supported by Optuna")),
@@ -159,7 +160,7 @@ def test_another_grid_in_the_folder_of_one_is_an_error(tmp_path, train_tiny):
     ]
     assert (tmp_path / "my grid" / "0" / ".hydra" / "overrides.yaml").stat().st_mtime_ns == begun
     again = train_tiny(tmp_path, *few, "seed=1", "-m")
-    assert again.returncode == 1 and "my grid contains this sweep already" in again.stderr
+    assert again.returncode == 1 and "my grid already contains this sweep" in again.stderr
     assert train_tiny(tmp_path, *few, "seed=1", "ckpt=auto", "-m").returncode == 0
 
 
@@ -219,6 +220,7 @@ def test_the_other_jobs_of_a_killed_one_have_their_table(tmp_path, train_tiny, f
     ],
 )
 def test_a_plugin_that_is_not_installed_is_named_with_its_extra(monkeypatch, capsys, target, package, extra):
+    importlib.import_module("fish_lightning.cli")  # which registers the plugins
     monkeypatch.setattr("fish_lightning.sweeps.plugins.find_spec", lambda module: None)
     with pytest.raises(SystemExit, match="1"):
         Plugins.is_in_toplevel_plugins_module(target)

@@ -170,7 +170,7 @@ def test_numbers_over_many_magnitudes_have_a_logarithmic_axis():
     middle = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 3][1]
     assert middle.tolist() == pytest.approx([0.5, 0, 0.875])
     assert [line.get_linestyle() for line in axes.lines if len(line.get_ydata()) == 3] == [":", "-", "-"]
-    assert axes.get_title() == "3 jobs, the best one thick, 1 pruned dotted"
+    assert axes.get_title() == "3 jobs (thick: best; dotted: 1 pruned)"
 
 
 def test_an_axis_of_many_numbers_has_round_ticks():

@@ -1,12 +1,16 @@
 """Fine-tuning in stages: what is frozen stays as it is to the last bit, and features are computed once."""
 
+from functools import partial
+
 import lightning as L
 import pytest
 import torch
 from helpers import same
 
 from fish_lightning.errors import UserError
-from fish_lightning.training.freeze import Freeze
+from fish_lightning.models.network import build_network, head_names
+from fish_lightning.models.schedules import constant, cosine
+from fish_lightning.training.freeze import Freeze, _blocks
 from fish_lightning.training.mix import Mix
 
 
@@ -61,6 +65,39 @@ def test_one_block_more_is_trained_each_epoch(frozen):
     assert changed(states[2], states[3]) == {"fc.weight", "fc.bias", "layer4.1", "layer4.0"}
 
 
+def test_each_stage_has_its_own_learning_rate(make_data, make_model, make_trainer, tiny_data):
+    used = []
+
+    class Watch(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            trainer.optimizers[0].register_step_pre_hook(
+                lambda optimizer, *_: used.append((trainer.current_epoch, optimizer.param_groups[0]["lr"]))
+            )
+
+    data = make_data(tiny_data)
+    model = make_model(data, name="resnet18", scheduler=partial(cosine, eta_min=0.001))
+    trainer = make_trainer(max_epochs=4, callbacks=[Freeze(epochs=1, every=1, lr=[10, 2, 1]), Watch()])
+    trainer.fit(model, datamodule=data)
+    steps, plain = len(used), make_model(data, name="resnet18")
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.003)
+    schedule, expected = cosine(optimizer, steps, eta_min=0.001), []
+    for epoch, _ in used:
+        expected.append(optimizer.param_groups[0]["lr"] * (10, 2, 1, 1)[epoch])
+        optimizer.step()
+        schedule.step()
+    assert {epoch for epoch, _ in used} == {0, 1, 2, 3}
+    assert [lr for _, lr in used] == pytest.approx(expected, rel=1e-12)  # the schedule does not see the factors
+
+
+def test_both_heads_of_a_distilled_transformer_are_trained_first():
+    pytest.importorskip("timm", reason="the timm extra is not installed")
+    name = "timm/deit_tiny_distilled_patch16_224"
+    blocks = _blocks(build_network(name, 3, None), head_names(name))
+    assert {key for key, block in blocks.items() if block == "head"} == {
+        f"{head}.{part}" for head in ("head", "head_dist") for part in ("weight", "bias")
+    }
+
+
 def test_features_are_computed_once_and_the_head_is_trained_from_them(frozen):
     calls = []
 
@@ -70,7 +107,8 @@ def test_features_are_computed_once_and_the_head_is_trained_from_them(frozen):
             dataset = trainer.train_dataloader.dataset
             assert dataset.transform is trainer.val_dataloaders.dataset.transform  # nor is an image augmented
 
-    states, model, data = frozen(Count(epochs=None, features=True))
+    # A scheduler asks for the number of steps before the fit begins, which creates the loader.
+    states, model, data = frozen(Count(epochs=None, features=True), scheduler=constant)
     assert data.dataset("train", train=True).transform is not data.dataset("val").transform
     assert changed(states[0], states[2]) == {"fc.weight", "fc.bias"}
     assert calls == []  # neither training nor validation computes a convolution
@@ -109,6 +147,8 @@ def test_unreadable_images_have_no_features(make_data, make_model, make_trainer,
         ({"epochs": 0}, "epochs=0: expected 1 or more, or null"),
         ({"every": -1}, "every=-1: expected 0 or more"),
         ({"features": True}, "features=true requires callbacks.freeze.epochs=null"),
+        ({"lr": []}, "lr=[]: expected factors above 0, one or more"),
+        ({"lr": [2, 0]}, "lr=[2, 0]: expected factors above 0, one or more"),
     ],
 )
 def test_an_impossible_setting_is_an_error(settings, message):

@@ -145,8 +145,8 @@ def _members(groups: Ints) -> list[Ints]:
 def _standardized(signatures: Floats) -> Floats:
     if not len(signatures):
         return signatures
-    centerd = signatures - signatures.mean(axis=0)
-    return np.asarray(centerd / np.maximum(centerd.std(axis=0), 1e-3), dtype=np.float32)
+    centered = signatures - signatures.mean(axis=0)
+    return np.asarray(centered / np.maximum(centered.std(axis=0), 1e-3), dtype=np.float32)
 
 
 def _nearest(points: Floats, k: int) -> Ints:

@@ -147,9 +147,9 @@ function say() {
   const open = queue.length + running;
   const failed = cards.filter((card) => card.classList.contains("failed")).length;
   const done = cards.length - open;
-  at("status").textContent = !cards.length ? "" : open ? `${done} of ${cards.length} pictures answered …` :
+  at("status").textContent = !cards.length ? "" : open ? `${done} of ${cards.length} pictures classified …` :
     cards.length === 1 ? told(cards[0]) :
-    `${cards.length - failed} of ${cards.length} pictures answered` + (failed ? `, ${failed} failed` : "");
+    `${cards.length - failed} of ${cards.length} pictures classified` + (failed ? `, ${failed} failed` : "");
 }
 
 at("access").onsubmit = (event) => {
