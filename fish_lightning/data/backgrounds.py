@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from fish_lightning.data.cache import Pipelines, PixelCache, open_cache
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.data.decoding import UnreadableImage
+from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.data.keys import keyed_seed
-from fish_lightning.data.masks import mask_files
+from fish_lightning.data.masks import estimate_mask, mask_files
 from fish_lightning.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -90,6 +90,7 @@ def open_backgrounds(
     in_ram: bool,
     seed: int,
     share: float,
+    estimate: bool = False,
 ) -> Backgrounds:
     """Return the other backgrounds for the training images of a catalog.
 
@@ -102,15 +103,22 @@ def open_backgrounds(
         in_ram: write no file.
         seed: of the run.
         share: of the images that are changed, 0 to 1.
+        estimate: estimate the masks of a data set without masks (:func:`fish_lightning.data.masks.estimate_mask`).
 
     Raises:
         UserError: there are no masks, or there is no space for them.
     """
-    files = mask_files(catalog, catalog.indices("train"))
+    training = catalog.indices("train")
+    files = mask_files(catalog, training)
+    content, read = "masks", decode
+    if len(files) < 2 and estimate:
+        files = {int(index): catalog.root / str(catalog.paths[index]) for index in training}
+        content, read = "estimated masks", estimate_mask
     if len(files) < 2:
         raise UserError(
             f"transforms.backgrounds requires masks of 2 training images or more: {catalog.root} has {len(files)}\n"
-            "the mask of 'Class/1.png' is 'Class GT/1.png', white on the object; without masks choose other transforms"
+            "the mask of 'Class/1.png' is 'Class GT/1.png', white on the object\n"
+            "without masks choose other transforms, or estimate them: transforms.estimate_masks=true"
         )
     chosen = np.array(list(files))
     paths = np.array([os.path.relpath(file, catalog.root) for file in files.values()])
@@ -121,6 +129,6 @@ def open_backgrounds(
         photographs=catalog.photographs[chosen],
         splits=catalog.splits[chosen],
     )
-    masks = open_cache(table, pipelines, folder, workers, in_ram, content="masks")
+    masks = open_cache(table, pipelines, folder, workers, in_ram, content, read)
     rows = {index: row for row, index in enumerate(files) if row not in masks.errors}
     return Backgrounds(images, masks, rows, seed, share)

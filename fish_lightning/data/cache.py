@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ from fish_lightning.run_log import say
 
 Pixels = npt.NDArray[np.uint8]
 Digests = npt.NDArray[np.uint8]
+#: Returns (H, W, 3) uint8 for an image file.
+Read = Callable[[Path], npt.NDArray[np.uint8]]
 
 #: Increment it with every change here or in ``decoding.py`` that can change a pixel.
 VERSION = 2
@@ -143,6 +145,7 @@ def open_cache(
     workers: int,
     in_ram: bool = False,
     content: str = "images",
+    read: Read = decode,
 ) -> PixelCache:
     """Return the decoded images of a catalog, from the cache file or decoded now.
 
@@ -154,7 +157,8 @@ def open_cache(
         folder: the cache.
         workers: number of decoding threads.
         in_ram: write no file (an existing one is still read); for small data sets.
-        content: what the files show, ``"images"`` or ``"masks"``.
+        content: what is kept, ``"images"``, ``"masks"`` or ``"estimated masks"``.
+        read: returns (H, W, 3) uint8 for a file.
 
     Raises:
         UserError: not enough free space, on disk or in memory.
@@ -164,12 +168,12 @@ def open_cache(
         json.dumps([VERSION, PIL.__version__, cv2.__version__, A.__version__, A.to_dict(pipelines.head)], default=str)
     )
     digests = _digests(catalog)
-    family = f"{'pixels' if content == 'images' else content}-{root}-{head}"
+    family = f"{'pixels' if content == 'images' else content.replace(' ', '-')}-{root}-{head}"
     file = folder / f"{family}-{_hexdigest(digests.tobytes())}.npy"
     shape = (len(catalog), pipelines.height, pipelines.width, 3)
     cache = _open(file, shape)
     if in_ram:
-        return _in_ram(catalog, pipelines, workers, shape, cache)
+        return _in_ram(catalog, pipelines, workers, shape, cache, content, read)
     if cache is not None:
         return cache
     try:
@@ -178,7 +182,7 @@ def open_cache(
             cache = _open(file, shape)
             for _ in range(ATTEMPTS):
                 if cache is None:
-                    _write(catalog, pipelines, file, family, digests, shape, workers, content)
+                    _write(catalog, pipelines, file, family, digests, shape, workers, content, read)
                     cache = _open(file, shape)
     except OSError as error:
         raise UserError(
@@ -203,6 +207,7 @@ def _write(
     shape: tuple[int, ...],
     workers: int,
     content: str,
+    read: Read,
 ) -> None:
     """Write the file atomically; unchanged images are copied from the previous file of the family."""
     folder = file.parent
@@ -220,7 +225,7 @@ def _write(
     with atomic_write(file) as temporary, temporary.open("wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
-        decoded = _decoded(catalog, pipelines, new, workers)
+        decoded = _decoded(catalog, pipelines, new, workers, read)
         for index in range(len(catalog)):
             old = known.get(digests[index].tobytes())
             if old is None:
@@ -241,7 +246,7 @@ def _write(
 
 
 def _decoded(
-    catalog: Catalog, pipelines: Pipelines, indices: list[int], workers: int
+    catalog: Catalog, pipelines: Pipelines, indices: list[int], workers: int, read: Read
 ) -> Iterator[tuple[Pixels, str | None]]:
     """Yield decoded images in the order of ``indices``; an unreadable one is black, with its error."""
     own = threading.local()  # a pipeline is stateful
@@ -252,7 +257,7 @@ def _decoded(
         if not hasattr(own, "head"):
             own.head = A.from_dict(recipe)
         try:
-            pixels: Pixels = own.head(image=decode(catalog.root / str(catalog.paths[index])))["image"]
+            pixels: Pixels = own.head(image=read(catalog.root / str(catalog.paths[index])))["image"]
         except UnreadableImage as error:
             return np.zeros(shape, np.uint8), str(error)
         return pixels, None
@@ -272,7 +277,13 @@ def _decoded(
 
 
 def _in_ram(
-    catalog: Catalog, pipelines: Pipelines, workers: int, shape: tuple[int, ...], cache: PixelCache | None
+    catalog: Catalog,
+    pipelines: Pipelines,
+    workers: int,
+    shape: tuple[int, ...],
+    cache: PixelCache | None,
+    content: str,
+    read: Read,
 ) -> PixelCache:
     if int(np.prod(shape)) > memory() / 2:
         raise UserError(
@@ -281,9 +292,9 @@ def _in_ram(
         )
     if cache is not None:
         return PixelCache(np.array(cache.pixels), cache.errors)
-    say(f"decoding {shape[0]:,} images to {shape[1]}x{shape[2]} in memory: {_cache_size(shape)}")
+    say(f"decoding {shape[0]:,} {content} to {shape[1]}x{shape[2]} in memory: {_cache_size(shape)}")
     pixels, errors = np.empty(shape, np.uint8), {}
-    for index, (image, error) in enumerate(_decoded(catalog, pipelines, list(range(len(catalog))), workers)):
+    for index, (image, error) in enumerate(_decoded(catalog, pipelines, list(range(len(catalog))), workers, read)):
         pixels[index] = image
         if error is not None:
             errors[index] = error

@@ -63,6 +63,7 @@ class FishDataModule(L.LightningDataModule):
         cache_dir: folder of the cache, also for the result of the near-duplicate search; None: it is not cached.
         backgrounds: share of the training images whose object is pasted on another one's background, where masks are
             known; None: none.
+        estimate_masks: estimate which pixels show the object, for ``backgrounds``, where the data set has no masks.
         resident: keep all decoded images on the device, which augments them; loaders send their indices.
         on_error: ``"raise"`` or ``"skip"`` unreadable images.
         test_subset: the images to test: ``"test"``, ``"val"``, ``"train"`` or ``"all"``.
@@ -98,6 +99,7 @@ class FishDataModule(L.LightningDataModule):
         cache: str | bool = "off",
         cache_dir: str | Path | None = None,
         backgrounds: float | None = None,
+        estimate_masks: bool = False,
         resident: bool = False,
         on_error: str = "raise",
         test_subset: str = "test",
@@ -129,7 +131,7 @@ class FishDataModule(L.LightningDataModule):
         self.cache = ("on" if cache else "off") if isinstance(cache, bool) else cache  # YAML's on and off
         if self.cache not in ("on", "off", "ram"):
             raise UserError(f"data.cache={cache}: expected on, off or ram")
-        self.resident, self.backgrounds = resident, backgrounds
+        self.resident, self.backgrounds, self.estimate_masks = resident, backgrounds, estimate_masks
         self._backgrounds: Backgrounds | None = None
         self.device_augment: DeviceAugment | None = None
         self.pipelines: Pipelines | None = None
@@ -210,7 +212,9 @@ class FishDataModule(L.LightningDataModule):
         if self.resident or self.pixels is None or self.pipelines is None:
             raise UserError("transforms.backgrounds requires augment=cpu and data.cache=on or data.cache=ram")
         folder, in_ram = self.cache_dir or Path(), self.cache == "ram"
-        return open_backgrounds(self.catalog, self.pixels, self.pipelines, folder, cores(), in_ram, self.seed, share)
+        return open_backgrounds(
+            self.catalog, self.pixels, self.pipelines, folder, cores(), in_ram, self.seed, share, self.estimate_masks
+        )
 
     @property
     def split_name(self) -> str:

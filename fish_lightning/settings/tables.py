@@ -385,11 +385,12 @@ DATA: dict[str, Schema] = {
     "cache_dir": FOLDER | NULL,
     "on_error": choice("raise", "skip"),
     "backgrounds": PROBABILITY | NULL,
+    "estimate_masks": FLAG,
 }
 #: Of evaluate and prepare: these are the training run's.
-_OF_TRAINING = dict.fromkeys(("split", "train_transform", "eval_transform", "backgrounds", "seed"), UNUSED) | {
-    "leave_out": NULL
-}
+_OF_TRAINING = dict.fromkeys(
+    ("split", "train_transform", "eval_transform", "backgrounds", "estimate_masks", "seed"), UNUSED
+) | {"leave_out": NULL}
 
 MODEL: dict[str, Schema] = {
     "name": TEXT,
@@ -411,6 +412,7 @@ TRANSFORMS: dict[str, Schema] = {
     "train": COMPONENT,
     "eval": COMPONENT,
     "backgrounds": PROBABILITY | NULL,
+    "estimate_masks": FLAG,
 }
 
 #: What data=sample also sets, in programs that do not train.
