@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from fish_lightning.data.cache import Pipelines, PixelCache, open_cache
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.data.decoding import UnreadableImage, decode
+from fish_lightning.data.decoding import UnreadableImage
 from fish_lightning.data.keys import keyed_seed
 from fish_lightning.data.masks import estimate_mask, mask_files
 from fish_lightning.errors import UserError
@@ -110,7 +110,7 @@ def open_backgrounds(
     """
     training = catalog.indices("train")
     files = mask_files(catalog, training)
-    content, read = "masks", decode
+    content, read = "masks", None
     if len(files) < 2 and estimate:
         files = {int(index): catalog.root / str(catalog.paths[index]) for index in training}
         content, read = "estimated masks", estimate_mask

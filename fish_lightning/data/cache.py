@@ -145,7 +145,7 @@ def open_cache(
     workers: int,
     in_ram: bool = False,
     content: str = "images",
-    read: Read = decode,
+    read: Read | None = None,
 ) -> PixelCache:
     """Return the decoded images of a catalog, from the cache file or decoded now.
 
@@ -158,7 +158,7 @@ def open_cache(
         workers: number of decoding threads.
         in_ram: write no file (an existing one is still read); for small data sets.
         content: what is kept, ``"images"``, ``"masks"`` or ``"estimated masks"``.
-        read: returns (H, W, 3) uint8 for a file.
+        read: returns (H, W, 3) uint8 for a file; None: ``decode``.
 
     Raises:
         UserError: not enough free space, on disk or in memory.
@@ -207,7 +207,7 @@ def _write(
     shape: tuple[int, ...],
     workers: int,
     content: str,
-    read: Read,
+    read: Read | None,
 ) -> None:
     """Write the file atomically; unchanged images are copied from the previous file of the family."""
     folder = file.parent
@@ -246,7 +246,7 @@ def _write(
 
 
 def _decoded(
-    catalog: Catalog, pipelines: Pipelines, indices: list[int], workers: int, read: Read
+    catalog: Catalog, pipelines: Pipelines, indices: list[int], workers: int, read: Read | None
 ) -> Iterator[tuple[Pixels, str | None]]:
     """Yield decoded images in the order of ``indices``; an unreadable one is black, with its error."""
     own = threading.local()  # a pipeline is stateful
@@ -257,7 +257,7 @@ def _decoded(
         if not hasattr(own, "head"):
             own.head = A.from_dict(recipe)
         try:
-            pixels: Pixels = own.head(image=read(catalog.root / str(catalog.paths[index])))["image"]
+            pixels: Pixels = own.head(image=(read or decode)(catalog.root / str(catalog.paths[index])))["image"]
         except UnreadableImage as error:
             return np.zeros(shape, np.uint8), str(error)
         return pixels, None
@@ -283,7 +283,7 @@ def _in_ram(
     shape: tuple[int, ...],
     cache: PixelCache | None,
     content: str,
-    read: Read,
+    read: Read | None,
 ) -> PixelCache:
     if int(np.prod(shape)) > memory() / 2:
         raise UserError(

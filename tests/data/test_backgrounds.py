@@ -108,3 +108,28 @@ def test_the_box_of_an_object_gets_the_mean_color_around_it():
     assert (filled[1:3, 1:3] == round((10 * 10 + 12 * 40) / 22)).all()
     filled[1:3, 1:3] = pixels[1:3, 1:3]
     assert (filled == pixels).all()
+
+
+def test_masks_are_estimated_where_no_masks_are_known(tmp_path, make_data, capsys):
+    rows, columns = np.mgrid[:48, :64]
+    place = ((rows - 24) / 12) ** 2 + ((columns - 32) / 20) ** 2 < 1
+    boards = [(40, 60, 150), (60, 140, 70), (120, 120, 130)]
+    rng = np.random.default_rng(0)
+    for label, board in enumerate(boards):
+        for number in range(8):
+            pixels = np.where(place[:, :, None], (220, 120, 40), board) + rng.normal(0, 5, (48, 64, 3))
+            (tmp_path / "photos" / f"class {label}").mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            image.save(tmp_path / "photos" / f"class {label}" / f"{number:03}.png")
+    data = make_data(
+        tmp_path / "photos", backgrounds=1.0, estimate_masks=True, cache="on", cache_dir=tmp_path / "cache"
+    )
+    assert "estimated masks" in capsys.readouterr().out
+    paste, pixels = data.dataset("train", train=True).backgrounds, data.pixels
+    seen = [(int(data.catalog.labels[i]), paste(pixels[i], 0, i)) for i in data.catalog.indices("train").tolist()]
+    for _, image in seen:
+        height, width = image.shape[:2]
+        middle = image[height // 2, width // 2].astype(int)
+        assert middle == pytest.approx((220, 120, 40), abs=30)  # the object stays
+    nearest = [np.abs(np.array(boards) - image[:4, :4].mean((0, 1))).sum(1).argmin() for _, image in seen]
+    assert sum(own != board for (own, _), board in zip(seen, nearest, strict=True)) > len(seen) / 3

@@ -1,4 +1,6 @@
-"""Masks: found beside the images, seen with the geometry that the model sees."""
+"""Masks: found beside the images or estimated, seen with the geometry that the model sees."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import albumentations as A
 import cv2
@@ -8,7 +10,7 @@ from albumentations.pytorch import ToTensorV2
 from PIL import Image
 
 from fish_lightning.data.decoding import UnreadableImage, decode
-from fish_lightning.data.masks import load_mask, mask_files
+from fish_lightning.data.masks import estimate_mask, load_mask, mask_files
 from fish_lightning.data.sample.generate import make_sample
 from fish_lightning.data.sources import ArchiveSource, FolderSource
 
@@ -104,3 +106,30 @@ def test_the_sample_data_has_a_mask_of_each_fish(tmp_path):
         rim = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9))).astype(bool) & ~mask
         assert 0.01 < mask.mean() < 0.5
         assert np.abs(image[mask].mean(0) - image[rim].mean(0)).max() > 15  # the fish is not of the board's color
+
+
+def photograph(path, background, center=(48, 70), size=(60, 90)):
+    """Write an image of 96x140 with an orange ellipse on a board with noise; return where the ellipse is."""
+    noise = np.random.default_rng(0).normal(0, 6, (96, 140, 3))
+    rows, columns = np.mgrid[:96, :140]
+    place = ((rows - center[0]) / (size[0] / 2)) ** 2 + ((columns - center[1]) / (size[1] / 2)) ** 2 < 1
+    pixels = np.where(place[:, :, None], (210, 130, 60), background) + noise
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+    return place
+
+
+@pytest.mark.parametrize("settings", [{}, {"center": (40, 60), "size": (30, 80)}, {"size": (80, 30)}])
+def test_a_mask_is_estimated_where_there_is_none(tmp_path, settings):
+    place = photograph(tmp_path / "1.png", (50, 80, 150), **settings)
+    mask = estimate_mask(tmp_path / "1.png")
+    assert mask.shape == (96, 128, 3) and set(np.unique(mask)) == {0, 255}
+    found = cv2.resize(mask[:, :, 0], (140, 96)) > 127
+    assert (found & place).sum() / (found | place).sum() > 0.85
+    with ThreadPoolExecutor(1) as pool:  # whose random numbers are its own
+        assert (pool.submit(estimate_mask, tmp_path / "1.png").result() == mask).all()
+
+
+@pytest.mark.parametrize("color", [(0, 0, 0), (50, 80, 150)])
+def test_an_image_without_an_object_has_an_empty_mask(tmp_path, color):
+    Image.new("RGB", (140, 96), color).save(tmp_path / "1.png")
+    assert not estimate_mask(tmp_path / "1.png").any()
