@@ -19,7 +19,7 @@ from fish_lightning.errors import UserError
 from fish_lightning.evaluate import evaluate
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.runs import load_run
-from fish_lightning.evaluation.unknowns import feature_scores
+from fish_lightning.evaluation.unknowns import neighbor_score
 from fish_lightning.models.trained import open_model
 from fish_lightning.models.tta import views
 from fish_lightning.plotting import figures
@@ -311,7 +311,7 @@ def test_unknown_images_are_told_from_the_classes_without_copies_of_the_run(
     scores = [
         {"energy": np.log(np.exp(logits).sum(1)), "max_logit": logits.max(1), "max_softmax": part.probabilities.max(1)}
         | {"feature_norm": np.linalg.norm(part.features.astype(float), axis=1)}
-        | {"knn": feature_scores(part.features, training)["knn"]}
+        | {"knn": neighbor_score(part.features, training)}
         for part, logits in ((part, part.logits.astype(float)) for part in (known, foreign))
     ]
     assert set(block["scores"]) == set(scores[0]) and block["best"] in block["scores"]

@@ -14,7 +14,7 @@ from PIL import Image
 from fish_lightning.cli import CONF
 from fish_lightning.data.decoding import decode
 from fish_lightning.errors import UserError
-from fish_lightning.evaluation.unknowns import feature_scores
+from fish_lightning.evaluation.unknowns import neighbor_score
 from fish_lightning.models.checkpoint import load_checkpoint, restore
 from fish_lightning.plotting import figures
 from fish_lightning.predict import predict
@@ -234,7 +234,7 @@ def test_a_run_calibrates_the_probabilities_of_its_predictions(entries, trained,
     found = [entries[str(photos / name)]["calibrated_probability"] for name in FILES]
     assert found == pytest.approx(expected, abs=1e-5)
     with np.load(trained.folder / stored["unknown"]["features"]) as arrays:
-        cosines = feature_scores(features, arrays["features"])[stored["unknown"]["score"]]
+        cosines = neighbor_score(features, arrays["features"])
     assert stored["unknown"]["score"] == "knn"
     assert [entries[str(photos / name)]["unknown"] for name in FILES] == [
         bool(cosine < stored["unknown"]["threshold"]) for cosine in cosines

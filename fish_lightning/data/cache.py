@@ -217,10 +217,10 @@ def _write(
     known, errors, kept = _reusable(former, shape)
     new = [index for index in range(len(catalog)) if digests[index].tobytes() not in known]
     _require_disk(folder, shape)
-    print(
-        f"decoding {len(new):,} {content} to {shape[1]}x{shape[2]}, once: {_cache_size(shape)} in {shown(folder)}",
-        flush=True,
+    work = (
+        f"estimating {len(new):,} masks at" if content == "estimated masks" else f"decoding {len(new):,} {content} to"
     )
+    print(f"{work} {shape[1]}x{shape[2]}, once: {_cache_size(shape)} in {shown(folder)}", flush=True)
     bad: dict[int, str] = {}
     with atomic_write(file) as temporary, temporary.open("wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}

@@ -6,11 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fish_lightning.errors import UserError
 from fish_lightning.files import atomic_write, csv_table
+from fish_lightning.models.trained import TrainedModel
 from fish_lightning.names import printable, shortened
 from fish_lightning.plotting import figures
 from fish_lightning.plotting.thumbnails import thumbnail
+from fish_lightning.predicting.parts import Parts, Shard
 from fish_lightning.predicting.rows import COLUMNS, NONE, ROWS, UNCERTAIN, PredictionRow, cells_of
+from fish_lightning.predicting.store import Folder, RemoteFolder
+
+#: Files up to which the parts are also merged: 60 MB of JSON for nine classes.
+MERGED = 100_000
 
 
 class Tally:
@@ -163,3 +170,59 @@ def _aligned(cells: Sequence[tuple[str, ...]], right: Sequence[int]) -> list[str
         ).rstrip()
         for line in cells
     ]
+
+
+def write_results(
+    parts: Parts,
+    shard: Shard,
+    folder: Path,
+    where: Folder,
+    pictures: int,
+    trained: TrainedModel,
+    is_shown: bool,
+    speed: str,
+) -> None:
+    """Count the rows, merge the parts if there are not too many, and print where they are.
+
+    Args:
+        parts: those of ``shard`` are complete.
+        shard: of this run.
+        folder: of the run.
+        where: the parts are, and what is merged is copied to.
+        pictures: number of images on the contact sheet.
+        trained: the model.
+        is_shown: whether the first rows have been printed.
+        speed: how many images were predicted in how many seconds, as printed.
+
+    Raises:
+        UserError: files are unreadable.
+    """
+    whole = parts.is_complete()
+    tally = Tally(keep=max(ROWS, pictures))
+    rows = tally.counted(parts.rows(range(len(parts)) if whole else parts.of_shard(shard)))
+    written = f"predictions/part-*.{parts.format}"
+    if whole and len(parts.files) <= MERGED:
+        write_predictions(folder, rows)
+        written = "predictions.csv, predictions.json"
+    for _ in rows:  # counted
+        pass
+    if tally.n and not is_shown:
+        print(prediction_table(tally.first[:ROWS]))
+    if tally.n > ROWS:
+        print(f"{ROWS} of {tally.n:,} files; all in {written.partition(',')[0]}", "", *tally.lines(), sep="\n")
+    for line in [trained.note] if trained.note else missing_thresholds(trained.calibration):
+        print(line)
+    if whole:
+        sheet = [write_contact_sheet(folder, tally.first[:pictures], tally.n)] if pictures else []
+        merged = ["predictions.csv", "predictions.json"] if len(parts.files) <= MERGED else []
+        if isinstance(where, RemoteFolder):
+            for name in [*merged, *(["contact_sheet.png"] if pictures else [])]:
+                where.write(name, (folder / name).read_bytes())
+        parts.set_complete()
+        written = ", ".join([written, *sheet])
+    print(f"\nfolder  {where}  ({written})" + speed)
+    if not whole:
+        print(f"shard {shard[0]} of {shard[1]} is complete; other shards are not yet")
+    if tally.unreadable:
+        table = "predictions.csv" if whole and len(parts.files) <= MERGED else written
+        raise UserError(f"{tally.unreadable} of {tally.n} files could not be read: see the error column of {table}")

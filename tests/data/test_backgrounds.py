@@ -124,7 +124,7 @@ def test_masks_are_estimated_where_no_masks_are_known(tmp_path, make_data, capsy
     data = make_data(
         tmp_path / "photos", backgrounds=1.0, estimate_masks=True, cache="on", cache_dir=tmp_path / "cache"
     )
-    assert "estimated masks" in capsys.readouterr().out
+    assert "estimating 15 masks at" in capsys.readouterr().out
     paste, pixels = data.dataset("train", train=True).backgrounds, data.pixels
     seen = [(int(data.catalog.labels[i]), paste(pixels[i], 0, i)) for i in data.catalog.indices("train").tolist()]
     for _, image in seen:

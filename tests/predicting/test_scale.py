@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fish_lightning import predict as program
 from fish_lightning.errors import UserError, full_disk
 from fish_lightning.predicting import loop
+from fish_lightning.report import predictions as program
 
 GOOD = "input='{photos}/[01]?.png'"
 
