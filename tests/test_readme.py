@@ -62,6 +62,7 @@ RUN = {
     f"""{TRAIN} data=folder data.root=DIR data.photograph="'IMG_[0-9]+'\"""": ((), "clustered by photograph (n="),
     f"{TRAIN} data=folder data.root=DIR sweep=folds": (("split.folds=2",), "pooled"),
     f"{TRAIN} experiment=honest data.root=DIR": ((), "split  photograph, seed 42"),
+    f"{TRAIN} experiment=quick data.root=DIR": ((), "split  photograph, seed 42"),
     f"{TRAIN} data.source.shortcut=true": (SAMPLE, "split  folders, seed 42"),
     f"{TRAIN} sweep=folds data.source.label_errors=0.05": ((*SAMPLE, "split.folds=2"), "label suspects"),
     f"{TRAIN} sweep=unknown": ((*SAMPLE, "data.leave_out=range(2)"), "AUROC knn"),
