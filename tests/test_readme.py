@@ -347,9 +347,8 @@ def test_python_examples_run_as_they_are_written(world, tmp_path, monkeypatch, c
 
 
 def test_settings_and_groups_that_the_text_names_exist():
-    cfg = composed(
-        "train", ["callbacks=progressive", "mix=both", "average=ema", "sweep=optuna", "hydra/launcher=submitit_slurm"]
-    )
+    groups = ["callbacks=progressive", "mix=both", "average=ema", "freeze=head_first"]
+    cfg = composed("train", [*groups, "sweep=optuna", "hydra/launcher=submitit_slurm"])
     others = [composed(name, []) for name in ("evaluate", "predict", "prepare", "export", "serve")]
     named = [word.strip("'") for text in INLINE for word in text.split() if re.fullmatch(r"'?[a-z][\w./]*=\S+", word)]
     unknown = [

@@ -23,7 +23,14 @@ from fish_lightning.data.decoding import UnreadableImage
 from fish_lightning.data.device_augment import DeviceAugment
 from fish_lightning.data.near_duplicates.search import with_photographs
 from fish_lightning.data.sources import CatalogSource, Source
-from fish_lightning.data.splits import folders_split, name_of_split, say_if_tracks_are_divided
+from fish_lightning.data.splits import (
+    folders_split,
+    kfold_split,
+    name_of_split,
+    photograph_split,
+    random_split,
+    say_if_tracks_are_divided,
+)
 from fish_lightning.data.trained_sources import RecordedSource
 from fish_lightning.errors import UserError
 from fish_lightning.files import byte_size
@@ -159,7 +166,7 @@ class FishDataModule(L.LightningDataModule):
         """Read and split the catalog once; a split that the data set defines is kept if ``keep_split`` applies."""
         if not hasattr(self, "catalog"):
             catalog = with_photographs(self.source.read(), self.photograph, self.find_copies, self.cache_dir)
-            if self.keep_split and (catalog.splits != "").any() and self.split_name in ("random", "photograph"):
+            if self.keep_split and (catalog.splits != "").any() and self._splits_by(random_split, photograph_split):
                 self.split = folders_split
             catalog = catalog.with_splits(self.split(catalog, seed=self.seed))
             if self.leave_out is not None:  # after the split, which is that of all classes
@@ -168,7 +175,7 @@ class FishDataModule(L.LightningDataModule):
                 (self.left_out_class,) = names - set(catalog.classes)
             self.catalog = catalog
             self._files = self.catalog.file_states()
-            if self.photograph is None and self.split_name in ("random", "photograph", "kfold"):
+            if self.photograph is None and self._splits_by(random_split, photograph_split, kfold_split):
                 say_if_tracks_are_divided(self.catalog, self.catalog.splits)
         return self.catalog
 
@@ -215,6 +222,10 @@ class FishDataModule(L.LightningDataModule):
         return open_backgrounds(
             self.catalog, self.pixels, self.pipelines, folder, cores(), in_ram, self.seed, share, self.estimate_masks
         )
+
+    def _splits_by(self, *functions: Split) -> bool:
+        """Return whether the split is drawn by one of these functions."""
+        return getattr(self.split, "func", self.split) in functions
 
     @property
     def split_name(self) -> str:

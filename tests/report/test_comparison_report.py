@@ -97,7 +97,7 @@ def test_images_that_moved_are_named_unless_their_folder_is_given(tmp_path, phot
         "26 images cannot be read and are listed by name only; set data.root=DIR to the folder they are in"
         in shown.text
     )
-    assert "compare.html, without 26 images that cannot be read: data.root=DIR" in capsys.readouterr().out
+    assert "compare.html, without 26 images that cannot be read (set data.root=DIR)" in capsys.readouterr().out
     assert len(page(tmp_path / "a", tmp_path / "b", tmp_path / "elsewhere").images) == 26
 
 
