@@ -58,9 +58,8 @@ class Freeze(Callback):
 
     def trained_blocks(self, epoch: int, blocks: int) -> int:
         """Return how many of the network's blocks, from the end, are trained in an epoch (from 0)."""
-        if self.epochs is None or epoch < self.epochs:
-            return 1
-        return blocks if self.every == 0 else min(blocks, 2 + (epoch - self.epochs) // self.every)
+        stage = self.stage(epoch)
+        return blocks if stage and self.every == 0 else min(blocks, 1 + stage)
 
     def stage(self, epoch: int) -> int:
         """Return how often blocks have been unfrozen before an epoch (from 0)."""

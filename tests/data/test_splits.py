@@ -157,7 +157,8 @@ def test_a_split_file_of_other_data_is_refused_with_the_reason(tmp_path, rows, m
 def test_a_split_file_that_leaves_a_class_without_training_images_is_an_error(tmp_path):
     rows = [("c0/00000.png", "train"), ("c0/00001.png", "train"), ("c1/00000.png", "val"), ("c1/00001.png", "test")]
     write_split(tmp_path, rows)
-    message_of(file_split, catalog_of([5, 5]), seed=0, path=str(tmp_path / "split.csv"))
+    text = message_of(file_split, catalog_of([5, 5]), seed=0, path=str(tmp_path / "split.csv"))
+    assert "none of class 'c1' in train" in text
 
 
 def test_a_missing_or_malformed_split_file_is_refused(tmp_path):
