@@ -15,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fish_lightning.cli import CONF
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.settings.rules import UNUSED, Component, Each, Rule, Schema, as_typed, join_words
-from fish_lightning.settings.tables import INSTANTIATED, LOGGED, SAMPLE_RECIPE, SCHEMAS, TARGETS
+from fish_lightning.settings.rules import Component, Each, Rule, Schema, as_typed, join_words
+from fish_lightning.settings.tables import INSTANTIATED, LOGGED, SAMPLE_RECIPE, SCHEMAS, TARGETS, UNUSED
 
 SHOWN = 4  # problems of a command that are listed; the others are counted
 

@@ -132,32 +132,21 @@ def text(*words: str, example: str = "VALUE") -> Rule:
     return Rule(words, lambda v: isinstance(v, str) and v.strip() != "", example)
 
 
-ANYTHING = Rule(("anything",), lambda v: True)
-#: Not looked at: its interpolations are of groups that the program does not have.
-UNUSED = Rule(("anything",), lambda v: True)
+def matching(pattern: str, *words: str) -> Rule:
+    """Return a rule for text that a regular expression matches as a whole."""
+    return Rule(words, lambda v: isinstance(v, str) and re.fullmatch(pattern, v) is not None)
+
+
 NULL = choice(None)
 FLAG = choice(True, False)
 TEXT = text("text")
-FILE = text("a file", example="FILE")
-FOLDER = text("a folder", example="DIR")
-CHECKPOINT = text("a checkpoint", "a run's folder", example="FILE")
-NUMBER = number()
-POSITIVE = number("(0, inf)")
-NOT_NEGATIVE = number("[0, inf)")
 PROBABILITY = number("[0, 1]")
-PART = number("(0, 1)")
 COUNT = integer("[1, inf)")
 NON_NEGATIVE = integer("[0, inf)")
 SEED = integer("[0, 4294967295]")  # 32 bits: what numpy takes
 SIZE = integer("[1, 10000]")  # pixels
-PAIR = NUMBER | several(2, NUMBER, "two numbers")
-MEAN = several(3, NUMBER, "three numbers (red, green, blue)") | NULL
-STD = several(3, POSITIVE, "three numbers above 0 (red, green, blue)") | NULL
-LIMIT = NON_NEGATIVE | share("[0, 1]") | NULL
 TTA = choice("flips", "turns", None)
-MODEL_NAME = Rule(  # of an export: a folder's name, also for Triton
-    ("letters, digits, - and _",), lambda v: isinstance(v, str) and bool(re.fullmatch(r"\w[\w-]*", v, re.ASCII))
-)
+MODEL_NAME = matching(r"(?a)\w[\w-]*", "letters, digits, - and _")  # of an export: a folder's name, also for Triton
 #: Lightning's aliases for precisions.
 _PRECISIONS = Rule(
     (), choice("32", "16", "64", "bf16", 32, 16, 64, None, "transformer-engine", "transformer-engine-float16").accepts

@@ -10,42 +10,45 @@ from collections.abc import Mapping
 from typing import Any
 
 from fish_lightning.settings.rules import (
-    ANYTHING,
-    CHECKPOINT,
     COUNT,
-    FILE,
     FLAG,
-    FOLDER,
-    LIMIT,
-    MEAN,
     MODEL_NAME,
     NON_NEGATIVE,
-    NOT_NEGATIVE,
     NULL,
-    NUMBER,
-    PAIR,
-    PART,
-    POSITIVE,
     PRECISION,
     PROBABILITY,
     SEED,
     SIZE,
-    STD,
     TEXT,
     TTA,
-    UNUSED,
     Component,
     Each,
     Rule,
     Schema,
     choice,
     integer,
+    matching,
     number,
     several,
     share,
     text,
 )
 from fish_lightning.sweeps.table import METRICS
+
+ANYTHING = Rule(("anything",), lambda v: True)
+#: Not looked at: its interpolations are of groups that the program does not have.
+UNUSED = Rule(("anything",), lambda v: True)
+FILE = text("a file", example="FILE")
+FOLDER = text("a folder", example="DIR")
+CHECKPOINT = text("a checkpoint", "a run's folder", example="FILE")
+NUMBER = number()
+POSITIVE = number("(0, inf)")
+NOT_NEGATIVE = number("[0, inf)")
+PART = number("(0, 1)")
+PAIR = NUMBER | several(2, NUMBER, "two numbers")
+MEAN = several(3, NUMBER, "three numbers (red, green, blue)") | NULL
+STD = several(3, POSITIVE, "three numbers above 0 (red, green, blue)") | NULL
+LIMIT = NON_NEGATIVE | share("[0, 1]") | NULL
 
 
 def _is_regex(value: Any) -> bool:
@@ -79,7 +82,7 @@ def _are_devices(value: Any) -> bool:
     if isinstance(value, str):
         return bool(re.fullmatch(r"auto|-1|[1-9]\d*|\d+(,\d+)+|\d+,", value))
     if isinstance(value, list):
-        return bool(value) and all(map(integer("[0, inf)").accepts, value)) and len({*value}) == len(value)
+        return bool(value) and all(map(NON_NEGATIVE.accepts, value)) and len({*value}) == len(value)
     return value != 0 and integer("[-1, inf)").accepts(value)
 
 
@@ -95,13 +98,9 @@ HIGHER, LOWER = ([name for name, mode in LOGGED.items() if mode == better] for b
 
 #: What Hydra itself reads of a mapping that it instantiates.
 INSTANTIATED = {
-    "_target_": Rule(
-        ("the dotted name of a class or function",),
-        lambda v: isinstance(v, str) and bool(re.fullmatch(r"\w+(\.\w+)+", v)),
-    ),
-    "_partial_": FLAG,
+    "_target_": matching(r"\w+(\.\w+)+", "the dotted name of a class or function"),
     "_convert_": choice("none", "partial", "object", "all"),
-    "_recursive_": FLAG,
+    **dict.fromkeys(("_partial_", "_recursive_"), FLAG),
 }
 
 #: The arguments of a user's own target are not known, and those of a known one stand in ``TARGETS``.
@@ -110,15 +109,50 @@ OPTIMIZER = Component(
     {"lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "layer_decay": number("(0, 1]") | NULL, "decay_norms": FLAG}
 )
 
-_MOMENTUM = number("[0, 1)")
-_BETAS = several(2, _MOMENTUM, "two numbers in [0, 1)")
+_BELOW_ONE = number("[0, 1)")
+_BETAS = several(2, _BELOW_ONE, "two numbers in [0, 1)")
 _TORCH = {"maximize": FLAG, "foreach": FLAG | NULL, "differentiable": FLAG}
 _ADAM = _TORCH | {"betas": _BETAS, "eps": NOT_NEGATIVE, "amsgrad": FLAG, "capturable": FLAG, "fused": FLAG | NULL}
 _SCHEDULE = {"last_epoch": integer("[-1, inf)")}
 _SAMPLING = dict.fromkeys(("interpolation", "mask_interpolation", "fill", "fill_mask"), ANYTHING)
 _WARP = {"border_mode": integer("[0, 4]"), "rotate_method": choice("largest_box", "ellipse"), "p": PROBABILITY}
 _AXES = Rule(("a mapping of x and y",), lambda v: isinstance(v, dict) and v.keys() <= {"x", "y"})
-_EXTENT = several(2, POSITIVE, "two numbers above 0")
+
+#: Arguments of transforms, besides ``p``, which all have.
+_ALBUMENTATIONS: dict[str, dict[str, Schema]] = {
+    "Compose": {
+        "transforms": Each(COMPONENT, list),
+        "seed": SEED | NULL,
+        **dict.fromkeys(("is_check_shapes", "strict", "save_applied_params"), FLAG),
+        **dict.fromkeys(("bbox_params", "keypoint_params", "additional_targets", "mask_interpolation"), ANYTHING),
+    },
+    "Resize": {
+        **dict.fromkeys(("height", "width"), SIZE),
+        **dict.fromkeys(("interpolation", "mask_interpolation", "area_for_downscale"), ANYTHING),
+    },
+    "HorizontalFlip": {},
+    "VerticalFlip": {},
+    "ColorJitter": dict.fromkeys(("brightness", "contrast", "saturation", "hue"), PAIR),
+    "GaussianBlur": dict.fromkeys(("blur_limit", "sigma_limit"), PAIR),
+    "CoarseDropout": {
+        "num_holes_range": several(2, COUNT, "two integers of at least 1"),
+        **dict.fromkeys(("hole_height_range", "hole_width_range"), several(2, POSITIVE, "two numbers above 0")),
+        **dict.fromkeys(("fill", "fill_mask"), ANYTHING),
+    },
+    "OneOf": {"transforms": Each(COMPONENT, list)},
+    "NoOp": {},
+    "Sharpen": {
+        **dict.fromkeys(("alpha", "lightness"), several(2, NOT_NEGATIVE, "two numbers of at least 0")),
+        "method": choice("kernel", "gaussian"),
+        "kernel_size": COUNT,
+        "sigma": POSITIVE,
+    },
+    "Posterize": {"num_bits": ANYTHING},
+    "Solarize": {"threshold_range": several(2, PROBABILITY, "two numbers in [0, 1]")},
+    "AutoContrast": {"cutoff": NUMBER, "ignore": ANYTHING, "method": choice("cdf", "pil")},
+    "Equalize": {"mode": choice("cv", "pil"), "by_channels": FLAG, "mask": ANYTHING, "mask_params": ANYTHING},
+    "pytorch.ToTensorV2": {"transpose_mask": FLAG},
+}
 
 #: Arguments of the classes and functions that the configs name, besides those that their group's component has.
 TARGETS: dict[str, Mapping[str, Schema]] = {
@@ -131,8 +165,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     "fish_lightning.data.sources.FolderSource": {},
     "fish_lightning.data.sources.SampleSource": {
         "seed": NON_NEGATIVE,
-        "photographs_per_kind": COUNT,
-        "copies": COUNT,
+        **dict.fromkeys(("photographs_per_kind", "copies"), COUNT),
         "shortcut": FLAG,
         "label_errors": number("[0, 0.5]"),
     },
@@ -143,19 +176,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     "fish_lightning.data.splits.folders_split": {},
     "fish_lightning.data.splits.file_split": {"path": FILE},
     # transforms
-    "albumentations.Compose": {
-        "transforms": Each(COMPONENT, list),
-        "p": PROBABILITY,
-        "seed": SEED | NULL,
-        **dict.fromkeys(("is_check_shapes", "strict", "save_applied_params"), FLAG),
-        **dict.fromkeys(("bbox_params", "keypoint_params", "additional_targets", "mask_interpolation"), ANYTHING),
-    },
-    "albumentations.Resize": {
-        "height": SIZE,
-        "width": SIZE,
-        "p": PROBABILITY,
-        **dict.fromkeys(("interpolation", "mask_interpolation", "area_for_downscale"), ANYTHING),
-    },
+    **{f"albumentations.{name}": keys | {"p": PROBABILITY} for name, keys in _ALBUMENTATIONS.items()},
     "fish_lightning.data.transforms.Rotate": {"limit": PAIR, "crop_border": FLAG, **_WARP, **_SAMPLING},
     "fish_lightning.data.transforms.Affine": {
         "rotate": PAIR,
@@ -164,75 +185,30 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         **_WARP,
         **_SAMPLING,
     },
-    "albumentations.HorizontalFlip": {"p": PROBABILITY},
-    "albumentations.VerticalFlip": {"p": PROBABILITY},
-    "albumentations.ColorJitter": {
-        "p": PROBABILITY,
-        **dict.fromkeys(("brightness", "contrast", "saturation", "hue"), PAIR),
-    },
-    "albumentations.GaussianBlur": {"blur_limit": PAIR, "sigma_limit": PAIR, "p": PROBABILITY},
-    "albumentations.CoarseDropout": {
-        "num_holes_range": several(2, COUNT, "two integers of at least 1"),
-        "hole_height_range": _EXTENT,
-        "hole_width_range": _EXTENT,
-        "fill": ANYTHING,
-        "fill_mask": ANYTHING,
-        "p": PROBABILITY,
-    },
-    "albumentations.OneOf": {"transforms": Each(COMPONENT, list), "p": PROBABILITY},
-    "albumentations.NoOp": {"p": PROBABILITY},
-    "albumentations.Sharpen": {
-        **dict.fromkeys(("alpha", "lightness"), several(2, NOT_NEGATIVE, "two numbers of at least 0")),
-        "method": choice("kernel", "gaussian"),
-        "kernel_size": COUNT,
-        "sigma": POSITIVE,
-        "p": PROBABILITY,
-    },
-    "albumentations.Posterize": {"num_bits": ANYTHING, "p": PROBABILITY},
-    "albumentations.Solarize": {"threshold_range": several(2, PROBABILITY, "two numbers in [0, 1]"), "p": PROBABILITY},
-    "albumentations.AutoContrast": {
-        "cutoff": NUMBER,
-        "ignore": ANYTHING,
-        "method": choice("cdf", "pil"),
-        "p": PROBABILITY,
-    },
-    "albumentations.Equalize": {
-        "mode": choice("cv", "pil"),
-        "by_channels": FLAG,
-        **dict.fromkeys(("mask", "mask_params"), ANYTHING),
-        "p": PROBABILITY,
-    },
-    "albumentations.pytorch.ToTensorV2": {"transpose_mask": FLAG, "p": PROBABILITY},
     # optimizer
     "fish_lightning.models.optimizers.Adam": _ADAM | {"decoupled_weight_decay": FLAG},
     "fish_lightning.models.optimizers.AdamW": _ADAM,
     "fish_lightning.models.optimizers.SGD": {
+        **_TORCH,
         "momentum": NOT_NEGATIVE,
         "dampening": NUMBER,
         "nesterov": FLAG,
         "fused": FLAG | NULL,
-        **_TORCH,
     },
     "fish_lightning.models.optimizers.RMSprop": {
-        "alpha": _MOMENTUM,
-        "eps": NOT_NEGATIVE,
-        "momentum": NOT_NEGATIVE,
-        "centered": FLAG,
-        "capturable": FLAG,
         **_TORCH,
+        "alpha": _BELOW_ONE,
+        **dict.fromkeys(("eps", "momentum"), NOT_NEGATIVE),
+        **dict.fromkeys(("centered", "capturable"), FLAG),
     },
     # scheduler
     "fish_lightning.models.schedules.onecycle": {
-        "max_lr": POSITIVE,
+        **_SCHEDULE,
+        **dict.fromkeys(("max_lr", "div_factor", "final_div_factor"), POSITIVE),
         "pct_start": PART,
         "anneal_strategy": choice("cos", "linear"),
-        "div_factor": POSITIVE,
-        "final_div_factor": POSITIVE,
-        "three_phase": FLAG,
-        "cycle_momentum": FLAG,
-        "base_momentum": _MOMENTUM,
-        "max_momentum": _MOMENTUM,
-        **_SCHEDULE,
+        **dict.fromkeys(("three_phase", "cycle_momentum"), FLAG),
+        **dict.fromkeys(("base_momentum", "max_momentum"), _BELOW_ONE),
     },
     "fish_lightning.models.schedules.cosine": {"eta_min": NOT_NEGATIVE, **_SCHEDULE},
     "fish_lightning.models.schedules.constant": {},
@@ -244,8 +220,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "filename": TEXT,
         "monitor": choice(*HIGHER),
         "tie_breaker": choice(*LOWER),
-        "save_weights_only": FLAG,
-        "verbose": FLAG,
+        **dict.fromkeys(("save_weights_only", "verbose"), FLAG),
         "every_n_epochs": COUNT | NULL,
     },
     "fish_lightning.resume.checkpoints.LastCheckpoint": {"path": FILE, "every_n_steps": COUNT | NULL, "keep": FLAG},
@@ -254,25 +229,20 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "mode": choice("min", "max"),
         "patience": NON_NEGATIVE,
         "min_delta": NOT_NEGATIVE,
-        "stopping_threshold": NUMBER | NULL,
-        "divergence_threshold": NUMBER | NULL,
+        **dict.fromkeys(("stopping_threshold", "divergence_threshold"), NUMBER | NULL),
         "check_on_train_epoch_end": FLAG | NULL,
         **dict.fromkeys(("verbose", "strict", "check_finite", "log_rank_zero_only"), FLAG),
     },
     "fish_lightning.training.history.History": {},
     "fish_lightning.resume.signals.StopOnSignal": {"path": FILE},
     "fish_lightning.training.nonfinite.NonFiniteLoss": {"action": choice("stop", "skip"), "path": FILE},
-    "fish_lightning.training.progressive.ProgressiveResize": {
-        "start": number("(0, 1]"),
-        "full_from": number("[0, 1]"),
-    },
+    "fish_lightning.training.progressive.ProgressiveResize": {"start": number("(0, 1]"), "full_from": PROBABILITY},
     "fish_lightning.training.mix.Mix": {
         "seed": SEED,
-        "mixup": POSITIVE | NULL,
-        "cutmix": POSITIVE | NULL,
+        **dict.fromkeys(("mixup", "cutmix"), POSITIVE | NULL),
         "p": PROBABILITY,
     },
-    "fish_lightning.training.average.WeightAverage": {"decay": number("[0, 1)") | NULL, "start": number("[0, 1)")},
+    "fish_lightning.training.average.WeightAverage": {"decay": _BELOW_ONE | NULL, "start": _BELOW_ONE},
     "fish_lightning.training.freeze.Freeze": {
         "epochs": COUNT | NULL,
         "every": NON_NEGATIVE,
@@ -280,11 +250,10 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "lr": Each(POSITIVE, list),
     },
     # model.loss
-    "fish_lightning.models.losses.FocalLoss": {"gamma": NOT_NEGATIVE, "label_smoothing": number("[0, 1)")},
-    "fish_lightning.models.losses.CosineLoss": {"cross_entropy": NOT_NEGATIVE, "label_smoothing": number("[0, 1)")},
+    "fish_lightning.models.losses.FocalLoss": {"gamma": NOT_NEGATIVE, "label_smoothing": _BELOW_ONE},
+    "fish_lightning.models.losses.CosineLoss": {"cross_entropy": NOT_NEGATIVE, "label_smoothing": _BELOW_ONE},
     "fish_lightning.sweeps.pruning.ReportToStudy": {
-        "storage": TEXT,
-        "study_name": TEXT,
+        **dict.fromkeys(("storage", "study_name"), TEXT),
         "monitor": choice(*METRICS),
         "pruner": Component({}, NULL),
         "trial": NON_NEGATIVE | NULL,
@@ -294,13 +263,11 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     "fish_lightning.resume.metrics_csv.DropLaterRows": {},
     "lightning.pytorch.callbacks.LearningRateMonitor": {
         "logging_interval": choice("step", "epoch", None),
-        "log_momentum": FLAG,
-        "log_weight_decay": FLAG,
+        **dict.fromkeys(("log_momentum", "log_weight_decay"), FLAG),
     },
     # tune
     "fish_lightning.training.tune.learning_rate": {
-        "lowest": POSITIVE,
-        "highest": POSITIVE,
+        **dict.fromkeys(("lowest", "highest"), POSITIVE),
         "steps": integer("[20, 100000]"),
     },
     "fish_lightning.training.tune.batch_size": {"start": COUNT, "steps": integer("[2, 1000]")},
@@ -325,40 +292,28 @@ TRAINER: dict[str, Schema] = {
     "strategy": Component(
         {}, Rule(("auto", "ddp", "another strategy that does not spawn or fork processes"), _is_strategy)
     ),
-    "num_nodes": COUNT,
+    **dict.fromkeys(("num_nodes", "accumulate_grad_batches"), COUNT),
     "precision": PRECISION,
     "max_epochs": COUNT | choice(-1, None),  # the latter with max_steps alone
-    "min_epochs": NON_NEGATIVE | NULL,
     "max_steps": COUNT | choice(-1),
-    "min_steps": NON_NEGATIVE | NULL,
     "max_time": DURATION | NULL,
+    **dict.fromkeys(("min_epochs", "min_steps", "log_every_n_steps"), NON_NEGATIVE | NULL),
     "limit_train_batches": COUNT | share("(0, 1]") | NULL,
-    "limit_val_batches": LIMIT,
-    "limit_test_batches": LIMIT,
-    "limit_predict_batches": LIMIT,
+    **dict.fromkeys(("limit_val_batches", "limit_test_batches", "limit_predict_batches"), LIMIT),
     "overfit_batches": NON_NEGATIVE | share("[0, 1]"),
     "fast_dev_run": FLAG | NON_NEGATIVE,
     "val_check_interval": COUNT | share("(0, 1]") | DURATION | NULL,
     "check_val_every_n_epoch": COUNT | NULL,
     "num_sanity_val_steps": integer("[-1, inf)") | NULL,
-    "log_every_n_steps": NON_NEGATIVE | NULL,
-    "accumulate_grad_batches": COUNT,
+    "reload_dataloaders_every_n_epochs": NON_NEGATIVE,
     "gradient_clip_val": POSITIVE | NULL,
     "gradient_clip_algorithm": choice("value", "norm", None),
     "deterministic": FLAG | choice("warn", None),
-    "benchmark": FLAG | NULL,
-    "inference_mode": FLAG,
-    "use_distributed_sampler": FLAG,
-    "enable_checkpointing": FLAG | NULL,
-    "enable_progress_bar": FLAG | NULL,
-    "enable_model_summary": FLAG | NULL,
-    "enable_autolog_hparams": FLAG,
+    **dict.fromkeys(("benchmark", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), FLAG | NULL),
+    **dict.fromkeys(("inference_mode", "use_distributed_sampler", "enable_autolog_hparams"), FLAG),
+    **dict.fromkeys(("detect_anomaly", "barebones", "sync_batchnorm"), FLAG),
     "profiler": Component({}, choice("simple", "advanced", "pytorch", "xla", None)),
-    "detect_anomaly": FLAG,
-    "barebones": FLAG,
     "plugins": Each(COMPONENT, list, NULL),
-    "sync_batchnorm": FLAG,
-    "reload_dataloaders_every_n_epochs": NON_NEGATIVE,
     "default_root_dir": FOLDER | NULL,
     "model_registry": TEXT | NULL,
 }
@@ -372,20 +327,16 @@ DATA: dict[str, Schema] = {
     "seed": SEED,
     "batch_size": COUNT,
     "num_workers": NON_NEGATIVE,
-    "pin_memory": FLAG,
-    "persistent_workers": FLAG,
     "prefetch_factor": COUNT,
     "catalog": FILE | NULL,
-    "keep_split": FLAG,
+    **dict.fromkeys(("pin_memory", "persistent_workers", "keep_split", "find_copies", "estimate_masks"), FLAG),
     "photograph": Rule(("a regular expression",), _is_regex) | NULL,
-    "find_copies": FLAG,
     "balance": choice("class", "photograph", None),
-    "leave_out": integer("[0, inf)") | text("the name of a class") | NULL,
+    "leave_out": NON_NEGATIVE | text("the name of a class") | NULL,
     "cache": Rule(("on", "off", "ram"), lambda v: v in ("on", "off", "ram") or isinstance(v, bool)),  # YAML's on, off
     "cache_dir": FOLDER | NULL,
     "on_error": choice("raise", "skip"),
     "backgrounds": PROBABILITY | NULL,
-    "estimate_masks": FLAG,
 }
 #: Of evaluate and prepare: these are the training run's.
 _OF_TRAINING = dict.fromkeys(
@@ -395,22 +346,19 @@ _OF_TRAINING = dict.fromkeys(
 MODEL: dict[str, Schema] = {
     "name": TEXT,
     "weights": text("imagenet", "a file") | NULL,
-    "label_smoothing": number("[0, 1)"),
+    "label_smoothing": _BELOW_ONE,
     "loss": Component({}, NULL),
     "class_weights": choice("balanced", None),
-    "compile": FLAG,
-    "channels_last": FLAG,
+    **dict.fromkeys(("compile", "channels_last"), FLAG),
     "mean": MEAN,
     "std": STD,
 }
 
 TRANSFORMS: dict[str, Schema] = {
-    "height": SIZE,
-    "width": SIZE,
+    **dict.fromkeys(("height", "width"), SIZE),
     "mean": MEAN,
     "std": STD,
-    "train": COMPONENT,
-    "eval": COMPONENT,
+    **dict.fromkeys(("train", "eval"), COMPONENT),
     "backgrounds": PROBABILITY | NULL,
     "estimate_masks": FLAG,
 }
@@ -426,23 +374,19 @@ SAMPLE_RECIPE: dict[str, Schema] = {
 TRAIN: dict[str, Schema] = {
     "seed": SEED,
     "ckpt": text("a checkpoint", "a run's folder", "last", "auto") | NULL,
-    "validate_first": FLAG,
+    **dict.fromkeys(("validate_first", "test", "report"), FLAG),
     "on_nan": choice("stop", "skip"),
-    "test": FLAG,
     "optimized_metric": choice(*METRICS),
     "tta": TTA,
-    "report": FLAG,
-    "evaluate": {"target_error": number("(0, 1)")},
+    "evaluate": {"target_error": PART},
     "tune": Component({}, NULL),
     "paths": PATHS,
     "transforms": TRANSFORMS,
-    "split": COMPONENT,
+    **dict.fromkeys(("split", "scheduler"), COMPONENT),
     "model": Component(MODEL, complete=True),
     "optimizer": OPTIMIZER,
-    "scheduler": COMPONENT,
     "trainer": Component(TRAINER, complete=True),
-    "callbacks": Each(Component({}, NULL), dict),
-    "logger": Each(Component({}, NULL), dict),
+    **dict.fromkeys(("callbacks", "logger"), Each(Component({}, NULL), dict)),
     "data": Component(DATA | {"resident": FLAG}, complete=True),
 }
 
@@ -452,9 +396,8 @@ EVALUATE = SAMPLE_RECIPE | {
     "unknown": text("a folder") | NULL,
     "tta": TTA,
     "batch_size": COUNT | NULL,
-    "report": FLAG,
-    "evaluate": {"target_error": number("(0, 1)") | NULL},
-    "recompute": FLAG,
+    **dict.fromkeys(("report", "recompute"), FLAG),
+    "evaluate": {"target_error": PART | NULL},
     "paths": PATHS,
     "trainer": Component(TRAINER, complete=True),
     "data": Component(DATA | _OF_TRAINING | {"batch_size": COUNT | NULL}, complete=True),
@@ -485,18 +428,16 @@ PREPARE = SAMPLE_RECIPE | {
 EXPORT: dict[str, Schema] = {
     "ckpt": CHECKPOINT,
     "tta": TTA,
-    "half": FLAG,
-    "int8": FLAG,
+    **dict.fromkeys(("half", "int8"), FLAG),
     "name": MODEL_NAME | NULL,
     "data": {"root": FOLDER | NULL},
-    "export": {"tolerance": PART, "images": COUNT | NULL, "calibration_images": COUNT, "margin": number("[0, 1)")},
+    "export": {"tolerance": PART, "images": COUNT | NULL, "calibration_images": COUNT, "margin": _BELOW_ONE},
     "paths": PATHS,
 }
 
 COMPARE: dict[str, Schema] = {
-    "a": text("a run's folder", "a sweep's folder", example="RUN"),
-    "b": text("a run's folder", "a sweep's folder", example="RUN"),
-    "margin": number("[0, 1)"),
+    **dict.fromkeys(("a", "b"), text("a run's folder", "a sweep's folder", example="RUN")),
+    "margin": _BELOW_ONE,
     "data": {"root": FOLDER | NULL},
     "paths": PATHS,
 }
@@ -508,34 +449,25 @@ ENSEMBLE: dict[str, Schema] = {
         example="DIR",
     ),
     "tta": TTA,
-    "margin": number("[0, 1)"),
+    "margin": _BELOW_ONE,
     "batch_size": COUNT | NULL,
     "report": FLAG,
-    "evaluate": {"target_error": number("(0, 1)")},
+    "evaluate": {"target_error": PART},
     "data": {"root": FOLDER | NULL, "num_workers": NON_NEGATIVE},
     "paths": PATHS,
     "trainer": Component(TRAINER, complete=True),
 }
-
-_BYTES = integer("[1, 1000000000000]")
 
 SERVE: dict[str, Schema] = {
     "ckpt": CHECKPOINT,
     "host": text("an address of this machine"),
     "port": integer("[0, 65535]"),
     "serve": {
-        # What a header can carry.
-        "token": Rule(("text of ASCII characters",), lambda v: isinstance(v, str) and bool(re.fullmatch("[!-~]+", v)))
-        | NULL,
-        "batch_size": COUNT,
+        "token": matching("[!-~]+", "text of ASCII characters") | NULL,  # what a header can carry
+        **dict.fromkeys(("batch_size", "threads", "max_files", "queue"), COUNT),
         "batch_wait": number("[0, 1]"),
-        "threads": COUNT,
-        "max_files": COUNT,
-        "max_file_bytes": _BYTES,
-        "max_request_bytes": _BYTES,
+        **dict.fromkeys(("max_file_bytes", "max_request_bytes", "queue_bytes"), integer("[1, 1000000000000]")),
         "max_pixels": integer("[1, 200000000]"),  # data/decoding.py refuses more
-        "queue": COUNT,
-        "queue_bytes": _BYTES,
         "timeout": number("(0, 86400]"),
     },
     "paths": PATHS,
