@@ -4,6 +4,7 @@ Imported at every start, also for ``--help``: nothing heavier than Hydra belongs
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +28,35 @@ CONF = str(_PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.paren
 _NOT_OFFERED = {"train": {"checkpoint", "fish_originals"}, "prepare": {"checkpoint"}}
 
 
-def _choices(program: str, sources: Any) -> str:
-    """Return the groups of a program and their choices for ``--help``, a line each.
+def choices(program: str, folders: Iterable[str] = (CONF,)) -> dict[str, list[str]]:
+    """Return the groups of a program and what to choose from in each, sorted by name.
 
     Args:
         program: its name; of another config, the groups of all programs are returned.
-        sources: ``hydra.runtime.config_sources``, with the folders that a user adds (``--config-dir``).
+        folders: of the configs, with those that a user adds (``--config-dir``).
     """
-    choices: dict[str, set[str]] = {}
-    for folder in [Path(source.path) for source in sources if source.schema == "file"]:
-        for file in folder.rglob("*.yaml"):
-            choices.setdefault(file.parent.relative_to(folder).as_posix(), set()).add(file.stem)
+    found: dict[str, set[str]] = {}
+    for folder in folders:
+        for file in Path(folder).glob("*/**/*.yaml"):
+            found.setdefault(file.parent.relative_to(folder).as_posix(), set()).add(file.stem)
     if (file := Path(CONF, f"{program}.yaml")).is_file():
         own = {str(name) for default in OmegaConf.load(file).defaults if OmegaConf.is_dict(default) for name in default}
-        others = {folder.name for folder in Path(CONF).iterdir() if folder.name not in own}
-        choices = {group: names for group, names in choices.items() if group.partition("/")[0] not in others}
-        choices.get("data", set()).difference_update(_NOT_OFFERED.get(program, ()))
-    shown = sorted(group for group in choices if group != "." and group.partition("/")[0] != "hydra")
-    return "\n".join(f"{group}: {', '.join(sorted(choices[group]))}" for group in shown)
+        others = {folder.name for folder in Path(CONF).iterdir()} - own
+        found = {group: names for group, names in found.items() if group.partition("/")[0] not in others}
+        found.get("data", set()).difference_update(_NOT_OFFERED.get(program, ()))
+    return {group: sorted(names) for group, names in sorted(found.items())}
+
+
+def _help(program: str, sources: Any) -> str:
+    """Return the choices of a program, a line for each group; ``sources`` are ``hydra.runtime.config_sources``."""
+    offered = choices(program, [source.path for source in sources if source.schema == "file"])
+    shown = [group for group in offered if group.partition("/")[0] != "hydra"]
+    return "\n".join(f"{group}: {', '.join(offered[group])}" for group in shown)
 
 
 #: OmegaConf resolvers, for ``${workers:…}``, ``${run_folder:…}`` and so on in the YAML.
 _RESOLVERS = {
-    "choices": _choices,
+    "choices": _help,
     "config_folder": config_folder,
     "cores": cores,
     "fused": fused,

@@ -7,13 +7,12 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fish_lightning.cli import CONF
+from fish_lightning.cli import choices
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.settings.rules import Component, Each, Rule, Schema, as_typed, join_words
 from fish_lightning.settings.tables import INSTANTIATED, LOGGED, SAMPLE_RECIPE, SCHEMAS, TARGETS, UNUSED
@@ -134,6 +133,18 @@ class Check:
         """Return messages for settings that nothing reads."""
         return [_no_such(key, self._program, target, self._read) for key, target in self._unread.items()]
 
+    def _absent(self, key: str, schema: Schema) -> str:
+        """Message for a setting that is missing, or a mapping that makes nothing."""
+        if isinstance(schema, Rule):
+            return f"{key} is required: {key}={schema.example}"
+        groups = choices(self._program)
+        if names := groups.get(key):
+            return f"{key}: no value given; expected {key}={join_words(names, 'or')}"
+        group, _, name = key.rpartition(".")
+        if name in groups.get(group, ()):
+            return f"{key}: no value given; expected {group}={name}"
+        return f"{key}: expected {schema}"
+
     def _mapping(
         self,
         keys: Mapping[str, Schema],
@@ -151,14 +162,14 @@ class Check:
                 self._unread[f"{prefix}{name}"] = target
         for name in keys:
             if name in required and name not in node:
-                self.wrong[prefix + name] = _absent(prefix + name, keys[name])
+                self.wrong[prefix + name] = self._absent(prefix + name, keys[name])
 
     def _setting(self, schema: Schema, key: str, raw: Any) -> None:
         """Check one setting; ``raw`` is plain Python with its interpolations."""
         if schema is UNUSED:
             return
         if raw == "???":
-            self.wrong[key] = _absent(key, schema)
+            self.wrong[key] = self._absent(key, schema)
         elif (isinstance(raw, str) or isinstance(schema, Rule)) and "${" in str(raw):
             self._interpolation(schema, key, raw)
         elif isinstance(schema, Each) and isinstance(raw, schema.container):
@@ -169,7 +180,7 @@ class Check:
         elif not isinstance(schema, Component):
             self._mapping(schema, f"{key}.", raw, required=schema)
         elif "_target_" not in raw:
-            self.wrong[key] = _absent(key, schema)
+            self.wrong[key] = self._absent(key, schema)
         else:
             target = str(raw["_target_"])
             keys = {**INSTANTIATED, **schema.keys, **TARGETS.get(target, {})}
@@ -206,23 +217,6 @@ class Check:
             hint = f""", as text: "'{value}'\""""
         expected = schema if isinstance(schema, Rule | Component | Each) else "a mapping"
         self.wrong[key] = f"{key}={as_typed(value)}: expected {expected}{hint}"
-
-
-def choices_of(group: str, *folders: str) -> list[str]:
-    """Return the names of the files in a group's folder."""
-    return sorted({file.stem for folder in (CONF, *folders) for file in Path(folder, group).glob("*.yaml")})
-
-
-def _absent(key: str, schema: Schema) -> str:
-    """Message for a setting that is missing, or a mapping that makes nothing."""
-    if isinstance(schema, Rule):
-        return f"{key} is required: {key}={schema.example}"
-    if choices := choices_of(key):
-        return f"{key}: no value given; expected {key}={join_words(choices, 'or')}"
-    group, _, name = key.rpartition(".")
-    if name in choices_of(group):
-        return f"{key}: no value given; expected {group}={name}"
-    return f"{key}: expected {schema}"
 
 
 def _no_such(key: str, program: str, target: Any, read: Sequence[str]) -> str:

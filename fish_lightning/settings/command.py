@@ -21,10 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fish_lightning import compat, errors
-from fish_lightning.cli import CONF
+from fish_lightning.cli import CONF, choices
 from fish_lightning.errors import UserError, shown_without_traceback
 from fish_lightning.run_log import logged
-from fish_lightning.settings.check import Check, choices_of, refuse, require_valid
+from fish_lightning.settings.check import Check, refuse, require_valid
 from fish_lightning.settings.rules import join_words
 
 
@@ -63,7 +63,7 @@ def require_valid_command(program: str, arguments: Sequence[str]) -> DictConfig 
     refused = None
     try:
         overrides = OverridesParser.create().parse_overrides(words)
-        refuse(_no_choices(overrides, folders))
+        refuse(_no_choices(program, overrides, folders))
         with initialize_config_dir(folders[0], job_name=program, version_base="1.3"):
             single = [_single(override) for override in overrides]
             try:
@@ -96,13 +96,14 @@ def _require_working_folder() -> None:
         )
 
 
-def _no_choices(overrides: Sequence[Override], folders: Sequence[str]) -> list[str]:
+def _no_choices(program: str, overrides: Sequence[Override], folders: Sequence[str]) -> list[str]:
     """Messages for groups that are given no name: Hydra ends with a traceback."""
     return [
-        f"{o.input_line}: expected {join_words(choices_of(o.key_or_group, *folders), 'or')}"
+        f"{o.input_line}: expected {join_words(names, 'or')}"
         for o in overrides
         if _is_group(o, folders) and not (o.is_delete() or o.is_sweep_override())
         if not isinstance(o.value(), str | list | dict)
+        if (names := {**choices("", folders), **choices(program, folders)}.get(o.key_or_group))
     ]
 
 

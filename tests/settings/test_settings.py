@@ -510,6 +510,8 @@ def test_a_working_folder_named_like_an_interpolation_is_not_looked_up():
         # Hydra ends with a traceback.
         ("train", "logger=null", "logger=null: expected csv, default, mlflow, none, tensorboard or wandb"),
         ("train", "callbacks=null", "callbacks=null: expected default, early_stopping or progressive"),
+        ("train", "data=null", "data=null: expected fish, folder or sample"),
+        ("predict", "optimizer=5", "optimizer=5: expected adam, adamw, rmsprop or sgd"),
         ("predict", "trainer=5", "trainer=5: expected cpu, ddp, default, gpu or mps"),
     ],
 )
