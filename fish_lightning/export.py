@@ -27,24 +27,25 @@ def export(cfg: DictConfig) -> None:
 
     require_onnx()
     from fish_lightning.exporting.build import build, judging_images
-    from fish_lightning.exporting.folder import PARITY_FILE, write_export, write_parity
+    from fish_lightning.exporting.folder import PARITY_FILE, write_export
     from fish_lightning.exporting.tables import export_table, parity_error
+    from fish_lightning.files import write_json
 
     if is_export(cfg.ckpt):
         raise UserError(f"ckpt: {cfg.ckpt} is an export already: pass the checkpoint that it was made from")
     trained = open_model(cfg.ckpt, cfg.tta)
     images = judging_images(trained, cfg.data.root, cfg.export.images, cfg.export.calibration_images)
-    built, graph, parity = build(trained, images, cfg)
-    folder = Path(cfg.paths.output)
-    if parity["passed"]:
-        write_export(folder, built, graph, parity)
+    built, folder = build(trained, images, cfg), Path(cfg.paths.output)
+    passed, file = built.parity["passed"], folder / PARITY_FILE
+    if passed:
+        write_export(folder, built)
     else:
-        write_parity(folder, parity)
-    print(export_table(folder, built, len(graph), parity))
+        write_json(file, built.parity)
+    print(export_table(folder, built))
     if trained.note:
         print(trained.note)
-    if not parity["passed"]:
-        raise UserError(parity_error(parity, folder / PARITY_FILE))
+    if not passed:
+        raise UserError(parity_error(built.parity, file))
 
 
 @entry_point("export")

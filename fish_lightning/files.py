@@ -56,6 +56,17 @@ def csv_table(path: Path) -> Iterator[Any]:
         yield csv.writer(stream)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8 atomically; what UTF-8 cannot encode is escaped."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
 def remove_strays(folder: Path) -> None:
     """Remove the temporary files, in ``folder`` and below, of processes that were killed while writing."""
     for file in folder.rglob(".*"):

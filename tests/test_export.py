@@ -25,7 +25,7 @@ from fish_lightning.data.catalog import Catalog
 from fish_lightning.errors import UserError
 from fish_lightning.evaluate import evaluate
 from fish_lightning.export import export
-from fish_lightning.exporting.parity import Answer, Differences, measure_parity
+from fish_lightning.exporting.parity import Answer, differences, measure_parity, parity_figures
 from fish_lightning.models import classifier
 from fish_lightning.models.trained import open_model
 from fish_lightning.plotting import figures
@@ -113,12 +113,11 @@ def test_parity_is_measured_on_all_validation_images(exported, trained):
 
 @pytest.mark.parametrize("at", [0, 1])
 def test_probabilities_that_are_nan_are_no_parity(at):
-    fine, marks = np.array([[0.9, 0.1], [0.8, 0.2]]), np.zeros(2, dtype=bool)
+    fine, marks = np.array([[0.9, 0.1], [0.8, 0.2]]), np.zeros((2, 2), dtype=bool)
     broken = fine.copy()
     broken[at] = np.nan
-    differences = Differences()
-    differences.add(Answer(fine, fine, marks, marks), Answer(broken, broken, marks, marks))
-    assert not differences.figures()["max_abs_dp"] <= 1
+    apart = differences(Answer(fine, fine, marks), Answer(broken, broken, marks))
+    assert not parity_figures(apart)["max_abs_dp"] <= 1
 
 
 @pytest.fixture(scope="module")

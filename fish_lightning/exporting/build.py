@@ -1,6 +1,7 @@
 """Build the graph of an export in the requested precision, and measure it against the checkpoint."""
 
-from collections.abc import Iterator
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +10,17 @@ import numpy.typing as npt
 from omegaconf import DictConfig
 
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.data.trained_sources import RecordedSource
-from fish_lightning.exporting.folder import Export, metadata, repository_name
+from fish_lightning.exporting.folder import Export, description
 from fish_lightning.exporting.graph import assembled, network_graph
-from fish_lightning.exporting.parity import compare_precisions, measure_parity
+from fish_lightning.exporting.parity import compare_precisions, decoded, measure_parity
 from fish_lightning.exporting.precision import eight_bits, half_precision
 from fish_lightning.exporting.preprocessing import output_size
+from fish_lightning.files import read_summary, run_of
+from fish_lightning.models.checkpoint import checkpoint_file
 from fish_lightning.models.trained import TrainedModel
 
 Indices = npt.NDArray[np.int64]
-BATCH = 32  # training images at a time
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _spread(indices: Indices, most: int | None) -> Indices:
     return indices[np.linspace(0, len(indices) - 1, most).astype(np.int64)]
 
 
-def build(trained: TrainedModel, images: ParityImages, cfg: DictConfig) -> tuple[Export, bytes, dict[str, Any]]:
+def build(trained: TrainedModel, images: ParityImages, cfg: DictConfig) -> Export:
     """Build the graph and measure it.
 
     Args:
@@ -76,47 +77,36 @@ def build(trained: TrainedModel, images: ParityImages, cfg: DictConfig) -> tuple
         cfg: the composed ``conf/export.yaml``.
 
     Returns:
-        What is to be written, the serialized ONNX model, and the content of ``parity.json``. Of a quantized model the
-        figures at its top are its own, ``fp32`` has those of the network before quantization, which decide with the
-        verdict in ``int8`` whether it ``passed``.
+        What is to be written. In the parity of a quantized model the figures at the top are its own, ``fp32`` has those
+        of the network before quantization, which decide with the verdict in ``int8`` whether it ``passed``.
 
     Raises:
         UserError: the graph cannot compute the pipeline or the network.
     """
-    model = trained.module
-    pipeline = model.hparams["eval_transform"]
+    pipeline = trained.module.hparams["eval_transform"]
     height, width = output_size(pipeline)
-    precision = "int8" if cfg.int8 else "fp16" if cfg.half else "fp32"
-    name = repository_name(cfg.name, model.hparams["name"])
-    export = Export(trained, str(cfg.ckpt), images.catalog, name, precision, height, width)
-    network = network_graph(model, height, width)
+    summary = read_summary(run_of(checkpoint_file(cfg.ckpt)))
+    content = description(trained, cfg, images.catalog, height, width, summary)
+    metadata = {key: json.dumps(content[key]) for key in ("classes", "input", "outputs", "rules")}
+    network = network_graph(trained.module, height, width)
 
     def whole(core: Any) -> bytes:
-        graph: bytes = assembled(core, pipeline, trained.calibration, metadata(export)).SerializeToString()
+        graph: bytes = assembled(core, pipeline, trained.calibration, metadata).SerializeToString()
         return graph
 
-    def parity(graph: bytes) -> dict[str, Any]:
+    def parity_of(graph: bytes) -> dict[str, Any]:
         return measure_parity(trained, graph, images.catalog, images.compared, cfg.export.tolerance)
 
-    if precision == "int8":
-        full, graph = whole(network), whole(eight_bits(network, _pixels(trained, images)))
-        exact = parity(full)
+    if cfg.int8:
+        training = decoded(images.catalog, images.train, "quantization")
+        seen = (np.stack([trained.transform(image=image)["image"].numpy() for image in batch]) for _, batch in training)
+        full, graph = whole(network), whole(eight_bits(network, seen))
+        exact = parity_of(full)
         small = compare_precisions(full, graph, images.catalog, images.scored, cfg.export.margin)
         passed = exact["passed"] and small["verdict"] != "worse"
-        return export, graph, parity(graph) | {"passed": passed, "fp32": exact, "int8": small}
-    graph = whole(half_precision(network) if precision == "fp16" else network)
-    return export, graph, parity(graph)
-
-
-def _pixels(trained: TrainedModel, images: ParityImages) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield training images as the network sees them, (N, 3, H, W) uint8; unreadable ones are left out."""
-    for start in range(0, len(images.train), BATCH):
-        batch = []
-        for index in images.train[start : start + BATCH].tolist():
-            try:
-                pixels = decode(images.catalog.root / str(images.catalog.paths[index]))
-            except UnreadableImage:
-                continue
-            batch.append(trained.transform(image=pixels)["image"].numpy())
-        if batch:
-            yield np.stack(batch)
+        parity = parity_of(graph) | {"passed": passed, "fp32": exact, "int8": small}
+    else:
+        graph = whole(half_precision(network) if cfg.half else network)
+        parity = parity_of(graph)
+    content["sha256"] = hashlib.sha256(graph).hexdigest()
+    return Export(content, graph, parity, images.catalog, trained.calibration, summary)

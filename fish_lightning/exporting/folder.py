@@ -1,7 +1,5 @@
 """Write the folder of an export: a Triton and KServe model repository that also says what it contains."""
 
-import hashlib
-import json
 import platform
 import re
 from collections.abc import Mapping
@@ -10,13 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from fish_lightning import __version__
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.evaluation.stored_calibration import write_calibration
 from fish_lightning.exporting.graph import OPSET, describe_unknown_score
 from fish_lightning.exporting.model_card import model_card, weights_origin
-from fish_lightning.exporting.triton import triton_config
-from fish_lightning.files import atomic_write, read_summary, run_of, sha256_of
+from fish_lightning.files import atomic_write, sha256_of, write_json, write_text
 from fish_lightning.models.checkpoint import checkpoint_file, weights_digest
 from fish_lightning.models.exported import (
     FEATURES,
@@ -34,6 +33,8 @@ from fish_lightning.models.trained import TrainedModel
 PARITY_FILE, CARD_FILE = "parity.json", "model_card.md"
 #: Packages whose versions are recorded.
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "albumentations", "opencv-python-headless")
+#: Images of equal size that Triton gathers into one batch.
+MAX_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -41,55 +42,48 @@ class Export:
     """What is written.
 
     Attributes:
-        trained: the checkpoint, opened.
-        ckpt: where it is, as it was given.
+        content: of ``model.json``.
+        graph: the serialized ONNX model.
+        parity: content of ``parity.json``.
         catalog: of the training run, where its images are now.
-        name: of the model in the repository.
-        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
-        height: of the images that the network sees.
-        width: of the same.
+        calibration: content of the run's ``calibration.json``; empty: nothing is calibrated.
+        summary: the run's ``summary.json``; empty if it is not there.
     """
 
-    trained: TrainedModel
-    ckpt: str
+    content: dict[str, Any]
+    graph: bytes
+    parity: dict[str, Any]
     catalog: Catalog
-    name: str
-    precision: str
-    height: int
-    width: int
+    calibration: Mapping[str, Any]
+    summary: dict[str, Any]
 
 
-def repository_name(name: str | None, network: str) -> str:
-    """Return the name of the model in the repository: the given one, or the network's, of letters, digits, - and _."""
-    return name or re.sub(r"[^\w-]+", "_", network, flags=re.ASCII)
-
-
-def metadata(export: Export) -> dict[str, str]:
-    """Return the texts that the ONNX file carries: class names and rules, for those who have that file alone."""
-    rules = description(export, "")
-    kept = {key: rules[key] for key in ("classes", "input", "outputs", "rules")}
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in kept.items()}
-
-
-def description(export: Export, sha256: str) -> dict[str, Any]:
-    """Return the content of ``model.json``.
+def description(
+    trained: TrainedModel, cfg: DictConfig, catalog: Catalog, height: int, width: int, summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the content of ``model.json``, with an empty ``sha256``.
 
     Args:
-        export: what is written.
-        sha256: of the ONNX file.
+        trained: the checkpoint.
+        cfg: the composed ``conf/export.yaml``.
+        catalog: of the training run, where its images are now.
+        height: of the images that the network sees.
+        width: of the same.
+        summary: the run's ``summary.json``; empty if it is not there.
     """
-    trained, model = export.trained, export.trained.module
-    calibration = trained.calibration
+    model, calibration = trained.module, trained.calibration
     selective, unknown = calibration.get("selective") or {}, calibration.get("unknown") or {}
-    file = checkpoint_file(export.ckpt)
+    file, network = checkpoint_file(cfg.ckpt), model.hparams["name"]
+    name = cfg.name or re.sub(r"[^\w-]+", "_", network, flags=re.ASCII)
+    precision = "int8" if cfg.int8 else "fp16" if cfg.half else "fp32"
     return {
         "format": FORMAT,
-        "name": export.name,
-        "network": model.hparams["name"],
-        "precision": export.precision,
-        "sha256": sha256,
+        "name": name,
+        "network": network,
+        "precision": precision,
+        "sha256": "",
         "classes": list(model.class_names),
-        "size": {"height": export.height, "width": export.width},
+        "size": {"height": height, "width": width},
         "input": {
             "name": IMAGES,
             "type": "uint8",
@@ -121,10 +115,10 @@ def description(export: Export, sha256: str) -> dict[str, Any]:
             "precision": trained.precision,
         },
         "data": {
-            "root": str(export.catalog.root),
+            "root": str(catalog.root),
             **{key: trained.data[key] for key in ("split", "seed", "batch_size")},
         },
-        "weights": weights_origin(read_summary(run_of(checkpoint_file(export.ckpt)))),
+        "weights": weights_origin(summary),
         "versions": {
             "fish_lightning": __version__,
             "python": platform.python_version(),
@@ -134,34 +128,52 @@ def description(export: Export, sha256: str) -> dict[str, Any]:
     }
 
 
-def write_parity(folder: Path, parity: Mapping[str, Any]) -> None:
-    """Write ``parity.json``."""
-    _write(folder / PARITY_FILE, json.dumps(parity, indent=2) + "\n")
+def write_export(folder: Path, export: Export) -> None:
+    """Write all files; ``model.json`` comes last, and makes the folder an export."""
+    content = export.content
+    model = model_file(folder, content["name"])
+    with atomic_write(model) as temporary:
+        temporary.write_bytes(export.graph)
+    write_text(model.parents[1] / "config.pbtxt", _triton_config(content))
+    export.catalog.write_csv(folder / SPLIT_FILE)
+    if export.calibration:
+        write_calibration(folder, export.calibration)
+    write_json(folder / PARITY_FILE, export.parity)
+    write_text(folder / CARD_FILE, model_card(content, export.parity, export.summary, export.catalog))
+    write_json(folder / MODEL_FILE, content)
 
 
-def write_export(folder: Path, export: Export, graph: bytes, parity: Mapping[str, Any]) -> None:
-    """Write all files; ``model.json`` comes last, and makes the folder an export.
+def _triton_config(content: Mapping[str, Any]) -> str:
+    """Return ``config.pbtxt``, by which Triton and KServe serve the ONNX file.
+
+    Height and width of the input are open; Triton's dynamic batcher joins requests of equal size. An output of one
+    number an image is declared with one dimension that is dropped, since Triton has no outputs without dimensions.
 
     Args:
-        folder: of the export.
-        export: what is written.
-        graph: the serialized ONNX model.
-        parity: content of ``parity.json``.
+        content: of ``model.json``.
     """
-    content = description(export, hashlib.sha256(graph).hexdigest())
-    model = model_file(folder, export.name)
-    with atomic_write(model) as temporary:
-        temporary.write_bytes(graph)
-    _write(model.parents[1] / "config.pbtxt", triton_config(content))
-    export.catalog.write_csv(folder / SPLIT_FILE)
-    if export.trained.calibration:
-        write_calibration(folder, export.trained.calibration)
-    write_parity(folder, parity)
-    summary = read_summary(run_of(checkpoint_file(export.ckpt)))
-    _write(folder / CARD_FILE, model_card(content, parity, summary, export.catalog))
-    _write(folder / MODEL_FILE, json.dumps(content, indent=2) + "\n")
-
-
-def _write(file: Path, text: str) -> None:
-    with atomic_write(file) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    classes = len(content["classes"])
+    outputs = "".join(
+        f"""
+  {{
+    name: "{name}"
+    data_type: TYPE_FP32
+    dims: [ {length} ]{" reshape: { shape: [ ] }" if name == UNKNOWN_SCORE else ""}
+  }},"""
+        for name, length in ((PROBABILITIES, classes), (LOGITS, classes), (FEATURES, -1), (UNKNOWN_SCORE, 1))
+    )
+    return f"""name: "{content["name"]}"
+backend: "onnxruntime"
+max_batch_size: {MAX_BATCH}
+input [
+  {{
+    name: "{IMAGES}"
+    data_type: TYPE_UINT8
+    dims: [ -1, -1, 3 ]
+  }}
+]
+output [{outputs.rstrip(",")}
+]
+dynamic_batching {{ }}
+version_policy: {{ latest: {{ num_versions: 1 }} }}
+"""

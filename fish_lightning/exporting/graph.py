@@ -96,9 +96,7 @@ def assembled(
     """
     before, after = Nodes("preprocessing"), Nodes("answers")
     height, width = add_preprocessing(before, IMAGES, PIXELS, transform)
-    _add_answers(
-        after, calibration.get("temperature"), calibration.get("unknown") or {}, describe_unknown_score(calibration)
-    )
+    _add_answers(after, calibration)
     core = network.graph
     classes, length = (int(output.type.tensor_type.shape.dim[1].dim_value) for output in core.output)
 
@@ -133,34 +131,32 @@ def describe_unknown_score(calibration: Mapping[str, Any]) -> str:
     return str((calibration.get("unknown") or {}).get("score", IMAGE_SCORES[0]))
 
 
-def _add_answers(nodes: Nodes, temperature: float | None, unknown: Mapping[str, Any], score: str) -> None:
+def _add_answers(nodes: Nodes, calibration: Mapping[str, Any]) -> None:
     """Add what follows from logits and features, as :mod:`fish_lightning.evaluation` computes it from arrays."""
-    warm = LOGITS if temperature is None else nodes.add("Div", LOGITS, nodes.constant(temperature, np.float32))
+    temperature, score = calibration.get("temperature"), describe_unknown_score(calibration)
+    warm = LOGITS if temperature is None else nodes.add("Div", LOGITS, np.float32(temperature))
     nodes.add("Softmax", warm, output=PROBABILITIES, axis=1)
-    axis = nodes.constant([1])
     if score == "energy":
-        nodes.add("ReduceLogSumExp", LOGITS, axis, output=UNKNOWN_SCORE, keepdims=0)
+        nodes.add("ReduceLogSumExp", LOGITS, [1], output=UNKNOWN_SCORE, keepdims=0)
     elif score == SCORE:
-        _add_nearest(nodes, unit_length(unknown["features"]), axis)
+        _add_nearest(nodes, unit_length(calibration["unknown"]["features"]))
     elif score == "feature_norm":
-        nodes.add("ReduceL2", FEATURES, axis, output=UNKNOWN_SCORE, keepdims=0)
+        nodes.add("ReduceL2", FEATURES, [1], output=UNKNOWN_SCORE, keepdims=0)
     else:
         of = LOGITS if score == "max_logit" else nodes.add("Softmax", LOGITS, axis=1)
-        nodes.add("ReduceMax", of, axis, output=UNKNOWN_SCORE, keepdims=0)
+        nodes.add("ReduceMax", of, [1], output=UNKNOWN_SCORE, keepdims=0)
 
 
-def _add_nearest(nodes: Nodes, training: npt.NDArray[np.float32], axis: str) -> None:
+def _add_nearest(nodes: Nodes, training: npt.NDArray[np.float32]) -> None:
     """Add the cosine to the k-th nearest training photograph, as ``neighbor_score`` of ``evaluation.unknowns`` does.
 
     Args:
         nodes: of the graph.
         training: (M, D) features of training photographs, each of length 1.
-        axis: the constant 1.
     """
-    length = nodes.add("ReduceL2", FEATURES, axis, keepdims=1)
-    unit = nodes.add("Div", FEATURES, nodes.add("Max", length, nodes.constant(SHORTEST, np.float32)))
-    cosines = nodes.add("MatMul", unit, nodes.constant(training.T, np.float32))
+    length = nodes.add("ReduceL2", FEATURES, [1], keepdims=1)
+    unit = nodes.add("Div", FEATURES, nodes.add("Max", length, np.float32(SHORTEST)))
+    cosines = nodes.add("MatMul", unit, training.T.astype(np.float32))
     k = min(NEIGHBOR, len(training))
-    nearest = f"{nodes.prefix}/nearest"
-    nodes.nodes.append(helper.make_node("TopK", [cosines, nodes.constant([k])], [nearest, f"{nearest}/index"], axis=1))
-    nodes.add("Gather", nearest, nodes.constant(k - 1), output=UNKNOWN_SCORE, axis=1)
+    nearest, _ = nodes.add_pair("TopK", cosines, [k], axis=1)
+    nodes.add("Gather", nearest, k - 1, output=UNKNOWN_SCORE, axis=1)

@@ -5,9 +5,11 @@ other is the ONNX file in ONNX Runtime, given the decoded pixels. Its answers ar
 batches of 3 and of 32, and for odd sizes.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import timeit
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -22,17 +24,25 @@ from fish_lightning.evaluation.arrays import softmax
 from fish_lightning.evaluation.comparison import compare
 from fish_lightning.evaluation.scores import accuracy_of, photograph_interval
 from fish_lightning.evaluation.stored_calibration import Stored, apply_calibration
-from fish_lightning.models.exported import FEATURES, LOGITS, PROBABILITIES, UNKNOWN_SCORE, Session
+from fish_lightning.models.exported import LOGITS, PROBABILITIES, UNKNOWN_SCORE, Session
 from fish_lightning.models.trained import TrainedModel
 
 Pixels = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
 
+OUTPUTS = (PROBABILITIES, LOGITS, UNKNOWN_SCORE)
 BATCHES = (1, 3, 32)
 #: A flip counts where the checkpoint's best class is this much more probable than its second.
 MARGIN = 0.02
 WORST = 5  # images that are named
 ROUNDS = 5  # of a timing, of which the fastest counts
+#: How two sides differ for an image: largest and mean difference in a probability; whether the predicted classes
+#: differ, also where the checkpoint's top two are further apart than ``MARGIN``; whether *uncertain* or *none of these*
+#: differ.
+DIFFERENCE = np.dtype(
+    [("largest", float), ("mean", float), ("flips", bool), ("flips_beyond_margin", bool), ("other_marks", bool)]
+)
+COUNTS = ("flips", "flips_beyond_margin", "other_marks")
 
 
 @dataclass(frozen=True)
@@ -42,14 +52,12 @@ class Answer:
     Attributes:
         probabilities: (N, C), calibrated where there is a temperature.
         plain: (N, C) softmax of the logits.
-        uncertain: (N,) whether an answer is marked as uncertain.
-        unknown: (N,) whether an image is marked as of none of the classes.
+        marks: (2, N) whether an answer is marked as uncertain, and whether an image as of none of the classes.
     """
 
     probabilities: npt.NDArray[np.float64]
     plain: npt.NDArray[np.float64]
-    uncertain: npt.NDArray[np.bool_]
-    unknown: npt.NDArray[np.bool_]
+    marks: npt.NDArray[np.bool_]
 
 
 def by_checkpoint(trained: TrainedModel, images: Sequence[Pixels]) -> Answer:
@@ -62,76 +70,51 @@ def by_checkpoint(trained: TrainedModel, images: Sequence[Pixels]) -> Answer:
     return Answer(
         answers.probabilities if answers.calibrated is None else answers.calibrated,
         answers.probabilities,
-        none if answers.uncertain is None else answers.uncertain,
-        none if answers.unknown is None else answers.unknown,
+        np.stack([none if mark is None else mark for mark in (answers.uncertain, answers.unknown)]),
     )
 
 
-def by_export(session: Session, calibration: Stored, images: Sequence[Pixels]) -> Answer:
+def by_export(session: Session, calibration: Stored, images: Sequence[Pixels], size: int) -> Answer:
     """Answer as a reader of ``model.json`` does with the ONNX file.
 
     Args:
         session: of the whole graph, with the outputs ``OUTPUTS``.
         calibration: content of ``calibration.json``, whose thresholds ``model.json`` has.
-        images: of one size.
+        images: those of one size beside each other.
+        size: of a batch at most.
     """
-    probabilities, logits, _, score = session(np.stack(images))
+    probabilities, logits, score = _computed(session, images, size)
     plain = softmax(logits)
-    least = (calibration.get("selective") or {}).get("threshold")
-    known = (calibration.get("unknown") or {}).get("threshold")
     none = np.zeros(len(images), dtype=np.bool_)
-    return Answer(
-        probabilities.astype(np.float64),
-        plain,
-        none if least is None else plain.max(axis=1) < least,
-        none if known is None else score < known,
-    )
+    thresholds = [(calibration.get(rule) or {}).get("threshold") for rule in ("selective", "unknown")]
+    marks = [
+        none if threshold is None else values < threshold
+        for values, threshold in zip((plain.max(axis=1), score), thresholds, strict=True)
+    ]
+    return Answer(probabilities.astype(np.float64), plain, np.stack(marks))
 
 
-OUTPUTS = (PROBABILITIES, LOGITS, FEATURES, UNKNOWN_SCORE)
+def differences(expected: Answer, found: Answer) -> npt.NDArray[Any]:
+    """Return how two sides differ, (N,) of type ``DIFFERENCE``."""
+    dp = np.abs(expected.probabilities - found.probabilities)
+    ranked = np.sort(expected.probabilities, axis=1)
+    apart = np.empty(len(ranked), DIFFERENCE)
+    apart["largest"] = np.maximum(dp, np.abs(expected.plain - found.plain)).max(axis=1)
+    apart["mean"] = dp.mean(axis=1)
+    apart["flips"] = expected.plain.argmax(axis=1) != found.plain.argmax(axis=1)
+    apart["flips_beyond_margin"] = apart["flips"] & (ranked[:, -1] - ranked[:, -2] > MARGIN)
+    apart["other_marks"] = (expected.marks != found.marks).any(axis=0)
+    return apart
 
 
-@dataclass
-class Differences:
-    """How two sides differ, image by image.
-
-    Attributes:
-        largest: largest difference in any probability, for each image.
-        mean: mean difference over the classes, for each image.
-        flipped: whether the predicted classes differ.
-        beyond: whether they differ although the checkpoint's top two classes are further apart than ``MARGIN``.
-        marks: whether the marks *uncertain* or *none of these* differ.
-    """
-
-    largest: list[float] = field(default_factory=list)
-    mean: list[float] = field(default_factory=list)
-    flipped: list[bool] = field(default_factory=list)
-    beyond: list[bool] = field(default_factory=list)
-    marks: list[bool] = field(default_factory=list)
-
-    def add(self, expected: Answer, found: Answer) -> None:
-        """Add some images."""
-        apart = np.abs(expected.probabilities - found.probabilities)
-        plain = np.abs(expected.plain - found.plain)
-        ranked = np.sort(expected.probabilities, axis=1)
-        flipped = expected.plain.argmax(axis=1) != found.plain.argmax(axis=1)
-        self.largest += np.maximum(apart, plain).max(axis=1).tolist()
-        self.mean += apart.mean(axis=1).tolist()
-        self.flipped += flipped.tolist()
-        self.beyond += (flipped & (ranked[:, -1] - ranked[:, -2] > MARGIN)).tolist()
-        marks = (expected.uncertain != found.uncertain) | (expected.unknown != found.unknown)
-        self.marks += marks.tolist()
-
-    def figures(self) -> dict[str, Any]:
-        """Return the figures of ``parity.json``."""
-        return {
-            "n": len(self.largest),
-            "max_abs_dp": float(np.max(self.largest)) if self.largest else 0.0,
-            "mean_abs_dp": float(np.mean(self.mean)) if self.mean else 0.0,
-            "flips": sum(self.flipped),
-            "flips_beyond_margin": sum(self.beyond),
-            "other_marks": sum(self.marks),
-        }
+def parity_figures(apart: npt.NDArray[Any]) -> dict[str, Any]:
+    """Return the figures of ``parity.json`` of N images, (N,) of type ``DIFFERENCE``."""
+    return {
+        "n": len(apart),
+        "max_abs_dp": float(apart["largest"].max()),
+        "mean_abs_dp": float(apart["mean"].mean()),
+        **{key: int(apart[key].sum()) for key in COUNTS},
+    }
 
 
 def measure_parity(
@@ -158,63 +141,55 @@ def measure_parity(
     """
     session = Session(graph, OUTPUTS)
     kept: list[int] = []
-    by_batch = {size: Differences() for size in BATCHES}
-    odd, odd_size = Differences(), [0, 0]
-    for at, images in _blocks(catalog, indices):
+    blocks, odd, odd_size = [], np.empty(0, DIFFERENCE), (0, 0)
+
+    def compared(images: Sequence[Pixels]) -> npt.NDArray[Any]:
         expected = by_checkpoint(trained, images)
+        return np.stack(
+            [differences(expected, by_export(session, trained.calibration, images, size)) for size in BATCHES]
+        )
+
+    for at, images in decoded(catalog, indices, "parity"):
         if not kept:
-            odd_size = _compare_odd(trained, session, images, odd)
-        kept += at.tolist()
-        for size, differences in by_batch.items():
-            found = [by_export(session, trained.calibration, part) for part in _batches(images, size)]
-            differences.add(expected, _joined(found))
+            corners = _odd_corners(images)
+            odd, odd_size = compared(corners).ravel(), corners[0].shape[:2]
+        kept += at
+        blocks.append(compared(images))
     if not kept:
         raise UserError(f"export: none of the {len(indices)} images in {catalog.root} could be read")
-    largest = np.max([differences.largest for differences in by_batch.values()], axis=0)
-    every = Differences(
-        [*largest.tolist(), *odd.largest],
-        [part for differences in by_batch.values() for part in differences.mean] + odd.mean,
-    )
-    figures = {key: by_batch[1].figures()[key] for key in ("n",)} | {
-        "max_abs_dp": float(np.max(every.largest)),
-        "mean_abs_dp": float(np.mean(every.mean)),
-        **{
-            key: int(np.any([getattr(part, name) for part in by_batch.values()], axis=0).sum())
-            for key, name in (("flips", "flipped"), ("flips_beyond_margin", "beyond"), ("other_marks", "marks"))
-        },
-    }
-    worst = np.argsort(-largest)[:WORST]
-    return figures | {
+    every = np.concatenate(blocks, axis=1)  # (batch sizes, images)
+    largest = every["largest"].max(axis=0)
+    total = parity_figures(np.concatenate([every.ravel(), odd])) | {"n": len(kept)}
+    total |= {key: int(every[key].any(axis=0).sum()) for key in COUNTS}
+    beyond = total["flips_beyond_margin"] + odd["flips_beyond_margin"].sum()
+    return total | {
         "tolerance": tolerance,
         "margin": MARGIN,
-        "passed": figures["max_abs_dp"] <= tolerance and figures["flips_beyond_margin"] + sum(odd.beyond) == 0,
-        "batches": {str(size): differences.figures() for size, differences in by_batch.items()},
-        "odd_sizes": {"height": odd_size[0], "width": odd_size[1], **odd.figures()},
-        "worst": [[str(catalog.paths[kept[i]]), float(largest[i])] for i in worst],
+        "passed": total["max_abs_dp"] <= tolerance and bool(beyond == 0),
+        "batches": {str(size): parity_figures(apart) for size, apart in zip(BATCHES, every, strict=True)},
+        "odd_sizes": {"height": odd_size[0], "width": odd_size[1], **parity_figures(odd)},
+        "worst": [[str(catalog.paths[kept[i]]), float(largest[i])] for i in np.argsort(-largest)[:WORST]],
         "unreadable_images": [str(catalog.paths[i]) for i in indices.tolist() if i not in set(kept)],
     }
 
 
-def _compare_odd(trained: TrainedModel, session: Session, images: Sequence[Pixels], odd: Differences) -> list[int]:
-    """Compare corners of images, of one odd height and width, in a batch of 32; return that size."""
-    height, width = (min(image.shape[axis] for image in images) for axis in (0, 1))
-    height, width = height - 1 + height % 2, width - 1 + width % 2
-    corners = [images[i % len(images)][: max(1, height), : max(1, width)] for i in range(BATCHES[-1])]
-    expected = by_checkpoint(trained, corners)
-    for size in BATCHES:
-        odd.add(expected, _joined([by_export(session, trained.calibration, part) for part in _batches(corners, size)]))
-    return [int(length) for length in corners[0].shape[:2]]
+def _odd_corners(images: Sequence[Pixels]) -> list[Pixels]:
+    """Return corners of images, of one odd height and width: a batch of 32."""
+    height, width = np.min([image.shape[:2] for image in images], axis=0)
+    height, width = max(1, height - 1 + height % 2), max(1, width - 1 + width % 2)
+    return [images[i % len(images)][:height, :width] for i in range(BATCHES[-1])]
 
 
-def _joined(parts: Sequence[Answer]) -> Answer:
-    columns = ("probabilities", "plain", "uncertain", "unknown")
-    return Answer(*(np.concatenate([getattr(part, column) for part in parts]) for column in columns))
+def decoded(catalog: Catalog, indices: Indices, bar: str) -> Iterator[tuple[list[int], list[Pixels]]]:
+    """Yield indices of up to 32 images at a time, and the images: those of equal size beside each other.
 
-
-def _blocks(catalog: Catalog, indices: Indices) -> Iterator[tuple[Indices, list[Pixels]]]:
-    """Yield up to 32 decoded images at a time, those of equal size beside each other, and their indices."""
+    Args:
+        catalog: contains the images.
+        indices: of the images; unreadable ones are left out.
+        bar: name of the progress bar.
+    """
     starts = range(0, len(indices), BATCHES[-1])
-    for start in tqdm(starts, "parity", unit="batch", leave=False, disable=None):
+    for start in tqdm(starts, bar, unit="batch", leave=False, disable=None):
         read: list[tuple[int, Pixels]] = []
         for index in indices[start : start + BATCHES[-1]].tolist():
             try:
@@ -223,18 +198,15 @@ def _blocks(catalog: Catalog, indices: Indices) -> Iterator[tuple[Indices, list[
                 continue  # named in parity.json
         read.sort(key=lambda pair: pair[1].shape)
         if read:
-            yield np.array([index for index, _ in read]), [image for _, image in read]
+            yield [index for index, _ in read], [image for _, image in read]
 
 
-def _batches(images: Sequence[Pixels], size: int) -> Iterator[Sequence[Pixels]]:
-    """Yield batches of images of equal size, which are beside each other."""
-    start = 0
-    while start < len(images):
-        end = start + 1
-        while end < min(start + size, len(images)) and images[end].shape == images[start].shape:
-            end += 1
-        yield images[start:end]
-        start = end
+def _computed(session: Session, images: Sequence[Pixels], size: int) -> list[npt.NDArray[Any]]:
+    """Return the outputs for images, in batches of those of equal size, which are beside each other."""
+    groups = [list(equal) for _, equal in groupby(images, key=np.shape)]
+    batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+    outputs = [session(np.stack(batch)) for batch in batches]
+    return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
 
 def compare_precisions(
@@ -257,15 +229,14 @@ def compare_precisions(
     """
     sessions = {"fp32": Session(full, OUTPUTS), "int8": Session(small, OUTPUTS)}
     preds: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in sessions}
-    kept: list[Indices] = []
+    at: list[int] = []
     first: list[Pixels] = []
-    for at, images in _blocks(catalog, indices):
-        kept.append(at)
-        first = first or [image for image in images if image.shape == images[0].shape]
+    for kept, images in decoded(catalog, indices, "parity"):
+        at += kept
+        first = first or images[:1]
         for name, session in sessions.items():
-            computed = [session(np.stack(part))[1] for part in _batches(images, BATCHES[-1])]
-            preds[name].append(np.concatenate(computed).argmax(axis=1))
-    at = np.concatenate(kept)
+            _, logits, _ = _computed(session, images, BATCHES[-1])
+            preds[name].append(logits.argmax(axis=1))
     photographs = catalog.photographs_or_paths[at] if catalog.photographs_known else None
     found = {name: np.concatenate(parts) for name, parts in preds.items()}
     correct = {name: labels == catalog.labels[at] for name, labels in found.items()}
@@ -293,11 +264,5 @@ def _milliseconds(sessions: dict[str, Session], image: Pixels, size: int) -> dic
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(ROUNDS):
         for name, session in sessions.items():
-            seconds[name].append(_timed(lambda session=session: session(batch)))  # type: ignore[misc]
+            seconds[name].append(timeit.timeit(partial(session, batch), number=1))
     return {name: 1000 * min(times) / size for name, times in seconds.items()}
-
-
-def _timed(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began

@@ -1,8 +1,12 @@
-"""The network of an export in fewer bits: half precision, or 8 bits by static quantization."""
+"""The network of an export in fewer bits: half precision, or 8 bits by static quantization.
+
+The tools of ONNX Runtime change the network that they are given, and so are given a copy.
+"""
 
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,7 @@ def half_precision(network: ModelProto) -> ModelProto:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights below the smallest float16, which become that
         converted: ModelProto = convert_float_to_float16(
-            _copied(network), keep_io_types=True, op_block_list=list(NORMALIZATION)
+            deepcopy(network), keep_io_types=True, op_block_list=list(NORMALIZATION)
         )
     OnnxModel(converted).topological_sort()  # the converter appends its casts
     return converted
@@ -59,7 +63,7 @@ def eight_bits(network: ModelProto, batches: Iterable[npt.NDArray[np.uint8]]) ->
 
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantized = Path(folder, "prepared.onnx"), Path(folder, "quantized.onnx")
-        quant_pre_process(_copied(network), str(prepared), skip_symbolic_shape=True)  # folds batch normalization
+        quant_pre_process(deepcopy(network), str(prepared), skip_symbolic_shape=True)  # folds batch normalization
         graph = onnx.load(prepared).graph
         quantize_static(
             str(prepared),
@@ -73,10 +77,3 @@ def eight_bits(network: ModelProto, batches: Iterable[npt.NDArray[np.uint8]]) ->
             nodes_to_exclude=[node.name for node in graph.node if node.op_type in NORMALIZATION],
         )
         return onnx.load(quantized)
-
-
-def _copied(network: ModelProto) -> ModelProto:
-    """Return a copy: the tools of ONNX Runtime change what they are given."""
-    copy = ModelProto()
-    copy.CopyFrom(network)
-    return copy

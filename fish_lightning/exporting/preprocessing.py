@@ -7,7 +7,7 @@ small one.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -19,8 +19,7 @@ from fish_lightning.errors import UserError
 
 #: Fixed point of OpenCV's linear resize (imgproc/src/resize.cpp): bits of a weight, and what it shifts by on the way.
 WEIGHT, FIRST_SHIFT, SECOND_SHIFT = 2**11, 2**4, 2**16
-#: Transforms that become nodes; ``Compose``, ``Sequential`` and ``NoOp`` need none, ``ToTensorV2`` is the last.
-IN_GRAPH = ("Resize", "SmallestMaxSize", "LongestMaxSize", "CenterCrop", "PadIfNeeded")
+#: Transforms that need no nodes; ``ToTensorV2`` is the last.
 _STRUCTURE = ("Compose", "Sequential", "NoOp", "ToTensorV2")
 
 
@@ -40,16 +39,29 @@ class Nodes:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
 
-    def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """Add a node and return the name of its output, a new one if none is given."""
+    def add(self, operator: str, *inputs: str | npt.ArrayLike, output: str = "", **attributes: Any) -> str:
+        """Add a node and return the name of its output.
+
+        Args:
+            operator: of ONNX.
+            inputs: names of tensors; and constants, whose types are those of NumPy: int64 for int, float64 for float.
+            output: the name; a new one if none is given.
+            attributes: of the operator.
+        """
+        names = [value if isinstance(value, str) else self._constant(value) for value in inputs]
         output = output or f"{self.prefix}/{operator}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
+        self.nodes.append(helper.make_node(operator, names, [output], name=output, **attributes))
         return output
 
-    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> str:
-        """Add a constant and return its name."""
+    def add_pair(self, operator: str, *inputs: str | npt.ArrayLike, **attributes: Any) -> tuple[str, str]:
+        """Add a node of two outputs and return their names."""
+        first = self.add(operator, *inputs, **attributes)
+        self.nodes[-1].output.append(f"{first}/second")
+        return first, f"{first}/second"
+
+    def _constant(self, value: npt.ArrayLike) -> str:
         name = f"{self.prefix}/constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.array(value, dtype), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
 
@@ -93,7 +105,7 @@ def add_preprocessing(nodes: Nodes, images: str, pixels: str, transform: Mapping
             "add a Resize, a CenterCrop, or a PadIfNeeded to the size of LongestMaxSize"
         )
     # Fails where a crop is larger than its image, as albumentations does; 0: as many images as before.
-    fixed = nodes.add("Reshape", made.name, nodes.constant([0, height, width, 3]))
+    fixed = nodes.add("Reshape", made.name, [0, height, width, 3])
     nodes.add("Transpose", fixed, output=pixels, perm=[0, 3, 1, 2])
     return height, width
 
@@ -116,10 +128,10 @@ def _steps(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     name = node["__class_fullname__"]
     if float(node.get("p", 1)) != 1 and name != "NoOp":
         raise _refused(f"{name} with p={node['p']}", "p=1")
-    if name in IN_GRAPH:
+    if name in _ADD:
         return [node]
     if name not in _STRUCTURE:
-        raise _refused(name, f"{', '.join(IN_GRAPH)} and NoOp")
+        raise _refused(name, f"{', '.join(_ADD)} and NoOp")
     return [step for child in node.get("transforms", ()) for step in _steps(child)]
 
 
@@ -138,8 +150,7 @@ def _require_linear(step: Mapping[str, Any]) -> None:
 def _add_resize(nodes: Nodes, images: _Images, step: Mapping[str, Any]) -> _Images:
     _require_linear(step)
     size = int(step["height"]), int(step["width"])
-    targets = [nodes.constant(length) for length in size]
-    return _Images(_resized(nodes, images.name, targets), size, size)
+    return _Images(_resized(nodes, images.name, size), size, size)
 
 
 def _add_max_size(nodes: Nodes, images: _Images, step: Mapping[str, Any]) -> _Images:
@@ -148,32 +159,22 @@ def _add_max_size(nodes: Nodes, images: _Images, step: Mapping[str, Any]) -> _Im
     _require_linear(step)
     if not isinstance(most, int):
         raise _refused(f"{name} without one max_size", "max_size=N")
-    sides = [nodes.add("Cast", length, to=TensorProto.DOUBLE) for length in _lengths(nodes, images.name)]
-    chosen = nodes.add("Min" if name == "SmallestMaxSize" else "Max", *sides)
-    scale = nodes.add("Div", nodes.constant(most, np.float64), chosen)
-    targets = []
-    for side in sides:
-        scaled = nodes.add("Round", nodes.add("Mul", side, scale))
-        at_least_one = nodes.add("Max", scaled, nodes.constant(1, np.float64))
-        targets.append(nodes.add("Cast", at_least_one, to=TensorProto.INT64))
+    sides = nodes.add("Cast", _size(nodes, images.name), to=TensorProto.DOUBLE)
+    chosen = nodes.add("ReduceMin" if name == "SmallestMaxSize" else "ReduceMax", sides, keepdims=0)
+    scaled = nodes.add("Round", nodes.add("Mul", sides, nodes.add("Div", float(most), chosen)))
+    size = nodes.add("Cast", nodes.add("Max", scaled, 1.0), to=TensorProto.INT64)
     bound = most if name == "LongestMaxSize" else None
-    resized = _resized(nodes, images.name, targets)
-    return _Images(resized, bounds=(bound, bound))
+    return _Images(_resized(nodes, images.name, _lengths(nodes, size)), bounds=(bound, bound))
 
 
 def _add_center_crop(nodes: Nodes, images: _Images, step: Mapping[str, Any]) -> _Images:
     if step.get("pad_if_needed"):
         raise _refused("CenterCrop with pad_if_needed", "PadIfNeeded before it")
     size = int(step["height"]), int(step["width"])
-    starts, ends = [], []
-    for length, kept in zip(_lengths(nodes, images.name), size, strict=True):
-        left = nodes.add("Sub", length, nodes.constant(kept))
-        # A crop larger than its image starts outside: the Reshape after it fails.
-        start = nodes.add("Div", nodes.add("Max", left, nodes.constant(0)), nodes.constant(2))
-        starts.append(start)
-        ends.append(nodes.add("Add", start, nodes.constant(kept)))
-    bounds = [_joined(nodes, part) for part in (starts, ends)]
-    return _Images(nodes.add("Slice", images.name, *bounds, nodes.constant([1, 2])), size, size)
+    left = nodes.add("Max", nodes.add("Sub", _size(nodes, images.name), size), 0)
+    # A crop larger than its image ends outside: the Reshape after it fails.
+    start = nodes.add("Div", left, 2)
+    return _Images(nodes.add("Slice", images.name, start, nodes.add("Add", start, size), [1, 2]), size, size)
 
 
 def _add_pad(nodes: Nodes, images: _Images, step: Mapping[str, Any]) -> _Images:
@@ -182,20 +183,18 @@ def _add_pad(nodes: Nodes, images: _Images, step: Mapping[str, Any]) -> _Images:
     values = {float(value) for value in (fill if isinstance(fill, list | tuple) else [fill])}
     if None in least or step.get("position", "center") != "center" or len(values) != 1 or step.get("border_mode", 0):
         raise _refused("PadIfNeeded", "min_height, min_width, position=center, border_mode=0, one fill")
-    before, after, size = [], [], []
-    for length, minimum, known, bound in zip(
-        _lengths(nodes, images.name), least, images.size, images.bounds, strict=True
-    ):
-        missing = nodes.add("Max", nodes.add("Sub", nodes.constant(minimum), length), nodes.constant(0))
-        before.append(nodes.add("Div", missing, nodes.constant(2)))
-        after.append(nodes.add("Sub", missing, before[-1]))
-        most = known if known is not None else bound
-        size.append(minimum if most is not None and most <= minimum else known)
-    pads = _joined(nodes, [*before, *after])
-    padded = nodes.add("Pad", images.name, pads, nodes.constant(values.pop(), np.uint8), nodes.constant([1, 2]))
-    return replace(images, name=padded, size=(size[0], size[1]), bounds=(size[0], size[1]))
+    missing = nodes.add("Max", nodes.add("Sub", least, _size(nodes, images.name)), 0)
+    before = nodes.add("Div", missing, 2)
+    pads = nodes.add("Concat", before, nodes.add("Sub", missing, before), axis=0)
+    height, width = (
+        minimum if bound is not None and bound <= minimum else known
+        for minimum, known, bound in zip(least, images.size, images.bounds, strict=True)
+    )
+    padded = nodes.add("Pad", images.name, pads, np.uint8(values.pop()), [1, 2])
+    return _Images(padded, (height, width), (height, width))
 
 
+#: Transforms that become nodes.
 _ADD = {
     "Resize": _add_resize,
     "SmallestMaxSize": _add_max_size,
@@ -205,45 +204,41 @@ _ADD = {
 }
 
 
-def _lengths(nodes: Nodes, images: str) -> list[str]:
-    """Return height and width of images (N, H, W, 3), as scalars of int64."""
-    shape = nodes.add("Shape", images)
-    return [nodes.add("Gather", shape, nodes.constant(axis)) for axis in (1, 2)]
+def _size(nodes: Nodes, images: str) -> str:
+    """Return height and width of images (N, H, W, 3), as a vector of int64."""
+    return nodes.add("Shape", images, start=1, end=3)
 
 
-def _joined(nodes: Nodes, scalars: Sequence[str]) -> str:
-    """Return scalars as one vector."""
-    axis = nodes.constant([0])
-    return nodes.add("Concat", *(nodes.add("Unsqueeze", scalar, axis) for scalar in scalars), axis=0)
+def _lengths(nodes: Nodes, size: str) -> list[str]:
+    """Return the height and the width of a vector of both, as scalars."""
+    return [nodes.add("Gather", size, axis) for axis in (0, 1)]
 
 
-def _resized(nodes: Nodes, images: str, targets: Sequence[str]) -> str:
-    """Add the linear ``cv2.resize`` of images (N, H, W, 3) uint8 to a height and a width, scalars of int64."""
-    (height, width), (rows, columns) = _lengths(nodes, images), targets
-    (top, bottom), of_rows = _neighbors(nodes, height, rows, np.ones((1, 1, 1)), keep_outside=True)
+def _resized(nodes: Nodes, images: str, targets: Sequence[str | int]) -> str:
+    """Add the linear ``cv2.resize`` of images (N, H, W, 3) uint8 to a height and a width."""
+    (height, width), (rows, columns) = _lengths(nodes, _size(nodes, images)), targets
+    (top, bottom), of_rows = _neighbors(nodes, height, rows, (1, 1, 1), keep_outside=True)
     # One weight for each color: ONNX Runtime multiplies rows of equal length much faster than it repeats a value.
-    (left, right), of_columns = _neighbors(nodes, width, columns, np.ones((1, 3)), keep_outside=False)
+    (left, right), of_columns = _neighbors(nodes, width, columns, (1, 3), keep_outside=False)
     both = nodes.add("Gather", images, nodes.add("Concat", top, bottom, axis=0), axis=1)
-    across = _weighted(nodes, [nodes.add("Gather", both, at, axis=2) for at in (left, right)], of_columns)
-    shifted = nodes.add("Div", across, nodes.constant(FIRST_SHIFT, np.int32))
-    halves = [f"{shifted}/top", f"{shifted}/bottom"]
-    nodes.nodes.append(helper.make_node("Split", [shifted], halves, axis=1, num_outputs=2))
-    down = _weighted(nodes, halves, of_rows, nodes.constant(SECOND_SHIFT, np.int32))
-    rounded = nodes.add("Add", down, nodes.constant(2, np.int32))
-    return nodes.add("Cast", nodes.add("Div", rounded, nodes.constant(4, np.int32)), to=TensorProto.UINT8)
+    sides = _weighted(nodes, [nodes.add("Gather", both, at, axis=2) for at in (left, right)], of_columns)
+    across = nodes.add("Div", nodes.add("Add", *sides), np.int32(FIRST_SHIFT))
+    rows_of_both = nodes.add_pair("Split", across, axis=1, num_outputs=2)
+    down = [nodes.add("Div", row, np.int32(SECOND_SHIFT)) for row in _weighted(nodes, rows_of_both, of_rows)]
+    rounded = nodes.add("Add", nodes.add("Add", *down), np.int32(2))
+    return nodes.add("Cast", nodes.add("Div", rounded, np.int32(4)), to=TensorProto.UINT8)
 
 
-def _weighted(nodes: Nodes, values: Sequence[str], weights: Sequence[str], shift: str | None = None) -> str:
-    """Return the sum of values times weights, in int32, each product divided by ``shift``."""
-    products = [
+def _weighted(nodes: Nodes, values: Sequence[str], weights: Sequence[str]) -> list[str]:
+    """Return values times weights, in int32."""
+    return [
         nodes.add("Mul", nodes.add("Cast", value, to=TensorProto.INT32), weight)
         for value, weight in zip(values, weights, strict=True)
     ]
-    return nodes.add("Add", *([nodes.add("Div", product, shift) for product in products] if shift else products))
 
 
 def _neighbors(
-    nodes: Nodes, source: str, target: str, like: npt.NDArray[Any], keep_outside: bool
+    nodes: Nodes, source: str, target: str | int, shape: tuple[int, ...], keep_outside: bool
 ) -> tuple[list[str], list[str]]:
     """Return the two neighbors of each position of an axis, and their weights in fixed point.
 
@@ -251,37 +246,25 @@ def _neighbors(
         nodes: of the graph.
         source: length of the axis.
         target: its length after the resize.
-        like: ones, by which the weights are repeated along the axes that follow.
+        shape: by which the weights are repeated along the axes that follow.
         keep_outside: whether positions outside the image keep their weights; both neighbors are the same there.
             OpenCV does so for rows and not for columns, and the two round differently.
     """
     there, here = (nodes.add("Cast", length, to=TensorProto.DOUBLE) for length in (target, source))
-    scale = nodes.add("Div", nodes.constant(1, np.float64), nodes.add("Div", there, here))  # as OpenCV computes it
-    index = nodes.add("Range", nodes.constant(0), target, nodes.constant(1))
-    positions = nodes.add("Cast", index, to=TensorProto.DOUBLE)
-    half = nodes.constant(0.5, np.float64)
-    center = nodes.add("Sub", nodes.add("Mul", nodes.add("Add", positions, half), scale), half)
+    scale = nodes.add("Div", 1.0, nodes.add("Div", there, here))  # as OpenCV computes it
+    positions = nodes.add("Cast", nodes.add("Range", 0, target, 1), to=TensorProto.DOUBLE)
+    center = nodes.add("Sub", nodes.add("Mul", nodes.add("Add", positions, 0.5), scale), 0.5)
     single = nodes.add("Cast", center, to=TensorProto.FLOAT)
     floor = nodes.add("Floor", single)
+    first, last = nodes.add("Cast", floor, to=TensorProto.INT64), nodes.add("Sub", source, 1)
+    indices = [nodes.add("Min", nodes.add("Max", at, 0), last) for at in (first, nodes.add("Add", first, 1))]
     rest = nodes.add("Sub", single, floor)
-    first = nodes.add("Cast", floor, to=TensorProto.INT64)
-    second = nodes.add("Add", first, nodes.constant(1))
-    indices = [_clipped(nodes, index, source) for index in (first, second)]
     if not keep_outside:
-        zero = nodes.constant(0, np.float32)
-        rest = nodes.add("Where", nodes.add("Equal", *indices), zero, rest)
-        outside = nodes.add("Less", first, nodes.constant(0))
-        rest = nodes.add("Where", outside, zero, rest)
+        rest = nodes.add("Where", nodes.add("Equal", *indices), np.float32(0), rest)
     weights = []
-    for part in (nodes.add("Sub", nodes.constant(1, np.float32), rest), rest):
-        scaled = nodes.add("Round", nodes.add("Mul", part, nodes.constant(WEIGHT, np.float32)))
+    for part in (nodes.add("Sub", np.float32(1), rest), rest):
+        scaled = nodes.add("Round", nodes.add("Mul", part, np.float32(WEIGHT)))
         whole = nodes.add("Cast", scaled, to=TensorProto.INT32)
-        column = nodes.add("Reshape", whole, nodes.constant([-1] + [1] * (like.ndim - 1)))
-        weights.append(nodes.add("Mul", column, nodes.constant(like, np.int32)))
+        column = nodes.add("Reshape", whole, [-1] + [1] * (len(shape) - 1))
+        weights.append(nodes.add("Mul", column, np.ones(shape, np.int32)))
     return indices, weights
-
-
-def _clipped(nodes: Nodes, indices: str, length: str) -> str:
-    """Return indices moved into an axis."""
-    last = nodes.add("Sub", length, nodes.constant(1))
-    return nodes.add("Min", nodes.add("Max", indices, nodes.constant(0)), last)

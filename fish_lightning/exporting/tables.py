@@ -9,25 +9,18 @@ from fish_lightning.files import byte_size, override, shown
 from fish_lightning.names import printable
 
 
-def export_table(folder: Path, export: Export, size: int, parity: Mapping[str, Any]) -> str:
-    """Return the result of an export for the terminal.
-
-    Args:
-        folder: of the export.
-        export: what was built.
-        size: of the ONNX file, in bytes.
-        parity: content of ``parity.json``.
-    """
-    classes, odd = len(export.trained.module.class_names), parity["odd_sizes"]
-    what = f"{export.precision}, {export.height}x{export.width} (h x w), {classes} classes, {byte_size(size)}"
+def export_table(folder: Path, export: Export) -> str:
+    """Return the result of an export to ``folder`` for the terminal."""
+    content, parity = export.content, export.parity
+    size, odd = content["size"], parity["odd_sizes"]
     lines = [
-        f"model   {export.name}: {what}",
+        f"model   {content['name']}: {content['precision']}, {size['height']}x{size['width']} (h x w), "
+        f"{len(content['classes'])} classes, {byte_size(len(export.graph))}",
         f"parity  {_differences(parity)}",
         f"        one by one, in batches of 3 and of 32, and at {odd['height']}x{odd['width']} pixels",
     ]
     if "int8" in parity:
-        small = parity["int8"]
-        lines += [f"fp32    {_differences(parity['fp32'])}", *_eight_bits(small)]
+        lines += [f"fp32    {_differences(parity['fp32'])}", *_eight_bits(parity["int8"])]
     lines.append(f"folder  {shown(folder)}")
     if parity["passed"]:
         lines.append(f"use     python -m fish_lightning.predict {override('ckpt', folder)} input=FOLDER")
