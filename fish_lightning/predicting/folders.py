@@ -5,6 +5,7 @@ Read while the config is composed: no torch here.
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,6 @@ def resume_command(arguments: Sequence[str], folder: Path | None) -> str:
         arguments: of the command line of this run.
         folder: the run's; None: any will do.
     """
-    import shlex
-
     words = [word for word in arguments if not word.startswith("hydra.run.dir=")]
-    return shlex.join(["python", "-m", "fish_lightning.predict", *words]) + (
-        f" {override('hydra.run.dir', folder)}" if folder else ""
-    )
+    command = shlex.join(["python", "-m", "fish_lightning.predict", *words])
+    return f"{command} {override('hydra.run.dir', folder)}" if folder else command

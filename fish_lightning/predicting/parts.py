@@ -76,8 +76,7 @@ class Parts:
         content = self.folder.read(self.name(part))
         with self._corrupt(part):
             if self.format == "parquet":
-                _, pq = _pyarrow()
-                rows = int(pq.read_metadata(io.BytesIO(content)).num_rows)
+                rows = int(_pyarrow()[1].read_metadata(io.BytesIO(content)).num_rows)
             else:
                 rows = sum(1 for _ in csv.reader(_text(content))) - 1
         if rows == len(self.indices(part)):
@@ -167,6 +166,7 @@ def open_parts(
         _pyarrow()
     model = [trained.weights, list(trained.module.class_names), A.to_dict(trained.transform)]
     precision = trained.precision if cfg.trainer.precision == "auto" else cfg.trainer.precision
+    settings = (_digest(model), _digest(trained.calibration), cfg.tta, str(precision), cfg.format)
     # Several processes share also a few files; a batch never has files of two parts.
     size = cfg.part_rows or min(LARGEST, cfg.batch_size * math.ceil(len(files) / PARTS / cfg.batch_size))
     manifest = {
@@ -175,13 +175,7 @@ def open_parts(
         "files": len(files),
         "digest": files.digest(),
         "size": size,
-        "settings": dict(
-            zip(
-                SETTINGS,
-                (_digest(model), _digest(trained.calibration), cfg.tta, str(precision), cfg.format),
-                strict=True,
-            )
-        ),
+        "settings": dict(zip(SETTINGS, settings, strict=True)),
         "complete": False,
     }
     with locked(lock):  # of several processes, one begins
@@ -243,11 +237,8 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         found.append(f"for other files ({then['files']:,}, now {now['files']:,})")
     elif then["digest"] != now["digest"]:
         found.append("for other files (as many, but with different names)")
-    for name in SETTINGS:
-        was, is_ = (str(manifest["settings"][name])[:12] for manifest in (then, now))
-        if was != is_:
-            found.append(f"with another {name} ({was}, now {is_})")
-    return found
+    pairs = {name: [str(manifest["settings"][name])[:12] for manifest in (then, now)] for name in SETTINGS}
+    return found + [f"with another {name} ({was}, now {is_})" for name, (was, is_) in pairs.items() if was != is_]
 
 
 def _text(content: bytes) -> io.TextIOWrapper:
@@ -287,28 +278,15 @@ def _parquet(rows: Sequence[PredictionRow]) -> bytes:
     pa, pq = _pyarrow()
     real, text, mark = pa.float64(), pa.string(), pa.bool_()
     types = (text, text, real, real, text, real, mark, mark, pa.map_(text, real), text)
-    columns = [
-        (
-            _utf8(row.path),
-            _utf8(row.ranked(0)[0]) or None,
-            row.ranked(0)[1],
-            row.calibrated,
-            _utf8(row.ranked(1)[0]) or None,
-            row.ranked(1)[1],
-            row.uncertain,
-            row.unknown,
-            [(_utf8(name), p) for name, p in row.probabilities.items()],
-            row.error and _utf8(row.error),
-        )
-        for row in rows
-    ]
-    names = dict(zip(COLUMNS, zip(*columns, strict=True), strict=True))
     schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
+    table = [dict(zip(COLUMNS, map(_in_utf8, row.values()), strict=True)) for row in rows]
     stream = io.BytesIO()
-    pq.write_table(pa.table({name: list(values) for name, values in names.items()}, schema), stream)
+    pq.write_table(pa.Table.from_pylist(table, schema), stream)
     return stream.getvalue()
 
 
-def _utf8(name: str) -> str:
-    """Return a name whose bytes that are not UTF-8 are escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def _in_utf8(value: Any) -> Any:
+    """Return a value of a row with escapes for the bytes of names that are not UTF-8; a dict as pairs."""
+    if isinstance(value, dict):
+        return [(_in_utf8(name), p) for name, p in value.items()]
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

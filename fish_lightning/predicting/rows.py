@@ -47,6 +47,14 @@ class PredictionRow:
         ranking = list(self.probabilities.items())
         return ranking[place] if place < len(ranking) else ("", None)
 
+    def values(self) -> tuple[Any, ...]:
+        """Return the values of the columns ``COLUMNS``, None where there is none."""
+        (first, probability), (second, runner_up) = self.ranked(0), self.ranked(1)
+        return (
+            *(self.path, first or None, probability, self.calibrated, second or None, runner_up),
+            *(self.uncertain, self.unknown, self.probabilities, self.error),
+        )
+
 
 def prediction_rows(
     paths: Sequence[str],
@@ -95,18 +103,16 @@ COLUMNS = (
 
 def cells_of(row: PredictionRow) -> tuple[Any, ...]:
     """Return the cells of a row in a CSV table with the columns ``COLUMNS``; the probabilities are a JSON object."""
-    first, second = [(text_cell(name), p) for name, p in (row.ranked(0), row.ranked(1))]
-    marks = [None if mark is None else int(mark) for mark in (row.uncertain, row.unknown)]
-    probabilities = json.dumps(row.probabilities, ensure_ascii=False)
-    return (
-        path_cell(row.path),
-        *first,
-        row.calibrated,
-        *second,
-        *marks,
-        probabilities,
-        row.error and text_cell(row.error),
-    )
+    path, *values = row.values()
+    return path_cell(path), *map(_cell, values)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return text_cell(value)
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return int(value) if isinstance(value, bool) else value
 
 
 def row_of(cells: Mapping[str, Any], path: str) -> PredictionRow:

@@ -1,7 +1,8 @@
 """Where ``predict`` writes: a folder on disk, or one in an object store. Files are written atomically."""
 
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,14 +104,11 @@ class RemoteFolder:
             UserError: the store cannot be reached or refuses.
         """
         try:
-            self._system.invalidate_cache()  # other processes write here too
-            return {path.rsplit("/", 1)[-1] for path in self._system.ls(self._place, detail=False)}
+            with self._reached("listed", "", FileNotFoundError):
+                self._system.invalidate_cache()  # other processes write here too
+                return {path.rsplit("/", 1)[-1] for path in self._system.ls(self._place, detail=False)}
         except FileNotFoundError:  # no file yet
             return set()
-        except UserError:  # a signal
-            raise
-        except Exception as error:  # each library has its own: botocore's are no OSError
-            raise self._refused("listed", "", error) from None
 
     def read(self, name: str) -> bytes:
         """Return the content of a file.
@@ -119,13 +117,9 @@ class RemoteFolder:
             FileNotFoundError: there is none.
             UserError: the store cannot be reached or refuses.
         """
-        try:
+        with self._reached("read", name, FileNotFoundError):
             content: bytes = self._system.cat_file(f"{self._place}/{name}")
             return content
-        except (FileNotFoundError, UserError):
-            raise
-        except Exception as error:
-            raise self._refused("read", name, error) from None
 
     def write(self, name: str, content: bytes) -> None:
         """Create or replace a file.
@@ -134,15 +128,11 @@ class RemoteFolder:
             UserError: the store cannot be reached or refuses.
         """
         target = f"{self._place}/{name}"
-        try:
+        with self._reached("written", name):
             if self._renames:
                 self._write_and_rename(target, content)
             else:
                 self._system.pipe_file(target, content)
-        except UserError:
-            raise
-        except Exception as error:
-            raise self._refused("written", name, error) from None
 
     def _write_and_rename(self, target: str, content: bytes) -> None:
         temporary = f"{self._place}/.{uuid.uuid4().hex}"
@@ -155,9 +145,16 @@ class RemoteFolder:
                 self._system.rm_file(temporary)
             raise
 
-    def _refused(self, done: str, name: str, error: Exception) -> UserError:
-        where = self.shown(name) if name else str(self)
-        return UserError(f"output: {where} cannot be {done} ({type(error).__name__}: {one_line(error)})")
+    @contextmanager
+    def _reached(self, done: str, name: str, *expected: type[Exception]) -> Iterator[None]:
+        """Report what a store's library raises, except what is ``expected``: botocore's errors are no OSError."""
+        try:
+            yield
+        except (UserError, *expected):  # a UserError: a signal
+            raise
+        except Exception as error:
+            where = self.shown(name) if name else str(self)
+            raise UserError(f"output: {where} cannot be {done} ({type(error).__name__}: {one_line(error)})") from None
 
 
 Folder = LocalFolder | RemoteFolder

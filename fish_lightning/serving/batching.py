@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -58,18 +59,16 @@ class Batcher(Generic[Answer]):
         self._thread.join()
 
     def _run(self) -> None:
-        while (first := self._queue.get()) is not None:
-            batch, ends = [first], False
-            deadline = time.monotonic() + self._wait
-            while len(batch) < self._size and not ends:
-                try:
+        ends = False
+        while not ends and (first := self._queue.get()) is not None:
+            batch, deadline = [first], time.monotonic() + self._wait
+            with suppress(queue.Empty):
+                while len(batch) < self._size and not ends:
                     following = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
-                except queue.Empty:
-                    break
-                if following is None:
-                    ends = True
-                else:
-                    batch.append(following)
+                    if following is None:
+                        ends = True
+                    else:
+                        batch.append(following)
             # Canceled: its request was refused meanwhile.
             groups: dict[Hashable, list[_Waiting[Answer]]] = {}
             for item in batch:
@@ -77,8 +76,6 @@ class Batcher(Generic[Answer]):
                     groups.setdefault((item.image.shape, item.group), []).append(item)
             for items in groups.values():
                 self._answer(items)
-            if ends:
-                return
 
     def _answer(self, items: list[_Waiting[Answer]]) -> None:
         """Compute a batch; if it fails, each of its images alone, so that one does not take others with it."""
