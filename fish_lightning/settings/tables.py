@@ -51,6 +51,11 @@ STD = several(3, POSITIVE, "three numbers above 0 (red, green, blue)") | NULL
 LIMIT = NON_NEGATIVE | share("[0, 1]") | NULL
 
 
+def _alike(schema: Schema, *keys: str) -> dict[str, Schema]:
+    """Return the schema of a mapping whose settings follow one rule."""
+    return dict.fromkeys(keys, schema)
+
+
 def _is_regex(value: Any) -> bool:
     try:
         return isinstance(value, str) and bool(value) and bool(re.compile(value))
@@ -86,10 +91,9 @@ def _are_devices(value: Any) -> bool:
     return value != 0 and integer("[-1, inf)").accepts(value)
 
 
-def _is_strategy(value: Any) -> bool:
-    return isinstance(value, str) and value != "" and not re.search("spawn|fork|notebook", value)
-
-
+_STRATEGY = matching(
+    "(?s)(?!.*(spawn|fork|notebook)).+", "auto", "ddp", "another strategy that does not spawn or fork processes"
+)
 DURATION = Rule(("days:hours:minutes:seconds (00:01:30:00)",), _is_duration)
 
 #: Metrics that are logged each epoch, and whether lower or higher is better.
@@ -100,7 +104,7 @@ HIGHER, LOWER = ([name for name, mode in LOGGED.items() if mode == better] for b
 INSTANTIATED = {
     "_target_": matching(r"\w+(\.\w+)+", "the dotted name of a class or function"),
     "_convert_": choice("none", "partial", "object", "all"),
-    **dict.fromkeys(("_partial_", "_recursive_"), FLAG),
+    **_alike(FLAG, "_partial_", "_recursive_"),
 }
 
 #: The arguments of a user's own target are not known, and those of a known one stand in ``TARGETS``.
@@ -114,7 +118,7 @@ _BETAS = several(2, _BELOW_ONE, "two numbers in [0, 1)")
 _TORCH = {"maximize": FLAG, "foreach": FLAG | NULL, "differentiable": FLAG}
 _ADAM = _TORCH | {"betas": _BETAS, "eps": NOT_NEGATIVE, "amsgrad": FLAG, "capturable": FLAG, "fused": FLAG | NULL}
 _SCHEDULE = {"last_epoch": integer("[-1, inf)")}
-_SAMPLING = dict.fromkeys(("interpolation", "mask_interpolation", "fill", "fill_mask"), ANYTHING)
+_SAMPLING = _alike(ANYTHING, "interpolation", "mask_interpolation", "fill", "fill_mask")
 _WARP = {"border_mode": integer("[0, 4]"), "rotate_method": choice("largest_box", "ellipse"), "p": PROBABILITY}
 _AXES = Rule(("a mapping of x and y",), lambda v: isinstance(v, dict) and v.keys() <= {"x", "y"})
 
@@ -123,26 +127,26 @@ _ALBUMENTATIONS: dict[str, dict[str, Schema]] = {
     "Compose": {
         "transforms": Each(COMPONENT, list),
         "seed": SEED | NULL,
-        **dict.fromkeys(("is_check_shapes", "strict", "save_applied_params"), FLAG),
-        **dict.fromkeys(("bbox_params", "keypoint_params", "additional_targets", "mask_interpolation"), ANYTHING),
+        **_alike(FLAG, "is_check_shapes", "strict", "save_applied_params"),
+        **_alike(ANYTHING, "bbox_params", "keypoint_params", "additional_targets", "mask_interpolation"),
     },
     "Resize": {
-        **dict.fromkeys(("height", "width"), SIZE),
-        **dict.fromkeys(("interpolation", "mask_interpolation", "area_for_downscale"), ANYTHING),
+        **_alike(SIZE, "height", "width"),
+        **_alike(ANYTHING, "interpolation", "mask_interpolation", "area_for_downscale"),
     },
     "HorizontalFlip": {},
     "VerticalFlip": {},
-    "ColorJitter": dict.fromkeys(("brightness", "contrast", "saturation", "hue"), PAIR),
-    "GaussianBlur": dict.fromkeys(("blur_limit", "sigma_limit"), PAIR),
+    "ColorJitter": _alike(PAIR, "brightness", "contrast", "saturation", "hue"),
+    "GaussianBlur": _alike(PAIR, "blur_limit", "sigma_limit"),
     "CoarseDropout": {
         "num_holes_range": several(2, COUNT, "two integers of at least 1"),
-        **dict.fromkeys(("hole_height_range", "hole_width_range"), several(2, POSITIVE, "two numbers above 0")),
-        **dict.fromkeys(("fill", "fill_mask"), ANYTHING),
+        **_alike(several(2, POSITIVE, "two numbers above 0"), "hole_height_range", "hole_width_range"),
+        **_alike(ANYTHING, "fill", "fill_mask"),
     },
     "OneOf": {"transforms": Each(COMPONENT, list)},
     "NoOp": {},
     "Sharpen": {
-        **dict.fromkeys(("alpha", "lightness"), several(2, NOT_NEGATIVE, "two numbers of at least 0")),
+        **_alike(several(2, NOT_NEGATIVE, "two numbers of at least 0"), "alpha", "lightness"),
         "method": choice("kernel", "gaussian"),
         "kernel_size": COUNT,
         "sigma": POSITIVE,
@@ -165,7 +169,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     "fish_lightning.data.sources.FolderSource": {},
     "fish_lightning.data.sources.SampleSource": {
         "seed": NON_NEGATIVE,
-        **dict.fromkeys(("photographs_per_kind", "copies"), COUNT),
+        **_alike(COUNT, "photographs_per_kind", "copies"),
         "shortcut": FLAG,
         "label_errors": number("[0, 0.5]"),
     },
@@ -180,8 +184,8 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     "fish_lightning.data.transforms.Rotate": {"limit": PAIR, "crop_border": FLAG, **_WARP, **_SAMPLING},
     "fish_lightning.data.transforms.Affine": {
         "rotate": PAIR,
-        **dict.fromkeys(("scale", "translate_percent", "translate_px", "shear"), PAIR | _AXES | NULL),
-        **dict.fromkeys(("fit_output", "keep_ratio", "balanced_scale"), FLAG),
+        **_alike(PAIR | _AXES | NULL, "scale", "translate_percent", "translate_px", "shear"),
+        **_alike(FLAG, "fit_output", "keep_ratio", "balanced_scale"),
         **_WARP,
         **_SAMPLING,
     },
@@ -198,17 +202,17 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     "fish_lightning.models.optimizers.RMSprop": {
         **_TORCH,
         "alpha": _BELOW_ONE,
-        **dict.fromkeys(("eps", "momentum"), NOT_NEGATIVE),
-        **dict.fromkeys(("centered", "capturable"), FLAG),
+        **_alike(NOT_NEGATIVE, "eps", "momentum"),
+        **_alike(FLAG, "centered", "capturable"),
     },
     # scheduler
     "fish_lightning.models.schedules.onecycle": {
         **_SCHEDULE,
-        **dict.fromkeys(("max_lr", "div_factor", "final_div_factor"), POSITIVE),
+        **_alike(POSITIVE, "max_lr", "div_factor", "final_div_factor"),
         "pct_start": PART,
         "anneal_strategy": choice("cos", "linear"),
-        **dict.fromkeys(("three_phase", "cycle_momentum"), FLAG),
-        **dict.fromkeys(("base_momentum", "max_momentum"), _BELOW_ONE),
+        **_alike(FLAG, "three_phase", "cycle_momentum"),
+        **_alike(_BELOW_ONE, "base_momentum", "max_momentum"),
     },
     "fish_lightning.models.schedules.cosine": {"eta_min": NOT_NEGATIVE, **_SCHEDULE},
     "fish_lightning.models.schedules.constant": {},
@@ -220,7 +224,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "filename": TEXT,
         "monitor": choice(*HIGHER),
         "tie_breaker": choice(*LOWER),
-        **dict.fromkeys(("save_weights_only", "verbose"), FLAG),
+        **_alike(FLAG, "save_weights_only", "verbose"),
         "every_n_epochs": COUNT | NULL,
     },
     "fish_lightning.resume.checkpoints.LastCheckpoint": {"path": FILE, "every_n_steps": COUNT | NULL, "keep": FLAG},
@@ -229,19 +233,15 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
         "mode": choice("min", "max"),
         "patience": NON_NEGATIVE,
         "min_delta": NOT_NEGATIVE,
-        **dict.fromkeys(("stopping_threshold", "divergence_threshold"), NUMBER | NULL),
+        **_alike(NUMBER | NULL, "stopping_threshold", "divergence_threshold"),
         "check_on_train_epoch_end": FLAG | NULL,
-        **dict.fromkeys(("verbose", "strict", "check_finite", "log_rank_zero_only"), FLAG),
+        **_alike(FLAG, "verbose", "strict", "check_finite", "log_rank_zero_only"),
     },
     "fish_lightning.training.history.History": {},
     "fish_lightning.resume.signals.StopOnSignal": {"path": FILE},
     "fish_lightning.training.nonfinite.NonFiniteLoss": {"action": choice("stop", "skip"), "path": FILE},
     "fish_lightning.training.progressive.ProgressiveResize": {"start": number("(0, 1]"), "full_from": PROBABILITY},
-    "fish_lightning.training.mix.Mix": {
-        "seed": SEED,
-        **dict.fromkeys(("mixup", "cutmix"), POSITIVE | NULL),
-        "p": PROBABILITY,
-    },
+    "fish_lightning.training.mix.Mix": {"seed": SEED, **_alike(POSITIVE | NULL, "mixup", "cutmix"), "p": PROBABILITY},
     "fish_lightning.training.average.WeightAverage": {"decay": _BELOW_ONE | NULL, "start": _BELOW_ONE},
     "fish_lightning.training.freeze.Freeze": {
         "epochs": COUNT | NULL,
@@ -253,7 +253,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     "fish_lightning.models.losses.FocalLoss": {"gamma": NOT_NEGATIVE, "label_smoothing": _BELOW_ONE},
     "fish_lightning.models.losses.CosineLoss": {"cross_entropy": NOT_NEGATIVE, "label_smoothing": _BELOW_ONE},
     "fish_lightning.sweeps.pruning.ReportToStudy": {
-        **dict.fromkeys(("storage", "study_name"), TEXT),
+        **_alike(TEXT, "storage", "study_name"),
         "monitor": choice(*METRICS),
         "pruner": Component({}, NULL),
         "trial": NON_NEGATIVE | NULL,
@@ -263,11 +263,11 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     "fish_lightning.resume.metrics_csv.DropLaterRows": {},
     "lightning.pytorch.callbacks.LearningRateMonitor": {
         "logging_interval": choice("step", "epoch", None),
-        **dict.fromkeys(("log_momentum", "log_weight_decay"), FLAG),
+        **_alike(FLAG, "log_momentum", "log_weight_decay"),
     },
     # tune
     "fish_lightning.training.tune.learning_rate": {
-        **dict.fromkeys(("lowest", "highest"), POSITIVE),
+        **_alike(POSITIVE, "lowest", "highest"),
         "steps": integer("[20, 100000]"),
     },
     "fish_lightning.training.tune.batch_size": {"start": COUNT, "steps": integer("[2, 1000]")},
@@ -283,23 +283,19 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     },
 }
 
-PATHS = {"logs": FOLDER, "output": FOLDER, "cache": FOLDER}
-
 #: Every argument of ``lightning.Trainer`` except logger and callbacks.
 TRAINER: dict[str, Schema] = {
     "accelerator": choice("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     "devices": Rule(("a number of devices", "-1 (all)", "auto", "a list of them ([0,1])"), _are_devices),
-    "strategy": Component(
-        {}, Rule(("auto", "ddp", "another strategy that does not spawn or fork processes"), _is_strategy)
-    ),
-    **dict.fromkeys(("num_nodes", "accumulate_grad_batches"), COUNT),
+    "strategy": Component({}, _STRATEGY),
+    **_alike(COUNT, "num_nodes", "accumulate_grad_batches"),
     "precision": PRECISION,
     "max_epochs": COUNT | choice(-1, None),  # the latter with max_steps alone
     "max_steps": COUNT | choice(-1),
     "max_time": DURATION | NULL,
-    **dict.fromkeys(("min_epochs", "min_steps", "log_every_n_steps"), NON_NEGATIVE | NULL),
+    **_alike(NON_NEGATIVE | NULL, "min_epochs", "min_steps", "log_every_n_steps"),
     "limit_train_batches": COUNT | share("(0, 1]") | NULL,
-    **dict.fromkeys(("limit_val_batches", "limit_test_batches", "limit_predict_batches"), LIMIT),
+    **_alike(LIMIT, "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
     "overfit_batches": NON_NEGATIVE | share("[0, 1]"),
     "fast_dev_run": FLAG | NON_NEGATIVE,
     "val_check_interval": COUNT | share("(0, 1]") | DURATION | NULL,
@@ -309,9 +305,9 @@ TRAINER: dict[str, Schema] = {
     "gradient_clip_val": POSITIVE | NULL,
     "gradient_clip_algorithm": choice("value", "norm", None),
     "deterministic": FLAG | choice("warn", None),
-    **dict.fromkeys(("benchmark", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), FLAG | NULL),
-    **dict.fromkeys(("inference_mode", "use_distributed_sampler", "enable_autolog_hparams"), FLAG),
-    **dict.fromkeys(("detect_anomaly", "barebones", "sync_batchnorm"), FLAG),
+    **_alike(FLAG | NULL, "benchmark", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"),
+    **_alike(FLAG, "inference_mode", "use_distributed_sampler", "enable_autolog_hparams"),
+    **_alike(FLAG, "detect_anomaly", "barebones", "sync_batchnorm"),
     "profiler": Component({}, choice("simple", "advanced", "pytorch", "xla", None)),
     "plugins": Each(COMPONENT, list, NULL),
     "default_root_dir": FOLDER | NULL,
@@ -321,15 +317,13 @@ TRAINER: dict[str, Schema] = {
 DATA: dict[str, Schema] = {
     "root": FOLDER | NULL,
     "source": Component({}, NULL),
-    "split": COMPONENT,
-    "train_transform": COMPONENT,
-    "eval_transform": COMPONENT,
+    **_alike(COMPONENT, "split", "train_transform", "eval_transform"),
     "seed": SEED,
     "batch_size": COUNT,
     "num_workers": NON_NEGATIVE,
     "prefetch_factor": COUNT,
     "catalog": FILE | NULL,
-    **dict.fromkeys(("pin_memory", "persistent_workers", "keep_split", "find_copies", "estimate_masks"), FLAG),
+    **_alike(FLAG, "pin_memory", "persistent_workers", "keep_split", "find_copies", "estimate_masks"),
     "photograph": Rule(("a regular expression",), _is_regex) | NULL,
     "balance": choice("class", "photograph", None),
     "leave_out": NON_NEGATIVE | text("the name of a class") | NULL,
@@ -339,9 +333,10 @@ DATA: dict[str, Schema] = {
     "backgrounds": PROBABILITY | NULL,
 }
 #: Of evaluate and prepare: these are the training run's.
-_OF_TRAINING = dict.fromkeys(
-    ("split", "train_transform", "eval_transform", "backgrounds", "estimate_masks", "seed"), UNUSED
-) | {"leave_out": NULL}
+_OF_TRAINING = {
+    **_alike(UNUSED, "split", "train_transform", "eval_transform", "backgrounds", "estimate_masks", "seed"),
+    "leave_out": NULL,
+}
 
 MODEL: dict[str, Schema] = {
     "name": TEXT,
@@ -349,18 +344,9 @@ MODEL: dict[str, Schema] = {
     "label_smoothing": _BELOW_ONE,
     "loss": Component({}, NULL),
     "class_weights": choice("balanced", None),
-    **dict.fromkeys(("compile", "channels_last"), FLAG),
+    **_alike(FLAG, "compile", "channels_last"),
     "mean": MEAN,
     "std": STD,
-}
-
-TRANSFORMS: dict[str, Schema] = {
-    **dict.fromkeys(("height", "width"), SIZE),
-    "mean": MEAN,
-    "std": STD,
-    **dict.fromkeys(("train", "eval"), COMPONENT),
-    "backgrounds": PROBABILITY | NULL,
-    "estimate_masks": FLAG,
 }
 
 #: What data=sample also sets, in programs that do not train.
@@ -371,118 +357,105 @@ SAMPLE_RECIPE: dict[str, Schema] = {
     "trainer": {"max_epochs": TRAINER["max_epochs"]},
 }
 
-TRAIN: dict[str, Schema] = {
-    "seed": SEED,
-    "ckpt": text("a checkpoint", "a run's folder", "last", "auto") | NULL,
-    **dict.fromkeys(("validate_first", "test", "report"), FLAG),
-    "on_nan": choice("stop", "skip"),
-    "optimized_metric": choice(*METRICS),
-    "tta": TTA,
-    "evaluate": {"target_error": PART},
-    "tune": Component({}, NULL),
-    "paths": PATHS,
-    "transforms": TRANSFORMS,
-    **dict.fromkeys(("split", "scheduler"), COMPONENT),
-    "model": Component(MODEL, complete=True),
-    "optimizer": OPTIMIZER,
-    "trainer": Component(TRAINER, complete=True),
-    **dict.fromkeys(("callbacks", "logger"), Each(Component({}, NULL), dict)),
-    "data": Component(DATA | {"resident": FLAG}, complete=True),
-}
-
-EVALUATE = SAMPLE_RECIPE | {
-    "ckpt": CHECKPOINT,
-    "subset": choice("train", "val", "test", "all"),
-    "unknown": text("a folder") | NULL,
-    "tta": TTA,
-    "batch_size": COUNT | NULL,
-    **dict.fromkeys(("report", "recompute"), FLAG),
-    "evaluate": {"target_error": PART | NULL},
-    "paths": PATHS,
-    "trainer": Component(TRAINER, complete=True),
-    "data": Component(DATA | _OF_TRAINING | {"batch_size": COUNT | NULL}, complete=True),
-}
-
-PREDICT: dict[str, Schema] = {
-    "ckpt": CHECKPOINT,
-    "input": text("an image", "a folder", "a quoted pattern", "a list of images", "a URL", example="FILE"),
-    "tta": TTA,
-    "batch_size": COUNT,
-    "num_workers": NON_NEGATIVE,
-    "contact_sheet": integer("[0, 300]"),
-    "shard": Rule(("a shard such as 3/64",), _is_shard) | NULL,
-    "part_rows": COUNT | NULL,
-    "output": Rule(("the URL of a folder in a store (s3://bucket/folder)",), _is_store, "URL") | NULL,
-    "format": choice("csv", "parquet"),
-    "paths": PATHS,
-    # Every file gets its row.
-    "trainer": Component(TRAINER | {"limit_predict_batches": NULL, "fast_dev_run": choice(False)}, complete=True),
-}
-
-PREPARE = SAMPLE_RECIPE | {
-    "paths": PATHS,
-    "data": Component(DATA | _OF_TRAINING | {"archive": FILE | NULL, "archive_limit": POSITIVE}, complete=True),
-    "report": {"photographs": NON_NEGATIVE, "pictures": COUNT},
-}
-
-EXPORT: dict[str, Schema] = {
-    "ckpt": CHECKPOINT,
-    "tta": TTA,
-    **dict.fromkeys(("half", "int8"), FLAG),
-    "name": MODEL_NAME | NULL,
-    "data": {"root": FOLDER | NULL},
-    "export": {"tolerance": PART, "images": COUNT | NULL, "calibration_images": COUNT, "margin": _BELOW_ONE},
-    "paths": PATHS,
-}
-
-COMPARE: dict[str, Schema] = {
-    **dict.fromkeys(("a", "b"), text("a run's folder", "a sweep's folder", example="RUN")),
-    "margin": _BELOW_ONE,
-    "data": {"root": FOLDER | NULL},
-    "paths": PATHS,
-}
-
-ENSEMBLE: dict[str, Schema] = {
-    "runs": Rule(
-        ("a sweep's folder", "a list of runs ([RUN_A,RUN_B])"),
-        lambda v: FOLDER.accepts(v) or (isinstance(v, list) and bool(v) and all(map(FOLDER.accepts, v))),
-        example="DIR",
-    ),
-    "tta": TTA,
-    "margin": _BELOW_ONE,
-    "batch_size": COUNT | NULL,
-    "report": FLAG,
-    "evaluate": {"target_error": PART},
-    "data": {"root": FOLDER | NULL, "num_workers": NON_NEGATIVE},
-    "paths": PATHS,
-    "trainer": Component(TRAINER, complete=True),
-}
-
-SERVE: dict[str, Schema] = {
-    "ckpt": CHECKPOINT,
-    "host": text("an address of this machine"),
-    "port": integer("[0, 65535]"),
-    "serve": {
-        "token": matching("[!-~]+", "text of ASCII characters") | NULL,  # what a header can carry
-        **dict.fromkeys(("batch_size", "threads", "max_files", "queue"), COUNT),
-        "batch_wait": number("[0, 1]"),
-        **dict.fromkeys(("max_file_bytes", "max_request_bytes", "queue_bytes"), integer("[1, 1000000000000]")),
-        "max_pixels": integer("[1, 200000000]"),  # data/decoding.py refuses more
-        "timeout": number("(0, 86400]"),
+_PROGRAMS: dict[str, Mapping[str, Schema]] = {
+    "ensemble": {
+        "runs": Rule(
+            ("a sweep's folder", "a list of runs ([RUN_A,RUN_B])"),
+            lambda v: FOLDER.accepts(v) or (isinstance(v, list) and bool(v) and all(map(FOLDER.accepts, v))),
+            example="DIR",
+        ),
+        "tta": TTA,
+        "margin": _BELOW_ONE,
+        "batch_size": COUNT | NULL,
+        "report": FLAG,
+        "evaluate": {"target_error": PART},
+        "data": {"root": FOLDER | NULL, "num_workers": NON_NEGATIVE},
+        "trainer": Component(TRAINER, complete=True),
     },
-    "paths": PATHS,
-    "trainer": Component(
-        {"accelerator": TRAINER["accelerator"], "devices": choice(1), "precision": PRECISION}, complete=True
-    ),
+    "compare": {
+        **_alike(text("a run's folder", "a sweep's folder", example="RUN"), "a", "b"),
+        "margin": _BELOW_ONE,
+        "data": {"root": FOLDER | NULL},
+    },
+    "export": {
+        "ckpt": CHECKPOINT,
+        "tta": TTA,
+        **_alike(FLAG, "half", "int8"),
+        "name": MODEL_NAME | NULL,
+        "data": {"root": FOLDER | NULL},
+        "export": {"tolerance": PART, "images": COUNT | NULL, "calibration_images": COUNT, "margin": _BELOW_ONE},
+    },
+    "train": {
+        "seed": SEED,
+        "ckpt": text("a checkpoint", "a run's folder", "last", "auto") | NULL,
+        **_alike(FLAG, "validate_first", "test", "report"),
+        "on_nan": choice("stop", "skip"),
+        "optimized_metric": choice(*METRICS),
+        "tta": TTA,
+        "evaluate": {"target_error": PART},
+        "tune": Component({}, NULL),
+        "transforms": {
+            **_alike(SIZE, "height", "width"),
+            "mean": MEAN,
+            "std": STD,
+            **_alike(COMPONENT, "train", "eval"),
+            "backgrounds": PROBABILITY | NULL,
+            "estimate_masks": FLAG,
+        },
+        **_alike(COMPONENT, "split", "scheduler"),
+        "model": Component(MODEL, complete=True),
+        "optimizer": OPTIMIZER,
+        "trainer": Component(TRAINER, complete=True),
+        **_alike(Each(Component({}, NULL), dict), "callbacks", "logger"),
+        "data": Component(DATA | {"resident": FLAG}, complete=True),
+    },
+    "evaluate": {
+        **SAMPLE_RECIPE,
+        "ckpt": CHECKPOINT,
+        "subset": choice("train", "val", "test", "all"),
+        "unknown": text("a folder") | NULL,
+        "tta": TTA,
+        "batch_size": COUNT | NULL,
+        **_alike(FLAG, "report", "recompute"),
+        "evaluate": {"target_error": PART | NULL},
+        "trainer": Component(TRAINER, complete=True),
+        "data": Component(DATA | _OF_TRAINING | {"batch_size": COUNT | NULL}, complete=True),
+    },
+    "predict": {
+        "ckpt": CHECKPOINT,
+        "input": text("an image", "a folder", "a quoted pattern", "a list of images", "a URL", example="FILE"),
+        "tta": TTA,
+        "batch_size": COUNT,
+        "num_workers": NON_NEGATIVE,
+        "contact_sheet": integer("[0, 300]"),
+        "shard": Rule(("a shard such as 3/64",), _is_shard) | NULL,
+        "part_rows": COUNT | NULL,
+        "output": Rule(("the URL of a folder in a store (s3://bucket/folder)",), _is_store, "URL") | NULL,
+        "format": choice("csv", "parquet"),
+        # Every file gets its row.
+        "trainer": Component(TRAINER | {"limit_predict_batches": NULL, "fast_dev_run": choice(False)}, complete=True),
+    },
+    "prepare": {
+        **SAMPLE_RECIPE,
+        "data": Component(DATA | _OF_TRAINING | {"archive": FILE | NULL, "archive_limit": POSITIVE}, complete=True),
+        "report": {"photographs": NON_NEGATIVE, "pictures": COUNT},
+    },
+    "serve": {
+        "ckpt": CHECKPOINT,
+        "host": text("an address of this machine"),
+        "port": integer("[0, 65535]"),
+        "serve": {
+            "token": matching("[!-~]+", "text of ASCII characters") | NULL,  # what a header can carry
+            **_alike(COUNT, "batch_size", "threads", "max_files", "queue"),
+            "batch_wait": number("[0, 1]"),
+            **_alike(integer("[1, 1000000000000]"), "max_file_bytes", "max_request_bytes", "queue_bytes"),
+            "max_pixels": integer("[1, 200000000]"),  # data/decoding.py refuses more
+            "timeout": number("(0, 86400]"),
+        },
+        "trainer": Component(
+            {"accelerator": TRAINER["accelerator"], "devices": choice(1), "precision": PRECISION}, complete=True
+        ),
+    },
 }
-
-SCHEMAS: dict[str, Mapping[str, Schema]] = {
-    "ensemble": ENSEMBLE,
-    "compare": COMPARE,
-    "export": EXPORT,
-    "train": TRAIN,
-    "evaluate": EVALUATE,
-    "predict": PREDICT,
-    "prepare": PREPARE,
-    "serve": SERVE,
-}
+#: The settings of each program.
+SCHEMAS = {name: {**keys, "paths": _alike(FOLDER, "logs", "output", "cache")} for name, keys in _PROGRAMS.items()}
