@@ -4,7 +4,7 @@ File names are bytes on POSIX. Python maps bytes that are not UTF-8 to lone surr
 JSON reader or font accepts. Files that are read again (``split.csv``) keep them with ``errors=ENCODE_ERRORS``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 #: How text files are opened that must keep names exactly.
 ENCODE_ERRORS = "surrogateescape"
@@ -42,6 +42,23 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     """Return names as a message shows them: the first ``most``, and how many others there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(printable, names[:most])) + more
+
+
+def aligned(lines: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
+    """Return the lines of a table whose columns are aligned.
+
+    Args:
+        lines: the cells of each.
+        right: indices of the columns that are aligned to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            text.rjust(width) if column in right else text.ljust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
 
 
 def figure_text(text: str, lines: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,7 @@ def write_label_suspects(folder: Path, jobs: Sequence[Path]) -> str:
     Raises:
         UserError: a job has no ``logits.npz`` or a corrupt one, or its logits are NaN.
     """
-    tested = _without_features(jobs[0])
-    for job in jobs[1:]:
-        tested = tested.joined(_without_features(job))
+    tested = reduce(Outputs.joined, map(_without_features, jobs))
     known, names = tested.photographs_known, tested.photographs_or_paths
     suspects = find_label_suspects(tested.probabilities, tested.labels, names if known else None, tested.paths)
     classes = tested.classes.tolist()

@@ -7,6 +7,7 @@ unreleased 1.4 requires Hydra 1.4; neither resumes an interrupted trial.)
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 FAILURES = 5
 
 
+@dataclass(eq=False)
 class OptunaSweeper(Sweeper):
     """Runs the trials of a study as jobs, each in a folder named after its number.
 
@@ -53,26 +55,18 @@ class OptunaSweeper(Sweeper):
         params: search space: sweeps in Hydra's override grammar by key.
     """
 
-    hydra_context: HydraContext
-    config: DictConfig
-    launcher: Launcher
-
-    def __init__(
-        self,
-        n_trials: int,
-        n_jobs: int,
-        metric: str,
-        storage: str,
-        study_name: str,
-        seed: int,
-        sampler: Callable[..., Any],
-        pruner: Any,
-        params: DictConfig,
-    ) -> None:
-        self.n_trials, self.n_jobs, self.metric = n_trials, n_jobs, metric
-        self.storage, self.study_name = storage, study_name
-        self.seed, self.sampler, self.pruner = seed, sampler, pruner
-        self.params = params
+    n_trials: int
+    n_jobs: int
+    metric: str
+    storage: str
+    study_name: str
+    seed: int
+    sampler: Callable[..., Any]
+    pruner: Any
+    params: DictConfig
+    hydra_context: HydraContext = field(init=False)
+    config: DictConfig = field(init=False)
+    launcher: Launcher = field(init=False)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Create the launcher (called by Hydra)."""
@@ -109,7 +103,7 @@ class OptunaSweeper(Sweeper):
             [*(f"{key!s}={value}" for key, value in (self.params or {}).items()), *arguments]
         )
         overrides = {override.get_key_element(): override for override in given}  # the command line comes last
-        space = {key: distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
+        space: dict[str, Any] = {key: distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
         fixed = [
             f"{key}={o.get_value_element_as_str()}"
             for key, o in overrides.items()
@@ -119,23 +113,22 @@ class OptunaSweeper(Sweeper):
             raise UserError(
                 "hydra/sweeper=optuna: no search space; set hydra.sweeper.params or sweep over optimizer.lr=…"
             )
-        first = {key: first_value(values) for key, values in space.items()}
-        trials = [first] + [first | {key: v} for key, d in space.items() for v in getattr(d, "choices", ())[1:]]
+        values = {key: d.choices if hasattr(d, "choices") else (d.low,) for key, d in space.items()}
+        first = {key: v[0] for key, v in values.items()}
+        trials = [first] + [first | {key: other} for key, v in values.items() for other in v[1:]]
         # Raises Hydra's own error, before a folder is created, if a key or a choice does not exist.
         self.validate_batch_is_legal([[*fixed, *(f"{key}={v}" for key, v in trial.items())] for trial in trials])
 
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         with sweep_lock(folder):
-            study = self._study(
-                {
-                    "metric": self.metric,
-                    "space": {key: str(values) for key, values in space.items()},
-                    "typed": {key: str(overrides[key].input_line).partition("=")[2] for key in space},
-                    "fixed": sorted(fixed),
-                },
-                folder,
-            )
+            settings = {
+                "metric": self.metric,
+                "space": {key: str(values) for key, values in space.items()},
+                "typed": {key: str(overrides[key].input_line).partition("=")[2] for key in space},
+                "fixed": sorted(fixed),
+            }
+            study = self._study(settings, folder)
             with atomic_write(folder / "multirun.yaml") as temporary:
                 OmegaConf.save(self.config, temporary)
             self._run(study, space, fixed, folder)
@@ -213,14 +206,11 @@ class OptunaSweeper(Sweeper):
         summary = job_summary(job)
         stage, _, name = self.metric.partition("/")
         value = summary.get(stage, {}).get(name)
+        state = TrialState.FAIL if value is None or math.isnan(value) else TrialState.COMPLETE
         if summary.get("pruned"):
-            study.tell(trial, state=TrialState.PRUNED)
-        elif value is None or math.isnan(value):
-            study.tell(trial, state=TrialState.FAIL)
-            return False
-        else:
-            study.tell(trial, value)
-        return True
+            state = TrialState.PRUNED
+        study.tell(trial, value if state == TrialState.COMPLETE else None, state)
+        return state != TrialState.FAIL
 
     def _study(self, settings: dict[str, Any], folder: Path) -> "Study":
         """Open the study, or create it if there is none.
@@ -288,11 +278,6 @@ def distribution(override: Override) -> "BaseDistribution":
     except (ValueError, IndexError) as error:
         text = override.input_line or override.get_key_element()
         raise UserError(f"{text}: not supported by Optuna: {first_line(error)}") from None
-
-
-def first_value(values: "BaseDistribution") -> Any:
-    """Return one value of a distribution."""
-    return values.choices[0] if hasattr(values, "choices") else values.low  # type: ignore[attr-defined]
 
 
 def _difference(then: dict[str, Any], now: dict[str, Any]) -> str:

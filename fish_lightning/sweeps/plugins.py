@@ -16,13 +16,10 @@ from fish_lightning.sweeps.optuna_sweeper import OptunaSweeper
 #: By the prefix of a plugin's class path: the module it requires, and the package and the extra that install it.
 _NEEDS = {
     OptunaSweeper.__module__: ("optuna", "optuna>=4,<6", "optuna"),
-    "hydra_plugins.hydra_joblib_launcher": ("hydra_plugins.hydra_joblib_launcher", "hydra-joblib-launcher", "joblib"),
-    "hydra_plugins.hydra_submitit_launcher": (
-        "hydra_plugins.hydra_submitit_launcher",
-        "hydra-submitit-launcher",
-        "submitit",
-    ),
-    "hydra_plugins.hydra_ray_launcher": ("hydra_plugins.hydra_ray_launcher", "hydra-ray-launcher", "ray"),
+    **{
+        (module := f"hydra_plugins.hydra_{name}_launcher"): (module, f"hydra-{name}-launcher", name)
+        for name in ("joblib", "submitit", "ray")
+    },
 }
 
 

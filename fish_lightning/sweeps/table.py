@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from fish_lightning.distributed.cluster import is_started_as_tasks
 from fish_lightning.errors import UserError, end_with
 from fish_lightning.files import atomic_write, csv_table, read_summary, shown
+from fish_lightning.names import aligned
+from fish_lightning.sweeps.study import minimized
 
 METRICS = ("val/accuracy", "val/loss", "val/macro_f1", "test/accuracy", "test/loss", "test/macro_f1")
 #: Settings that repeat a run: jobs that differ only in these have a mean and a standard deviation.
@@ -96,7 +98,7 @@ def sweep_rows(folder: Path, metric: str) -> list[Row]:
     for score in dict.fromkeys(name for scores in unknowns for name in scores):
         for row, scores in zip(rows, unknowns, strict=True):
             row |= {f"{figure}/{score}": scores.get(score, {}).get(figure) for figure in _UNKNOWN}
-    sign = 1 if metric.endswith("loss") else -1
+    sign = 1 if minimized(metric) else -1
 
     def rank(row: Row) -> tuple[bool, float, float, int, str]:
         value = float("nan") if row[metric] is None else float(row[metric])
@@ -140,25 +142,22 @@ def _repetitions(rows: list[Row]) -> list[tuple[tuple[str, ...], list[Row]]]:
     groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row["status"] == "done":
-            groups[tuple(word for word in row["overrides"] if not _repeats(word))].append(row)
-    repeated = {
-        rest: {tuple(_value(row, key) for key in _REPETITIONS) for row in group} for rest, group in groups.items()
-    }
+            groups[tuple(word for word in row["overrides"] if not _ours(word, _REPETITIONS))].append(row)
+    repeated = {rest: {tuple(map(_settings(row).get, _REPETITIONS)) for row in group} for rest, group in groups.items()}
     return [(rest, group) for rest, group in groups.items() if len(repeated[rest]) >= max(2, len(group))]
 
 
 def _are_folds(group: list[Row]) -> bool:
     """Return whether each job tested another fold."""
-    folds = [_value(row, "split.fold") for row in group]
+    folds = [_settings(row).get("split.fold") for row in group]
     tested = all(row["test_images"] is not None for row in group)
     return tested and None not in folds and len(set(folds)) == len(folds)
 
 
 def _label_suspects(folder: Path, rows: list[Row]) -> str | None:
     """Write the label suspects of the folds, of the best setting if there are several; return what to say of them."""
-    groups = [
-        group for _, group in _repetitions(rows) if _are_folds(group) and _value(group[0], "data.leave_out") is None
-    ]
+    repeated = [group for _, group in _repetitions(rows) if _are_folds(group)]
+    groups = [group for group in repeated if "data.leave_out" not in _settings(group[0])]
     if not groups:
         return None
     from fish_lightning.sweeps.label_suspects import write_label_suspects
@@ -177,31 +176,24 @@ def _unknown_columns(rows: list[Row], figures: Sequence[str] = _UNKNOWN) -> list
 def sweep_table(rows: list[Row], metric: str) -> str:
     """Return the rows as text; overrides that all jobs share are in the first line."""
     repeated = repetition_rows(rows)
-    common = [w for w in rows[0]["overrides"] if all(w in row["overrides"] for row in rows)]
-    if len(rows) == 1:
-        common = []
+    common = [w for w in rows[0]["overrides"] if len(rows) > 1 and all(w in row["overrides"] for row in rows)]
     unknown = _unknown_columns(rows, ("auroc",))
     titles = [name.replace("auroc/", "AUROC ") for name in unknown]
-    lines = [("job", "val accuracy", "test accuracy", "val loss", *titles, "overrides")]
+    lines: list[tuple[str, ...]] = [("job", "val accuracy", "test accuracy", "val loss", *titles, "overrides")]
     for row in [*rows, *repeated]:
         numbers = [_shown(row[name]) for name in ("val/accuracy", "test/accuracy", "val/loss", *unknown)]
         words = [_rounded(w) for w in row["overrides"] if w not in common and not _ours(w)]
         if row["status"] != "done":
             words.append(f" ({row['status']})")
         lines.append((row["job"], *numbers, " ".join(words)))
-    widths = [max(len(line[i]) for line in lines) for i in range(4 + len(unknown))]
-    table = [
-        "  ".join([*(cell.rjust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]).rstrip()
-        for line in lines
-    ]
     shared = [word for word in common if not _ours(word)]
     head = f"sweep, best {metric} first" + (f"; all with {' '.join(shared)}" if shared else "")
-    return head + "\n" + "\n".join(table)
+    return "\n".join([head, *aligned(lines, right=range(4 + len(unknown)))])
 
 
 def _differing(rows: list[Row]) -> dict[str, Sequence[str]]:
     """Return the settings that differ between jobs, each with its value in every job."""
-    settings = [dict(w.split("=", 1) for w in r["overrides"] if "=" in w and not _ours(w)) for r in rows]
+    settings = list(map(_settings, rows))
     keys = dict.fromkeys(key for given in settings for key in given)
     return {k: [g.get(k, "") for g in settings] for k in keys if len({g.get(k) for g in settings}) > 1}
 
@@ -229,17 +221,14 @@ def _rounded(word: str) -> str:
         return word
 
 
-def _repeats(word: str) -> bool:
-    return _ours(word) or word.partition("=")[0] in _REPETITIONS
+def _ours(word: str, others: Sequence[str] = ()) -> bool:
+    """Return whether the Optuna sweeper adds this override to each trial, or it sets one of ``others``."""
+    return word == "ckpt=auto" or word.partition("=")[0] in ("callbacks.pruning.trial", *others)
 
 
-def _ours(word: str) -> bool:
-    """Return whether the Optuna sweeper adds this override to each trial."""
-    return word == "ckpt=auto" or word.startswith("callbacks.pruning.trial=")
-
-
-def _value(row: Row, key: str) -> str | None:
-    return next((w.partition("=")[2] for w in row["overrides"] if w.partition("=")[0] == key), None)
+def _settings(row: Row) -> dict[str, str]:
+    """Return the overrides of a job by key, without those that the Optuna sweeper adds."""
+    return dict(word.split("=", 1) for word in row["overrides"] if "=" in word and not _ours(word))
 
 
 def _shown(value: float | None) -> str:
