@@ -32,11 +32,7 @@ def compare(cfg: DictConfig) -> float:
     return float(result["difference"])
 
 
-@entry_point("compare")
-def main(cfg: DictConfig) -> float:
-    """Command-line entry point."""
-    return compare(cfg)
-
+main = entry_point("compare")(compare)
 
 if __name__ == "__main__":
     main()

@@ -62,11 +62,7 @@ def ensemble(cfg: DictConfig) -> float | None:
     return float(summary[subset]["accuracy"]) if subset else None
 
 
-@entry_point("ensemble")
-def main(cfg: DictConfig) -> float | None:
-    """Command-line entry point."""
-    return ensemble(cfg)
-
+main = entry_point("ensemble")(ensemble)
 
 if __name__ == "__main__":
     main()

@@ -65,7 +65,8 @@ def shown_without_traceback(task: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(task)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            _forget_error()
+            if in_multirun():
+                _error_file().unlink(missing_ok=True)  # of an earlier attempt at this job
             try:
                 return task(*args, **kwargs)
             except BaseException:
@@ -168,11 +169,16 @@ def full_disk(error: BaseException | None) -> OSError | None:
     return None
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
 def _user_error(raised: BaseException) -> UserError | None:
     """Return a description of ``raised``, or None: Hydra wraps what a target raises when it is instantiated."""
-    chain: list[BaseException] = []
-    while (error := chain[-1].__cause__ if chain else raised) is not None:
-        chain.append(error)
+    chain = list(_causes(raised))
     if known := next((error for error in chain if isinstance(error, UserError)), None):
         return known
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -205,9 +211,7 @@ def _of_target(error: BaseException) -> UserError | None:
     None for another error, and for a target of ours, whose failure is a bug.
     """
     failed = compat.failed_target(error)
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    *_, cause = _causes(error)
     ours = failed is not None and failed.was_called and failed.target.startswith("fish_lightning.")
     if failed is None or ours or isinstance(cause, OSError):
         return None
@@ -226,12 +230,6 @@ def _error_file() -> Path:
     from hydra.core.hydra_config import HydraConfig
 
     return Path(HydraConfig.get().runtime.output_dir, "error.txt")
-
-
-def _forget_error() -> None:
-    """Remove the ``error.txt`` of an earlier attempt at this job."""
-    if in_multirun():
-        _error_file().unlink(missing_ok=True)
 
 
 def _processes() -> int:

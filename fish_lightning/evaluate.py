@@ -92,11 +92,7 @@ def evaluate(cfg: DictConfig) -> float:
     return float(summary[cfg.subset]["accuracy"])
 
 
-@entry_point("evaluate")
-def main(cfg: DictConfig) -> float:
-    """Command-line entry point."""
-    return evaluate(cfg)
-
+main = entry_point("evaluate")(evaluate)
 
 if __name__ == "__main__":
     main()

@@ -48,11 +48,7 @@ def export(cfg: DictConfig) -> None:
         raise UserError(parity_error(built.parity, file))
 
 
-@entry_point("export")
-def main(cfg: DictConfig) -> None:
-    """Command-line entry point."""
-    export(cfg)
-
+main = entry_point("export")(export)
 
 if __name__ == "__main__":
     main()

@@ -173,8 +173,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     file = folder / "summary.json"
     try:
-        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return dict(summary)
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     except OSError:
         return {}
     except (ValueError, TypeError) as error:

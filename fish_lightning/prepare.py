@@ -68,11 +68,7 @@ def prepare(cfg: DictConfig) -> None:
         raise UserError(f"training would fail: {', '.join(stops)}\ndetails in the report: {shown(report)}")
 
 
-@entry_point("prepare")
-def main(cfg: DictConfig) -> None:
-    """Command-line entry point."""
-    prepare(cfg)
-
+main = entry_point("prepare")(prepare)
 
 if __name__ == "__main__":
     main()

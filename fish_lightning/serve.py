@@ -35,11 +35,7 @@ def serve(cfg: DictConfig) -> None:
         run_server(server_of(app, cfg.serve.timeout), socket)
 
 
-@entry_point("serve", as_ckpt)
-def main(cfg: DictConfig) -> None:
-    """Command-line entry point."""
-    serve(cfg)
-
+main = entry_point("serve", as_ckpt)(serve)
 
 if __name__ == "__main__":
     main()

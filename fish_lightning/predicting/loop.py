@@ -85,13 +85,7 @@ class PartWriter(Callback):
         take_signals(self._note)
 
     def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Add the rows of a batch, all of one part.
 
@@ -185,15 +179,7 @@ class ImagesBar(TQDMProgressBar):
     def on_predict_batch_start(self, *_: Any) -> None:
         """Leave the bar as it is: Lightning would count batches."""
 
-    def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
         """Add the images of a batch."""
         bar: Any = self.predict_progress_bar
         bar.update(len(outputs[0]))
