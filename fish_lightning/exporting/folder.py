@@ -14,7 +14,7 @@ from fish_lightning import __version__
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.evaluation.stored_calibration import write_calibration
 from fish_lightning.exporting.graph import OPSET, describe_unknown_score
-from fish_lightning.exporting.model_card import model_card, weights_origin
+from fish_lightning.exporting.model_card import model_card, rendered, weights_origin
 from fish_lightning.files import atomic_write, sha256_of, write_json, write_text
 from fish_lightning.models.checkpoint import checkpoint_file, weights_digest
 from fish_lightning.models.exported import (
@@ -33,8 +33,6 @@ from fish_lightning.models.trained import TrainedModel
 PARITY_FILE, CARD_FILE = "parity.json", "model_card.md"
 #: Packages whose versions are recorded.
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "albumentations", "opencv-python-headless")
-#: Images of equal size that Triton gathers into one batch.
-MAX_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -134,46 +132,10 @@ def write_export(folder: Path, export: Export) -> None:
     model = model_file(folder, content["name"])
     with atomic_write(model) as temporary:
         temporary.write_bytes(export.graph)
-    write_text(model.parents[1] / "config.pbtxt", _triton_config(content))
+    write_text(model.parents[1] / "config.pbtxt", rendered("config.pbtxt.j2", content=content))
     export.catalog.write_csv(folder / SPLIT_FILE)
     if export.calibration:
         write_calibration(folder, export.calibration)
     write_json(folder / PARITY_FILE, export.parity)
     write_text(folder / CARD_FILE, model_card(content, export.parity, export.summary, export.catalog))
     write_json(folder / MODEL_FILE, content)
-
-
-def _triton_config(content: Mapping[str, Any]) -> str:
-    """Return ``config.pbtxt``, by which Triton and KServe serve the ONNX file.
-
-    Height and width of the input are open; Triton's dynamic batcher joins requests of equal size. An output of one
-    number an image is declared with one dimension that is dropped, since Triton has no outputs without dimensions.
-
-    Args:
-        content: of ``model.json``.
-    """
-    classes = len(content["classes"])
-    outputs = "".join(
-        f"""
-  {{
-    name: "{name}"
-    data_type: TYPE_FP32
-    dims: [ {length} ]{" reshape: { shape: [ ] }" if name == UNKNOWN_SCORE else ""}
-  }},"""
-        for name, length in ((PROBABILITIES, classes), (LOGITS, classes), (FEATURES, -1), (UNKNOWN_SCORE, 1))
-    )
-    return f"""name: "{content["name"]}"
-backend: "onnxruntime"
-max_batch_size: {MAX_BATCH}
-input [
-  {{
-    name: "{IMAGES}"
-    data_type: TYPE_UINT8
-    dims: [ -1, -1, 3 ]
-  }}
-]
-output [{outputs.rstrip(",")}
-]
-dynamic_batching {{ }}
-version_policy: {{ latest: {{ num_versions: 1 }} }}
-"""
