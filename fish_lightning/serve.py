@@ -21,7 +21,7 @@ def serve(cfg: DictConfig) -> None:
     """
     try:
         from fish_lightning.serving.address import listener, require_token, run_server, server_of, url
-        from fish_lightning.serving.build import app_of
+        from fish_lightning.serving.app import app_of
     except ModuleNotFoundError as error:
         raise UserError(
             f"serving a model requires the package {error.name}\n"

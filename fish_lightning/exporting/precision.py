@@ -5,7 +5,7 @@ The tools of ONNX Runtime change the network that they are given, and so are giv
 
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -53,13 +53,11 @@ def eight_bits(network: ModelProto, batches: Iterable[npt.NDArray[np.uint8]]) ->
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class CalibrationBatches(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self, images: Iterator[npt.NDArray[np.uint8]]) -> None:
-            self.images = images
+    inputs = ({PIXELS: batch} for batch in batches)
 
+    class CalibrationBatches(CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.images, None)
-            return None if batch is None else {PIXELS: batch}
+            return next(inputs, None)
 
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantized = Path(folder, "prepared.onnx"), Path(folder, "quantized.onnx")
@@ -68,7 +66,7 @@ def eight_bits(network: ModelProto, batches: Iterable[npt.NDArray[np.uint8]]) ->
         quantize_static(
             str(prepared),
             str(quantized),
-            CalibrationBatches(iter(batches)),
+            CalibrationBatches(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=True,

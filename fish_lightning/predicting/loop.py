@@ -103,7 +103,8 @@ class PartWriter(Callback):
             self._show(trainer, rows)
         if self._received is not None:
             self._write()
-            self._stop(trainer, self._received)
+            end_other_rank(trainer, self._received)
+            raise Stopped(f"stopped by {signal.Signals(self._received).name}\n{self._advice()}", self._received)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Keep the rows of the unfinished part, if they can be written."""
@@ -152,10 +153,6 @@ class PartWriter(Callback):
             raise Stopped(f"stopped by {signal.Signals(number).name} immediately\n{self._advice()}", number)
         self._received = number
         print("\nstopping after this batch is written (press Ctrl-C again to stop immediately)", flush=True)
-
-    def _stop(self, trainer: L.Trainer, number: int) -> None:
-        end_other_rank(trainer, number)
-        raise Stopped(f"stopped by {signal.Signals(number).name}\n{self._advice()}", number)
 
     def _advice(self) -> str:
         return f"the rows so far are in {self.parts.folder}; resume:  {self.resume}"

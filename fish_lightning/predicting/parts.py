@@ -142,7 +142,7 @@ class Parts:
         try:
             yield
         except (ValueError, KeyError, TypeError, csv.Error) as error:  # pyarrow's are ValueErrors
-            file = self.folder.shown(self.name(part))
+            file = self.folder.below(self.name(part))
             raise UserError(f"{file} is corrupt ({first_line(error)})\nremove it, and resume") from None
 
 
@@ -222,8 +222,7 @@ def _manifest(folder: Folder) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        file = folder.shown(MANIFEST)
-        raise UserError(f"{file} is corrupt ({first_line(error)})\nremove {folder}") from None
+        raise UserError(f"{folder.below(MANIFEST)} is corrupt ({first_line(error)})\nremove {folder}") from None
 
 
 def _write_manifest(folder: Folder, manifest: Mapping[str, Any]) -> None:

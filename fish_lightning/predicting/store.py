@@ -34,12 +34,8 @@ class LocalFolder:
         return shown(self.path)
 
     def below(self, name: str) -> "LocalFolder":
-        """Return a folder in this one."""
+        """Return a folder, or a file as it is printed, in this one."""
         return LocalFolder(self.path / name)
-
-    def shown(self, name: str) -> str:
-        """Return the path of a file, as printed."""
-        return shown(self.path / name)
 
     def names(self) -> set[str]:
         """Return the names of the files."""
@@ -90,12 +86,8 @@ class RemoteFolder:
         return printable(self.url)
 
     def below(self, name: str) -> "RemoteFolder":
-        """Return a folder in this one."""
+        """Return a folder, or a file as it is printed, in this one."""
         return RemoteFolder(f"{self.url}/{name}")
-
-    def shown(self, name: str) -> str:
-        """Return the URL of a file, as printed."""
-        return printable(f"{self.url}/{name}")
 
     def names(self) -> set[str]:
         """Return the names of the files.
@@ -153,8 +145,8 @@ class RemoteFolder:
         except (UserError, *expected):  # a UserError: a signal
             raise
         except Exception as error:
-            where = self.shown(name) if name else str(self)
-            raise UserError(f"output: {where} cannot be {done} ({type(error).__name__}: {one_line(error)})") from None
+            why = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(f"output: {self.below(name)} cannot be {done} ({why})") from None
 
 
 Folder = LocalFolder | RemoteFolder

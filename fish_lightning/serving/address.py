@@ -4,8 +4,6 @@ import errno
 import ipaddress
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
@@ -35,28 +33,22 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-@contextmanager
-def listener(host: str, port: int) -> Iterator[socket.socket]:
-    """Yield a socket that listens, so that a port that is taken is known before the model is loaded.
+def listener(host: str, port: int) -> socket.socket:
+    """Return a socket that listens, so that a port that is taken is known before the model is loaded.
 
     Raises:
         UserError: the address is taken, not this machine's, or not allowed.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listening = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except OSError as error:
-        raise UserError(_why_not(host, port, error)) from None
-    with listening:
-        yield listening
-
-
-def _why_not(host: str, port: int, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port={port}: already in use; choose another, or port=0 for any free one"
-    if error.errno == errno.EACCES:
-        return f"port={port}: permission denied; choose one above 1023"
-    return f"host={host}: cannot listen on it ({error.strerror or error})"
+        why = {
+            errno.EADDRINUSE: f"port={port}: already in use; choose another, or port=0 for any free one",
+            errno.EACCES: f"port={port}: permission denied; choose one above 1023",
+        }
+        other = f"host={host}: cannot listen on it ({error.strerror or error})"
+        raise UserError(why.get(error.errno or 0, other)) from None
 
 
 def url(listening: socket.socket) -> str:
@@ -73,7 +65,7 @@ def server_of(app: FastAPI, timeout: float) -> uvicorn.Server:
         timeout: seconds that a request may take, and that shutdown waits for requests in flight.
     """
     config = uvicorn.Config(
-        *(app,),
+        app,
         log_config=None,  # what it has to say goes where everything does, and that is our own bugs:
         log_level="warning",
         access_log=False,  # nothing of a request is logged; /metrics counts them

@@ -8,6 +8,8 @@ and replaces attributes of Starlette for the whole process. ``scripts/benchmark_
 
 import asyncio
 import hmac
+import json
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -20,39 +22,68 @@ from fastapi.responses import FileResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
+from omegaconf import DictConfig
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from fish_lightning import __version__
-from fish_lightning.serving.inference_protocol import PREFIX, protocol_routes
+from fish_lightning.files import run_of
+from fish_lightning.models.exported import MODEL_FILE, is_export
+from fish_lightning.models.trained import open_model
+from fish_lightning.report.predictions import missing_thresholds
+from fish_lightning.run_log import say
+from fish_lightning.serving.inference_protocol import PREFIX, AsciiJSON, protocol_routes
 from fish_lightning.serving.limits import Limits, Refusal
 from fish_lightning.serving.metrics import Metrics
 from fish_lightning.serving.predictor import Predictor
-from fish_lightning.serving.responses import AsciiJSON
-from fish_lightning.serving.uploads import declared_size, read_uploads
+from fish_lightning.serving.uploads import read_uploads
+from fish_lightning.training.trainer import build_trainer
 
 PAGE = Path(__file__).parent / "page"
 #: The page loads nothing from elsewhere; pictures are those that the user chose (blob:) and heat maps (data:).
 POLICY = "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-_FILE = {"type": "string", "format": "binary"}
-_ENCODED = {"type": "object", "properties": {"name": {"type": "string"}, "data": {"type": "string"}}}
+_NAMED = {"name": {"type": "string"}, "data": {"type": "string", "description": "base64"}}
+_FILES = {
+    "multipart/form-data": {"type": "string", "format": "binary"},
+    "application/json": {"type": "object", "properties": _NAMED},
+}
 _BODY = {
-    "multipart/form-data": {
-        "schema": {"type": "object", "properties": {"files": {"type": "array", "items": _FILE}}, "required": ["files"]}
-    },
-    "application/json": {
-        "schema": {
-            "type": "object",
-            "properties": {"files": {"type": "array", "items": _ENCODED, "description": "data: base64"}},
-            "required": ["files"],
-        }
-    },
+    media_type: {
+        "schema": {"type": "object", "properties": {"files": {"type": "array", "items": file}}, "required": ["files"]}
+    }
+    for media_type, file in _FILES.items()
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": '{"error": {"code", "message"}}: what is wrong with the request'},
     "503": {"description": '{"error": {"code", "message"}}: overloaded; Retry-After says when to try again'},
 }
+
+
+def app_of(cfg: DictConfig) -> FastAPI:
+    """Return the app of a config, and say what is not calibrated. Both ``serve`` and Ray Serve begin here.
+
+    Args:
+        cfg: the composed ``conf/serve.yaml``.
+
+    Raises:
+        UserError: there is no such model, or it is corrupt, or this machine does not have its device.
+    """
+    trained = open_model(cfg.ckpt)
+    for line in [trained.note] if trained.note else missing_thresholds(trained.calibration):
+        say(line)
+    limits, metrics = Limits(**cfg.serve), Metrics()
+    predictor = Predictor(
+        trained, build_trainer(cfg.trainer, precision=trained.precision), limits, metrics.batch.observe
+    )
+    return build_app(_name_of(Path(cfg.ckpt).expanduser()), predictor, limits, metrics)
+
+
+def _name_of(model: Path) -> str:
+    """Return a name for the model, fit for a URL: an export's own, as Triton has it, or that of the run's folder."""
+    if is_export(model):
+        return str(json.loads((model / MODEL_FILE).read_text(encoding="utf-8"))["name"])
+    return re.sub(r"[^\w.-]+", "_", run_of(model.absolute()).name, flags=re.ASCII)
 
 
 def build_app(name: str, predictor: Predictor, limits: Limits, metrics: Metrics) -> FastAPI:
@@ -71,7 +102,8 @@ def build_app(name: str, predictor: Predictor, limits: Limits, metrics: Metrics)
         await asyncio.to_thread(predictor.close)
 
     app = FastAPIOffline(
-        *("/docs", None),  # documentation that loads nothing from elsewhere; no second one
+        docs_url="/docs",  # documentation that loads nothing from elsewhere; no second one
+        redoc_url=None,
         title=f"fish_lightning: {name}",
         version=__version__,
         default_response_class=AsciiJSON,
@@ -147,8 +179,8 @@ class _Work:
             Refusal: of ``handle``; or there is too much work, or the time is over.
         """
         start, code = time.perf_counter(), "internal_error"
-        size = declared_size(request.scope["headers"])
-        size = min(size, self._limits.max_request_bytes) if size >= 0 else self._limits.max_request_bytes
+        most = self._limits.max_request_bytes
+        size = min(int(request.headers.get("content-length", most)), most)
         try:
             if self._requests >= self._limits.queue or self._bytes + size > self._limits.queue_bytes:
                 raise Refusal(503, "busy", "too many requests in flight: try again")

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 
 from fish_lightning.serving.limits import Limits, Refusal
 from fish_lightning.serving.predictor import Answer, Predictor
-from fish_lightning.serving.responses import AsciiJSON
 from fish_lightning.serving.uploads import parse_json, read_body
 
 PREFIX = "/v2"
@@ -30,6 +30,15 @@ _TYPES: dict[str, tuple[str, type[np.generic]]] = {
     "uncertain": ("BOOL", np.bool_),
     "unknown": ("BOOL", np.bool_),
 }
+
+
+class AsciiJSON(JSONResponse):
+    """Escapes what is not ASCII: a class or a file whose name is not UTF-8 has characters that UTF-8 cannot encode."""
+
+    def render(self, content: Any) -> bytes:
+        """Return the body."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
 
 Work = Callable[[Request, Callable[[], Awaitable[Response]]], Awaitable[Response]]
 

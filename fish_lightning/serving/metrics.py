@@ -16,18 +16,11 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        self.requests = Counter(
-            "fish_lightning_requests", "Requests for predictions", ("path", "code"), registry=self.registry
-        )
-        self.seconds = Histogram(
-            "fish_lightning_request_seconds", "Seconds from request to answer", registry=self.registry
-        )
-        self.in_flight = Gauge("fish_lightning_requests_in_flight", "Requests in flight", registry=self.registry)
-        self.images = Counter("fish_lightning_images", "Images answered", registry=self.registry)
-        self.batch = Histogram(
-            *("fish_lightning_batch_images", "Images that the model computed together"),
-            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
-            registry=self.registry,
-        )
+        self.registry = of = CollectorRegistry()
+        ProcessCollector(registry=of)
+        self.requests = Counter("fish_lightning_requests", "Requests for predictions", ("path", "code"), registry=of)
+        self.seconds = Histogram("fish_lightning_request_seconds", "Seconds from request to answer", registry=of)
+        self.in_flight = Gauge("fish_lightning_requests_in_flight", "Requests in flight", registry=of)
+        self.images = Counter("fish_lightning_images", "Images answered", registry=of)
+        words, sizes = "Images that the model computed together", (1, 2, 4, 8, 16, 32, 64, 128)
+        self.batch = Histogram("fish_lightning_batch_images", words, buckets=sizes, registry=of)

@@ -133,18 +133,18 @@ class Predictor:
             Refusal: one has too many pixels.
         """
         self._require_few_pixels("images", *images.shape[1:3])
-        return await _all(self._of_pixels(image) for image in images)
+        size = images.shape[1] * images.shape[2]
+        return await _all(self._of_pixels(size, False, self._transformed, image) for image in images)
 
     async def _of_file(self, upload: Upload, name: str, heat: bool) -> Answer:
         pixels = await self._in_thread(self._pixels, upload.content, name)
-        async with self._memory.of(pixels):
-            image = await self._in_thread(self._decode, upload.content, name)
-            return await asyncio.wrap_future(self._batcher.submit(image, heat))
+        return await self._of_pixels(pixels, heat, self._decode, upload.content, name)
 
-    async def _of_pixels(self, image: npt.NDArray[np.uint8]) -> Answer:
-        async with self._memory.of(image.shape[0] * image.shape[1]):
-            transformed = await self._in_thread(self._transformed, image)
-            return await asyncio.wrap_future(self._batcher.submit(transformed, False))
+    async def _of_pixels(self, pixels: int, heat: bool, function: Callable[..., Tensor], *arguments: Any) -> Answer:
+        """Return the answer for what a function returns that needs the memory of so many pixels."""
+        async with self._memory.of(pixels):
+            image = await self._in_thread(function, *arguments)
+            return await asyncio.wrap_future(self._batcher.submit(image, heat))
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

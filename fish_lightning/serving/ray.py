@@ -39,7 +39,7 @@ def app(args: dict[str, str]) -> serve.Application:
     resolved = OmegaConf.to_container(cfg, resolve=True)  # and their processes have not registered our resolvers
 
     def replica() -> FastAPI:
-        from fish_lightning.serving.build import app_of
+        from fish_lightning.serving.app import app_of
 
         return app_of(DictConfig(resolved))
 

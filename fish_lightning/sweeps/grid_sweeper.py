@@ -46,7 +46,6 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run all jobs, with the folder locked: two sweeps in it would overwrite each other's runs."""
         folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
         try:
             with sweep_lock(folder):
                 _require_same_sweep(folder, self.config)

@@ -120,7 +120,6 @@ class OptunaSweeper(Sweeper):
         self.validate_batch_is_legal([[*fixed, *(f"{key}={v}" for key, v in trial.items())] for trial in trials])
 
         folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
         with sweep_lock(folder):
             settings = {
                 "metric": self.metric,

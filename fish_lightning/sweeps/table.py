@@ -101,11 +101,10 @@ def sweep_rows(folder: Path, metric: str) -> list[Row]:
     sign = 1 if minimized(metric) else -1
 
     def rank(row: Row) -> tuple[bool, float, float, int, str]:
-        value = float("nan") if row[metric] is None else float(row[metric])
-        loss = math.inf if row["val/loss"] is None or math.isnan(row["val/loss"]) else float(row["val/loss"])
+        value, loss = (math.nan if row[name] is None else float(row[name]) for name in (metric, "val/loss"))
+        first, second = (math.inf if math.isnan(x) else x for x in (sign * value, loss))
         job = row["job"]
-        first = 0.0 if math.isnan(value) else sign * value
-        return math.isnan(value), first, loss, int(job) if job.isdigit() else 0, job
+        return math.isnan(value), first, second, int(job) if job.isdigit() else 0, job
 
     return sorted(rows, key=rank)
 

@@ -147,7 +147,7 @@ def test_both_folders_agree(tmp_path, bucket):
         assert (inner.names(), inner.read("a")) == ({"a"}, b"1")
         with pytest.raises(FileNotFoundError):
             inner.read("b")
-    assert inner.shown("a") == f"{URL}/x/a"
+    assert str(inner.below("a")) == f"{URL}/x/a"
 
 
 @pytest.mark.parametrize("shard", [None, "1/3"])

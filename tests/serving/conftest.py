@@ -49,7 +49,7 @@ def serve(trained):
     """``serve("serve.queue=1", …)``: a client of a server of the trained run, which ends with the module."""
     pytest.importorskip("fastapi", reason="the extra serve is not installed")
     from fish_lightning.serving.address import listener, server_of
-    from fish_lightning.serving.build import app_of
+    from fish_lightning.serving.app import app_of
 
     started = []
 
