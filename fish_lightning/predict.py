@@ -48,7 +48,7 @@ def predict(cfg: DictConfig) -> None:
         begin = folder / "predictions" / ".begin.lock"
         parts = open_parts(where.below("predictions"), begin, files, cfg, trained, command)
         resume = resume_command(sys.argv[1:], None if cfg.output else folder)
-        writer = PartWriter(parts, trained.module.class_names, trained.calibration, resume, prediction_table)
+        writer = PartWriter(parts, trained, resume, prediction_table)
         bars = [ImagesBar()] if cfg.trainer.enable_progress_bar else []
         trainer = build_trainer(cfg.trainer, [writer, *bars], precision=trained.precision)
         if trainer.world_size == 1 and cfg.shard is None:  # no other process writes here

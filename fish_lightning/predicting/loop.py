@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from types import FrameType
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from fish_lightning.errors import UserError
+from fish_lightning.models.trained import TrainedModel
 from fish_lightning.predicting.parts import Parts
 from fish_lightning.predicting.rows import ROWS, PredictionRow, prediction_rows
 from fish_lightning.resume.signals import Stopped, end_other_rank, take_signals
@@ -52,8 +53,7 @@ class PartWriter(Callback):
 
     Args:
         parts: of the run.
-        class_names: in label order.
-        calibration: content of the run's ``calibration.json``; empty: nothing is calibrated.
+        trained: the model.
         resume: the command that resumes the run.
         table: returns the first rows as a table for the terminal.
 
@@ -62,15 +62,9 @@ class PartWriter(Callback):
     """
 
     def __init__(
-        self,
-        parts: Parts,
-        class_names: Sequence[str],
-        calibration: Mapping[str, Any],
-        resume: str,
-        table: Callable[[Sequence[PredictionRow]], str],
+        self, parts: Parts, trained: TrainedModel, resume: str, table: Callable[[Sequence[PredictionRow]], str]
     ) -> None:
-        self.parts, self.class_names, self.calibration = parts, class_names, calibration
-        self.resume, self.table = resume, table
+        self.parts, self.trained, self.resume, self.table = parts, trained, resume, table
         self.shown = False
         self._first: list[PredictionRow] = []
         self._part: int | None = None  # the unfinished one
@@ -95,7 +89,7 @@ class PartWriter(Callback):
         indices, _, logits, features = outputs
         errors = {i: said for group in batch for i, said in zip(group["index"].tolist(), group["error"], strict=True)}
         paths, said = [self.parts.files[i] for i in indices.tolist()], [errors[i] for i in indices.tolist()]
-        rows = prediction_rows(paths, said, logits, features, self.class_names, self.calibration)
+        rows = prediction_rows(paths, said, logits, features, self.trained.module.class_names, self.trained.calibration)
         self._add(int(indices[0]), rows)
         self._done += len(rows)
         self._latest = time.monotonic()

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from fish_lightning.data.decoding import InMemory, TooManyPixels, UnreadableImage, decode, opened
 from fish_lightning.errors import UserError
@@ -97,10 +97,8 @@ class Predictor:
         self.marks = [
             mark for mark, key in thresholds.items() if (self._stored.get(key) or {}).get("threshold") is not None
         ]
-        self._device, self._precision = torch.device("cpu"), trainer.precision_plugin
-        if isinstance(self._module, nn.Module):  # not an export, which has its own device
-            self._device = trainer.strategy.root_device
-            self._precision.convert_module(self._module.to(self._device))
+        self._device, self._precision = trainer.strategy.root_device, trainer.precision_plugin
+        self._precision.convert_module(self._module.to(self._device))
         self._transforms, self._transform = threading.local(), trained.transform
         self.explains = self._finds_feature_maps()
         self._limits = limits

@@ -76,7 +76,7 @@ def problems(cfg: DictConfig, program: str) -> list[str]:
         program: a key of ``SCHEMAS``.
     """
     check = Check(cfg, program)
-    return check.unknown() + list(check.wrong.values())
+    return check.unknown + list(check.wrong.values())
 
 
 def require_valid(cfg: DictConfig, program: str) -> None:
@@ -108,13 +108,14 @@ class Check:
     """The check of one config.
 
     Attributes:
+        unknown: messages for settings that nothing reads.
         wrong: messages for settings that are missing or do not follow their rule, by key.
     """
 
     def __init__(self, cfg: DictConfig, program: str) -> None:
         self.wrong: dict[str, str] = {}
         self._cfg, self._program = cfg, program
-        self._unread: dict[str, str | None] = {}  # settings that nothing reads, and the target that they stand beside
+        self._unread: dict[str, str] = {}  # settings that nothing reads, and the target that they stand beside
         self._read: list[str] = []
         self._values: dict[str, Any] = {}
         self._references: dict[str, list[str]] = {}
@@ -128,10 +129,7 @@ class Check:
         for key, origins in self._references.items():  # reported where the value comes from
             if any(f"{origin}.".startswith(f"{other}.") for origin in origins for other in {*self.wrong} - {key}):
                 self.wrong.pop(key, None)
-
-    def unknown(self) -> list[str]:
-        """Return messages for settings that nothing reads."""
-        return [_no_such(key, self._program, target, self._read) for key, target in self._unread.items()]
+        self.unknown = [_no_such(key, program, target, self._read) for key, target in self._unread.items()]
 
     def _absent(self, key: str, schema: Schema) -> str:
         """Message for a setting that is missing, or a mapping that makes nothing."""
@@ -146,19 +144,14 @@ class Check:
         return f"{key}: expected {schema}"
 
     def _mapping(
-        self,
-        keys: Mapping[str, Schema],
-        prefix: str,
-        node: Mapping[str, Any],
-        required: Collection[str],
-        target: str | None = None,
+        self, keys: Mapping[str, Schema], prefix: str, node: dict[Any, Any], required: Collection[str], target: str = ""
     ) -> None:
-        """Check a mapping of known keys; ``target`` is what it makes."""
+        """Check a mapping of known keys; ``target`` is what it makes, ``""`` if nothing."""
         self._read += [prefix + name for name, schema in keys.items() if isinstance(schema, Rule) and name[0] != "_"]
         for name, raw in node.items():
             if name in keys:
                 self._setting(keys[name], f"{prefix}{name}", raw)
-            elif target is None or target in TARGETS:
+            elif not target or target in TARGETS:
                 self._unread[f"{prefix}{name}"] = target
         for name in keys:
             if name in required and name not in node:
@@ -219,10 +212,10 @@ class Check:
         self.wrong[key] = f"{key}={as_typed(value)}: expected {expected}{hint}"
 
 
-def _no_such(key: str, program: str, target: Any, read: Sequence[str]) -> str:
+def _no_such(key: str, program: str, target: str, read: Sequence[str]) -> str:
     """Message for a setting that nothing reads: what does, or which is near."""
     name = key.rpartition(".")[2]
-    module, _, owner = str(target).rpartition(".")
+    module, _, owner = target.rpartition(".")
     others = [of.rpartition(".")[2] for of in TARGETS if name in TARGETS[of] and of.rpartition(".")[0] == module]
     if not others:
         owner, others = program, [other for other in SCHEMAS if _has(SCHEMAS[other], key.split("."))]

@@ -76,7 +76,7 @@ def require_valid_command(program: str, arguments: Sequence[str]) -> DictConfig 
         return None
     check = Check(cfg, program)
     swept = {override.key_or_group for override in overrides if override.is_sweep_override()}  # each job is checked
-    refuse(check.unknown() + [said for key, said in check.wrong.items() if not asks and key not in swept])
+    refuse(check.unknown + [said for key, said in check.wrong.items() if not asks and key not in swept])
     for word in words:
         if refused is not None and f"{word.partition('=')[0]}.".startswith(f"{refused}."):
             raise UserError(f"{refused}: not in this config; to add it: +{word}")
