@@ -26,7 +26,7 @@ def export(cfg: DictConfig) -> None:
     from fish_lightning.models.trained import open_model
 
     require_onnx()
-    from fish_lightning.exporting.build import build, judging_images
+    from fish_lightning.exporting.build import build
     from fish_lightning.exporting.folder import PARITY_FILE, write_export
     from fish_lightning.exporting.tables import export_table, parity_error
     from fish_lightning.files import write_json
@@ -34,8 +34,7 @@ def export(cfg: DictConfig) -> None:
     if is_export(cfg.ckpt):
         raise UserError(f"ckpt: {cfg.ckpt} is an export already: pass the checkpoint that it was made from")
     trained = open_model(cfg.ckpt, cfg.tta)
-    images = judging_images(trained, cfg.data.root, cfg.export.images, cfg.export.calibration_images)
-    built, folder = build(trained, images, cfg), Path(cfg.paths.output)
+    built, folder = build(trained, cfg), Path(cfg.paths.output)
     passed, file = built.parity["passed"], folder / PARITY_FILE
     if passed:
         write_export(folder, built)

@@ -88,17 +88,15 @@ def locked(file: Path, waiting: str | None = None, busy: UserError | None = None
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file, is_singleton=True)  # which a process can take again
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         if busy is not None:
             raise busy from None
         if waiting is not None:
             say(waiting)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def node_lock(folder: Path) -> Path:

@@ -3,6 +3,8 @@
 Settings are those of ``conf/serve.yaml``; what the server consists of is described in :mod:`fish_lightning.serving`.
 """
 
+import signal
+
 from omegaconf import DictConfig
 
 from fish_lightning.errors import UserError
@@ -20,7 +22,7 @@ def serve(cfg: DictConfig) -> None:
         UserError: the extra ``serve`` is not installed, there is no model, or the address is taken or has no token.
     """
     try:
-        from fish_lightning.serving.address import listener, require_token, run_server, server_of, url
+        from fish_lightning.serving.address import listener, require_token, server_of, url
         from fish_lightning.serving.app import app_of
     except ModuleNotFoundError as error:
         raise UserError(
@@ -32,7 +34,8 @@ def serve(cfg: DictConfig) -> None:
     with listener(cfg.host, cfg.port) as socket:
         app = app_of(cfg)
         print(f"serving {cfg.ckpt}\n\npage  {url(socket)}/\nAPI   {url(socket)}/docs", flush=True)
-        run_server(server_of(app, cfg.serve.timeout), socket)
+        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again when it is done
+        server_of(app, cfg.serve.timeout).run(sockets=[socket])
 
 
 main = entry_point("serve", as_ckpt)(serve)

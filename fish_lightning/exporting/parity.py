@@ -245,8 +245,7 @@ def compare_precisions(
     return {
         "n": len(at),
         "verdict": compared["verdict"],
-        "accuracy": {name: score["accuracy"] for name, score in scores.items()},
-        "accuracy_ci95": {name: score["accuracy_ci95"] for name, score in scores.items()},
+        **{key: {name: of[key] for name, of in scores.items()} for key in ("accuracy", "accuracy_ci95")},
         "accuracy_ci95_photographs": {
             name: None if photographs is None else list(photograph_interval(right, photographs))
             for name, right in correct.items()

@@ -98,7 +98,7 @@ class PartWriter(Callback):
         if self._received is not None:
             self._write()
             end_other_rank(trainer, self._received)
-            raise Stopped(f"stopped by {signal.Signals(self._received).name}\n{self._advice()}", self._received)
+            raise self._stopped(self._received)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Keep the rows of the unfinished part, if they can be written."""
@@ -144,12 +144,13 @@ class PartWriter(Callback):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:
-            raise Stopped(f"stopped by {signal.Signals(number).name} immediately\n{self._advice()}", number)
+            raise self._stopped(number, " immediately")
         self._received = number
         print("\nstopping after this batch is written (press Ctrl-C again to stop immediately)", flush=True)
 
-    def _advice(self) -> str:
-        return f"the rows so far are in {self.parts.folder}; resume:  {self.resume}"
+    def _stopped(self, number: int, how: str = "") -> Stopped:
+        advice = f"the rows so far are in {self.parts.folder}; resume:  {self.resume}"
+        return Stopped(f"stopped by {signal.Signals(number).name}{how}\n{advice}", number)
 
 
 def images_of(trainer: L.Trainer) -> int:

@@ -1,7 +1,7 @@
 """The prediction for one file, and its row in a table: what a part, ``predictions.csv`` and the terminal share."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,17 +122,13 @@ def row_of(cells: Mapping[str, Any], path: str) -> PredictionRow:
         KeyError: a column is missing.
         ValueError: a number is none.
     """
-    calibrated, uncertain, unknown, error = (
-        None if cells[name] in ("", None) else cells[name]
-        for name in ("calibrated_probability", "uncertain", "unknown", "error")
-    )
+
+    def known(column: str, convert: Callable[[Any], Any]) -> Any:
+        return None if cells[column] in ("", None) else convert(cells[column])
+
+    calibrated = known("calibrated_probability", float)
+    uncertain, unknown = (known(column, lambda mark: bool(int(mark))) for column in ("uncertain", "unknown"))
+    error = known("error", str)
     if error is not None and text_cell(path) != path:  # the error begins with the path
         error = error.removeprefix("'")
-    return PredictionRow(
-        path,
-        cells["probabilities"],
-        calibrated=None if calibrated is None else float(calibrated),
-        uncertain=None if uncertain is None else bool(int(uncertain)),
-        unknown=None if unknown is None else bool(int(unknown)),
-        error=error,
-    )
+    return PredictionRow(path, cells["probabilities"], calibrated, uncertain, unknown, error)

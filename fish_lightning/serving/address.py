@@ -2,7 +2,6 @@
 
 import errno
 import ipaddress
-import signal
 import socket
 
 import uvicorn
@@ -73,9 +72,3 @@ def server_of(app: FastAPI, timeout: float) -> uvicorn.Server:
         timeout_graceful_shutdown=int(timeout) + 1,
     )
     return uvicorn.Server(config)
-
-
-def run_server(server: uvicorn.Server, listening: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C, after which requests in flight are answered."""
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again when it is done
-    server.run(sockets=[listening])

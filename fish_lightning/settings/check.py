@@ -20,7 +20,7 @@ from fish_lightning.settings.tables import INSTANTIATED, LOGGED, SAMPLE_RECIPE, 
 SHOWN = 4  # problems of a command that are listed; the others are counted
 
 
-def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, str]]:
+def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, str]]:  # noqa: PLR0912 - one for each
     """Find settings that are allowed one by one, but not together.
 
     Args:
@@ -50,11 +50,6 @@ def conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, st
         yield "tune.lowest", f"expected less than tune.highest={values['tune.highest']}"
     if get("half") and get("int8"):
         yield "half", "expected false, since int8=true quantizes the float32 network"
-    yield from _data_conflicts(values, program)
-
-
-def _data_conflicts(values: Mapping[str, Any], program: str) -> Iterator[tuple[str, str]]:
-    get = values.get
     if get("data.resident") and get("data.cache") in ("off", False):
         yield "data.cache", "expected on or ram, since augment=gpu keeps decoded images"
     if get("data.cache") in ("on", True) and get("data.cache_dir", "") is None:

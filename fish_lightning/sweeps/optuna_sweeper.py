@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from fish_lightning import compat
 from fish_lightning.errors import UserError, end_with, first_line
 from fish_lightning.files import atomic_write, override, shown
+from fish_lightning.settings.rules import COUNT, NON_NEGATIVE
 from fish_lightning.sweeps.grid_sweeper import launch_all
 from fish_lightning.sweeps.study import minimized, open_storage, sweep_lock
 from fish_lightning.sweeps.table import METRICS, job_summary
@@ -91,18 +92,17 @@ class OptunaSweeper(Sweeper):
             sys.exit(130)
 
     def _sweep(self, arguments: list[str]) -> None:
-        for name, value, least in (("n_trials", self.n_trials, 1), ("n_jobs", self.n_jobs, 1), ("seed", self.seed, 0)):
-            if not isinstance(value, int) or value < least:
-                raise UserError(f"hydra.sweeper.{name}={value}: expected an integer of at least {least}")
+        for name, rule in (("n_trials", COUNT), ("n_jobs", COUNT), ("seed", NON_NEGATIVE)):
+            if not rule.accepts(value := getattr(self, name)):
+                raise UserError(f"hydra.sweeper.{name}={value}: expected {rule}")
         if not self.study_name:
             raise UserError("hydra.sweeper.study_name is empty: a study is resumed by its name")
         if self.metric not in METRICS:
             raise UserError(f"hydra.sweeper.metric={self.metric}: expected one of {', '.join(METRICS)}")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        given = parser.parse_overrides(
-            [*(f"{key!s}={value}" for key, value in (self.params or {}).items()), *arguments]
-        )
-        overrides = {override.get_key_element(): override for override in given}  # the command line comes last
+        params = [f"{key!s}={value}" for key, value in (self.params or {}).items()]
+        given = parser.parse_overrides([*params, *arguments])  # the command line comes last
+        overrides = {override.get_key_element(): override for override in given}
         space: dict[str, Any] = {key: distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
         fixed = [
             f"{key}={o.get_value_element_as_str()}"
@@ -133,9 +133,7 @@ class OptunaSweeper(Sweeper):
             self._run(study, space, fixed, folder)
 
     def _run(self, study: "Study", space: "dict[str, BaseDistribution]", fixed: list[str], folder: Path) -> None:
-        from optuna.trial import TrialState
-
-        interrupted = [t.number for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+        interrupted = [t.number for t in study.get_trials(deepcopy=False) if t.state.name == "RUNNING"]
         before = _finished(study)
         print(
             f"study    {self.n_trials} trials, {'minimizing' if minimized(self.metric) else 'maximizing'} {self.metric}"
@@ -153,32 +151,29 @@ class OptunaSweeper(Sweeper):
                 room, again, lost = 1, lost[:1], lost[1:]
             trials = [compat.running_trial(study, number) for number in again]
             trials += [study.ask() for _ in range(room - len(trials))]
-            drawn = [self._draw(trial, space) for trial in trials]
-            folders = [folder / str(trial.number) for trial in trials]
-            jobs = [self._job(*of, fixed) for of in zip(trials, drawn, strict=True)]
+            jobs = [self._job(trial, space, fixed) for trial in trials]
             launch_all(self.launcher.launch, folder, jobs, trials[0].number)
-            for trial, job in zip(trials, folders, strict=True):
+            for trial in trials:
+                job = folder / str(trial.number)
                 if self._is_lost(trial, job):
                     lost.append(trial.number)
                 else:
                     failures = 0 if self._tell(study, trial, job) else failures + 1
             if failures >= FAILURES:
                 raise UserError(
-                    f"the last {failures} trials have failed: see error.txt in {shown(folders[-1])} and others\n"
+                    f"the last {failures} trials have failed: see error.txt in {shown(job)} and others\n"
                     "correct their settings in a new sweep; or resume this study with the same command and:\n"
                     + override("hydra.sweep.dir", folder)
                 )
 
-    def _draw(self, trial: "Trial", space: "dict[str, BaseDistribution]") -> dict[str, str]:
+    def _job(self, trial: "Trial", space: "dict[str, BaseDistribution]", fixed: list[str]) -> list[str]:
+        """Draw the settings of a trial and return the overrides of its job."""
         try:
-            return {key: str(compat.suggest(trial, key, values)) for key, values in space.items()}
+            settings = [f"{key}={compat.suggest(trial, key, values)}" for key, values in space.items()]
         except (TypeError, ValueError) as error:
             raise UserError(f"hydra.sweeper.sampler cannot sample: {first_line(error)}") from None
-
-    def _job(self, trial: "Trial", drawn: dict[str, str], fixed: list[str]) -> list[str]:
         prunes = OmegaConf.select(self.config, "callbacks.pruning") is not None
         reports = [f"callbacks.pruning.trial={trial.number}"] if prunes else []
-        settings = [f"{key}={value}" for key, value in drawn.items()]
         # The folder is named after the trial, since the numbers of resumed trials have gaps.
         return [*fixed, *settings, *reports, "ckpt=auto", f"hydra.sweep.subdir={trial.number}"]
 

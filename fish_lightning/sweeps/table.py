@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fish_lightning.distributed.cluster import is_started_as_tasks
 from fish_lightning.errors import UserError, end_with
-from fish_lightning.files import atomic_write, csv_table, read_summary, shown
+from fish_lightning.files import csv_table, read_summary, shown
 from fish_lightning.names import aligned
 from fish_lightning.sweeps.study import minimized
 
@@ -130,9 +130,8 @@ def repetition_rows(rows: list[Row]) -> list[Row]:
                 row[name] = None if None in values else function(values)
             added.append(row)
         if _are_folds(group):
-            images = [row["test_images"] for row in group]
-            right = sum(row["test/accuracy"] * row["test_images"] for row in group)
-            added.append(same | {"job": "pooled", "test/accuracy": right / sum(images), "test_images": sum(images)})
+            images = sum(row["test_images"] for row in group)
+            added.append(same | {"job": "pooled", "test/accuracy": _right(group) / images, "test_images": images})
     return added
 
 
@@ -153,6 +152,11 @@ def _are_folds(group: list[Row]) -> bool:
     return tested and None not in folds and len(set(folds)) == len(folds)
 
 
+def _right(folds: list[Row]) -> float:
+    """Return the number of images that the jobs of all folds have classified correctly."""
+    return float(sum(row["test/accuracy"] * row["test_images"] for row in folds))
+
+
 def _label_suspects(folder: Path, rows: list[Row]) -> str | None:
     """Write the label suspects of the folds, of the best setting if there are several; return what to say of them."""
     repeated = [group for _, group in _repetitions(rows) if _are_folds(group)]
@@ -161,9 +165,8 @@ def _label_suspects(folder: Path, rows: list[Row]) -> str | None:
         return None
     from fish_lightning.sweeps.label_suspects import write_label_suspects
 
-    best = max(groups, key=lambda group: sum(row["test/accuracy"] * row["test_images"] for row in group))
     try:
-        return write_label_suspects(folder, [Path(row["folder"]) for row in best])
+        return write_label_suspects(folder, [Path(row["folder"]) for row in max(groups, key=_right)])
     except UserError as error:
         return f"label suspects  not computed: {error}"
 
@@ -203,11 +206,11 @@ def _draw(folder: Path, rows: list[Row], metric: str) -> bool:
     columns = _differing(done)
     if not columns:
         return False
+    from fish_lightning.plotting.figures import save
     from fish_lightning.plotting.parallel_coordinates import sweep_figure
 
-    with atomic_write(folder / "sweep.png") as temporary:
-        pruned = [row["status"] == "pruned" for row in done]
-        sweep_figure(columns, [float(row[metric]) for row in done], metric, pruned).savefig(temporary, dpi=110)
+    pruned = [row["status"] == "pruned" for row in done]
+    save(sweep_figure(columns, [float(row[metric]) for row in done], metric, pruned), folder / "sweep.png")
     return True
 
 
