@@ -13,9 +13,10 @@ from fish_lightning.exporting.folder import Export, description
 from fish_lightning.exporting.graph import assembled, network_graph
 from fish_lightning.exporting.parity import compare_precisions, decoded, measure_parity
 from fish_lightning.exporting.precision import eight_bits, half_precision
-from fish_lightning.exporting.preprocessing import output_size
+from fish_lightning.exporting.preprocessing import Nodes, add_preprocessing
 from fish_lightning.files import read_summary, run_of
 from fish_lightning.models.checkpoint import checkpoint_file
+from fish_lightning.models.exported import IMAGES, PIXELS
 from fish_lightning.models.trained import TrainedModel
 
 Indices = npt.NDArray[np.int64]
@@ -43,7 +44,7 @@ def build(trained: TrainedModel, cfg: DictConfig) -> Export:
     catalog = RecordedSource(cfg.data.root, state, held_out).read()
     compared, tested = (_spread(catalog.indices(split), cfg.export.images) for split in (held_out, "test"))
     pipeline = trained.module.hparams["eval_transform"]
-    height, width = output_size(pipeline)
+    height, width = add_preprocessing(Nodes(""), IMAGES, PIXELS, pipeline)  # of the images that the network sees
     summary = read_summary(run_of(checkpoint_file(cfg.ckpt)))
     content = description(trained, cfg, catalog, height, width, summary)
     metadata = {key: json.dumps(content[key]) for key in ("classes", "input", "outputs", "rules")}

@@ -110,15 +110,6 @@ def add_preprocessing(nodes: Nodes, images: str, pixels: str, transform: Mapping
     return height, width
 
 
-def output_size(transform: Mapping[str, Any]) -> tuple[int, int]:
-    """Return height and width that :func:`add_preprocessing` would return.
-
-    Raises:
-        UserError: as there.
-    """
-    return add_preprocessing(Nodes(""), "", "", transform)
-
-
 def _steps(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the transforms that become nodes, in order.
 

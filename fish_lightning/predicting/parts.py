@@ -114,14 +114,13 @@ class Parts:
         Raises:
             UserError: a file is corrupt.
         """
-        read = _read_parquet if self.format == "parquet" else _read_csv
         for part in parts:
             try:
                 content = self.folder.read(self.name(part))
             except FileNotFoundError:
                 continue
             with self._corrupt(part):
-                lines = list(read(content))
+                lines = _read_parquet(content) if self.format == "parquet" else _read_csv(content)
                 rows = [row_of(line, self.files[i]) for i, line in zip(self.indices(part), lines, strict=False)]
             yield from rows
 
@@ -252,9 +251,8 @@ def _csv(rows: Iterable[PredictionRow]) -> bytes:
     return stream.getvalue().encode(errors=ENCODE_ERRORS)
 
 
-def _read_csv(content: bytes) -> Iterator[dict[str, Any]]:
-    for line in csv.DictReader(_text(content)):
-        yield line | {"probabilities": json.loads(line["probabilities"])}
+def _read_csv(content: bytes) -> list[dict[str, Any]]:
+    return [line | {"probabilities": json.loads(line["probabilities"])} for line in csv.DictReader(_text(content))]
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -266,10 +264,9 @@ def _pyarrow() -> tuple[Any, Any]:
     return pa, pq
 
 
-def _read_parquet(content: bytes) -> Iterator[dict[str, Any]]:
-    _, pq = _pyarrow()
-    for line in pq.read_table(io.BytesIO(content), use_threads=False).to_pylist():
-        yield line | {"probabilities": dict(line["probabilities"])}
+def _read_parquet(content: bytes) -> list[dict[str, Any]]:
+    table = _pyarrow()[1].read_table(io.BytesIO(content), use_threads=False)
+    return [line | {"probabilities": dict(line["probabilities"])} for line in table.to_pylist()]
 
 
 def _parquet(rows: Sequence[PredictionRow]) -> bytes:

@@ -76,14 +76,11 @@ def app_of(cfg: DictConfig) -> FastAPI:
     predictor = Predictor(
         trained, build_trainer(cfg.trainer, precision=trained.precision), limits, metrics.batch.observe
     )
-    return build_app(_name_of(Path(cfg.ckpt).expanduser()), predictor, limits, metrics)
-
-
-def _name_of(model: Path) -> str:
-    """Return a name for the model, fit for a URL: an export's own, as Triton has it, or that of the run's folder."""
+    model = Path(cfg.ckpt).expanduser()
+    name = re.sub(r"[^\w.-]+", "_", run_of(model.absolute()).name, flags=re.ASCII)  # fit for a URL
     if is_export(model):
-        return str(json.loads((model / MODEL_FILE).read_text(encoding="utf-8"))["name"])
-    return re.sub(r"[^\w.-]+", "_", run_of(model.absolute()).name, flags=re.ASCII)
+        name = str(json.loads((model / MODEL_FILE).read_text(encoding="utf-8"))["name"])  # as Triton has it
+    return build_app(name, predictor, limits, metrics)
 
 
 def build_app(name: str, predictor: Predictor, limits: Limits, metrics: Metrics) -> FastAPI:

@@ -3,6 +3,7 @@
 Imported at every start: nothing heavier than Hydra belongs here.
 """
 
+from contextlib import suppress
 from importlib.util import find_spec
 
 from hydra.core.config_store import ConfigStore
@@ -48,7 +49,6 @@ def _is_allowed(target: str) -> bool:
 
 
 def _installed(module: str) -> bool:
-    try:
+    with suppress(ModuleNotFoundError):  # the namespace package is missing
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # the namespace package is missing
-        return False
+    return False

@@ -183,7 +183,8 @@ def sweep_table(rows: list[Row], metric: str) -> str:
     titles = [name.replace("auroc/", "AUROC ") for name in unknown]
     lines: list[tuple[str, ...]] = [("job", "val accuracy", "test accuracy", "val loss", *titles, "overrides")]
     for row in [*rows, *repeated]:
-        numbers = [_shown(row[name]) for name in ("val/accuracy", "test/accuracy", "val/loss", *unknown)]
+        values = [row[name] for name in ("val/accuracy", "test/accuracy", "val/loss", *unknown)]
+        numbers = ["-" if value is None else f"{value:.4f}" for value in values]
         words = [_rounded(w) for w in row["overrides"] if w not in common and not _ours(w)]
         if row["status"] != "done":
             words.append(f" ({row['status']})")
@@ -231,7 +232,3 @@ def _ours(word: str, others: Sequence[str] = ()) -> bool:
 def _settings(row: Row) -> dict[str, str]:
     """Return the overrides of a job by key, without those that the Optuna sweeper adds."""
     return dict(word.split("=", 1) for word in row["overrides"] if "=" in word and not _ours(word))
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

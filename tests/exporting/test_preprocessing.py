@@ -10,7 +10,7 @@ pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 from onnx import TensorProto, helper
 
 from fish_lightning.errors import UserError
-from fish_lightning.exporting.preprocessing import Nodes, add_preprocessing, output_size
+from fish_lightning.exporting.preprocessing import Nodes, add_preprocessing
 from fish_lightning.models.exported import IMAGES, PIXELS, Session
 
 #: Landscape, portrait, odd, tiny, a single row of pixels, and the size that the pipelines make.
@@ -26,6 +26,10 @@ PIPELINES = {
 
 def as_dict(*steps):
     return A.to_dict(A.Compose([*steps, A.ToTensorV2()]))
+
+
+def output_size(transform):
+    return add_preprocessing(Nodes(""), IMAGES, PIXELS, transform)
 
 
 def session_of(*steps):
