@@ -32,7 +32,7 @@ def compare(cfg: DictConfig) -> float:
     return float(result["difference"])
 
 
-main = entry_point("compare")(compare)
+main = entry_point("compare", compare)
 
 if __name__ == "__main__":
     main()

@@ -62,7 +62,7 @@ def ensemble(cfg: DictConfig) -> float | None:
     return float(summary[subset]["accuracy"]) if subset else None
 
 
-main = entry_point("ensemble")(ensemble)
+main = entry_point("ensemble", ensemble)
 
 if __name__ == "__main__":
     main()

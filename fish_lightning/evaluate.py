@@ -92,7 +92,7 @@ def evaluate(cfg: DictConfig) -> float:
     return float(summary[cfg.subset]["accuracy"])
 
 
-main = entry_point("evaluate")(evaluate)
+main = entry_point("evaluate", evaluate)
 
 if __name__ == "__main__":
     main()

@@ -47,7 +47,7 @@ def export(cfg: DictConfig) -> None:
         raise UserError(parity_error(built.parity, file))
 
 
-main = entry_point("export")(export)
+main = entry_point("export", export)
 
 if __name__ == "__main__":
     main()

@@ -69,12 +69,12 @@ def predict(cfg: DictConfig) -> None:
             write_results(parts, shard, folder, where, cfg.contact_sheet, trained, writer.shown, writer.speed())
 
 
-@entry_point("predict")
-def main(cfg: DictConfig) -> None:
-    """Command-line entry point."""
+def _job(cfg: DictConfig) -> None:
     end_with_parent()
     predict(cfg)
 
+
+main = entry_point("predict", _job)
 
 if __name__ == "__main__":
     main()

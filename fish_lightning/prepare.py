@@ -68,7 +68,7 @@ def prepare(cfg: DictConfig) -> None:
         raise UserError(f"training would fail: {', '.join(stops)}\ndetails in the report: {shown(report)}")
 
 
-main = entry_point("prepare")(prepare)
+main = entry_point("prepare", prepare)
 
 if __name__ == "__main__":
     main()

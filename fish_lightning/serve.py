@@ -38,7 +38,7 @@ def serve(cfg: DictConfig) -> None:
         server_of(app, cfg.serve.timeout).run(sockets=[socket])
 
 
-main = entry_point("serve", as_ckpt)(serve)
+main = entry_point("serve", serve, as_ckpt)
 
 if __name__ == "__main__":
     main()

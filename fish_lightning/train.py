@@ -82,15 +82,15 @@ def train(cfg: DictConfig) -> float | None:
     return report.metrics(summary).get(cfg.optimized_metric)
 
 
-@entry_point("train", complete=with_overrides_of_run)
-def main(cfg: DictConfig) -> float | None:
-    """Command-line entry point."""
+def _job(cfg: DictConfig) -> float | None:
     end_with_parent()
     if needs_own_process(cfg):
         return run_in_own_process(cfg)
     with run_folder_lock(Path(cfg.paths.output)):
         return train(cfg)
 
+
+main = entry_point("train", _job, complete=with_overrides_of_run)
 
 if __name__ == "__main__":
     main()

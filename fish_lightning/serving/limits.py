@@ -53,9 +53,8 @@ class Refusal(Exception):
     @property
     def headers(self) -> Mapping[str, str]:
         """Headers that HTTP prescribes for the status."""
-        if self.status == 503:
-            return {"Retry-After": "1"}  # seconds
-        return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        by_status = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}  # seconds
+        return by_status.get(self.status, {})
 
 
 class Budget:

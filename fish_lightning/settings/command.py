@@ -127,32 +127,28 @@ def _single(override: Override) -> str:
 
 
 def entry_point(
-    program: str, complete: Callable[[Sequence[str]], list[str]] = list
-) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Make a task the entry point of a program: a Hydra application with checked settings and short errors.
+    program: str, task: Callable[[DictConfig], Any], complete: Callable[[Sequence[str]], list[str]] = list
+) -> Callable[[], None]:
+    """Return the entry point of a program: a task as a Hydra application with checked settings and short errors.
 
     Args:
         program: a key of ``SCHEMAS``, and the name of its config.
+        task: what it does, with the composed config.
         complete: adds to the arguments of the command line what they imply.
     """
 
-    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
-        @functools.wraps(task)
-        def job(cfg: DictConfig) -> Any:
-            require_valid(cfg, program)
-            return task(cfg)
+    @functools.wraps(task)
+    def job(cfg: DictConfig) -> Any:
+        require_valid(cfg, program)
+        return task(cfg)
 
-        application = hydra.main(version_base="1.3", config_path=CONF, config_name=program)(
-            logged(shown_without_traceback(job))
-        )
+    shown = logged(shown_without_traceback(job))
+    application = hydra.main(version_base="1.3", config_path=CONF, config_name=program)(shown)
 
-        @functools.wraps(task)
-        def main() -> None:
-            with errors.program():
-                sys.argv[1:] = complete(sys.argv[1:])
-                with compat.composed_already(require_valid_command(program, sys.argv[1:])):
-                    application()
+    def main() -> None:
+        with errors.program():
+            sys.argv[1:] = complete(sys.argv[1:])
+            with compat.composed_already(require_valid_command(program, sys.argv[1:])):
+                application()
 
-        return main
-
-    return decorate
+    return main

@@ -562,11 +562,10 @@ PROGRAM = """
 import sys
 from fish_lightning.settings.command import entry_point
 
-@entry_point("predict")
-def main(cfg):
+def predict(cfg):
     print("predicts by", cfg.batch_size, [name for name in ("torch", "pydantic") if name in sys.modules])
 
-main()
+entry_point("predict", predict)()
 """
 
 
