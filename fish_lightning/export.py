@@ -29,22 +29,17 @@ def export(cfg: DictConfig) -> None:
     from fish_lightning.exporting.build import build
     from fish_lightning.exporting.folder import PARITY_FILE, write_export
     from fish_lightning.exporting.tables import export_table, parity_error
-    from fish_lightning.files import write_json
 
     if is_export(cfg.ckpt):
         raise UserError(f"ckpt: {cfg.ckpt} is an export already: pass the checkpoint that it was made from")
     trained = open_model(cfg.ckpt, cfg.tta)
     built, folder = build(trained, cfg), Path(cfg.paths.output)
-    passed, file = built.parity["passed"], folder / PARITY_FILE
-    if passed:
-        write_export(folder, built)
-    else:
-        write_json(file, built.parity)
+    write_export(folder, built)
     print(export_table(folder, built))
     if trained.note:
         print(trained.note)
-    if not passed:
-        raise UserError(parity_error(built.parity, file))
+    if not built.parity["passed"]:
+        raise UserError(parity_error(built.parity, folder / PARITY_FILE))
 
 
 main = entry_point("export", export)

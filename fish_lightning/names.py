@@ -52,13 +52,8 @@ def aligned(lines: Sequence[Sequence[str]], right: Collection[int]) -> list[str]
         right: indices of the columns that are aligned to the right.
     """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            text.rjust(width) if column in right else text.ljust(width)
-            for column, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
+    form = "  ".join(f"{{:{'>' if column in right else '<'}{width}}}" for column, width in enumerate(widths))
+    return [form.format(*line).rstrip() for line in lines]
 
 
 def figure_text(text: str, lines: bool = False) -> str:

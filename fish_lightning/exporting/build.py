@@ -51,8 +51,7 @@ def build(trained: TrainedModel, cfg: DictConfig) -> Export:
     network = network_graph(trained.module, height, width)
 
     def whole(core: Any) -> bytes:
-        graph: bytes = assembled(core, pipeline, trained.calibration, metadata).SerializeToString()
-        return graph
+        return bytes(assembled(core, pipeline, trained.calibration, metadata).SerializeToString())
 
     def parity_of(graph: bytes) -> dict[str, Any]:
         return measure_parity(trained, graph, catalog, compared, cfg.export.tolerance)

@@ -127,8 +127,14 @@ def description(
 
 
 def write_export(folder: Path, export: Export) -> None:
-    """Write all files; ``model.json`` comes last, and makes the folder an export."""
+    """Write all files; ``model.json`` comes last, and makes the folder an export.
+
+    Of an export that does not answer as the checkpoint does, ``parity.json`` alone is written.
+    """
     content = export.content
+    write_json(folder / PARITY_FILE, export.parity)
+    if not export.parity["passed"]:
+        return
     model = model_file(folder, content["name"])
     with atomic_write(model) as temporary:
         temporary.write_bytes(export.graph)
@@ -136,6 +142,5 @@ def write_export(folder: Path, export: Export) -> None:
     export.catalog.write_csv(folder / SPLIT_FILE)
     if export.calibration:
         write_calibration(folder, export.calibration)
-    write_json(folder / PARITY_FILE, export.parity)
     write_text(folder / CARD_FILE, model_card(content, export.parity, export.summary, export.catalog))
     write_json(folder / MODEL_FILE, content)

@@ -18,18 +18,15 @@ def require_token(host: str, token: str | None) -> None:
     Raises:
         UserError: the host is not this machine's own address, and there is no token.
     """
-    if token is None and not _is_loopback(host):
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name
+        is_loopback = False
+    if token is None and not is_loopback:
         raise UserError(
             f"host={host}: other machines could use this server, so it needs a token\n"
             "set one (serve.token=TEXT), which clients send as Authorization: Bearer TEXT"
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def listener(host: str, port: int) -> socket.socket:
