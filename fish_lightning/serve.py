@@ -8,8 +8,7 @@ import signal
 from omegaconf import DictConfig
 
 from fish_lightning.errors import UserError
-from fish_lightning.serving.command import as_ckpt
-from fish_lightning.settings.command import entry_point
+from fish_lightning.settings.command import as_ckpt, entry_point
 
 
 def serve(cfg: DictConfig) -> None:

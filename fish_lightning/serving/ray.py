@@ -14,8 +14,8 @@ from ray import serve
 
 from fish_lightning.cli import CONF
 from fish_lightning.errors import UserError
-from fish_lightning.serving.command import as_ckpt
 from fish_lightning.settings.check import require_valid
+from fish_lightning.settings.command import as_ckpt
 
 
 def app(args: dict[str, str]) -> serve.Application:
