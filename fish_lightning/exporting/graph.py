@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper
@@ -99,22 +98,15 @@ def assembled(
     _add_answers(after, calibration)
     core = network.graph
     classes, length = (int(output.type.tensor_type.shape.dim[1].dim_value) for output in core.output)
-
-    def described(name: str, element: int, *shape: str | int) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, element, list(shape))
-
+    outputs = {PROBABILITIES: ["N", classes], LOGITS: ["N", classes], FEATURES: ["N", length], UNKNOWN_SCORE: ["N"]}
+    tensor = helper.make_tensor_value_info
     graph = helper.make_graph(
         [*before.nodes, *core.node, *after.nodes],
         "fish_lightning",
-        [described(IMAGES, TensorProto.UINT8, "N", "H", "W", 3)],
-        [
-            described(PROBABILITIES, TensorProto.FLOAT, "N", classes),
-            described(LOGITS, TensorProto.FLOAT, "N", classes),
-            described(FEATURES, TensorProto.FLOAT, "N", length),
-            described(UNKNOWN_SCORE, TensorProto.FLOAT, "N"),
-        ],
+        [tensor(IMAGES, TensorProto.UINT8, ["N", "H", "W", 3])],
+        [tensor(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
         [*before.constants, *core.initializer, *after.constants],
-        value_info=[described(PIXELS, TensorProto.UINT8, "N", 3, height, width)],
+        value_info=[tensor(PIXELS, TensorProto.UINT8, ["N", 3, height, width])],
     )
     used = {node.domain for node in graph.node}
     opsets = [opset for opset in network.opset_import if opset.domain in used]
@@ -138,25 +130,15 @@ def _add_answers(nodes: Nodes, calibration: Mapping[str, Any]) -> None:
     nodes.add("Softmax", warm, output=PROBABILITIES, axis=1)
     if score == "energy":
         nodes.add("ReduceLogSumExp", LOGITS, [1], output=UNKNOWN_SCORE, keepdims=0)
-    elif score == SCORE:
-        _add_nearest(nodes, unit_length(calibration["unknown"]["features"]))
+    elif score == SCORE:  # the cosine to the k-th nearest training photograph, as ``neighbor_score`` computes it
+        training = unit_length(calibration["unknown"]["features"])  # (M, D)
+        length = nodes.add("Max", nodes.add("ReduceL2", FEATURES, [1], keepdims=1), np.float32(SHORTEST))
+        cosines = nodes.add("MatMul", nodes.add("Div", FEATURES, length), training.T.astype(np.float32))
+        k = min(NEIGHBOR, len(training))
+        nearest, _ = nodes.add_pair("TopK", cosines, [k], axis=1)
+        nodes.add("Gather", nearest, k - 1, output=UNKNOWN_SCORE, axis=1)
     elif score == "feature_norm":
         nodes.add("ReduceL2", FEATURES, [1], output=UNKNOWN_SCORE, keepdims=0)
     else:
         of = LOGITS if score == "max_logit" else nodes.add("Softmax", LOGITS, axis=1)
         nodes.add("ReduceMax", of, [1], output=UNKNOWN_SCORE, keepdims=0)
-
-
-def _add_nearest(nodes: Nodes, training: npt.NDArray[np.float32]) -> None:
-    """Add the cosine to the k-th nearest training photograph, as ``neighbor_score`` of ``evaluation.unknowns`` does.
-
-    Args:
-        nodes: of the graph.
-        training: (M, D) features of training photographs, each of length 1.
-    """
-    length = nodes.add("ReduceL2", FEATURES, [1], keepdims=1)
-    unit = nodes.add("Div", FEATURES, nodes.add("Max", length, np.float32(SHORTEST)))
-    cosines = nodes.add("MatMul", unit, training.T.astype(np.float32))
-    k = min(NEIGHBOR, len(training))
-    nearest, _ = nodes.add_pair("TopK", cosines, [k], axis=1)
-    nodes.add("Gather", nearest, k - 1, output=UNKNOWN_SCORE, axis=1)
