@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
-from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,29 +18,17 @@ from fish_lightning.files import shown
 from fish_lightning.resume.folders import holds_run
 from fish_lightning.sweeps.study import sweep_lock
 
+BasicSweeper: Any = compat.basic_sweeper()[0]
 Launch = Callable[[Sequence[Sequence[str]], int], Any]
 
 
-class GridSweeper(Sweeper):
-    """Runs all combinations of the given values with Hydra's own sweeper, whose other jobs survive a killed one.
-
-    Args:
-        max_batch_size: number of jobs per launch; None: all.
-        params: sweeps by key, besides those on the command line.
-    """
-
-    hydra_context: HydraContext
-    config: DictConfig
-
-    def __init__(self, max_batch_size: int | None, params: DictConfig | None = None) -> None:
-        basic, _ = compat.basic_sweeper()
-        self.basic = basic(max_batch_size, params)
+class GridSweeper(BasicSweeper):  # type: ignore[misc]
+    """Hydra's own sweeper, which runs all combinations of the given values; its other jobs survive a killed one."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Create the launcher (called by Hydra)."""
-        self.hydra_context, self.config = hydra_context, config
-        self.basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        compat.wrap_launch(self.basic, lambda launch: partial(launch_all, launch, Path(config.hydra.sweep.dir)))
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        compat.wrap_launch(self, lambda launch: partial(launch_all, launch, Path(config.hydra.sweep.dir)))
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run all jobs, with the folder locked: two sweeps in it would overwrite each other's runs."""
@@ -49,7 +36,7 @@ class GridSweeper(Sweeper):
         try:
             with sweep_lock(folder):
                 _require_same_sweep(folder, self.config)
-                return self.basic.sweep(arguments)
+                return super().sweep(arguments)
         except UserError as error:
             end_with(error)
 
