@@ -25,11 +25,7 @@ VERSION = "1"
 INPUT = {"name": "images", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}  # N, H, W, RGB
 #: Header with the length of the JSON that tensors follow.
 JSON_LENGTH = "inference-header-content-length"
-_TYPES: dict[str, tuple[str, type[np.generic]]] = {
-    "probabilities": ("FP32", np.float32),
-    "uncertain": ("BOOL", np.bool_),
-    "unknown": ("BOOL", np.bool_),
-}
+_TYPES = {"probabilities": "FP32", "uncertain": "BOOL", "unknown": "BOOL"}
 
 
 class AsciiJSON(JSONResponse):
@@ -55,7 +51,7 @@ def protocol_routes(name: str, predictor: Predictor, limits: Limits, work: Work)
     router = APIRouter(prefix=PREFIX, tags=["Open Inference Protocol"])
     outputs = [
         {"name": output, "datatype": datatype, "shape": [-1, len(predictor.classes)] if output[0] == "p" else [-1]}
-        for output, (datatype, _) in _TYPES.items()
+        for output, datatype in _TYPES.items()
         if output == "probabilities" or output in predictor.marks
     ]
     known = [str(output["name"]) for output in outputs]
@@ -176,7 +172,7 @@ def _encoded(head: dict[str, Any], tensors: dict[str, npt.NDArray[np.generic]], 
     """Return the response: JSON, followed by the tensors that were asked for as bytes."""
     outputs, raw = [], []
     for name, values in tensors.items():
-        output: dict[str, Any] = {"name": name, "datatype": _TYPES[name][0], "shape": list(values.shape)}
+        output: dict[str, Any] = {"name": name, "datatype": _TYPES[name], "shape": list(values.shape)}
         if name in binary:
             raw.append(values.tobytes())
             output["parameters"] = {"binary_data_size": len(raw[-1])}
