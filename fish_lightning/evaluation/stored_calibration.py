@@ -19,7 +19,7 @@ from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.arrays import Bools, Floats, softmax
 from fish_lightning.evaluation.calibration import COLDEST, HOTTEST
 from fish_lightning.evaluation.unknowns import IMAGE_SCORES, SCORE, image_scores, neighbor_score
-from fish_lightning.files import atomic_write, run_of, shown
+from fish_lightning.files import atomic_write, run_of, shown, write_json
 
 FILE = "calibration.json"
 FEATURES_FILE = "training_features.npz"
@@ -39,9 +39,7 @@ def write_calibration(folder: Path, stored: Mapping[str, Any]) -> None:
         with atomic_write(folder / FEATURES_FILE) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, features=features)
         unknown["features"] = FEATURES_FILE
-    with atomic_write(folder / FILE) as temporary:
-        content = {**stored, "unknown": unknown or None}
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / FILE, {**stored, "unknown": unknown or None})
 
 
 def read_calibration(ckpt: str | Path, classes: Sequence[str], weights: str, tta: str | None) -> tuple[Stored, str]:

@@ -138,11 +138,11 @@ class RemoteFolder:
             raise
 
     @contextmanager
-    def _reached(self, done: str, name: str, *expected: type[Exception]) -> Iterator[None]:
+    def _reached(self, done: str, name: str, expected: type[Exception] = UserError) -> Iterator[None]:
         """Report what a store's library raises, except what is ``expected``: botocore's errors are no OSError."""
         try:
             yield
-        except (UserError, *expected):  # a UserError: a signal
+        except (UserError, expected):  # a UserError: a signal
             raise
         except Exception as error:
             why = f"{type(error).__name__}: {one_line(error)}"

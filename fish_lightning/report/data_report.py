@@ -12,7 +12,7 @@ from PIL import Image
 
 from fish_lightning.data.inspection import Indices, Inspection
 from fish_lightning.data.near_duplicates.search import photograph_numbers
-from fish_lightning.files import atomic_write
+from fish_lightning.files import write_text
 from fish_lightning.hardware import cores
 from fish_lightning.names import printable, shortened
 from fish_lightning.plotting.thumbnails import data_uri, thumbnail
@@ -104,8 +104,7 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
         lists=_lists(found),
         galleries=[*_label_error_gallery(found, pictures), _photograph_gallery(found, photographs, pictures)],
     )
-    with atomic_write(file) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(file, page)
 
 
 def _per_class(found: Inspection) -> list[ClassRow]:
