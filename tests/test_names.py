@@ -4,7 +4,7 @@ from io import BytesIO
 
 import pytest
 
-from fish_lightning.names import figure_text, path_cell, printable, text_cell
+from fish_lightning.names import aligned, figure_text, path_cell, printable, text_cell
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,7 @@ def test_dollars_are_no_mathematics():
 def test_a_spreadsheet_sees_no_formula():
     assert path_cell("=cmd.png") == "./=cmd.png" and path_cell("fish/a.png") == "fish/a.png"
     assert text_cell("=1+1") == "'=1+1" and text_cell("Trout") == "Trout"
+
+
+def test_columns_of_a_table_line_up_whatever_is_in_them():
+    assert aligned([("a", "10", "x"), ("{long}", "2", "")], right=(1,)) == ["a       10  x", "{long}   2"]
