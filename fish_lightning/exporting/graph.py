@@ -97,14 +97,14 @@ def assembled(
     height, width = add_preprocessing(before, IMAGES, PIXELS, transform)
     _add_answers(after, calibration)
     core = network.graph
-    classes, length = (int(output.type.tensor_type.shape.dim[1].dim_value) for output in core.output)
-    outputs = {PROBABILITIES: ["N", classes], LOGITS: ["N", classes], FEATURES: ["N", length], UNKNOWN_SCORE: ["N"]}
+    classes, features = (int(output.type.tensor_type.shape.dim[1].dim_value) for output in core.output)
+    lengths = {PROBABILITIES: [classes], LOGITS: [classes], FEATURES: [features], UNKNOWN_SCORE: []}
     tensor = helper.make_tensor_value_info
     graph = helper.make_graph(
         [*before.nodes, *core.node, *after.nodes],
         "fish_lightning",
         [tensor(IMAGES, TensorProto.UINT8, ["N", "H", "W", 3])],
-        [tensor(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
+        [tensor(name, TensorProto.FLOAT, ["N", *length]) for name, length in lengths.items()],
         [*before.constants, *core.initializer, *after.constants],
         value_info=[tensor(PIXELS, TensorProto.UINT8, ["N", 3, height, width])],
     )
