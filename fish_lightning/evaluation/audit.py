@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from fish_lightning.data.keys import keyed_seed
 from fish_lightning.errors import UserError
+from fish_lightning.evaluation.arrays import copies_before
 from fish_lightning.evaluation.bootstrap import Z95
 from fish_lightning.evaluation.scores import photograph_interval
 
@@ -261,9 +262,7 @@ def spread_over_photographs(photographs: npt.NDArray[np.str_], limit: int, seed:
         Indices, sorted.
     """
     shuffled = np.random.default_rng(seed).permutation(len(photographs))
-    _, group, sizes = np.unique(photographs[shuffled], return_inverse=True, return_counts=True)
-    turn = np.empty(len(group), np.int64)  # 0 for the first image of a photograph, 1 for the second
-    turn[np.argsort(group, kind="stable")] = np.concatenate([np.arange(size) for size in sizes])
+    turn = copies_before(photographs[shuffled])
     chosen: Indices = np.sort(shuffled[np.argsort(turn, kind="stable")[:limit]])
     return chosen
 

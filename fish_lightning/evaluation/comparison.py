@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fish_lightning.errors import UserError
 from fish_lightning.evaluation.arrays import Bools, Ints, Names, photograph_index
-from fish_lightning.evaluation.bootstrap import Z95, bootstrap_ratio, per_photograph
+from fish_lightning.evaluation.bootstrap import Z95, bootstrap_ratio, central_interval, per_photograph
 
 Z80 = 0.8416212335729143  # 80 % quantile of the standard normal distribution: the power of the planned comparison
 
@@ -109,10 +109,9 @@ def compare(
     sums = per_photograph(index, only_a, only_b, np.ones(n))
     gain, sizes, groups = sums[:, 1] - sums[:, 0], sums[:, 2], len(sums)
     mean_size = n / groups
-    drawn = bootstrap_ratio(
-        np.append(gain, [mean_size, -mean_size]), np.append(sizes, [mean_size, mean_size]), resamples
+    low, high = central_interval(
+        bootstrap_ratio(np.append(gain, [mean_size, -mean_size]), np.append(sizes, [mean_size, mean_size]), resamples)
     )
-    low, high = (float(bound) for bound in np.quantile(drawn, [0.025, 0.975]))
     difference = float(gain.sum() / n)
     verdict = _verdict(low, high, margin)
     needed = photographs_to_decide(difference, (high - low) / 2, groups, margin) if verdict == "not decided" else None

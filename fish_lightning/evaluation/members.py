@@ -139,13 +139,8 @@ def pooled_members(files: Mapping[str, Path]) -> dict[str, Any] | None:
     if not all((folder / OUTPUTS_FILE).is_file() for folder in folders):
         return None
     tested = [load_run("runs", folder).test for folder in folders]
-    paths, correct, units = (
-        np.concatenate(column)
-        for column in zip(*((of.paths, of.correct, of.photographs_or_paths) for of in tested), strict=True)
-    )
-    if len(set(paths.tolist())) < len(paths):
+    pooled, known = Outputs.concatenated(tested), all(of.photographs_known for of in tested)
+    if len(np.unique(pooled.paths)) < len(pooled):
         return None
-    known = all(of.photographs_known for of in tested)
-    return accuracy_of(correct) | {
-        "accuracy_ci95_photographs": list(photograph_interval(correct, units)) if known else None
-    }
+    interval = list(photograph_interval(pooled.correct, pooled.photographs_or_paths)) if known else None
+    return accuracy_of(pooled.correct) | {"accuracy_ci95_photographs": interval}

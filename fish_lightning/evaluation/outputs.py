@@ -1,7 +1,6 @@
 """``logits.npz``: what a model computed for labeled images, from which reports and comparisons are made without it."""
 
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fish_lightning.data.catalog import Catalog, OfPhotographs
-from fish_lightning.errors import UserError, first_line
+from fish_lightning.errors import UserError
+from fish_lightning.evaluation.arrays import Names, corrupt, save_arrays, stored_arrays
 from fish_lightning.evaluation.predictions import Classified, Predictions
-from fish_lightning.files import atomic_write
 
 FILE = "logits.npz"
 #: Names of the arrays in the file.
@@ -68,15 +67,21 @@ class Outputs(Classified, OfPhotographs):
         """Return the images of one split."""
         return self.take(self.splits == split)
 
-    def joined(self, other: "Outputs") -> "Outputs":
-        """Return the images of both."""
-        both = {f.name: np.concatenate([getattr(part, f.name) for part in (self, other)]) for f in fields(self)}
-        return replace(self, **(both | {"classes": self.classes}))
+    @classmethod
+    def concatenated(cls, parts: Iterable["Outputs"]) -> "Outputs":
+        """Return the images of one or more outputs of the same classes, one after the other."""
+        parts = list(parts)
+        per_image = [f.name for f in fields(cls) if f.name != "classes"]
+        return replace(parts[0], **{name: np.concatenate([getattr(o, name) for o in parts]) for name in per_image})
+
+    @property
+    def known_photographs(self) -> Names | None:
+        """(N,) photograph of each image, or its path without one; None where no photograph is known."""
+        return self.photographs_or_paths if self.photographs_known else None
 
     def save(self, file: Path) -> None:
         """Write the arrays atomically."""
-        with atomic_write(file) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, **self.arrays())
+        save_arrays(file, self.arrays())
 
     def arrays(self) -> dict[str, Any]:
         """Return the arrays by their names in the file."""
@@ -96,13 +101,16 @@ class Outputs(Classified, OfPhotographs):
         """
         if not file.is_file():
             raise UserError(f"no {file.name} in {file.parent}: an earlier version wrote that run; evaluate it again")
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                outputs = cls.from_arrays(stored)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{file} is corrupt or incomplete ({first_line(error)})") from None
+        with stored_arrays(file) as stored:
+            outputs = cls.from_arrays(stored)
         n, c = len(outputs.paths), len(outputs.classes)
         lengths = {len(getattr(outputs, f.name)) for f in fields(cls) if f.name != "classes"}
         if lengths != {n} or outputs.logits.shape != (n, c) or outputs.features.ndim != 2:
-            raise UserError(f"{file} is corrupt or incomplete (its arrays do not fit together)")
+            raise corrupt(file, "its arrays do not fit together")
         return outputs
+
+    @classmethod
+    def load_tested(cls, folder: Path) -> "Outputs":
+        """Read the test images of a run without their features: those of two models cannot be compared."""
+        test = cls.load(folder / FILE).subset("test")
+        return replace(test, features=test.features[:, :0])

@@ -20,13 +20,19 @@ class Classified:
         """(N, C) softmax of the logits, without a temperature."""
         return softmax(self.logits)
 
-    @property
+    @cached_property
     def preds(self) -> npt.NDArray[np.int64]:
         """(N,) most probable class."""
         preds: npt.NDArray[np.int64] = self.logits.argmax(1)
         return preds
 
-    @property
+    @cached_property
+    def confidence(self) -> npt.NDArray[np.float64]:
+        """(N,) probability of the most probable class."""
+        confidence: npt.NDArray[np.float64] = self.probabilities.max(axis=1)
+        return confidence
+
+    @cached_property
     def correct(self) -> npt.NDArray[np.bool_]:
         """(N,) whether the most probable class is the true one."""
         return np.equal(self.preds, self.labels)

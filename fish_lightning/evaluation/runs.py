@@ -1,7 +1,7 @@
 """Read what a run, or the folds of a sweep, was tested and trained on, and compare two of them image by image."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,7 @@ class Run:
     @cached_property
     def test(self) -> Outputs:
         """Outputs on the test images of all folds, one after the other."""
-        parts = [fold.test for fold in self.folds]
-        per_image = [f.name for f in fields(Outputs) if f.name != "classes"]
-        return replace(parts[0], **{name: np.concatenate([getattr(o, name) for o in parts]) for name in per_image})
+        return Outputs.concatenated(fold.test for fold in self.folds)
 
     @cached_property
     def photographs(self) -> Mapping[str, str]:
@@ -219,7 +217,6 @@ def compare_pair(pair: Pair, margin: float) -> dict[str, Any]:
 
 
 def _load_tested_run(folder: Path) -> TestedRun:
-    test = Outputs.load(folder / FILE).subset("test")
     summary, split = read_summary(folder), folder / "split.csv"
     started_in = Path(_setting(folder, "hydra", "hydra.runtime.cwd") or "")
     if not split.is_file() and summary.get("checkpoint"):  # an evaluation: the split is the evaluated run's
@@ -230,7 +227,7 @@ def _load_tested_run(folder: Path) -> TestedRun:
     root = summary.get("data") or _setting(folder, "config", "data.root")
     overrides = folder / ".hydra" / "overrides.yaml"
     return TestedRun(
-        test=replace(test, features=test.features[:, :0]),
+        test=Outputs.load_tested(folder),
         trained=frozenset(row["path"] for row in rows if row["split"] == "train") if rows or other_data else None,
         photographs={row["path"]: row["photograph"] for row in rows if row["photograph"]},
         root=started_in / Path(root).expanduser() if root else None,

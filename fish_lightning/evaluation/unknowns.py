@@ -19,7 +19,7 @@ from fish_lightning.evaluation.arrays import (
     photograph_index,
     require_finite,
 )
-from fish_lightning.evaluation.bootstrap import resampled_counts, wilson_interval
+from fish_lightning.evaluation.bootstrap import central_interval, resampled_counts, wilson_interval
 from fish_lightning.evaluation.neighbors import nearest_photographs
 
 NEIGHBOR = 5  # the k of the k-NN score; Sun et al. use 50 of 50,000 single images, a class here may have 30 photographs
@@ -33,8 +33,14 @@ SCORE = "knn"
 SCORE_WITHOUT_FEATURES = "max_softmax"  # the second best, where no training image can be read
 
 
-def logit_scores(logits: Floats) -> dict[str, npt.NDArray[np.float64]]:
-    """Compute scores of (N, C) logits: ``max_softmax``, ``max_logit`` and ``energy`` (negative free energy).
+def image_scores(logits: Floats, features: Floats) -> dict[str, npt.NDArray[np.float64]]:
+    """Compute the scores that require no training images, those named in ``IMAGE_SCORES``.
+
+    ``energy`` is the negative free energy, ``feature_norm`` the L2 norm of the features.
+
+    Args:
+        logits: (N, C).
+        features: (N, D).
 
     Returns:
         Name to (N,) score, higher for images of the classes.
@@ -48,23 +54,13 @@ def logit_scores(logits: Floats) -> dict[str, npt.NDArray[np.float64]]:
     require_finite(logits, "logits")
     top = logits.max(axis=1).astype(np.float64)
     log_top_probability = log_softmax(logits).max(axis=1)
-    return {"max_softmax": np.exp(log_top_probability), "max_logit": top, "energy": top - log_top_probability}
-
-
-def image_scores(logits: Floats, features: Floats) -> dict[str, npt.NDArray[np.float64]]:
-    """Compute the scores that require neither training images nor their features: those named in ``IMAGE_SCORES``.
-
-    Args:
-        logits: (N, C).
-        features: (N, D).
-
-    Returns:
-        Name to (N,) score, higher for images of the classes.
-
-    Raises:
-        UserError: logits are NaN or infinite.
-    """
-    return logit_scores(logits) | {"feature_norm": _norms(features)}
+    return {
+        "max_softmax": np.exp(log_top_probability),
+        "max_logit": top,
+        "energy": top - log_top_probability,
+        # without the copy in double precision that np.linalg.norm needs
+        "feature_norm": np.asarray(np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))),
+    }
 
 
 def neighbor_score(
@@ -88,11 +84,6 @@ def neighbor_score(
     """
     owners = photograph_index(photographs, len(training))
     return nearest_photographs(features, training, photographs, min(k, int(owners.max()) + 1))[1][:, -1]
-
-
-def _norms(features: Floats) -> npt.NDArray[np.float64]:
-    """Return the L2 norm of each row, without the copy in double precision that ``np.linalg.norm`` needs."""
-    return np.asarray(np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64)))
 
 
 @dataclass(frozen=True)
@@ -159,7 +150,7 @@ def detection(
     )
     drawn = [_figures(*sides, counts) for counts in zip(*draws, strict=True)]
     aurocs, fprs = (np.concatenate(values) for values in zip(*drawn, strict=True))
-    return Detection(float(auroc[0]), _interval(aurocs), float(fpr[0]), _interval(fprs))
+    return Detection(float(auroc[0]), central_interval(aurocs), float(fpr[0]), central_interval(fprs))
 
 
 def best_score(detections: Mapping[str, Detection]) -> str:
@@ -228,8 +219,3 @@ def _figures(
     auroc = ((kept[:, above] + kept[:, not_below]) * drawn).sum(axis=1) / (2 * kept[:, -1] * taken[:, -1])
     last = (kept[:, 1:] >= KEPT * kept[:, -1:] - 1e-9).argmax(axis=1)
     return auroc, taken[np.arange(len(taken)), accepted[last]] / taken[:, -1]
-
-
-def _interval(drawn: npt.NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(low), float(high)

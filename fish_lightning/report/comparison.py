@@ -1,7 +1,6 @@
 """Report a comparison of two runs: a table on the screen, ``compare.json`` and ``compare.html`` with pictures."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fish_lightning.data.decoding import UnreadableImage, decode
-from fish_lightning.evaluation.arrays import Bools
+from fish_lightning.evaluation.arrays import Bools, copies_before
 from fish_lightning.evaluation.runs import Pair, Run
 from fish_lightning.files import atomic_write, shown
 from fish_lightning.plotting.thumbnails import data_uri, shrunk
@@ -140,11 +139,7 @@ def _gallery(heading: str, pair: Pair, chosen: Bools, roots: Sequence[Path]) -> 
     indices = np.flatnonzero(chosen)
     indices = indices[np.argsort(-gap[indices], kind="stable")]
     names = a.paths if pair.photographs is None else pair.photographs
-    copies, before = Counter[str](), []
-    for name in names[indices].tolist():
-        before.append(copies[name])
-        copies[name] += 1
-    indices = indices[np.argsort(before, kind="stable")][:SHOWN]
+    indices = indices[np.argsort(copies_before(names[indices]), kind="stable")][:SHOWN]
     pictures = []
     for i in indices:
         path = str(a.paths[i])

@@ -1,7 +1,6 @@
 """``report_inputs.npz``: what a report needs besides ``logits.npz``, so that it can be recomputed without the model."""
 
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.arrays import Bools, Floats
+from fish_lightning.errors import UserError
+from fish_lightning.evaluation.arrays import Bools, Floats, save_arrays, stored_arrays
 from fish_lightning.evaluation.outputs import Outputs
-from fish_lightning.files import atomic_write, shown
+from fish_lightning.files import shown
 
 FILE = "report_inputs.npz"
 
@@ -50,8 +49,7 @@ class ReportInputs:
         if self.heat:
             arrays["heat_paths"] = np.array(list(self.heat))
             arrays["heat"] = np.stack(list(self.heat.values()))
-        with atomic_write(file) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, **arrays)
+        save_arrays(file, arrays)
 
     @classmethod
     def load(cls, file: Path) -> "ReportInputs":
@@ -65,16 +63,12 @@ class ReportInputs:
                 f"no {file.name} in {shown(file.parent)}: an earlier version wrote that folder\n"
                 "evaluate it again with the model: leave out recompute=true"
             )
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                heat = "heat" in stored
-                training = {name.removeprefix("training_"): stored[name] for name in stored if "training_" in name}
-                return cls(
-                    training=Outputs.from_arrays(training) if training else None,
-                    features=stored.get("features"),
-                    leaked=stored.get("leaked"),
-                    heat=dict(zip(stored["heat_paths"].tolist(), stored["heat"], strict=True)) if heat else {},
-                    texts=json.loads(str(stored["texts"])),
-                )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{shown(file)} is corrupt or incomplete ({first_line(error)})") from None
+        with stored_arrays(file) as stored:
+            training = {name.removeprefix("training_"): stored[name] for name in stored if "training_" in name}
+            return cls(
+                training=Outputs.from_arrays(training) if training else None,
+                features=stored.get("features"),
+                leaked=stored.get("leaked"),
+                heat=dict(zip(stored.get("heat_paths", np.empty(0)).tolist(), stored.get("heat", ()), strict=True)),
+                texts=json.loads(str(stored["texts"])),
+            )

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fish_lightning.evaluation.abstention import BOUND
 from fish_lightning.evaluation.analysis import Analysis, Error
-from fish_lightning.evaluation.arrays import Floats, Ints
+from fish_lightning.evaluation.arrays import Floats, Ints, copies_before
 from fish_lightning.evaluation.calibration import ReliabilityCurve
 from fish_lightning.files import atomic_write
 from fish_lightning.hardware import cores
@@ -219,22 +219,11 @@ def _sample(analysis: Analysis, most: int) -> Ints:
     shuffled = np.random.default_rng(0).permutation(len(images))
     names = np.where(images.photographs == "", images.paths, images.photographs)[shuffled]
     cells = (images.labels * classes + images.preds)[shuffled]
-    by_copy = _place_within(np.unique(names, return_inverse=True)[1])
-    order = np.argsort(by_copy, kind="stable")
+    order = np.argsort(copies_before(names), kind="stable")
     turn = np.empty_like(order)
-    turn[order] = _place_within(cells[order])
+    turn[order] = copies_before(cells[order])
     first = np.lexsort((images.correct[shuffled], turn))[:most]
     return shuffled[first[np.argsort(images.correct[shuffled[first]], kind="stable")]]
-
-
-def _place_within(groups: Ints) -> Ints:
-    """Return (N,) how many earlier entries are of the same group."""
-    order = np.argsort(groups, kind="stable")
-    sizes = np.unique(groups, return_counts=True)[1]
-    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(groups)) - starts
-    return place
 
 
 def _thumbnails(
