@@ -20,7 +20,7 @@ from fish_lightning.data.splits import leak_warning
 from fish_lightning.data.trained_sources import OtherSource
 from fish_lightning.data.unknown_images import UnknownImages
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.analysis import Analysis, analyze, calibration_of, guaranteed, unknowns_block
+from fish_lightning.evaluation.analysis import Analysis, analyze, calibration_of, guaranteed
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.predictions import Predictions
@@ -382,7 +382,7 @@ def _blocks(analysis: Analysis, unknown: Outputs | None) -> Summary:
     """Return what the analysis adds to the scores in ``summary.json``."""
     blocks: Summary = {"calibration": analysis.calibration, "selective": analysis.selective}
     if unknown is not None and analysis.unknowns:
-        blocks["unknowns"] = unknowns_block(analysis.unknowns)
+        blocks["unknowns"] = analysis.unknowns.block()
     return blocks
 
 

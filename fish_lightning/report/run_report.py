@@ -217,7 +217,7 @@ def _sample(analysis: Analysis, most: int) -> Ints:
     """
     images, classes = analysis.images, len(analysis.classes)
     shuffled = np.random.default_rng(0).permutation(len(images))
-    names = np.where(images.photographs == "", images.paths, images.photographs)[shuffled]
+    names = images.photographs_or_paths[shuffled]
     cells = (images.labels * classes + images.preds)[shuffled]
     order = np.argsort(copies_before(names), kind="stable")
     turn = np.empty_like(order)
@@ -354,7 +354,7 @@ def _gallery(analysis: Analysis, chosen: Ints) -> list[Context]:
             "right": bool(images.correct[i]),
             "label": classes[images.labels[i]],
             "prediction": classes[images.preds[i]],
-            "probability": float(images.probabilities[i]),
+            "probability": float(images.confidence[i]),
             "path": str(images.paths[i]),
         }
         for i in chosen

@@ -12,14 +12,13 @@ from fish_lightning.evaluation.unknowns import (
     detection,
     image_scores,
     keep_threshold,
-    logit_scores,
     neighbor_score,
 )
 
 
-def test_logit_scores_agree_with_torch():
+def test_scores_of_logits_agree_with_torch():
     logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * 5
-    scores = logit_scores(logits.numpy())
+    scores = image_scores(logits.numpy(), np.ones((50, 2)))
     assert scores["max_softmax"] == pytest.approx(logits.softmax(1).amax(1).numpy(), abs=1e-6)
     assert scores["max_logit"] == pytest.approx(logits.amax(1).numpy())
     assert scores["energy"] == pytest.approx(logits.logsumexp(1).numpy(), abs=1e-5)
@@ -111,6 +110,6 @@ def test_bad_input_is_refused():
     with pytest.raises(UserError, match="no images"):
         keep_threshold(np.ones(0))
     with pytest.raises(UserError, match="1 of 2 images have NaN or infinite logits"):
-        logit_scores(np.array([[0, np.nan], [0, 1]]))
+        image_scores(np.array([[0, np.nan], [0, 1]]), np.ones((2, 2)))
     with pytest.raises(UserError, match="1 of 1 images have NaN or infinite features"):
         neighbor_score(np.array([[np.inf, 1.0]], dtype=np.float16), np.ones((2, 2)))
