@@ -144,9 +144,9 @@ class Unknowns:
 
     def block(self) -> dict[str, Any]:
         """Return the ``unknowns`` block of ``summary.json``: all attributes but ``features``."""
-        return asdict(
-            replace(self, features=None), dict_factory=lambda items: {k: v for k, v in items if k != "features"}
-        )
+        block = asdict(replace(self, features=None))
+        del block["features"]
+        return block
 
 
 @dataclass(frozen=True)

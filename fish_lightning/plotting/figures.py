@@ -31,28 +31,24 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=110)
 
 
-def loss_figure(rows: Sequence[Row]) -> Figure:
-    """Plot training and validation loss per epoch; epoch 0 is the validation before training."""
-    return _curves(rows, "loss", {"train": ("train_loss", TRAIN), "val": ("val_loss", VAL)})
+def history_figure(rows: Sequence[Row], what: str) -> Figure:
+    """Plot ``loss`` or ``accuracy`` per epoch, of training (of augmented images) and of validation.
 
-
-def accuracy_figure(rows: Sequence[Row]) -> Figure:
-    """Plot training accuracy (of augmented images) and validation accuracy per epoch; epoch 0 is before training."""
-    return _curves(rows, "accuracy", {"train": ("train_accuracy", TRAIN), "val": ("val_accuracy", VAL)})
-
-
-def _curves(rows: Sequence[Row], title: str, columns: dict[str, tuple[str, str]]) -> Figure:
+    Epoch 0 is the validation before training.
+    """
+    columns = {f"train_{what}": TRAIN, f"val_{what}": VAL}
     figure = Figure(figsize=(7, 4.2))
     axes = figure.add_axes((0.1, 0.13, 0.88, 0.84))
-    for label, (column, color) in columns.items():
+    for column, color in columns.items():
         points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
         if points:
+            label = column.partition("_")[0]
             axes.plot(*zip(*points, strict=True), "o-", color=color, label=label, markersize=4)
-    axes.set(xlabel="epoch (0: before training)", ylabel=title)
+    axes.set(xlabel="epoch (0: before training)", ylabel=what)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if title == "accuracy":
+    if what == "accuracy":
         axes.set_ylim(0, 1.02)
-    elif any((row.get(column) or 0) > LOG_FROM for row in rows for column, _ in columns.values()):
+    elif any((row.get(column) or 0) > LOG_FROM for row in rows for column in columns):
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -13,7 +13,7 @@ from fish_lightning.evaluation.arrays import Bools, copies_before
 from fish_lightning.evaluation.runs import Pair, Run
 from fish_lightning.files import atomic_write, shown
 from fish_lightning.plotting.thumbnails import data_uri, shrunk
-from fish_lightning.report.pages import page_template
+from fish_lightning.report.pages import write_page
 
 SHOWN = 24  # maximum number of images in a gallery
 THUMBNAIL = 160  # pixels, longer side; some 6 KB each
@@ -48,7 +48,11 @@ def write_comparison(folder: Path, a: Run, b: Run, pair: Pair, result: Result, r
     unread = sum(picture["src"] is None for gallery in galleries for picture in gallery["pictures"])
     result = {**result, "folders": {"a": str(a.folder.resolve()), "b": str(b.folder.resolve())}}
     runs = [_about(*of) for of in (("A", a, b), ("B", b, a))]
-    page = page_template("compare.html.j2").render(
+    with atomic_write(folder / "compare.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_page(
+        folder / "compare.html",
+        "compare.html.j2",
         title=TITLES[result["verdict"]],
         result=result,
         runs=runs,
@@ -59,9 +63,6 @@ def write_comparison(folder: Path, a: Run, b: Run, pair: Pair, result: Result, r
         galleries=galleries,
         unread=unread,
     )
-    for name, text in (("compare.json", json.dumps(result, indent=2) + "\n"), ("compare.html", page)):
-        with atomic_write(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="replace")
     pictures = f", without {unread} images that cannot be read (set data.root=DIR)" if unread else ""
     print(f"{comparison_table(runs, result)}\nreport   {shown(folder / 'compare.html')}{pictures}", flush=True)
 

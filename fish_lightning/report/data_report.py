@@ -12,11 +12,10 @@ from PIL import Image
 
 from fish_lightning.data.inspection import Indices, Inspection
 from fish_lightning.data.near_duplicates.search import photograph_numbers
-from fish_lightning.files import atomic_write
 from fish_lightning.hardware import cores
 from fish_lightning.names import printable, shortened
 from fish_lightning.plotting.thumbnails import data_uri, thumbnail
-from fish_lightning.report.pages import page_template
+from fish_lightning.report.pages import write_page
 
 THUMBNAIL = 96  # pixels, longer side; some 3 KB each
 MAX_NAMES = 20  # maximum number of file names per finding, and of classes in the terminal
@@ -91,7 +90,9 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
     totals = [(len(catalog), "images"), (len(catalog.classes), "classes")]
     if catalog.photographs_known:
         totals.append((len(np.unique(photograph_numbers(catalog))), "photographs"))
-    page = page_template("data_report.html.j2").render(
+    write_page(
+        file,
+        "data_report.html.j2",
         title=f"{catalog.root.resolve().name}: {len(catalog):,} images of {len(catalog.classes)} classes",
         root=catalog.root.resolve(),
         totals=totals,
@@ -104,8 +105,6 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
         lists=_lists(found),
         galleries=[*_label_error_gallery(found, pictures), _photograph_gallery(found, photographs, pictures)],
     )
-    with atomic_write(file) as temporary:
-        temporary.write_text(page, encoding="utf-8")
 
 
 def _per_class(found: Inspection) -> list[ClassRow]:

@@ -108,8 +108,8 @@ def write_run(
         cfg: the whole config.
     """
     if history:
-        figures.save(figures.loss_figure(history), folder / "plots" / "loss.png")
-        figures.save(figures.accuracy_figure(history), folder / "plots" / "accuracy.png")
+        for what in ("loss", "accuracy"):
+            figures.save(figures.history_figure(history, what), folder / "plots" / f"{what}.png")
     if predictions and outputs:
         write_test(folder, predictions, outputs, data.catalog)
         summary["test"] |= explain(folder, model, data, outputs, cfg, history=history, run=summary)

@@ -15,11 +15,10 @@ from fish_lightning.evaluation.abstention import BOUND
 from fish_lightning.evaluation.analysis import Analysis, Error
 from fish_lightning.evaluation.arrays import Floats, Ints, copies_before
 from fish_lightning.evaluation.calibration import ReliabilityCurve
-from fish_lightning.files import atomic_write
 from fish_lightning.hardware import cores
 from fish_lightning.plotting.thumbnails import data_uri, shrunk
 from fish_lightning.report.charts import Chart
-from fish_lightning.report.pages import page_template
+from fish_lightning.report.pages import write_page
 
 Thumbnail: TypeAlias = Callable[[str], npt.NDArray[np.uint8]]
 Row: TypeAlias = Mapping[str, float | None]
@@ -49,7 +48,7 @@ def write_report(
     analysis: Analysis,
     *,
     title: str,
-    thumbnail: Thumbnail | None,
+    thumbnail: Thumbnail,
     training_thumbnail: Thumbnail | None = None,
     heat: Mapping[str, Floats] | None = None,
     heat_note: str = "",
@@ -69,7 +68,7 @@ def write_report(
         analysis: what to report.
         title: heading of the page.
         thumbnail: returns (H, W, 3) uint8 of a tested image's path, of about 200 pixels or more, also if its file is
-            unreadable; called from threads. None: the report has no pictures.
+            unreadable; called from threads.
         training_thumbnail: likewise of the training images, if they are in another folder.
         heat: path to (h, w) heat map, 0 to 1, of errors (``analysis.errors``); laid over the picture.
         heat_note: why there are no heat maps.
@@ -82,7 +81,7 @@ def write_report(
         environment: names and values of what else is to be known: versions, device, seconds.
         pictures: in the gallery at most; the page says how many there are.
     """
-    gallery = _sample(analysis, pictures if thumbnail else 0)
+    gallery = _sample(analysis, pictures)
     errors, photographs = analysis.errors, analysis.worst_photographs[:PHOTOGRAPHS]
     suspects, paths = analysis.suspects[:SUSPECTS], analysis.images.paths
     source = _thumbnails(
@@ -94,14 +93,16 @@ def write_report(
         + [(suspect.paths[0], MEDIUM, False) for suspect in suspects]
         + [(near.path, SMALL, True) for error in errors for near in error.neighbors],
     )
-    template = page_template(
+    filters = {
+        "percent": "{:.1%}".format,
+        "interval": lambda bounds: f"{bounds[0]:.1%} to {bounds[1]:.1%}",
+        "sentence": lambda text: text[:1].upper() + text[1:] + ("" if text.endswith(".") else "."),
+        "plural": _plural,
+    }
+    write_page(
+        file,
         "report.html.j2",
-        percent="{:.1%}".format,
-        interval=lambda bounds: f"{bounds[0]:.1%} to {bounds[1]:.1%}",
-        sentence=lambda text: text[:1].upper() + text[1:] + ("" if text.endswith(".") else "."),
-        plural=_plural,
-    )
-    page = template.render(
+        filters,
         title=title,
         a=analysis,
         unit="photographs" if analysis.photographs is not None else "images",
@@ -129,8 +130,6 @@ def write_report(
         MEDIUM=MEDIUM,
         SMALL=SMALL,
     )
-    with atomic_write(file) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
 
 
 def verdict(analysis: Analysis, split: str | None = None) -> list[str]:
@@ -226,31 +225,21 @@ def _sample(analysis: Analysis, most: int) -> Ints:
     return shuffled[first[np.argsort(images.correct[shuffled[first]], kind="stable")]]
 
 
-def _thumbnails(
-    tested: Thumbnail | None, training: Thumbnail | None, wanted: Iterable[tuple[str, int, bool]]
-) -> Callable[..., str]:
-    """Make each picture once in each of its sizes; return what gives its data URI, ``""`` without pictures."""
+def _thumbnails(tested: Thumbnail, training: Thumbnail, wanted: Iterable[tuple[str, int, bool]]) -> Callable[..., str]:
+    """Make each picture once in each of its sizes; return what gives its data URI."""
     sizes: dict[tuple[str, bool], set[int]] = {}
     for path, size, from_training in wanted:
         sizes.setdefault((path, from_training), set()).add(size)
 
     def make(key: tuple[str, bool]) -> dict[int, str]:
         path, from_training = key
-        source = training if from_training else tested
-        assert source is not None
-        picture = source(path)
+        picture = (training if from_training else tested)(path)
         return {size: data_uri(shrunk(picture, size), quality=70) for size in sizes[key]}
 
-    made: dict[tuple[str, bool], dict[int, str]] = {}
-    if tested is not None:
-        with ThreadPoolExecutor(cores()) as pool:
-            done = pool.map(make, sizes)
-            made = dict(zip(sizes, tqdm(done, "report", len(sizes), unit="picture", disable=None), strict=True))
-
-    def source_of(path: str, size: int, from_training: bool = False) -> str:
-        return made[path, from_training][size] if made else ""
-
-    return source_of
+    with ThreadPoolExecutor(cores()) as pool:
+        done = tqdm(pool.map(make, sizes), "report", len(sizes), unit="picture", disable=None)
+        made = dict(zip(sizes, done, strict=True))
+    return lambda path, size, from_training=False: made[path, from_training][size]
 
 
 def _overlay(heat: Mapping[str, Floats] | None, error: Error) -> str:
