@@ -30,7 +30,7 @@ BATCH = 32  # images at a time
 TRAINING_PHOTOGRAPHS = 150  # that errors and unknown images are compared with, one image of each
 PER_CLASS = 5  # of these, where there are many classes
 MOST_TRAINING_PHOTOGRAPHS = 1000
-AUDITED = 32  # of the tested images and of the training images: one batch
+AUDITED = BATCH  # of the tested images and of the training images
 
 
 def training_outputs(model: FishClassifier, data: FishDataModule, catalog: Catalog) -> Outputs | None:
@@ -149,21 +149,16 @@ def _audit(model: FishClassifier, data: FishDataModule, indices: Indices, with_h
     at, pixels = np.array(kept), np.stack(images)
 
     def predict(variants: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        parts = []
-        for start in range(0, len(variants), BATCH):
-            with torch.inference_mode(), _precision(model):
-                logits = model(torch.from_numpy(variants[start : start + BATCH]).to(model.device))
-            parts.append(logits.float().softmax(1).cpu().numpy())
-        return np.concatenate(parts)
+        with torch.inference_mode(), _precision(model):
+            logits = model(torch.from_numpy(variants).to(model.device))
+        probabilities: npt.NDArray[np.float32] = logits.float().softmax(1).cpu().numpy()
+        return probabilities
 
     heat = None
     if with_heat:
         # A network without feature maps has no heat maps; the rest of the audit needs none.
         with suppress(UserError):
-            parts = [
-                _heat(model, torch.from_numpy(pixels[start : start + BATCH])) for start in range(0, len(pixels), BATCH)
-            ]
-            heat = upsampled(np.concatenate(parts), *pixels.shape[2:])
+            heat = upsampled(_heat(model, torch.from_numpy(pixels)), *pixels.shape[2:])
     try:
         return audit(pixels, np.stack(objects), catalog.labels[at], catalog.photographs_or_paths[at], predict, heat)
     except UserError as error:

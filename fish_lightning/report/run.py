@@ -33,12 +33,7 @@ from fish_lightning.names import path_cell, printable, text_cell
 from fish_lightning.plotting import figures
 from fish_lightning.plotting.figures import Row
 from fish_lightning.plotting.thumbnails import thumbnail
-from fish_lightning.report.explanations import (
-    audit_report,
-    error_heat_maps,
-    left_out_outputs,
-    training_outputs,
-)
+from fish_lightning.report.explanations import audit_report, error_heat_maps, left_out_outputs, training_outputs
 from fish_lightning.report.inputs import FILE as INPUTS_FILE
 from fish_lightning.report.inputs import ReportInputs
 from fish_lightning.report.run_report import write_report
@@ -48,15 +43,8 @@ PICTURES = 18  # test images in plots/predictions.png
 UNKNOWN_FILE = "unknown_logits.npz"
 #: Of the texts of ``report_inputs.npz``, those that the report shows as they are.
 _SHOWN = (
-    "title",
-    "heat_note",
-    "history",
-    "best_epoch",
-    "split",
-    "audit",
-    "training_photographs",
-    "config",
-    "environment",
+    *("title", "split", "history", "best_epoch", "config", "environment"),
+    *("heat_note", "audit", "training_photographs"),
 )
 TARGET_ERROR = 0.05  # of an evaluation of a run that says none
 Summary = dict[str, Any]
@@ -195,14 +183,12 @@ def explain(
         where a class was left out, ``unknowns``: they become part of the scores in ``summary.json``.
     """
     model.eval()
-    catalog = data.catalog
+    catalog, detector = data.catalog, (stored or {}).get("unknown") or {}
     trained = catalog.photographs[catalog.splits == "train"]
-    leaked = outputs.copies_of(trained) if catalog.photographs_known else None
     excluded = 0
     if unknown is None:
         unknown, excluded = left_out_outputs(model, data)
     training, known_catalog = None, catalog
-    detector = (stored or {}).get("unknown") or {}
     if cfg.report or not detector:
         # Of an evaluation on other data, the training images are in another folder, if they are still there.
         known_catalog = data.source.known if isinstance(data.source, OtherSource) else catalog
@@ -210,24 +196,8 @@ def explain(
         if training is None:
             training, known_catalog = training_outputs(model, data, catalog), catalog
     selective = (stored or {}).get("selective") or {}
-    target = cfg.evaluate.target_error or selective.get("target_error", TARGET_ERROR)
     if candidates is None:
         candidates = selective.get("candidates", 1) if run is None else run["compared_checkpoints"]
-    settings: dict[str, Any] = {"subset": subset, "leaked": leaked, "unknown": unknown, "candidates": candidates}
-    analysis = analyze(outputs, training, target, stored=stored, **settings)
-    fitted_to = {"weights": weights_digest(model), "tta": model.tta}
-    _write_calibration(folder, analysis, stored, fitted_to)
-    audit: dict[str, Any] | str = ""
-    heat: dict[str, Any] = {}
-    heat_note = ""
-    if cfg.report:
-        audit = audit_report(
-            model,
-            data,
-            outputs.subset(subset) if subset != "all" else outputs,
-            training=subset in ("test", "val"),
-        )
-        heat, heat_note = error_heat_maps(model, data, analysis)
     photographs = known_catalog.photographs_or_paths[known_catalog.indices("train")]
     texts = {
         "title": f"{model.hparams['name']} on {printable(catalog.root.resolve().name)}",
@@ -236,29 +206,33 @@ def explain(
         "root": str(catalog.root.resolve()),
         "training_root": str(known_catalog.root.resolve()),
         "training_photographs": len(np.unique(photographs)),
-        "heat_note": heat_note,
-        "audit": audit,
+        "heat_note": "",
+        "audit": "",
         "history": list(history),
         "best_epoch": run and run["best_epoch"],
         "config": OmegaConf.to_yaml(cfg, resolve=True),
         "environment": _environment(model, run),
         "report": bool(cfg.report),
         "candidates": candidates,
-        "target_error": target,
+        "target_error": cfg.evaluate.target_error or selective.get("target_error", TARGET_ERROR),
         "stored": None if stored is None else _without_features(stored),
-        "fitted_to": fitted_to,
+        "fitted_to": {"weights": weights_digest(model), "tta": model.tta},
     }
-    warm = {path: cells.astype(np.float16) for path, cells in heat.items()}
-    inputs = ReportInputs(training, detector.get("features"), leaked, warm, texts)
-    inputs.save(folder / INPUTS_FILE)
+    leaked = outputs.copies_of(trained) if catalog.photographs_known else None
+    inputs = ReportInputs(training, detector.get("features"), leaked, {}, texts)
+    analysis = _analysis(outputs, inputs, stored, unknown)
     if cfg.report:
-        _draw(folder, analysis, inputs)
+        tested = outputs.subset(subset) if subset != "all" else outputs
+        texts["audit"] = audit_report(model, data, tested, training=subset in ("test", "val"))
+        heat, texts["heat_note"] = error_heat_maps(model, data, analysis)
+        inputs.heat.update((path, cells.astype(np.float16)) for path, cells in heat.items())
+    inputs.save(folder / INPUTS_FILE)
+    blocks = _write_findings(folder, analysis, inputs, stored, unknown)
     if unknown is not None and data.left_out is not None:
         unknown.save(folder / UNKNOWN_FILE)
-    blocks = _blocks(analysis, unknown) | {"audit": None if isinstance(audit, str) else audit}
     if "unknowns" in blocks:
         blocks["unknowns"]["excluded"] = excluded
-    return blocks
+    return blocks | {"audit": None if isinstance(texts["audit"], str) else texts["audit"]}
 
 
 def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Summary, bool]:
@@ -293,20 +267,8 @@ def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Sum
         stored = stored | {"unknown": stored["unknown"] | {"features": inputs.features}}
     if target_error is not None and stored is not None and not (outputs.splits == "val").any():
         stored = for_target(stored, summary["checkpoint"], target_error)
-    analysis = analyze(
-        outputs,
-        inputs.training,
-        target_error or texts["target_error"],
-        subset=subset,
-        leaked=inputs.leaked,
-        unknown=unknown,
-        stored=stored,
-        candidates=texts["candidates"],
-    )
-    _write_calibration(folder, analysis, stored, texts["fitted_to"])
-    if texts["report"]:
-        _draw(folder, analysis, inputs)
-    blocks = _blocks(analysis, unknown)
+    texts["target_error"] = target_error or texts["target_error"]
+    blocks = _write_findings(folder, _analysis(outputs, inputs, stored, unknown), inputs, stored, unknown)
     if "unknowns" in blocks:
         blocks["unknowns"] = scores.get("unknowns", {}) | blocks["unknowns"]
     scores |= blocks
@@ -314,12 +276,43 @@ def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Sum
     return subset, scores, texts["report"]
 
 
-def _write_calibration(
-    folder: Path, analysis: Analysis, stored: Mapping[str, Any] | None, fitted_to: Mapping[str, str | None]
-) -> None:
-    """Write the calibration of a training run, for which nothing is stored yet."""
+def _analysis(
+    outputs: Outputs, inputs: ReportInputs, stored: Mapping[str, Any] | None, unknown: Outputs | None
+) -> Analysis:
+    texts = inputs.texts
+    settings: dict[str, Any] = {"subset": texts["subset"], "leaked": inputs.leaked, "candidates": texts["candidates"]}
+    return analyze(outputs, inputs.training, texts["target_error"], stored=stored, unknown=unknown, **settings)
+
+
+def _write_findings(
+    folder: Path,
+    analysis: Analysis,
+    inputs: ReportInputs,
+    stored: Mapping[str, Any] | None,
+    unknown: Outputs | None,
+) -> Summary:
+    """Write the calibration, of a training run, for which nothing is stored yet, and ``report.html``.
+
+    Returns:
+        What the analysis adds to the scores in ``summary.json``.
+    """
+    texts = inputs.texts
     if stored is None and analysis.fitted_here:
-        write_calibration(folder, calibration_of(analysis) | dict(fitted_to))
+        write_calibration(folder, calibration_of(analysis) | texts["fitted_to"])
+    if texts["report"]:
+        root, training_root = Path(texts["root"]), Path(texts["training_root"])
+        write_report(
+            folder / "report.html",
+            analysis,
+            thumbnail=lambda path: thumbnail(root / path, 256),
+            training_thumbnail=lambda path: thumbnail(training_root / path, 256),
+            heat=inputs.heat,
+            **{key: texts[key] for key in _SHOWN},
+        )
+    blocks: Summary = {"calibration": analysis.calibration, "selective": analysis.selective}
+    if unknown is not None and analysis.unknowns:
+        blocks["unknowns"] = analysis.unknowns.block()
+    return blocks
 
 
 def for_target(stored: Mapping[str, Any], ckpt: str | Path, target_error: float) -> Stored:
@@ -363,27 +356,6 @@ def _environment(model: FishClassifier, run: Mapping[str, Any] | None) -> dict[s
         return versions
     seconds = {} if run["seconds"] is None else {"training": f"{run['seconds']:.0f} s"}
     return versions | {"precision": run["precision"], "processes": str(run["processes"])} | seconds
-
-
-def _draw(folder: Path, analysis: Analysis, inputs: ReportInputs) -> None:
-    texts = inputs.texts
-    root, training_root = Path(texts["root"]), Path(texts["training_root"])
-    write_report(
-        folder / "report.html",
-        analysis,
-        thumbnail=lambda path: thumbnail(root / path, 256),
-        training_thumbnail=lambda path: thumbnail(training_root / path, 256),
-        heat=inputs.heat,
-        **{key: texts[key] for key in _SHOWN},
-    )
-
-
-def _blocks(analysis: Analysis, unknown: Outputs | None) -> Summary:
-    """Return what the analysis adds to the scores in ``summary.json``."""
-    blocks: Summary = {"calibration": analysis.calibration, "selective": analysis.selective}
-    if unknown is not None and analysis.unknowns:
-        blocks["unknowns"] = analysis.unknowns.block()
-    return blocks
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
