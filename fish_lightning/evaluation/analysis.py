@@ -28,8 +28,14 @@ from fish_lightning.evaluation.calibration import (
 from fish_lightning.evaluation.label_suspects import LabelSuspect, find_label_suspects
 from fish_lightning.evaluation.neighbors import nearest_photographs
 from fish_lightning.evaluation.outputs import Outputs
-from fish_lightning.evaluation.photograph_vote import class_scores, mean_by_photograph, vote_scores
-from fish_lightning.evaluation.scores import accuracy_of, confusion_matrix, photograph_interval
+from fish_lightning.evaluation.scores import (
+    accuracy_of,
+    class_scores,
+    confusion_matrix,
+    mean_by_photograph,
+    photograph_interval,
+    vote_scores,
+)
 from fish_lightning.evaluation.stored_calibration import unknown_score
 from fish_lightning.evaluation.unknowns import (
     SCORE,
@@ -165,9 +171,9 @@ class Analysis:
         leaked: number of images with a copy among the training images; None if unknown.
         without_leaked: ``accuracy``, ``accuracy_ci95`` and ``n`` of the others; None without leaked images or without
             others.
-        per_class: see :func:`~fish_lightning.evaluation.photograph_vote.class_scores`.
+        per_class: see :func:`~fish_lightning.evaluation.scores.class_scores`.
         confusion: (C, C) number of images, rows: true class, columns: predicted.
-        votes: see :func:`~fish_lightning.evaluation.photograph_vote.vote_scores`.
+        votes: see :func:`~fish_lightning.evaluation.scores.vote_scores`.
         copies_correct: number of photographs of which all, some and no copies are recognized.
         worst_photographs: at most ``MAX_FINDINGS``, the smallest share of recognized copies first.
         validation: number of validation images and of their photographs that temperature and threshold come from.

@@ -11,8 +11,7 @@ from fish_lightning.errors import UserError
 from fish_lightning.evaluation.arrays import Bools, Names
 from fish_lightning.evaluation.comparison import compare
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
-from fish_lightning.evaluation.outputs import Outputs
-from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.outputs import Outputs, Predictions
 from fish_lightning.evaluation.runs import load_run
 from fish_lightning.evaluation.scores import accuracy_of, photograph_interval
 from fish_lightning.files import read_summary, run_of, shown
@@ -55,12 +54,8 @@ def find_members(runs: str | Sequence[str]) -> dict[str, Path]:
     if len(places) == 1 and not places[0].is_file() and not (places[0] / BEST).is_file():
         places = _jobs(places[0])
     files = [place if place.is_file() else place / BEST for place in places]
-    missing = next((file for file in files if not file.is_file()), None)
-    if missing is not None:
-        raise UserError(
-            f"runs: no file {missing} (working directory: {Path.cwd()})\n"
-            "pass the folder of a sweep, or several runs: 'runs=[RUN_A,RUN_B]'"
-        )
+    if missing := [file for file in files if not file.is_file()]:
+        raise _not_found(f"no file {missing[0]}")
     if len({file.resolve() for file in files}) < len(files):
         raise UserError("runs: a run is named more than once; it would count more than the others")
     return {shown(run_of(file)): file for file in files}
@@ -75,11 +70,15 @@ def _jobs(sweep: Path) -> list[Path]:
     jobs = [file.parents[1] for file in sweep.glob(f"*/{BEST}") if not (file.parents[1] / "error.txt").is_file()]
     if not jobs:
         what = "has neither checkpoints/best.ckpt nor jobs with one" if sweep.is_dir() else "is not a folder"
-        raise UserError(
-            f"runs: {sweep} {what} (working directory: {Path.cwd()})\n"
-            "pass the folder of a sweep, or several runs: 'runs=[RUN_A,RUN_B]'"
-        )
+        raise _not_found(f"{sweep} {what}")
     return sorted(jobs, key=lambda job: (int(job.name) if job.name.isdigit() else 0, job.name))
+
+
+def _not_found(what: str) -> UserError:
+    return UserError(
+        f"runs: {what} (working directory: {Path.cwd()})\n"
+        "pass the folder of a sweep, or several runs: 'runs=[RUN_A,RUN_B]'"
+    )
 
 
 def validated(file: Path) -> dict[str, Any]:

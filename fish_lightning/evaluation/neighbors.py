@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from fish_lightning.evaluation.arrays import Floats, Names, photograph_index, require_finite
+from fish_lightning.evaluation.arrays import Floats, Ints, Names, photograph_index, require_finite
 
 BLOCK = 1 << 22  # similarities held at a time: 16 MiB
 SHORTEST = 1e-12  # length that a feature vector is divided by at least
@@ -33,18 +33,21 @@ def nearest_photographs(
     require_finite(queries, "features")
     require_finite(training, "features")
     keys = unit_length(training)
-    places = min(k, int(index.max()) + 1)
     nearest = np.full((len(queries), k), -1)
     similarity = np.full((len(queries), k), -np.inf)
     size = max(1, BLOCK // len(keys))
-    for start in range(0, len(queries), size):
-        cosine = unit_length(queries[start : start + size]) @ keys.T
-        rows = np.arange(len(cosine))
-        for place in range(places):
-            best = cosine.argmax(axis=1)
-            nearest[start + rows, place], similarity[start + rows, place] = best, cosine[rows, best]
-            cosine[index == index[best][:, None]] = -np.inf  # of that photograph, all copies
+    for block in (slice(start, start + size) for start in range(0, len(queries), size)):
+        _find(unit_length(queries[block]) @ keys.T, index, nearest[block], similarity[block])
     return nearest, similarity
+
+
+def _find(cosine: npt.NDArray[np.float32], index: Ints, nearest: Ints, similarity: Floats) -> None:
+    """Fill (B, k) with the columns of the highest cosines (B, N), one per photograph, and these; overwrites ``cosine``."""
+    rows = np.arange(len(cosine))
+    for place in range(min(nearest.shape[1], int(index.max()) + 1)):
+        best = cosine.argmax(axis=1)
+        nearest[:, place], similarity[:, place] = best, cosine[rows, best]
+        cosine[index == index[best][:, None]] = -np.inf
 
 
 def unit_length(features: Floats) -> npt.NDArray[np.float32]:

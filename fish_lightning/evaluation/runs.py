@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from fish_lightning.errors import UserError
 from fish_lightning.evaluation.arrays import Bools, Names, require_finite
 from fish_lightning.evaluation.comparison import common_images, compare, joined_photographs
 from fish_lightning.evaluation.outputs import FILE, Outputs
-from fish_lightning.evaluation.photograph_vote import vote_scores
+from fish_lightning.evaluation.scores import vote_scores
 from fish_lightning.files import read_rows, read_summary, shown
 from fish_lightning.names import listed
 
@@ -57,36 +56,24 @@ class Run:
         folder: its folder.
         folds: one, or those of the sweep.
         failed: names of the sweep's jobs without ``logits.npz``.
+        test: outputs on the test images of all folds, one after the other.
+        photographs: photograph by path, where known.
+        root: folder that paths are relative to; None where it is not recorded.
+        overrides: those that all folds were started with.
     """
 
     folder: Path
     folds: tuple[TestedRun, ...]
-    failed: tuple[str, ...] = ()
-
-    @cached_property
-    def test(self) -> Outputs:
-        """Outputs on the test images of all folds, one after the other."""
-        return Outputs.concatenated(fold.test for fold in self.folds)
-
-    @cached_property
-    def photographs(self) -> Mapping[str, str]:
-        """Photograph by path, where known."""
-        return {path: name for fold in self.folds for path, name in fold.photographs.items()}
-
-    @property
-    def root(self) -> Path | None:
-        """Folder that paths are relative to; None where it is not recorded."""
-        return self.folds[0].root
-
-    @property
-    def overrides(self) -> tuple[str, ...]:
-        """Overrides that all folds were started with."""
-        return tuple(word for word in self.folds[0].overrides if all(word in fold.overrides for fold in self.folds))
+    failed: tuple[str, ...]
+    test: Outputs
+    photographs: Mapping[str, str]
+    root: Path | None
+    overrides: tuple[str, ...]
 
     def leaked(self, groupings: tuple[Mapping[str, str], ...]) -> Bools | None:
         """(N,) whether the fold that tested an image was trained on it or on a copy; None where unknown."""
-        masks = [mask for fold in self.folds if (mask := fold.leaked(groupings)) is not None]
-        return np.concatenate(masks) if len(masks) == len(self.folds) else None
+        masks = [fold.leaked(groupings) for fold in self.folds]
+        return None if any(mask is None for mask in masks) else np.concatenate(masks)
 
 
 @dataclass(frozen=True)
@@ -131,12 +118,15 @@ def load_run(key: str, path: str | Path) -> Run:
         done = {file.parent for file in folder.glob(f"*/{FILE}") if not (file.parent / "error.txt").is_file()}
         failed = sorted(job.parent.name for job in folder.glob("*/.hydra") if job.parent not in done)
         jobs = sorted(done) or jobs
-    run = Run(folder, tuple(_load_tested_run(job) for job in jobs), tuple(failed))
-    for fold in run.folds[1:]:
-        _require_same_classes("the runs of one sweep", "the first", run.folds[0].test, "another", fold.test)
-    if not len(run.test):
+    folds = tuple(_load_tested_run(job) for job in jobs)
+    for fold in folds[1:]:
+        _require_same_classes("the runs of one sweep", "the first", folds[0].test, "another", fold.test)
+    test = Outputs.concatenated(fold.test for fold in folds)
+    if not len(test):
         raise UserError(f"{key}: {shown(folder)} has no test images\ntrain with test=true, or evaluate subset=test")
-    return run
+    photographs = {path: name for fold in folds for path, name in fold.photographs.items()}
+    shared = tuple(word for word in folds[0].overrides if all(word in fold.overrides for fold in folds))
+    return Run(folder, folds, tuple(failed), test, photographs, folds[0].root, shared)
 
 
 def match(a: Run, b: Run) -> Pair:
@@ -176,7 +166,7 @@ def compare_pair(pair: Pair, margin: float) -> dict[str, Any]:
     """Return ``compare.json``, without the folders.
 
     Keys beside those of :func:`fish_lightning.evaluation.comparison.compare`: ``photograph_vote`` (``a`` and ``b``, see
-    :func:`fish_lightning.evaluation.photograph_vote.vote_scores`; None where photographs are not known);
+    :func:`fish_lightning.evaluation.scores.vote_scores`; None where photographs are not known);
     ``leaked_test_images`` (``a`` and ``b``, None where unknown); ``without_leaked`` (the comparison on the images that
     neither was trained on; only ``n`` where there are none; None where no image leaked); ``per_class`` (``n``, recall
     ``a`` and ``b``, ``only_a_right``, ``only_b_right``); ``warnings``.

@@ -6,6 +6,7 @@ like one of the classes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -133,24 +134,22 @@ def detection(
     unknown_index = photograph_index(unknown_photographs, len(unknown))
     require_finite(known, "scores")
     require_finite(unknown, "scores")
-    auroc, fpr = _figures(_Side(known, known_index), _Side(unknown, unknown_index))
+    sides = (known, known_index), (unknown, unknown_index)
     photographs = int(known_index.max()) + 1, int(unknown_index.max()) + 1
-    if auroc[0] in (0, 1):
-        return Detection(
-            float(auroc[0]),
-            wilson_interval(float(auroc[0]) * min(photographs), min(photographs)),
-            float(fpr[0]),
-            wilson_interval(float(fpr[0]) * photographs[1], photographs[1]),
-        )
-    sides = _Side.with_extremes(known, known_index), _Side.with_extremes(unknown, unknown_index)
-    length = sum(len(side.scores) for side in sides)
+    once = [np.ones((1, n), dtype=np.int64) for n in photographs]
+    auroc, fpr = (float(value[0]) for value in _figures(*(_side(*side) for side in sides), *once))
+    if auroc in (0, 1):
+        fewer, foreign = min(photographs), photographs[1]
+        return Detection(auroc, wilson_interval(auroc * fewer, fewer), fpr, wilson_interval(fpr * foreign, foreign))
+    widened = [_side(*side, extremes=True) for side in sides]
+    length = sum(len(side.scores) for side in widened)
     draws = (
         resampled_counts(np.ones(n + 2, dtype=np.int64), resamples, length, rng)
         for n, rng in zip(photographs, np.random.default_rng(0).spawn(2), strict=True)
     )
-    drawn = [_figures(*sides, counts) for counts in zip(*draws, strict=True)]
+    drawn = [_figures(*widened, *counts) for counts in zip(*draws, strict=True)]
     aurocs, fprs = (np.concatenate(values) for values in zip(*drawn, strict=True))
-    return Detection(float(auroc[0]), central_interval(aurocs), float(fpr[0]), central_interval(fprs))
+    return Detection(auroc, central_interval(aurocs), fpr, central_interval(fprs))
 
 
 def best_score(detections: Mapping[str, Detection]) -> str:
@@ -158,7 +157,7 @@ def best_score(detections: Mapping[str, Detection]) -> str:
     return max(detections, key=lambda name: (detections[name].auroc, -detections[name].fpr95))
 
 
-def keep_threshold(scores: Floats, photographs: Names | None = None, kept: float = KEPT) -> float:
+def keep_threshold(scores: Floats, photographs: Names | None = None) -> float:
     """Find the threshold that keeps 95 % of the validation photographs: an image below it is unknown.
 
     Photographs weigh equally; one of which only some copies are kept counts for their share. The threshold is halfway
@@ -168,7 +167,6 @@ def keep_threshold(scores: Floats, photographs: Names | None = None, kept: float
     Args:
         scores: (N,) of validation images, higher for known.
         photographs: (N,) each image's photograph; None where they are not known.
-        kept: share of photographs whose score is at least the threshold.
 
     Raises:
         UserError: there are no images, or scores are NaN or infinite.
@@ -177,44 +175,42 @@ def keep_threshold(scores: Floats, photographs: Names | None = None, kept: float
     require_finite(scores, "scores")
     order = np.argsort(-scores, kind="stable")
     share = np.cumsum(weights[order])
-    lowest = float(scores[order[min(int(np.searchsorted(share, kept - 1e-9)), len(scores) - 1)]])
+    lowest = float(scores[order[min(int(np.searchsorted(share, KEPT - 1e-9)), len(scores) - 1)]])
     below = scores[scores < lowest]
     return (lowest + float(below.max())) / 2 if len(below) else lowest - 1e-4 * max(1.0, abs(lowest))
 
 
-class _Side:
-    """Scores of known or of unknown images, sorted to fall, each with its photograph and its weight."""
+class _Side(NamedTuple):
+    """Scores (N,) of known or of unknown images, sorted to fall, each with its photograph and its weight."""
 
-    def __init__(self, scores: Floats, index: Ints, weights: npt.NDArray[np.float64] | None = None) -> None:
-        order = np.argsort(-scores, kind="stable")
-        self.scores, self.index = scores[order], index[order]
-        self.weights = np.ones(len(scores)) if weights is None else weights[order]
+    scores: Floats
+    index: Ints
+    weights: Floats
 
-    @classmethod
-    def with_extremes(cls, scores: Floats, index: Ints) -> "_Side":
-        """Add two photographs of mean size, one with the highest and one with the lowest score."""
-        photographs = int(index.max()) + 1
-        return cls(
-            np.append(scores, [scores.max(), scores.min()]),
-            np.append(index, [photographs, photographs + 1]),
-            np.append(np.ones(len(scores)), np.full(2, len(scores) / photographs)),
-        )
 
-    def drawn(self, counts: Ints | None) -> npt.NDArray[np.float64]:
-        """Return (B, N) weights of the images where photographs are drawn (B, G) times; None: each once."""
-        return self.weights[None] if counts is None else self.weights * counts[:, self.index]
+def _side(scores: Floats, index: Ints, extremes: bool = False) -> _Side:
+    """Sort scores; ``extremes`` adds two photographs of mean size, one with the highest and one with the lowest."""
+    weights = np.ones(len(scores))
+    if extremes:
+        photographs = index.max() + 1
+        weights = np.append(weights, np.full(2, len(scores) / photographs))
+        scores = np.append(scores, [scores.max(), scores.min()])
+        index = np.append(index, [photographs, photographs + 1])
+    order = np.argsort(-scores, kind="stable")
+    return _Side(scores[order], index[order], weights[order])
 
 
 def _figures(
-    known: _Side, unknown: _Side, counts: tuple[Ints, Ints] | tuple[None, None] = (None, None)
+    known: _Side, unknown: _Side, known_counts: Ints, unknown_counts: Ints
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return (B,) AUROC and (B,) FPR at 95 % TPR of B draws of known and of unknown photographs."""
+    """Return (B,) AUROC and (B,) FPR at 95 % TPR where photographs are drawn (B, G) times."""
     above = np.searchsorted(-known.scores, -unknown.scores, side="left")
     not_below = np.searchsorted(-known.scores, -unknown.scores, side="right")
     accepted = np.searchsorted(-unknown.scores, -known.scores, side="right")
-    drawn = unknown.drawn(counts[1])
+    drawn = unknown.weights * unknown_counts[:, unknown.index]
     kept, taken = (
-        np.pad(np.cumsum(w, axis=1, dtype=np.float64), ((0, 0), (1, 0))) for w in (known.drawn(counts[0]), drawn)
+        np.pad(np.cumsum(weights, axis=1), ((0, 0), (1, 0)))
+        for weights in (known.weights * known_counts[:, known.index], drawn)
     )
     auroc = ((kept[:, above] + kept[:, not_below]) * drawn).sum(axis=1) / (2 * kept[:, -1] * taken[:, -1])
     last = (kept[:, 1:] >= KEPT * kept[:, -1:] - 1e-9).argmax(axis=1)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.outputs import Predictions
 from fish_lightning.files import atomic_write
 from fish_lightning.names import figure_text, shortened
 from fish_lightning.plotting.thumbnails import thumbnail

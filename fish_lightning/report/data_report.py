@@ -16,6 +16,7 @@ from fish_lightning.hardware import cores
 from fish_lightning.names import printable, shortened
 from fish_lightning.plotting.thumbnails import data_uri, thumbnail
 from fish_lightning.report.pages import write_page
+from fish_lightning.report.tables import aligned
 
 THUMBNAIL = 96  # pixels, longer side; some 3 KB each
 MAX_NAMES = 20  # maximum number of file names per finding, and of classes in the terminal
@@ -65,11 +66,11 @@ def data_table(found: Inspection) -> str:
     """Return counts per class, sizes and findings as text."""
     rows = _per_class(found)
     table = _fewest_images(rows, MAX_NAMES)
-    names = [shortened(printable(name)) for name, *_ in table]
-    width = max(5, *map(len, names))
-    lines = [f"{'class':<{width}}  images  photographs  unreadable"]
-    for name, (_, images, photographs, unreadable) in zip(names, table, strict=True):
-        lines.append(f"{name:<{width}}  {images:6,}  {photographs:>11}  {unreadable:10,}")
+    cells = [
+        (shortened(printable(name)), f"{images:,}", photographs, f"{unreadable:,}")
+        for name, images, photographs, unreadable in table
+    ]
+    lines = aligned([("class", "images", "photographs", "unreadable"), *cells], right=(1, 2, 3))
     if len(table) < len(rows):
         lines.append(f"{len(table)} of {len(rows):,} classes, those with the fewest images")
     lines += ["", f"sizes   {_most_common(_sizes(found))} (h x w)", f"files   {_most_common(_types(found))}", ""]

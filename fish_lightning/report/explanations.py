@@ -19,8 +19,7 @@ from fish_lightning.errors import UserError
 from fish_lightning.evaluation.analysis import Analysis
 from fish_lightning.evaluation.audit import Audit, audit, overall_verdict, spread_over_photographs
 from fish_lightning.evaluation.heatmaps import heat_maps, upsampled
-from fish_lightning.evaluation.outputs import Outputs
-from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.outputs import Outputs, Predictions
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.models.ensemble import EnsembleNetwork
 

@@ -15,6 +15,7 @@ from fish_lightning.plotting.thumbnails import thumbnail
 from fish_lightning.predicting.parts import Parts, Shard
 from fish_lightning.predicting.rows import COLUMNS, NONE, ROWS, UNCERTAIN, PredictionRow, cells_of
 from fish_lightning.predicting.store import Folder, RemoteFolder
+from fish_lightning.report.tables import aligned
 
 #: Files up to which the parts are also merged: 60 MB of JSON for nine classes.
 MERGED = 100_000
@@ -56,7 +57,7 @@ class Tally:
         those has one verdict, as in the table.
         """
         cells = [(shortened(printable(name)), f"{count:,}") for name, count in self.classes.most_common(ROWS)]
-        lines = _aligned([("class", "files"), *cells], right=(1,))
+        lines = aligned([("class", "files"), *cells], right=(1,))
         if len(self.classes) > ROWS:
             lines.append(f"and {len(self.classes) - ROWS:,} other classes")
         marks = [(verdict, self.verdicts[verdict]) for verdict in (UNCERTAIN, NONE)]
@@ -133,7 +134,7 @@ def prediction_table(rows: Sequence[PredictionRow]) -> str:
     kept = [column for column, title in enumerate(titles) if known.get(title, True)]
     cells = [titles, *map(_cells, rows)]
     return "\n".join(
-        _aligned([tuple(line[column] for column in kept) for line in cells], right=(2, 3) if 3 in kept else (2,))
+        aligned([tuple(line[column] for column in kept) for line in cells], right=(2, 3) if 3 in kept else (2,))
     )
 
 
@@ -158,18 +159,6 @@ def _cells(row: PredictionRow) -> tuple[str, ...]:
     calibrated = "" if row.calibrated is None else f"{row.calibrated:.1%}"
     runner = f"{printable(second)} {runner_up:.1%}"
     return (path, printable(prediction), f"{probability:.1%}", calibrated, runner, row.verdict)
-
-
-def _aligned(cells: Sequence[tuple[str, ...]], right: Sequence[int]) -> list[str]:
-    """Return rows of a table whose columns are aligned, those in ``right`` to the right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(
-            text.rjust(width) if column in right else text.ljust(width)
-            for column, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
 
 
 def write_results(

@@ -22,8 +22,7 @@ from fish_lightning.data.unknown_images import UnknownImages
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.analysis import Analysis, analyze, calibration_of, guaranteed
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
-from fish_lightning.evaluation.outputs import Outputs
-from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.outputs import Outputs, Predictions
 from fish_lightning.evaluation.scores import confusion_matrix
 from fish_lightning.evaluation.stored_calibration import Stored, write_calibration
 from fish_lightning.files import atomic_write, csv_table, read_summary, run_of, shown

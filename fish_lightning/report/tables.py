@@ -1,5 +1,6 @@
 """The results of a run or an evaluation as text for the terminal."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -11,6 +12,18 @@ from fish_lightning.names import listed, printable, shortened
 Summary = dict[str, Any]
 
 CLASSES = 20  # of a table at most
+
+
+def aligned(cells: Sequence[tuple[str, ...]], right: Sequence[int]) -> list[str]:
+    """Return rows of a table whose columns are aligned, those in ``right`` to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            text.rjust(width) if column in right else text.ljust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
 
 
 def score_table(test: Summary, split: str, subset: str = "test") -> str:
@@ -53,11 +66,11 @@ def _class_lines(per_class: Summary) -> list[str]:
         tested = [name for name in shown if per_class[name]["n"]]
         shown = sorted(tested, key=lambda name: per_class[name]["recall"])[:CLASSES]
     names = [shortened(printable(name)) for name in shown]
-    width = max(len(name) for name in ("class", *names))
-    lines = [f"{'class':<{width}}  precision  recall  images"]
+    cells = [("class", "precision", "recall", "images")]
     for name, scores in zip(names, map(per_class.__getitem__, shown), strict=True):
         precision, recall = (f"{x:.1%}" if x is not None else "-" for x in (scores["precision"], scores["recall"]))
-        lines.append(f"{name:<{width}}  {precision:>9}  {recall:>6}  {scores['n']:6d}")
+        cells.append((name, precision, recall, str(scores["n"])))
+    lines = aligned(cells, right=(1, 2, 3))
     if len(shown) < len(per_class):
         lines.append(f"{len(shown)} of {len(per_class):,} classes, those with the lowest recall; all in summary.json")
     return lines

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fish_lightning import compat
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.outputs import Predictions
 from fish_lightning.evaluation.scores import confusion_matrix, leak_warning, score_test
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import printable

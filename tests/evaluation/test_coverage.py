@@ -13,8 +13,7 @@ import pytest
 
 from fish_lightning.evaluation.calibration import reliability_curve
 from fish_lightning.evaluation.comparison import compare
-from fish_lightning.evaluation.photograph_vote import class_scores, vote_scores
-from fish_lightning.evaluation.scores import photograph_interval
+from fish_lightning.evaluation.scores import class_scores, photograph_interval, vote_scores
 from fish_lightning.evaluation.unknowns import detection
 
 DRAWS, COPIES = 200, 8

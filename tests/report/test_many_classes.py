@@ -13,8 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fish_lightning.data.catalog import make_catalog
 from fish_lightning.data.inspection import inspect
 from fish_lightning.evaluation.analysis import analyze
-from fish_lightning.evaluation.outputs import Outputs
-from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.outputs import Outputs, Predictions
 from fish_lightning.evaluation.scores import score_test
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.predicting.rows import prediction_rows
