@@ -42,7 +42,7 @@ def nearest_photographs(
 
 
 def _find(cosine: npt.NDArray[np.float32], index: Ints, nearest: Ints, similarity: Floats) -> None:
-    """Fill (B, k) with the columns of the highest cosines (B, N), one per photograph, and these; overwrites ``cosine``."""
+    """Fill (B, k) with the columns of the highest cosines (B, N), one per photograph, and these; ``cosine`` is lost."""
     rows = np.arange(len(cosine))
     for place in range(min(nearest.shape[1], int(index.max()) + 1)):
         best = cosine.argmax(axis=1)

@@ -36,4 +36,4 @@ def write_page(
 
 def _printable_lines(value: object) -> object:
     """Escape what a browser cannot show in names, and leave other values and markup as they are."""
-    return printable_lines(value) if type(value) is str else value
+    return printable_lines(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

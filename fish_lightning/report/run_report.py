@@ -1,6 +1,5 @@
 """``report.html`` of a run or an evaluation: one file that says what a model has learnt and what its score is worth."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fish_lightning.evaluation.abstention import BOUND
-from fish_lightning.evaluation.analysis import Analysis, Error
+from fish_lightning.evaluation.analysis import Analysis
 from fish_lightning.evaluation.arrays import Floats, Ints, copies_before
 from fish_lightning.evaluation.calibration import ReliabilityCurve
 from fish_lightning.hardware import cores
@@ -109,12 +108,13 @@ def write_report(
         verdict=verdict(analysis, split),
         source=source,
         curves=_curves(history, best_epoch),
-        matrix=_matrix(analysis),
-        gallery=_gallery(analysis, gallery),
+        matrix=_most_confused(analysis),
+        gallery=gallery,
         wrong=int((~analysis.images.correct).sum()),
         class_rows=_class_rows(analysis),
         training_photographs=training_photographs,
-        errors=[{"error": error, "heat": _overlay(heat, error)} for error in errors],
+        errors=errors,
+        heat={error.path: _overlay(heat[error.path]) for error in errors if heat and error.path in heat},
         heat_note=heat_note,
         photographs=photographs,
         reliability=_reliability(analysis),
@@ -242,112 +242,62 @@ def _thumbnails(tested: Thumbnail, training: Thumbnail, wanted: Iterable[tuple[s
     return lambda path, size, from_training=False: made[path, from_training][size]
 
 
-def _overlay(heat: Mapping[str, Floats] | None, error: Error) -> str:
+def _overlay(heat: Floats) -> str:
     """Return a heat map as a PNG of its own few pixels, which the browser enlarges: clear where it is cold."""
-    if heat is None or error.path not in heat:
-        return ""
-    warm = np.clip(heat[error.path].astype(np.float64), 0, 1)
+    warm = np.clip(heat.astype(np.float64), 0, 1)
     colors = np.zeros((*warm.shape, 4))
     colors[..., 0], colors[..., 1], colors[..., 3] = 255, 220 * (1 - warm), 190 * warm
     return data_uri(Image.fromarray(colors.round().astype(np.uint8)), "png")
 
 
 def _curves(history: Sequence[Row], best_epoch: int | None) -> list[Chart]:
-    if not history:
-        return []
+    """Return the charts of loss and accuracy, of those that were measured."""
+    charts = (_curve(history, best_epoch, what) for what in ("loss", "accuracy"))
+    return [chart for chart in charts if chart is not None]
+
+
+def _curve(history: Sequence[Row], best_epoch: int | None, what: str) -> Chart | None:
+    percent = what == "accuracy"
+    shown = ("{:.1%}" if percent else "{:.3f}").format
     epochs = [float(row["epoch"] or 0) for row in history]
-
-    def column(key: str) -> list[float]:
-        values = [row.get(key) for row in history]
-        return [math.nan if value is None or not math.isfinite(value) else value for value in values]
-
-    def chart(title: str, named: Mapping[str, str], top: float | None) -> Chart | None:
-        columns = {name: column(key) for name, key in named.items()}
-        measured = {name: [v for v in values if not math.isnan(v)] for name, values in columns.items()}
-        measured = {name: values for name, values in measured.items() if values}
-        if not measured:
-            return None
-        said = "; ".join(f"{name} from {_short(v[0], top)} to {_short(v[-1], top)}" for name, v in measured.items())
-        highest = top or 1.05 * _top(measured.values())
-        last = max(epochs)
-        drawn = Chart(
-            title,
-            f"{title} over {last:.0f} epochs: {said}.",
-            (min(epochs), last),
-            (0, highest),
-            "epoch",
-            (False, top is not None),
-            whole=True,
-        )
-        for style, name in zip(("first", "second"), measured, strict=False):
-            values = columns[name]
-            notes = [f"epoch {epoch:.0f}, {name}: {_short(v, top)}" for epoch, v in zip(epochs, values, strict=True)]
-            drawn.line(name, epochs, values, style, notes)
-        if best_epoch is not None and len(epochs) > 1:
-            drawn.mark(best_epoch, f"best: epoch {best_epoch}")
-        return drawn
-
-    charts = [
-        chart("Loss", {"training": "train_loss", "validation": "val_loss"}, None),
-        chart("Accuracy", {"training": "train_accuracy", "validation": "val_accuracy"}, 1.0),
-    ]
-    return [drawn for drawn in charts if drawn]
+    lines: dict[str, Floats] = {}
+    for name, column in (("training", f"train_{what}"), ("validation", f"val_{what}")):
+        values = np.array([row.get(column) for row in history], dtype=np.float64)
+        if np.isfinite(values).any():
+            lines[name] = np.where(np.isfinite(values), values, np.nan)
+    if not lines:
+        return None
+    measured = {name: values[~np.isnan(values)] for name, values in lines.items()}
+    said = "; ".join(f"{name} from {shown(v[0])} to {shown(v[-1])}" for name, v in measured.items())
+    chart = Chart(
+        what.capitalize(),
+        f"{what.capitalize()} over {max(epochs):.0f} epochs: {said}.",
+        (min(epochs), max(epochs)),
+        (0, 1.0 if percent else 1.05 * _top(np.concatenate([*measured.values()]))),
+        "epoch",
+        (False, percent),
+        whole=True,
+    )
+    for style, (name, values) in zip(("first", "second"), lines.items(), strict=False):
+        notes = [f"epoch {epoch:.0f}, {name}: {shown(value)}" for epoch, value in zip(epochs, values, strict=True)]
+        chart.line(name, epochs, values, style, notes)
+    if best_epoch is not None and len(epochs) > 1:
+        chart.mark(best_epoch, f"best: epoch {best_epoch}")
+    return chart
 
 
-def _top(losses: Iterable[Sequence[float]]) -> float:
+def _top(losses: Floats) -> float:
     """Return the loss at the top of a chart; early spikes, which would flatten the rest, leave it."""
-    values = [loss for line in losses for loss in line]
-    return min(max(values), max(10 * float(np.median(values)), min(values) * 2))
+    return float(min(losses.max(), max(10 * np.median(losses), 2 * losses.min())))
 
 
-def _short(value: float, top: float | None) -> str:
-    return f"{value:.3f}" if top is None else f"{value:.1%}"
-
-
-def _matrix(analysis: Analysis) -> Context:
-    """Return the confusion matrix, of the most confused classes if there are too many."""
-    confusion, classes = analysis.confusion, len(analysis.classes)
+def _most_confused(analysis: Analysis) -> Context:
+    """Return the classes of the confusion matrix, the most confused ones if there are too many."""
+    confusion = analysis.confusion
     mistakes = confusion.sum(axis=0) + confusion.sum(axis=1) - 2 * confusion.diagonal()
     shown = np.sort(np.argsort(-mistakes, kind="stable")[:MATRIX])
-    totals = np.maximum(confusion.sum(axis=1), 1)
-    rows = [
-        {
-            "name": analysis.classes[label],
-            "cells": [
-                {
-                    "key": f"{label}-{pred}",
-                    "n": int(confusion[label, pred]),
-                    "share": float(confusion[label, pred] / totals[label]),
-                    "right": label == pred,
-                    "what": _cell_words(analysis.classes[label], analysis.classes[pred]),
-                }
-                for pred in shown
-            ],
-        }
-        for label in shown
-    ]
     outside = int(confusion.sum() - confusion[np.ix_(shown, shown)].sum())
-    names = [analysis.classes[label] for label in shown]
-    return {"names": names, "rows": rows, "others": classes - len(shown), "outside": outside}
-
-
-def _cell_words(name: str, predicted: str) -> str:
-    return f"{name}, recognized" if name == predicted else f"{name}, predicted as {predicted}"
-
-
-def _gallery(analysis: Analysis, chosen: Ints) -> list[Context]:
-    images, classes = analysis.images, analysis.classes
-    return [
-        {
-            "cell": f"{images.labels[i]}-{images.preds[i]}",
-            "right": bool(images.correct[i]),
-            "label": classes[images.labels[i]],
-            "prediction": classes[images.preds[i]],
-            "probability": float(images.confidence[i]),
-            "path": str(images.paths[i]),
-        }
-        for i in chosen
-    ]
+    return {"shown": shown, "others": len(confusion) - len(shown), "outside": outside}
 
 
 def _class_rows(analysis: Analysis) -> list[Context]:
@@ -385,14 +335,9 @@ def _reliability_chart(title: str, curve: ReliabilityCurve, ece: float, style: s
     low, high = curve.accuracy_ci95[filled].T
     chart.band(curve.confidence[filled], low, high, style)
     notes = [
-        f"{confidence:.0%} sure: {accuracy:.0%} right (95% CI {low:.0%} to {high:.0%}), {images:,} images"
-        for confidence, accuracy, (low, high), images in zip(
-            curve.confidence[filled],
-            curve.accuracy[filled],
-            curve.accuracy_ci95[filled],
-            curve.images[filled],
-            strict=True,
-        )
+        f"{curve.confidence[b]:.0%} sure: {curve.accuracy[b]:.0%} right (95% CI {curve.accuracy_ci95[b, 0]:.0%} to "
+        f"{curve.accuracy_ci95[b, 1]:.0%}), {curve.images[b]:,} images"
+        for b in np.flatnonzero(filled)
     ]
     chart.line("share of right answers", curve.confidence[filled], curve.accuracy[filled], style, notes)
     return chart
