@@ -16,7 +16,7 @@ from fish_lightning.evaluation.abstention import (
     selective_scores,
 )
 from fish_lightning.evaluation.arrays import Bools, Floats, Ints, photograph_index, require_finite, softmax
-from fish_lightning.evaluation.bootstrap import per_photograph, wilson_interval
+from fish_lightning.evaluation.bootstrap import per_photograph
 from fish_lightning.evaluation.calibration import (
     COLDEST,
     HOTTEST,
@@ -29,18 +29,16 @@ from fish_lightning.evaluation.label_suspects import LabelSuspect, find_label_su
 from fish_lightning.evaluation.neighbors import nearest_photographs
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.scores import (
-    accuracy_of,
+    accuracy_scores,
     class_scores,
     confusion_matrix,
     mean_by_photograph,
-    photograph_interval,
     vote_scores,
 )
 from fish_lightning.evaluation.stored_calibration import unknown_score
 from fish_lightning.evaluation.unknowns import (
     SCORE,
     SCORE_WITHOUT_FEATURES,
-    Detection,
     best_score,
     detection,
     image_scores,
@@ -129,7 +127,7 @@ class Unknowns:
     Attributes:
         n: number of unknown images; 0 if there are none to measure with.
         photographs: number of their photographs; None if they are unknown.
-        scores: figures of each score; empty without unknown images.
+        scores: figures of each score, see :func:`~fish_lightning.evaluation.unknowns.detection`; empty without any.
         best: name of the best of these scores; None without unknown images.
         score: name of the score that is compared with the threshold, see ``unknowns.py``.
         threshold: below it an image is unknown; None without validation images.
@@ -140,7 +138,7 @@ class Unknowns:
 
     n: int = 0
     photographs: int | None = None
-    scores: dict[str, Detection] = field(default_factory=dict)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     best: str | None = None
     score: str
     threshold: float | None
@@ -163,14 +161,8 @@ class Analysis:
         classes: names in label order.
         subset: of the data that was tested: train, val, test or all.
         images: the tested ones.
-        photographs: number of tested photographs; None if they are unknown.
-        accuracy: 0 to 1.
-        accuracy_ci95: Wilson, for independent images.
-        accuracy_ci95_photographs: clustered by photograph; None if photographs are unknown.
+        scores: see :func:`~fish_lightning.evaluation.scores.accuracy_scores`.
         macro_f1: mean over the classes that are tested or predicted.
-        leaked: number of images with a copy among the training images; None if unknown.
-        without_leaked: ``accuracy``, ``accuracy_ci95`` and ``n`` of the others; None without leaked images or without
-            others.
         per_class: see :func:`~fish_lightning.evaluation.scores.class_scores`.
         confusion: (C, C) number of images, rows: true class, columns: predicted.
         votes: see :func:`~fish_lightning.evaluation.scores.vote_scores`.
@@ -199,13 +191,8 @@ class Analysis:
     classes: tuple[str, ...]
     subset: str
     images: Outputs
-    photographs: int | None
-    accuracy: float
-    accuracy_ci95: tuple[float, float]
-    accuracy_ci95_photographs: tuple[float, float] | None
+    scores: dict[str, Any]
     macro_f1: float
-    leaked: int | None
-    without_leaked: dict[str, Any] | None
     per_class: list[dict[str, Any]]
     confusion: npt.NDArray[np.int64]
     votes: dict[str, Any]
@@ -297,7 +284,6 @@ def analyze(
         names,
         resamples=4000 if len(outputs.classes) <= MANY_CLASSES else 1000,
     )
-    known_leaks = None if leaked is None else leaked[chosen]
     copies_correct, worst = _worst_photographs(tested)
     errors, error_photographs, neighbors_from = _errors(
         tested, index, calibrated, {"train": training, "val": val if subset == "test" else None}
@@ -308,15 +294,8 @@ def analyze(
         classes=tuple(str(name) for name in outputs.classes),
         subset=subset,
         images=tested,
-        photographs=None if names is None else int(index.max()) + 1,
-        accuracy=float(tested.correct.mean()),
-        accuracy_ci95=wilson_interval(int(tested.correct.sum()), len(tested)),
-        accuracy_ci95_photographs=None if names is None else photograph_interval(tested.correct, index),
+        scores=accuracy_scores(tested.correct, names, None if leaked is None else leaked[chosen]),
         macro_f1=float(np.mean([score["f1"] for score in per_class if score["f1"] is not None])),
-        leaked=None if known_leaks is None else int(known_leaks.sum()),
-        without_leaked=None
-        if known_leaks is None or not 0 < known_leaks.sum() < len(tested)
-        else accuracy_of(tested.correct[~known_leaks]),
         per_class=per_class,
         confusion=confusion_matrix(tested, len(outputs.classes)),
         votes=vote_scores(tested.probabilities, tested.labels, names),

@@ -51,12 +51,10 @@ def score_test(
         logged: the trainer's ``callback_metrics`` after the test: ``test/loss`` and ``test/macro_f1``.
 
     Returns:
-        ``accuracy``, ``accuracy_ci95`` (Wilson, for independent images), ``accuracy_ci95_photographs`` (clustered by
-        photograph; None if photographs are unknown), ``photographs`` (their number), ``leaked_test_images`` (number
-        with a copy in the training split), ``without_leaked`` (accuracy, interval and n of the others), ``macro_f1``,
-        ``loss``, ``n``, ``per_class`` (precision, None for a class never predicted, recall, None for a class without
-        images, and n) and ``confusion_matrix`` (rows: true classes, columns: predicted classes, in the order of
-        ``per_class``; None above ``MAX_MATRIX_CLASSES`` classes, whose matrix is in ``confusion_matrix.csv`` only).
+        Those of :func:`accuracy_scores`, ``macro_f1``, ``loss``, ``per_class`` (precision, None for a class never
+        predicted, recall, None for a class without images, and n) and ``confusion_matrix`` (rows: true classes,
+        columns: predicted classes, in the order of ``per_class``; None above ``MAX_MATRIX_CLASSES`` classes, whose
+        matrix is in ``confusion_matrix.csv`` only).
 
     Raises:
         UserError: logits or loss are NaN or infinite.
@@ -64,23 +62,16 @@ def score_test(
     require_finite(predictions.logits, "logits")
     if not math.isfinite(logged["test/loss"]):
         raise UserError(f"the test loss is {float(logged['test/loss'])}\n{DIVERGED}")
-    n, correct = len(predictions.labels), int(predictions.correct.sum())
     matrix = confusion_matrix(predictions, len(class_names))
     per_class = zip(
         class_names, matrix.diagonal().tolist(), matrix.sum(0).tolist(), matrix.sum(1).tolist(), strict=True
     )
-    photographs, leaked = catalog.photographs_or_paths[predictions.indices], catalog.leaked()[predictions.indices]
-    known = catalog.photographs_known
-    return {
-        "accuracy": correct / n,
-        "accuracy_ci95": list(wilson_interval(correct, n)),
-        "accuracy_ci95_photographs": list(photograph_interval(predictions.correct, photographs)) if known else None,
-        "photographs": len(np.unique(photographs)) if known else None,
-        "leaked_test_images": int(leaked.sum()) if known else None,
-        "without_leaked": accuracy_of(predictions.correct[~leaked]) if leaked.any() else None,
+    photographs, leaked = None, None
+    if catalog.photographs_known:
+        photographs, leaked = (of[predictions.indices] for of in (catalog.photographs_or_paths, catalog.leaked()))
+    return accuracy_scores(predictions.correct, photographs, leaked) | {
         "macro_f1": float(logged["test/macro_f1"]),
         "loss": float(logged["test/loss"]),
-        "n": n,
         "per_class": {
             name: {"precision": hits / of_pred if of_pred else None, "recall": hits / of if of else None, "n": of}
             for name, hits, of_pred, of in per_class
@@ -99,6 +90,28 @@ def accuracy_of(correct: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """Return ``accuracy``, ``accuracy_ci95`` (Wilson) and ``n`` of N predictions; only ``n`` if it is 0."""
     n, right = len(correct), int(correct.sum())
     return {"accuracy": right / n, "accuracy_ci95": list(wilson_interval(right, n)), "n": n} if n else {"n": 0}
+
+
+def accuracy_scores(correct: Bools, photographs: Names | None, leaked: Bools | None) -> dict[str, Any]:
+    """Return what a test says of the accuracy.
+
+    Args:
+        correct: (N,) whether each prediction is correct; N is 1 or more.
+        photographs: (N,) each image's photograph; None where they are not known.
+        leaked: (N,) whether a copy of an image is among the training images; None where unknown.
+
+    Returns:
+        ``accuracy``, ``accuracy_ci95`` (Wilson, for independent images), ``n``, ``accuracy_ci95_photographs``
+        (clustered by photograph; None if photographs are unknown), ``photographs`` (their number),
+        ``leaked_test_images`` (number with a copy in training) and ``without_leaked`` (``accuracy``, ``accuracy_ci95``
+        and ``n`` of the others; None without leaked ones).
+    """
+    return accuracy_of(correct) | {
+        "accuracy_ci95_photographs": None if photographs is None else list(photograph_interval(correct, photographs)),
+        "photographs": None if photographs is None else len(np.unique(photographs)),
+        "leaked_test_images": None if leaked is None else int(leaked.sum()),
+        "without_leaked": None if leaked is None or not leaked.any() else accuracy_of(correct[~leaked]),
+    }
 
 
 @dataclass(frozen=True)
@@ -191,7 +204,7 @@ def _class_score(predicted: Bools, actual: Bools, index: Ints, resamples: int) -
     return score
 
 
-def leak_warning(test: dict[str, Any]) -> str:
+def leak_sentence(test: dict[str, Any]) -> str:
     """Return a sentence on what leaked test images mean for the score."""
     rest = test["without_leaked"]
     clean = f"on the other {rest['n']} the accuracy is {rest['accuracy']:.2%}" if rest["n"] else "there are no others"

@@ -5,8 +5,7 @@ like one of the classes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -87,31 +86,14 @@ def neighbor_score(
     return nearest_photographs(features, training, photographs, min(k, int(owners.max()) + 1))[1][:, -1]
 
 
-@dataclass(frozen=True)
-class Detection:
-    """How well a score separates unknown images from known ones.
-
-    Attributes:
-        auroc: probability that a known image scores higher than an unknown one (ties count half), 0 to 1.
-        auroc_ci95: its interval, clustered by photograph.
-        fpr95: share of unknown images accepted by the threshold that keeps 95 % of the known ones.
-        fpr95_ci95: its interval, clustered by photograph.
-    """
-
-    auroc: float
-    auroc_ci95: tuple[float, float]
-    fpr95: float
-    fpr95_ci95: tuple[float, float]
-
-
 def detection(
     known: Floats,
     unknown: Floats,
     known_photographs: Names | None = None,
     unknown_photographs: Names | None = None,
     resamples: int = 1000,
-) -> Detection:
-    """Measure a score on images of the classes and on unknown images.
+) -> dict[str, Any]:
+    """Measure how well a score separates unknown images from images of the classes.
 
     Intervals are 2.5 and 97.5 % quantiles of a bootstrap that draws known and unknown photographs with replacement,
     after two invented photographs of mean size are added to each side, one with its highest and one with its lowest
@@ -127,6 +109,10 @@ def detection(
         unknown_photographs: (M,) likewise.
         resamples: number of draws.
 
+    Returns:
+        ``auroc`` (probability that a known image scores higher than an unknown one, ties count half: 0 to 1), ``fpr95``
+        (share of unknown images accepted by the threshold that keeps 95 % of the known ones), and each with ``_ci95``.
+
     Raises:
         UserError: there are no images on one side, or scores are NaN or infinite.
     """
@@ -140,21 +126,23 @@ def detection(
     auroc, fpr = (float(value[0]) for value in _figures(*(_side(*side) for side in sides), *once))
     if auroc in (0, 1):
         fewer, foreign = min(photographs), photographs[1]
-        return Detection(auroc, wilson_interval(auroc * fewer, fewer), fpr, wilson_interval(fpr * foreign, foreign))
-    widened = [_side(*side, extremes=True) for side in sides]
-    length = sum(len(side.scores) for side in widened)
-    draws = (
-        resampled_counts(np.ones(n + 2, dtype=np.int64), resamples, length, rng)
-        for n, rng in zip(photographs, np.random.default_rng(0).spawn(2), strict=True)
-    )
-    drawn = [_figures(*widened, *counts) for counts in zip(*draws, strict=True)]
-    aurocs, fprs = (np.concatenate(values) for values in zip(*drawn, strict=True))
-    return Detection(auroc, central_interval(aurocs), fpr, central_interval(fprs))
+        intervals = wilson_interval(auroc * fewer, fewer), wilson_interval(fpr * foreign, foreign)
+    else:
+        widened = [_side(*side, extremes=True) for side in sides]
+        length = sum(len(side.scores) for side in widened)
+        draws = (
+            resampled_counts(np.ones(n + 2, dtype=np.int64), resamples, length, rng)
+            for n, rng in zip(photographs, np.random.default_rng(0).spawn(2), strict=True)
+        )
+        drawn = [_figures(*widened, *counts) for counts in zip(*draws, strict=True)]
+        aurocs, fprs = (np.concatenate(values) for values in zip(*drawn, strict=True))
+        intervals = central_interval(aurocs), central_interval(fprs)
+    return {"auroc": auroc, "auroc_ci95": intervals[0], "fpr95": fpr, "fpr95_ci95": intervals[1]}
 
 
-def best_score(detections: Mapping[str, Detection]) -> str:
+def best_score(detections: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the score with the highest AUROC; of equal ones the lower FPR, then the first named."""
-    return max(detections, key=lambda name: (detections[name].auroc, -detections[name].fpr95))
+    return max(detections, key=lambda name: (detections[name]["auroc"], -detections[name]["fpr95"]))
 
 
 def keep_threshold(scores: Floats, photographs: Names | None = None) -> float:

@@ -1,7 +1,6 @@
 """The files of a run folder, and the text printed at the start and the end of a run."""
 
 import json
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -360,16 +359,8 @@ def _environment(model: FishClassifier, run: Mapping[str, Any] | None) -> dict[s
 def write_summary(folder: Path, summary: Summary) -> None:
     """Write ``summary.json``; JSON has no NaN and no infinity, which become null."""
     with atomic_write(folder / "summary.json") as temporary:
-        temporary.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    """Return a value with None for NaN and infinite numbers."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        finite = json.loads(json.dumps(summary), parse_constant=lambda constant: None)
+        temporary.write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
 
 
 def write_test(folder: Path, predictions: Predictions, outputs: Outputs, catalog: Catalog) -> None:

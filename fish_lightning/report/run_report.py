@@ -104,7 +104,7 @@ def write_report(
         filters,
         title=title,
         a=analysis,
-        unit="photographs" if analysis.photographs is not None else "images",
+        unit="photographs" if analysis.scores["photographs"] is not None else "images",
         verdict=verdict(analysis, split),
         source=source,
         curves=_curves(history, best_epoch),
@@ -138,16 +138,16 @@ def verdict(analysis: Analysis, split: str | None = None) -> list[str]:
 
 
 def _score(analysis: Analysis) -> str:
-    images = analysis.images
+    images, scores = analysis.images, analysis.scores
     n = f"{len(images):,} {SUBSETS[analysis.subset]}{_plural(len(images), 'image')}"
-    low, high = analysis.accuracy_ci95_photographs or analysis.accuracy_ci95
+    low, high = scores["accuracy_ci95_photographs"] or scores["accuracy_ci95"]
     counted = (
-        f"clustered by photograph, n={analysis.photographs:,}"
-        if analysis.photographs is not None
+        f"clustered by photograph, n={scores['photographs']:,}"
+        if scores["photographs"] is not None
         else "if no image is a copy of another"
     )
     return (
-        f"The model recognizes {analysis.accuracy:.1%} of {n}; on other images like these expect "
+        f"The model recognizes {scores['accuracy']:.1%} of {n}; on other images like these expect "
         f"{low:.1%} to {high:.1%} (95% CI, {counted})."
     )
 
@@ -157,16 +157,18 @@ def _worth(analysis: Analysis, split: str | None) -> str:
     chosen = f" (split={split})" if split else ""
     if analysis.subset in ("train", "all"):
         return "It was trained on these images or on some of them, so the score says little about unseen photographs."
-    if analysis.leaked is None:
+    leaked, rest = analysis.scores["leaked_test_images"], analysis.scores["without_leaked"]
+    if leaked is None:
         return (
             f"Whether it was trained on copies of these images{chosen} is unknown, so the score may be too high for "
             "unseen photographs (data.find_copies=true searches for copies)."
         )
-    if analysis.leaked:
-        rest = analysis.without_leaked
-        clean = f"on the other {rest['n']:,} the accuracy is {rest['accuracy']:.1%}" if rest else "there are no others"
+    if leaked:
+        clean = (
+            f"on the other {rest['n']:,} the accuracy is {rest['accuracy']:.1%}" if rest["n"] else "there are no others"
+        )
         return (
-            f"{analysis.leaked:,} of the {n:,} have a copy among the training images{chosen}, so this score says "
+            f"{leaked:,} of the {n:,} have a copy among the training images{chosen}, so this score says "
             f"little about unseen photographs; {clean}."
         )
     if analysis.subset == "val":
@@ -185,15 +187,15 @@ def _advice(analysis: Analysis) -> str:
     worst = min(tested, key=lambda label: (analysis.per_class[label]["recall"], -analysis.per_class[label]["n"]))
     score, row = analysis.per_class[worst], analysis.confusion[worst].copy()
     if score["recall"] == 1:
-        if (analysis.photographs or len(analysis.images)) < FEW:
+        if (analysis.scores["photographs"] or len(analysis.images)) < FEW:
             return "There are no errors, but the test set is too small to conclude much: test it on more photographs."
         return "No class has an error: to find where the model fails, test it on more and harder photographs."
     right, row[worst] = int(row[worst]), 0
     name, other = analysis.classes[worst], analysis.classes[int(row.argmax())]
     suspects = sum(suspect.given == worst for suspect in analysis.suspects)
-    if analysis.leaked:
+    if analysis.scores["leaked_test_images"]:
         action = "before anything else, train again with split=photograph, which keeps copies on one side"
-    elif analysis.photographs is not None and score["photographs"] < FEW:
+    elif analysis.scores["photographs"] is not None and score["photographs"] < FEW:
         action = (
             f"only {score['photographs']} {_plural(score['photographs'], 'photograph')} of it "
             f"{'was' if score['photographs'] == 1 else 'were'} tested, so add photographs of it to training and test"

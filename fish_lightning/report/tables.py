@@ -5,7 +5,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from fish_lightning.evaluation.scores import leak_warning
+from fish_lightning.evaluation.scores import leak_sentence
 from fish_lightning.files import override, shown
 from fish_lightning.names import listed, printable, shortened
 
@@ -83,7 +83,7 @@ def _photograph_lines(test: Summary) -> list[str]:
     low, high = test["accuracy_ci95_photographs"]
     lines = [f"               {low:.1%} to {high:.1%}: 95% CI clustered by photograph (n={test['photographs']})"]
     if test["leaked_test_images"]:
-        lines.append("warning: " + leak_warning(test).replace("; ", ";\n         "))
+        lines.append("warning: " + leak_sentence(test).replace("; ", ";\n         "))
     return lines
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from fish_lightning import compat
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.evaluation.outputs import Predictions
-from fish_lightning.evaluation.scores import confusion_matrix, leak_warning, score_test
+from fish_lightning.evaluation.scores import confusion_matrix, leak_sentence, score_test
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import printable
 from fish_lightning.plotting import figures
@@ -125,7 +125,7 @@ class TensorBoardPictures(Callback):
         catalog, step = trainer.datamodule.catalog, trainer.global_step  # type: ignore[attr-defined]
         scores = score_test(predictions, catalog, pl_module.class_names, trainer.callback_metrics)
         if scores["leaked_test_images"]:
-            writer.add_text("test/leak", leak_warning(scores), step)
+            writer.add_text("test/leak", leak_sentence(scores), step)
         for name in ("accuracy", "loss", "macro_f1"):
             for at in (0, step):  # a line across the curves rather than a dot
                 writer.add_scalar(f"test/{name}", scores[name], at)

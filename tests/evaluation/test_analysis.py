@@ -37,11 +37,12 @@ def test_figures_are_those_of_the_test_images(outputs, analysis):
     test = outputs.subset("test")
     preds, labels = torch.from_numpy(test.preds), torch.from_numpy(test.labels)
     assert analysis.images.paths.tolist() == test.paths.tolist()
-    assert (len(analysis.images), analysis.photographs, analysis.validation) == (500, 100, (400, 80))
-    assert analysis.accuracy == test.correct.mean()
+    assert (len(analysis.images), analysis.scores["photographs"], analysis.validation) == (500, 100, (400, 80))
+    assert analysis.scores["accuracy"] == test.correct.mean()
     assert analysis.confusion.tolist() == multiclass_confusion_matrix(preds, labels, 4).tolist()
     assert analysis.macro_f1 == pytest.approx(float(multiclass_f1_score(preds, labels, 4)))
-    by_image, by_photograph = (high - low for low, high in (analysis.accuracy_ci95, analysis.accuracy_ci95_photographs))
+    intervals = (analysis.scores[key] for key in ("accuracy_ci95", "accuracy_ci95_photographs"))
+    by_image, by_photograph = (high - low for low, high in intervals)
     assert by_photograph > 1.5 * by_image
     assert sum(analysis.copies_correct) == analysis.votes["photographs"] == 100
 
@@ -49,7 +50,7 @@ def test_figures_are_those_of_the_test_images(outputs, analysis):
 def test_temperature_and_thresholds_come_from_validation_images_only(outputs, analysis):
     shuffled = np.where(outputs.splits == "test", np.roll(outputs.labels, 3), outputs.labels)
     other = analyze(*halves(replace(outputs, labels=shuffled)))
-    assert other.accuracy < 0.5 < analysis.accuracy
+    assert other.scores["accuracy"] < 0.5 < analysis.scores["accuracy"]
     assert plain(other) == plain(analysis)
     assert other.guarantee == analysis.guarantee
     assert analysis.calibration["temperature"] > 1.2
@@ -83,17 +84,17 @@ def test_an_easy_test_gets_a_threshold(analysis):
 
 def test_images_with_a_copy_in_training_are_leaked(outputs):
     both, training = halves(outputs)
-    assert analyze(both, training).leaked == 0
-    assert analyze(both).leaked is None
+    assert analyze(both, training).scores["leaked_test_images"] == 0
+    assert analyze(both).scores["leaked_test_images"] is None
     first = np.isin(both.photographs, np.unique(both.photographs[both.splits == "test"])[:10])
     leaky = analyze(both, replace(training, photographs=np.resize(both.photographs[first], len(training))))
-    assert leaky.leaked == 50
+    assert leaky.scores["leaked_test_images"] == 50
     rest = both.subset("test").correct[~first[both.splits == "test"]]
-    assert leaky.without_leaked["accuracy"] == rest.mean()
-    assert leaky.without_leaked["n"] == 450
+    assert leaky.scores["without_leaked"]["accuracy"] == rest.mean()
+    assert leaky.scores["without_leaked"]["n"] == 450
     told = analyze(both, leaked=first)
-    assert (told.leaked, told.without_leaked) == (50, leaky.without_leaked)
-    assert analyze(both, leaked=np.ones(len(both), dtype=bool)).without_leaked is None
+    assert told.scores == leaky.scores
+    assert analyze(both, leaked=np.ones(len(both), dtype=bool)).scores["without_leaked"] == {"n": 0}
 
 
 def test_errors_are_sorted_by_confidence_one_for_each_photograph(outputs, analysis):
@@ -163,7 +164,7 @@ def test_unknown_images_are_told_by_each_score(outputs):
     unknowns = analyze(both, training, unknown=foreign).unknowns
     assert set(unknowns.scores) == {"max_softmax", "max_logit", "energy", "feature_norm", "knn"}
     assert unknowns.best in ("max_softmax", "energy", "max_logit", "knn")
-    assert unknowns.scores["max_softmax"].auroc > 0.99
+    assert unknowns.scores["max_softmax"]["auroc"] > 0.99
     assert unknowns.n == 300
     assert set(analyze(both, unknown=foreign).unknowns.scores) == set(unknowns.scores) - {"knn"}
     without = analyze(both.subset("test"), unknown=foreign).unknowns
@@ -226,8 +227,8 @@ def test_a_test_set_of_one_class():
 
 def test_a_test_set_of_one_image():
     analysis = analyze(make_single(1))
-    assert (analysis.accuracy, len(analysis.images), analysis.photographs) == (1.0, 1, 1)
-    assert analysis.accuracy_ci95_photographs[0] < 0.3
+    assert (analysis.scores["accuracy"], len(analysis.images), analysis.scores["photographs"]) == (1.0, 1, 1)
+    assert analysis.scores["accuracy_ci95_photographs"][0] < 0.3
     assert len(analysis.curve.coverage) == 1
 
 
@@ -245,8 +246,9 @@ def test_unknown_photographs_count_as_images_and_are_not_claimed():
     assert analysis.guarantee.threshold is not None
     assert analysis.guarantee.sentence.endswith("if no image is a copy of another")
     assert analysis.selective["error"] is not None and analysis.selective["error_ci95_photographs"] is None
-    assert analysis.photographs is analysis.accuracy_ci95_photographs is analysis.leaked is None
-    assert analysis.votes["accuracy"] == analysis.accuracy
+    for key in ("photographs", "accuracy_ci95_photographs", "leaked_test_images"):
+        assert analysis.scores[key] is None
+    assert analysis.votes["accuracy"] == analysis.scores["accuracy"]
     assert analysis.error_photographs == (~analysis.images.correct).sum()
 
 
@@ -300,6 +302,6 @@ def test_what_is_kept_of_many_images_is_short():
     assert len(analysis.worst_photographs) == MAX_FINDINGS
     assert len(analysis.curve.coverage) <= 200
     assert analysis.curve.coverage[-1] == 1
-    assert analysis.curve.risk[-1] == pytest.approx(1 - analysis.accuracy)
+    assert analysis.curve.risk[-1] == pytest.approx(1 - analysis.scores["accuracy"])
     kept = [getattr(analysis, f.name) for f in fields(analysis)]
     assert not any(isinstance(value, np.ndarray) and value.size > 9 * 9 for value in kept)  # but those of the images

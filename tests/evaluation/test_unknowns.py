@@ -7,7 +7,6 @@ from torchmetrics.functional.classification import binary_auroc
 
 from fish_lightning.errors import UserError
 from fish_lightning.evaluation.unknowns import (
-    Detection,
     best_score,
     detection,
     image_scores,
@@ -44,9 +43,9 @@ def test_figures_agree_with_torchmetrics(decimals):
     known, unknown = rng.normal(1, 1, 300).round(decimals), rng.normal(0, 1, 200).round(decimals)
     found = detection(known, unknown, resamples=50)
     scores, labels = torch.from_numpy(np.concatenate([known, unknown]) / 20 + 0.5), torch.arange(500) < 300
-    assert found.auroc == pytest.approx(float(binary_auroc(scores, labels.int())), abs=1e-6)
+    assert found["auroc"] == pytest.approx(float(binary_auroc(scores, labels.int())), abs=1e-6)
     threshold = np.sort(known)[15]  # keeps 285 of 300
-    assert found.fpr95 == pytest.approx((unknown >= threshold).mean())
+    assert found["fpr95"] == pytest.approx((unknown >= threshold).mean())
 
 
 def test_the_auroc_interval_covers_the_truth_where_copies_score_alike():
@@ -56,21 +55,21 @@ def test_the_auroc_interval_covers_the_truth_where_copies_score_alike():
     for _ in range(trials):
         known = 1 + np.repeat(rng.normal(0, 0.9**0.5, 40), 10) + rng.normal(0, 0.1**0.5, 400)
         unknown = np.repeat(rng.normal(0, 0.9**0.5, 40), 10) + rng.normal(0, 0.1**0.5, 400)
-        low, high = detection(known, unknown, names, names, resamples=200).auroc_ci95
+        low, high = detection(known, unknown, names, names, resamples=200)["auroc_ci95"]
         covered += low <= truth <= high
     assert covered / trials >= 0.90
 
 
 def test_complete_separation_is_no_certainty():
     found = detection(np.full(100, 2.0), np.ones(60), np.repeat(np.arange(50), 2), np.repeat(np.arange(20), 3))
-    assert (found.auroc, found.fpr95) == (1, 0)
-    assert found.auroc_ci95 == pytest.approx((0.8389, 1), abs=1e-3)  # Wilson, 20 of 20
-    assert found.fpr95_ci95 == pytest.approx((0, 0.1611), abs=1e-3)
+    assert (found["auroc"], found["fpr95"]) == (1, 0)
+    assert found["auroc_ci95"] == pytest.approx((0.8389, 1), abs=1e-3)  # Wilson, 20 of 20
+    assert found["fpr95_ci95"] == pytest.approx((0, 0.1611), abs=1e-3)
 
 
 def test_one_image_on_each_side_is_measured():
     found = detection(np.array([1.0]), np.array([2.0]))
-    assert (found.auroc, found.fpr95) == (0, 1)
+    assert (found["auroc"], found["fpr95"]) == (0, 1)
 
 
 def test_blocks_of_draws_change_nothing(monkeypatch):
@@ -99,9 +98,8 @@ def test_never_less_than_95_percent_are_kept(photographs):
 
 
 def test_the_best_score_has_the_highest_auroc():
-    interval = (0.0, 1.0)
     figures = {"a": (0.9, 0.5), "b": (0.95, 0.4), "c": (0.95, 0.3)}
-    assert best_score({k: Detection(a, interval, f, interval) for k, (a, f) in figures.items()}) == "c"
+    assert best_score({name: {"auroc": a, "fpr95": f} for name, (a, f) in figures.items()}) == "c"
 
 
 def test_bad_input_is_refused():

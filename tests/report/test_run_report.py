@@ -136,7 +136,7 @@ def test_every_picture_is_described_and_every_link_leads_somewhere(report, analy
 
 def test_figures_of_every_section_are_told(report, analysis):
     text = report(analysis, history=HISTORY, audit=AUDIT, config="seed: 7", environment={"torch": "2.0"}).text
-    assert f"{analysis.accuracy:.1%} of 500 images" in text
+    assert f"{analysis.scores['accuracy']:.1%} of 500 images" in text
     assert f"{analysis.votes['accuracy']:.1%} of 100 photographs" in text
     assert f"{analysis.per_class[0]['recall']:.1%}" in text
     assert f"The temperature {analysis.calibration['temperature']:.3f} was fitted on 400 validation images" in text
