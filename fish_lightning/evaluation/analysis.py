@@ -104,17 +104,13 @@ class Photograph:
     """A photograph of which not every copy is recognized.
 
     Attributes:
-        name: of the photograph; the path where photographs are unknown.
         image: index of one of its copies among the tested images.
-        label: its class.
         vote: the class its copies vote for, with the mean of their probabilities.
         copies: number of tested copies.
         correct: number of copies recognized.
     """
 
-    name: str
     image: int
-    label: int
     vote: int
     copies: int
     correct: int
@@ -170,11 +166,11 @@ class Analysis:
         worst_photographs: at most ``MAX_FINDINGS``, the smallest share of recognized copies first.
         validation: number of validation images and of their photographs that temperature and threshold come from.
         leaked_validation: number of them with a copy among the training images; None if unknown.
-        fitted_here: whether temperature and thresholds come from ``validation``, not from a ``calibration.json``.
         calibration: block of ``summary.json``.
         reliability: before temperature scaling.
         reliability_after: after it; None without a temperature.
-        guarantee: the threshold and what it guarantees; None if it was not chosen here.
+        guarantee: the threshold and what it guarantees; None if temperature and thresholds were not chosen here, on
+            ``validation``.
         candidates: number of checkpoints that the validation images chose among.
         selective: block of ``summary.json``.
         curve: at most ``CURVE`` points.
@@ -200,7 +196,6 @@ class Analysis:
     worst_photographs: list[Photograph]
     validation: tuple[int, int]
     leaked_validation: int | None
-    fitted_here: bool
     calibration: dict[str, Any]
     reliability: ReliabilityCurve
     reliability_after: ReliabilityCurve | None
@@ -273,7 +268,7 @@ def analyze(
     guarantee = None
     if len(val):
         temperature = fit_temperature(val.logits, val.labels, val.known_photographs)
-        guarantee = guaranteed(val, target_error, candidates)
+        guarantee = choose_threshold(val.confidence, val.correct, val.known_photographs, target_error, candidates)
     selective = fit.get("selective") or {"threshold": guarantee and guarantee.threshold, "target_error": target_error}
     calibrated = None if temperature is None else softmax(tested.logits.astype(np.float64) / temperature)
 
@@ -303,7 +298,6 @@ def analyze(
         worst_photographs=worst,
         validation=(len(val), _number_of_photographs(val)),
         leaked_validation=None if leaked is None else int(leaked[outputs.splits == "val"].sum()),
-        fitted_here=bool(len(val)),
         calibration=calibration_scores(tested.logits, tested.labels, temperature),
         reliability=reliability_curve(tested.probabilities, tested.labels, names),
         reliability_after=None if calibrated is None else reliability_curve(calibrated, tested.labels, names),
@@ -322,11 +316,6 @@ def analyze(
         suspect_photographs=len(suspects),
         suspects_among=len(searched),
     )
-
-
-def guaranteed(val: Outputs, target_error: float, candidates: int) -> SelectiveThreshold:
-    """Choose the abstention threshold on validation images, see :func:`choose_threshold`."""
-    return choose_threshold(val.confidence, val.correct, val.known_photographs, target_error, candidates=candidates)
 
 
 def calibration_of(analysis: Analysis) -> dict[str, Any]:
@@ -366,9 +355,7 @@ def _worst_photographs(images: Outputs) -> tuple[tuple[int, int, int], list[Phot
     ranked = wrong[np.lexsort((-copies[wrong], right[wrong] / copies[wrong]))][:MAX_FINDINGS]
     worst = [
         Photograph(
-            name=str(images.photographs_or_paths[shown[entry]]),
             image=int(shown[entry]),
-            label=int(means.labels[entry]),
             vote=int(votes[entry]),
             copies=int(copies[entry]),
             correct=int(right[entry]),

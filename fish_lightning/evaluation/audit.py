@@ -10,7 +10,7 @@ training images and one of test images: a model is cleared only if neither finds
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,8 +44,6 @@ OVERALL: dict[LooksAt, str] = {
     "both": "The model looks at both object and background.",
     "undecided": "Inconclusive: it is unclear what the model looks at.",
 }
-#: Images changed and classified in one batch.
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,6 @@ def audit(
     photographs: npt.NDArray[np.str_],
     predict: Predict,
     heat: npt.NDArray[np.float32] | None = None,
-    seed: int = 0,
 ) -> Audit:
     """Audit a model on N images.
 
@@ -126,9 +123,8 @@ def audit(
         masks: (N, H, W), True on the object.
         labels: (N,) true classes.
         photographs: (N,) name of each image's photograph.
-        predict: returns probabilities (B, C) for images (B, 3, H, W); called with up to ``BATCH`` images.
+        predict: returns probabilities (N, C) for images (N, 3, H, W).
         heat: (N, h, w) heat maps of the predicted classes, of any resolution.
-        seed: of the choice of backgrounds.
 
     Raises:
         UserError: no image has both object and background, or ``predict`` returns NaN.
@@ -141,23 +137,21 @@ def audit(
             "masks are expected beside the images: '<Class> GT/<name>.png' for '<Class>/<name>.png'"
         )
     images, masks, labels, photographs = images[usable], masks[usable], labels[usable], photographs[usable]
-    batches = [slice(start, start + BATCH) for start in range(0, len(images), BATCH)]
 
-    def predicted(changed: Iterable[Pixels]) -> Indices:
-        probabilities = np.concatenate([predict(batch) for batch in changed])
+    def predicted(changed: Pixels) -> Indices:
+        probabilities = predict(changed)
         if not np.isfinite(probabilities).all():
             raise UserError("audit: the model predicts NaN or infinite probabilities")
         preds: Indices = probabilities.argmax(1)
         return preds
 
-    original = predicted(images[i] for i in batches)
-    flat = predicted(mean_background(images[i], masks[i]) for i in batches)
-    bare = predicted(cover_objects(images[i], masks[i]) for i in batches)
-    removed = _share(bare == labels, photographs)
-    donors = choose_donors(labels, seed)
+    original = predicted(images)
+    flat = predicted(mean_background(images, masks))
+    removed = _share(predicted(cover_objects(images, masks)) == labels, photographs)
+    donors = choose_donors(labels)
     composites, neither, follows = None, None, None
     if donors is not None:
-        preds = predicted(on_background(images[i], masks[i], images[donors[i]], masks[donors[i]]) for i in batches)
+        preds = predicted(on_background(images, masks, images[donors], masks[donors]))
         composites = _share(preds == labels, photographs)
         informative = original != original[donors]
         sided = informative & ((preds == original) | (preds == original[donors]))
@@ -232,7 +226,7 @@ def on_background(images: Pixels, masks: Masks, others: Pixels, other_masks: Mas
     return np.where(masks[:, None], images, cover_objects(others, other_masks))
 
 
-def choose_donors(labels: Indices, seed: int) -> Indices | None:
+def choose_donors(labels: Indices, seed: int = 0) -> Indices | None:
     """Choose whose background each image gets: first another class, then an image of it, each equally likely.
 
     Args:
@@ -301,11 +295,8 @@ def _heat_on_object(heat: npt.NDArray[np.float32], masks: Masks, photographs: np
 
     A cell of a heat map counts by how much of it is object.
     """
-    total, on_object = heat.sum((1, 2), dtype=np.float64), np.empty(len(heat))
-    for start in range(0, len(heat), BATCH):
-        batch = slice(start, start + BATCH)
-        cells = F.adaptive_avg_pool2d(torch.from_numpy(masks[batch]).float(), heat.shape[1:])
-        on_object[batch] = (heat[batch] * cells.numpy()).sum((1, 2), dtype=np.float64)
+    cells = F.adaptive_avg_pool2d(torch.from_numpy(masks).float(), heat.shape[1:]).numpy()
+    total, on_object = (values.sum((1, 2), dtype=np.float64) for values in (heat, heat * cells))
     warm = total > 0
     return clustered_mean(on_object[warm] / total[warm], photographs[warm]) if warm.any() else None
 

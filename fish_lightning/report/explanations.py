@@ -68,7 +68,7 @@ def left_out_outputs(model: FishClassifier, data: FishDataModule) -> tuple[Outpu
 def _outputs(model: FishClassifier, data: FishDataModule, catalog: Catalog, chosen: Indices) -> Outputs | None:
     """Return what the model computes for some images of a catalog; None if none can be read."""
     kept, logits, features = [], [], []
-    for indices, images in _batches(data, chosen, catalog):
+    for indices, images in _batches(data, catalog, chosen):
         with torch.inference_mode(), _precision(model):
             computed = model.logits_and_features(images.to(model.device))
         kept.append(indices)
@@ -88,7 +88,7 @@ def error_heat_maps(
     found = np.flatnonzero(np.isin(data.catalog.paths, list(predicted)))
     maps: dict[str, npt.NDArray[np.float32]] = {}
     try:
-        for indices, images in _batches(data, found):
+        for indices, images in _batches(data, data.catalog, found):
             paths = [str(data.catalog.paths[index]) for index in indices]
             maps |= zip(paths, _heat(model, images, [predicted[path] for path in paths]), strict=True)
     except UserError as error:
@@ -135,7 +135,7 @@ def _audit(model: FishClassifier, data: FishDataModule, indices: Indices, with_h
     known = np.array(sorted(masks), dtype=np.int64)
     chosen = known[spread_over_photographs(catalog.photographs_or_paths[known], AUDITED)]
     images, objects, kept = [], [], []
-    for part, batch in _batches(data, chosen):
+    for part, batch in _batches(data, catalog, chosen):
         for index, image in zip(part.tolist(), batch.numpy(), strict=True):
             try:
                 objects.append(load_mask(masks[index], data.eval_transform))
@@ -187,17 +187,11 @@ def _precision(model: FishClassifier) -> AbstractContextManager[Any]:
         return nullcontext()
 
 
-def _batches(
-    data: FishDataModule, indices: Indices, catalog: Catalog | None = None
-) -> Iterator[tuple[Indices, Tensor]]:
-    """Yield images as the model sees them, (B, 3, H, W) uint8, and their indices; unreadable ones are left out.
+def _batches(data: FishDataModule, catalog: Catalog, indices: Indices) -> Iterator[tuple[Indices, Tensor]]:
+    """Yield some images of a catalog as the model sees them, (B, 3, H, W) uint8, and their indices.
 
-    Args:
-        data: of the transform.
-        indices: in the catalog.
-        catalog: of the images; None: that of ``data``.
+    Unreadable images are left out.
     """
-    catalog = catalog or data.catalog
     for start in tqdm(range(0, len(indices), BATCH), "report", unit="batch", leave=False, disable=None):
         kept, images = [], []
         for index in indices[start : start + BATCH].tolist():

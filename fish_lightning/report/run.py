@@ -19,7 +19,8 @@ from fish_lightning.data.splits import leak_warning
 from fish_lightning.data.trained_sources import OtherSource
 from fish_lightning.data.unknown_images import UnknownImages
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.analysis import Analysis, analyze, calibration_of, guaranteed
+from fish_lightning.evaluation.abstention import choose_threshold
+from fish_lightning.evaluation.analysis import Analysis, analyze, calibration_of
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs, Predictions
 from fish_lightning.evaluation.scores import confusion_matrix
@@ -295,7 +296,7 @@ def _write_findings(
         What the analysis adds to the scores in ``summary.json``.
     """
     texts = inputs.texts
-    if stored is None and analysis.fitted_here:
+    if stored is None and analysis.guarantee:
         write_calibration(folder, calibration_of(analysis) | texts["fitted_to"])
     if texts["report"]:
         root, training_root = Path(texts["root"]), Path(texts["training_root"])
@@ -335,8 +336,8 @@ def for_target(stored: Mapping[str, Any], ckpt: str | Path, target_error: float)
             "pass the folder of a training run (ckpt=RUN), or leave evaluate.target_error out"
         )
     candidates = stored["selective"].get("candidates", 1)
-    threshold = guaranteed(val, target_error, candidates).threshold
-    selective = {"threshold": threshold, "target_error": target_error, "candidates": candidates}
+    chosen = choose_threshold(val.confidence, val.correct, val.known_photographs, target_error, candidates)
+    selective = {"threshold": chosen.threshold, "target_error": target_error, "candidates": candidates}
     return {**stored, "selective": selective}
 
 

@@ -63,7 +63,6 @@ def test_stored_calibration_stands_in_for_validation_images(outputs, analysis):
     assert stored["selective"]["target_error"] == 0.05
     alone = analyze(outputs.subset("test"), stored=stored)
     assert plain(alone) == plain(analysis)
-    assert not alone.fitted_here
     assert alone.validation == (0, 0)
     assert alone.guarantee is None
     assert (alone.calibration, alone.selective) == (analysis.calibration, analysis.selective)
