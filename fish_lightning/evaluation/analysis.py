@@ -1,7 +1,7 @@
 """Everything that a report says about a test, computed from logits and features: no model, no image files."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -116,39 +116,6 @@ class Photograph:
     correct: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Unknowns:
-    """How unknown images are detected.
-
-    Attributes:
-        n: number of unknown images; 0 if there are none to measure with.
-        photographs: number of their photographs; None if they are unknown.
-        scores: figures of each score, see :func:`~fish_lightning.evaluation.unknowns.detection`; empty without any.
-        best: name of the best of these scores; None without unknown images.
-        score: name of the score that is compared with the threshold, see ``unknowns.py``.
-        threshold: below it an image is unknown; None without validation images.
-        rejected: share of the unknown images below the threshold; None without either.
-        known_rejected: share of the tested images below the threshold; None without one.
-        features: (M, D) of the training photographs that ``knn`` compares with; None for another score.
-    """
-
-    n: int = 0
-    photographs: int | None = None
-    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
-    best: str | None = None
-    score: str
-    threshold: float | None
-    rejected: float | None = None
-    known_rejected: float | None
-    features: Floats | None
-
-    def block(self) -> dict[str, Any]:
-        """Return the ``unknowns`` block of ``summary.json``: all attributes but ``features``."""
-        block = asdict(replace(self, features=None))
-        del block["features"]
-        return block
-
-
 @dataclass(frozen=True)
 class Analysis:
     """What a report draws.
@@ -174,7 +141,8 @@ class Analysis:
         candidates: number of checkpoints that the validation images chose among.
         selective: block of ``summary.json``.
         curve: at most ``CURVE`` points.
-        unknowns: None without a threshold and without unknown images.
+        unknowns: block of ``summary.json``; None without a threshold and without unknown images.
+        training_features: (M, D) of the training photographs that the score ``knn`` compares with; None for another.
         errors: at most ``ERRORS``, the most confident first.
         error_photographs: number of errors, listed or not.
         neighbors_from: split that neighbors were searched for in; None where there was none.
@@ -203,7 +171,8 @@ class Analysis:
     candidates: int
     selective: dict[str, Any]
     curve: RiskCoverage
-    unknowns: Unknowns | None
+    unknowns: dict[str, Any] | None
+    training_features: Floats | None
     errors: list[Error]
     error_photographs: int
     neighbors_from: str | None
@@ -283,6 +252,7 @@ def analyze(
     errors, error_photographs, neighbors_from = _errors(
         tested, index, calibrated, {"train": training, "val": val if subset == "test" else None}
     )
+    detector = _detector(stored, training)
     searched = outputs.take((outputs.splits != "train") & (True if leaked is None else ~leaked))
     suspects, credible = _suspects(searched)
     return Analysis(
@@ -307,7 +277,8 @@ def analyze(
             tested.confidence, tested.correct, selective["threshold"], selective["target_error"], names
         ),
         curve=_thinned(risk_coverage(tested.confidence, tested.correct)),
-        unknowns=_unknowns(tested, val, unknown, _detector(stored, training), fit.get("unknown")),
+        unknowns=_unknowns(tested, val, unknown, detector, fit.get("unknown")),
+        training_features=detector.get("features"),
         errors=errors,
         error_photographs=error_photographs,
         neighbors_from=neighbors_from,
@@ -325,11 +296,10 @@ def calibration_of(analysis: Analysis) -> dict[str, Any]:
         ``temperature``, ``selective`` (``threshold``, ``target_error``, ``candidates``), ``unknown`` (``score``,
         ``threshold`` and, for ``knn``, ``features``) and ``classes``; None for what could not be determined.
     """
-    unknowns = analysis.unknowns
     selective = {key: analysis.selective[key] for key in ("threshold", "target_error")}
-    unknown = unknowns and {key: getattr(unknowns, key) for key in ("score", "threshold", "features")}
-    if unknown and unknown["features"] is None:
-        del unknown["features"]
+    unknown = analysis.unknowns and {key: analysis.unknowns[key] for key in ("score", "threshold")}
+    if unknown and analysis.training_features is not None:
+        unknown["features"] = analysis.training_features
     return {
         "temperature": analysis.calibration["temperature"],
         "selective": selective | {"candidates": analysis.candidates},
@@ -458,20 +428,29 @@ def _unknowns(
     unknown: Outputs | None,
     detector: Mapping[str, Any],
     stored: Mapping[str, Any] | None,
-) -> Unknowns | None:
+) -> dict[str, Any] | None:
+    """Return the ``unknowns`` block of ``summary.json``; None without a threshold and without unknown images.
+
+    Returns:
+        ``n`` (0 if there are no unknown images to measure with) and ``photographs`` of the unknown images; ``scores``
+        (see :func:`~fish_lightning.evaluation.unknowns.detection`) and the ``best`` of them; the ``score`` and
+        ``threshold`` that ``predict`` uses, and the shares of unknown (``rejected``) and of tested images
+        (``known_rejected``) below it. None for what is not known.
+    """
     threshold = stored["threshold"] if stored else None
     if len(val):
         threshold = keep_threshold(unknown_score(detector, val.logits, val.features), val.known_photographs)
     if threshold is None and unknown is None:
         return None
 
-    def rejected(scores: Floats) -> float | None:
+    def below(scores: Floats) -> float | None:
         return None if threshold is None else float((scores < threshold).mean())
 
-    inside, features = unknown_score(detector, tested.logits, tested.features), detector.get("features")
-    found = Unknowns(score=detector["score"], threshold=threshold, known_rejected=rejected(inside), features=features)
+    inside = unknown_score(detector, tested.logits, tested.features)
+    block: dict[str, Any] = {"n": 0, "photographs": None, "scores": {}, "best": None}
+    block |= {"score": detector["score"], "threshold": threshold, "rejected": None, "known_rejected": below(inside)}
     if unknown is None or not len(unknown):
-        return found
+        return block
     outside, names = unknown_score(detector, unknown.logits, unknown.features), unknown.known_photographs
     known, foreign = (image_scores(part.logits, part.features) for part in (tested, unknown))
     # The score in use is measured too where it is none of these: knn.
@@ -481,11 +460,10 @@ def _unknowns(
         for score in known
         if np.isfinite(known[score]).all() and np.isfinite(foreign[score]).all()
     }
-    return replace(
-        found,
-        n=len(unknown),
-        photographs=None if names is None else len(np.unique(names)),
-        scores=scores,
-        best=best_score(scores),
-        rejected=rejected(outside),
-    )
+    return block | {
+        "n": len(unknown),
+        "photographs": None if names is None else len(np.unique(names)),
+        "scores": scores,
+        "best": best_score(scores),
+        "rejected": below(outside),
+    }

@@ -48,6 +48,8 @@ def write_comparison(folder: Path, a: Run, b: Run, pair: Pair, result: Result, r
     unread = sum(picture["src"] is None for gallery in galleries for picture in gallery["pictures"])
     result = {**result, "folders": {"a": str(a.folder.resolve()), "b": str(b.folder.resolve())}}
     runs = [_about(*of) for of in (("A", a, b), ("B", b, a))]
+    # Those first on which A and B disagree most.
+    classes = sorted(result["per_class"].items(), key=lambda row: -row[1]["only_a_right"] - row[1]["only_b_right"])
     with atomic_write(folder / "compare.json") as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     write_page(
@@ -57,7 +59,7 @@ def write_comparison(folder: Path, a: Run, b: Run, pair: Pair, result: Result, r
         result=result,
         runs=runs,
         rows=_rows(result),
-        class_rows=_class_rows(result),
+        class_rows=classes[:CLASSES],
         mcnemar=_mcnemar(result),
         interval=_interval(result),
         galleries=galleries,
@@ -111,12 +113,6 @@ def _rows(result: Result) -> list[tuple[str, str, str]]:
     ]
 
 
-def _class_rows(result: Result) -> list[tuple[str, dict[str, Any]]]:
-    """Return the classes, those first on which A and B disagree most."""
-    classes: dict[str, dict[str, Any]] = result["per_class"]
-    return sorted(classes.items(), key=lambda item: -item[1]["only_a_right"] - item[1]["only_b_right"])[:CLASSES]
-
-
 def _mcnemar(result: Result) -> str:
     p, note = result["mcnemar_p"], result["mcnemar_note"]
     return f"McNemar's test is {note}" if p is None else f"McNemar's test: p = {p:.2g}, {note}"
@@ -141,12 +137,15 @@ def _gallery(heading: str, pair: Pair, chosen: Bools, roots: Sequence[Path]) -> 
     indices = indices[np.argsort(-gap[indices], kind="stable")]
     names = a.paths if pair.photographs is None else pair.photographs
     indices = indices[np.argsort(copies_before(names[indices]), kind="stable")][:SHOWN]
-    pictures = []
-    for i in indices:
-        path = str(a.paths[i])
-        answers = [(run, str(a.classes[p[i].argmax()]), p[i].max()) for run, p in (("A", p_a), ("B", p_b))]
-        src = _first_readable([root / path for root in roots])
-        pictures.append({"path": path, "label": str(a.classes[a.labels[i]]), "answers": answers, "src": src})
+    pictures = [
+        {
+            "path": str(a.paths[i]),
+            "label": str(a.classes[a.labels[i]]),
+            "answers": [(run, str(a.classes[p[i].argmax()]), p[i].max()) for run, p in (("A", p_a), ("B", p_b))],
+            "src": _first_readable([root / str(a.paths[i]) for root in roots]),
+        }
+        for i in indices
+    ]
     return {"heading": heading, "total": int(chosen.sum()), "pictures": pictures}
 
 

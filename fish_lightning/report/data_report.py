@@ -73,7 +73,8 @@ def data_table(found: Inspection) -> str:
     lines = aligned([("class", "images", "photographs", "unreadable"), *cells], right=(1, 2, 3))
     if len(table) < len(rows):
         lines.append(f"{len(table)} of {len(rows):,} classes, those with the fewest images")
-    lines += ["", f"sizes   {_most_common(_sizes(found))} (h x w)", f"files   {_most_common(_types(found))}", ""]
+    sizes, types = _sizes_and_types(found)
+    lines += ["", f"sizes   {_most_common(sizes)} (h x w)", f"files   {_most_common(types)}", ""]
     lines += [f"{count:6,}  {what}" for count, what in findings(found)] or ["no problems found"]
     return "\n".join(lines)
 
@@ -88,6 +89,7 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
         pictures: maximum number of pictures of a photograph.
     """
     catalog, classes = found.catalog, _per_class(found)
+    sizes, types = _sizes_and_types(found)
     totals = [(len(catalog), "images"), (len(catalog.classes), "classes")]
     if catalog.photographs_known:
         totals.append((len(np.unique(photograph_numbers(catalog))), "photographs"))
@@ -101,8 +103,8 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
         classes=_fewest_images(classes, IN_TABLE),
         left_out=max(0, len(classes) - IN_TABLE),
         most=max(images for _, images, _, _ in classes),
-        sizes=_frequent(_sizes(found)),
-        types=_frequent(_types(found)),
+        sizes=sizes,
+        types=types,
         lists=_lists(found),
         galleries=[*_label_error_gallery(found, pictures), _photograph_gallery(found, photographs, pictures)],
     )
@@ -125,23 +127,17 @@ def _fewest_images(rows: list[ClassRow], most: int) -> list[ClassRow]:
     return sorted(sorted(rows, key=lambda row: row[1])[:most])
 
 
-def _sizes(found: Inspection) -> Counter[str]:
-    """Count the sizes, heights before widths."""
-    return Counter(f"{fact.height} x {fact.width}" for fact in found.facts if fact.error is None)
-
-
-def _types(found: Inspection) -> Counter[str]:
-    return Counter(f"{fact.format} {fact.mode}" for fact in found.facts if fact.error is None)
+def _sizes_and_types(found: Inspection) -> tuple[Counter[str], Counter[str]]:
+    """Count the sizes, heights before widths, and the file types with their channels."""
+    read = [fact for fact in found.facts if fact.error is None]
+    sizes = Counter(f"{fact.height} x {fact.width}" for fact in read)
+    return sizes, Counter(f"{fact.format} {fact.mode}" for fact in read)
 
 
 def _most_common(counts: Counter[str], most: int = 4) -> str:
     """Return the most frequent values and the number of others as text."""
     frequent = [f"{what} ({count:,})" for what, count in counts.most_common(most)]
     return ", ".join(frequent + ([f"{len(counts) - most:,} others"] if len(counts) > most else [])) or "none"
-
-
-def _frequent(counts: Counter[str], most: int = 12) -> dict[str, Any]:
-    return {"rows": counts.most_common(most), "others": max(0, len(counts) - most)}
 
 
 def _lists(found: Inspection) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from fish_lightning.data.unknown_images import UnknownImages
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.abstention import choose_threshold
 from fish_lightning.evaluation.analysis import Analysis, analyze, calibration_of
+from fish_lightning.evaluation.members import BEST, Tested
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs, Predictions
 from fish_lightning.evaluation.scores import confusion_matrix
@@ -36,7 +37,7 @@ from fish_lightning.report.explanations import audit_report, error_heat_maps, le
 from fish_lightning.report.inputs import FILE as INPUTS_FILE
 from fish_lightning.report.inputs import ReportInputs
 from fish_lightning.report.run_report import write_report
-from fish_lightning.report.tables import closing_table, evaluation_table
+from fish_lightning.report.tables import closing_table, ensemble_table, evaluation_table
 
 PICTURES = 18  # test images in plots/predictions.png
 UNKNOWN_FILE = "unknown_logits.npz"
@@ -147,6 +148,38 @@ def write_evaluation(
         }
     write_summary(folder, summary)
     print(evaluation_table(folder, summary, subset))
+
+
+def write_ensemble(
+    folder: Path,
+    checkpoint: dict[str, Any],
+    summary: Summary,
+    tested: Tested | None,
+    model: FishClassifier,
+    data: FishDataModule,
+    cfg: DictConfig,
+) -> None:
+    """Write the folder of an ensemble and print its results; ``summary.json`` comes last.
+
+    Args:
+        folder: of the ensemble.
+        checkpoint: of the ensemble, which becomes ``checkpoints/best.ckpt``.
+        summary: see :func:`fish_lightning.training.ensembles.summarize_ensemble`.
+        tested: what the test has found; None where there was no image to score.
+        model: the ensemble.
+        data: its data.
+        cfg: the whole config.
+    """
+    with atomic_write(folder / BEST) as temporary:
+        torch.save(checkpoint, temporary)
+    data.catalog.write_csv(folder / "split.csv")
+    if tested is not None:
+        write_test(folder, tested.predictions, tested.outputs, data.catalog)
+        summary[tested.subset] |= explain(
+            folder, model, data, tested.outputs, cfg, tested.subset, candidates=summary["compared_checkpoints"]
+        )
+    write_summary(folder, summary | {"checkpoint": str(folder / BEST)})
+    print(ensemble_table(folder, summary, tested.subset if tested else None))
 
 
 def explain(
@@ -310,7 +343,7 @@ def _write_findings(
         )
     blocks: Summary = {"calibration": analysis.calibration, "selective": analysis.selective}
     if unknown is not None and analysis.unknowns:
-        blocks["unknowns"] = analysis.unknowns.block()
+        blocks["unknowns"] = dict(analysis.unknowns)
     return blocks
 
 

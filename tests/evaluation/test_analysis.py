@@ -66,8 +66,8 @@ def test_stored_calibration_stands_in_for_validation_images(outputs, analysis):
     assert alone.validation == (0, 0)
     assert alone.guarantee is None
     assert (alone.calibration, alone.selective) == (analysis.calibration, analysis.selective)
-    assert alone.unknowns.known_rejected == analysis.unknowns.known_rejected
-    assert alone.unknowns.features is stored["unknown"]["features"]
+    assert alone.unknowns == analysis.unknowns
+    assert alone.training_features is stored["unknown"]["features"]
 
 
 def test_an_easy_test_gets_a_threshold(analysis):
@@ -78,7 +78,7 @@ def test_an_easy_test_gets_a_threshold(analysis):
     hard = analyze(*halves(make_outputs(noise=3.0)))
     assert hard.guarantee.threshold is hard.selective["coverage"] is hard.selective["error"] is None
     assert hard.guarantee.sentence.startswith("no threshold can guarantee")
-    assert 0.8 < 1 - easy.unknowns.known_rejected <= 1
+    assert 0.8 < 1 - easy.unknowns["known_rejected"] <= 1
 
 
 def test_images_with_a_copy_in_training_are_leaked(outputs):
@@ -161,14 +161,14 @@ def test_unknown_images_are_told_by_each_score(outputs):
     both, training = halves(outputs)
     foreign = replace(training, features=-training.features, logits=np.zeros_like(training.logits))
     unknowns = analyze(both, training, unknown=foreign).unknowns
-    assert set(unknowns.scores) == {"max_softmax", "max_logit", "energy", "feature_norm", "knn"}
-    assert unknowns.best in ("max_softmax", "energy", "max_logit", "knn")
-    assert unknowns.scores["max_softmax"]["auroc"] > 0.99
-    assert unknowns.n == 300
-    assert set(analyze(both, unknown=foreign).unknowns.scores) == set(unknowns.scores) - {"knn"}
+    assert set(unknowns["scores"]) == {"max_softmax", "max_logit", "energy", "feature_norm", "knn"}
+    assert unknowns["best"] in ("max_softmax", "energy", "max_logit", "knn")
+    assert unknowns["scores"]["max_softmax"]["auroc"] > 0.99
+    assert unknowns["n"] == 300
+    assert set(analyze(both, unknown=foreign).unknowns["scores"]) == set(unknowns["scores"]) - {"knn"}
     without = analyze(both.subset("test"), unknown=foreign).unknowns
-    assert without.threshold is without.known_rejected is without.rejected is None
-    assert without.scores["energy"] == unknowns.scores["energy"]
+    assert without["threshold"] is without["known_rejected"] is without["rejected"] is None
+    assert without["scores"]["energy"] == unknowns["scores"]["energy"]
 
 
 def test_unknown_images_are_detected_by_their_nearest_training_photographs(outputs):

@@ -144,7 +144,7 @@ def test_figures_of_every_section_are_told(report, analysis):
     assert analysis.guarantee.sentence[1:] in text
     assert "Each is shown with the nearest of 60 training photographs and their" in text
     assert "Bound: selective risk control (Geifman and El-Yaniv 2017) with photographs" in text
-    assert f"below {analysis.unknowns.threshold:.4g}, which keeps 95% of the validation photographs" in text
+    assert f"below {analysis.unknowns['threshold']:.4g}, which keeps 95% of the validation photographs" in text
     assert "The model looks at the object." in text
     assert "heat on the object 77.0%" in text
     assert "not as the background 83.0%" in text
