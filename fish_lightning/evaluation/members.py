@@ -11,7 +11,7 @@ from fish_lightning.errors import UserError
 from fish_lightning.evaluation.arrays import Bools, Names
 from fish_lightning.evaluation.comparison import compare
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
-from fish_lightning.evaluation.outputs import Outputs, Predictions
+from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.runs import load_run
 from fish_lightning.evaluation.scores import accuracy_of, photograph_interval
 from fish_lightning.files import read_summary, run_of, shown
@@ -25,7 +25,6 @@ class Tested:
 
     Attributes:
         subset: what was tested: test or val.
-        predictions: of the ensemble.
         outputs: of the ensemble for the tested images and those that it is calibrated on.
         scores: its block of ``summary.json``.
         correct: (N,) of each member by its name, whether it is right about the tested images.
@@ -33,7 +32,6 @@ class Tested:
     """
 
     subset: str
-    predictions: Predictions
     outputs: Outputs
     scores: dict[str, Any]
     correct: dict[str, Bools]

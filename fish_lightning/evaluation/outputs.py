@@ -110,8 +110,8 @@ class Outputs(Classified, OfPhotographs):
         return replace(self, **per_image)
 
     def subset(self, split: str) -> "Outputs":
-        """Return the images of one split."""
-        return self.take(self.splits == split)
+        """Return the images of one split, or all for ``"all"``."""
+        return self if split == "all" else self.take(self.splits == split)
 
     @classmethod
     def concatenated(cls, parts: Iterable["Outputs"]) -> "Outputs":

@@ -9,8 +9,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fish_lightning.data.catalog import Catalog
-from fish_lightning.evaluation.outputs import Predictions
+from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.files import atomic_write
 from fish_lightning.names import figure_text, shortened
 from fish_lightning.plotting.thumbnails import thumbnail
@@ -134,38 +133,35 @@ def confusion_figure(matrix: npt.ArrayLike, class_names: Sequence[str]) -> Figur
     return figure
 
 
-def prediction_figure(predictions: Predictions, catalog: Catalog, count: int, seed: int = 0) -> Figure:
-    """Plot test images with predicted and true classes, up to half of them wrong predictions.
+def prediction_figure(outputs: Outputs, root: Path, count: int) -> Figure:
+    """Plot tested images with predicted and true classes, up to half of them wrong predictions.
 
     Args:
-        predictions: of all test images.
-        catalog: contains the images.
+        outputs: of all tested images.
+        root: folder that their paths are relative to.
         count: maximum number of images.
-        seed: of their choice.
     """
-    order = np.random.default_rng([seed, 3]).permutation(len(predictions.indices))
-    wrong, right = order[~predictions.correct[order]], order[predictions.correct[order]]
+    order = np.random.default_rng([0, 3]).permutation(len(outputs))
+    wrong, right = order[~outputs.correct[order]], order[outputs.correct[order]]
     shown_wrong = wrong[: max(count // 2, count - len(right))]
-    return prediction_page(predictions, catalog, np.concatenate([shown_wrong, right[: count - len(shown_wrong)]]), 6)
+    return prediction_page(outputs, root, np.concatenate([shown_wrong, right[: count - len(shown_wrong)]]), 6)
 
 
-def prediction_page(
-    predictions: Predictions, catalog: Catalog, chosen: npt.NDArray[np.int64], columns: int = 3
-) -> Figure:
-    """Plot some test images with predicted and true classes.
+def prediction_page(outputs: Outputs, root: Path, chosen: npt.NDArray[np.int64], columns: int = 3) -> Figure:
+    """Plot some tested images with predicted and true classes.
 
     Args:
-        predictions: of all test images.
-        catalog: contains the images.
-        chosen: (K,) which of the predictions.
+        outputs: of all tested images.
+        root: folder that their paths are relative to.
+        chosen: (K,) which of the images.
         columns: images in a row.
     """
     pictures, titles, colors = [], [], []
     for i in chosen:
-        true, pred = (catalog.classes[label] for label in (predictions.labels[i], predictions.preds[i]))
-        probability = predictions.probabilities[i].max()
-        pictures.append(thumbnail(catalog.root / str(catalog.paths[predictions.indices[i]])))
-        titles.append(f"{shortened(pred)} {probability:.0%}" + ("" if true == pred else f"\nis {shortened(true)}"))
+        true, pred = (outputs.classes[label] for label in (outputs.labels[i], outputs.preds[i]))
+        pictures.append(thumbnail(root / str(outputs.paths[i])))
+        title = f"{shortened(pred)} {outputs.confidence[i]:.0%}"
+        titles.append(title + ("" if true == pred else f"\nis {shortened(true)}"))
         colors.append(GOOD if true == pred else BAD)
     return picture_figure(pictures, titles, colors, columns)
 

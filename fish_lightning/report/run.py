@@ -13,7 +13,6 @@ import torchvision
 from omegaconf import DictConfig, OmegaConf
 
 from fish_lightning import __version__
-from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.splits import leak_warning
 from fish_lightning.data.trained_sources import OtherSource
@@ -23,7 +22,7 @@ from fish_lightning.evaluation.abstention import choose_threshold
 from fish_lightning.evaluation.analysis import Analysis, analyze, calibration_of
 from fish_lightning.evaluation.members import BEST, Tested
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
-from fish_lightning.evaluation.outputs import Outputs, Predictions
+from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.evaluation.scores import confusion_matrix
 from fish_lightning.evaluation.stored_calibration import Stored, write_calibration
 from fish_lightning.files import atomic_write, csv_table, read_summary, run_of, shown
@@ -75,7 +74,6 @@ def write_run(
     folder: Path,
     summary: Summary,
     history: list[dict[str, float | None]],
-    predictions: Predictions | None,
     outputs: Outputs | None,
     model: FishClassifier,
     data: FishDataModule,
@@ -89,8 +87,8 @@ def write_run(
         folder: of the run.
         summary: see :func:`fish_lightning.training.summary.summarize_run`.
         history: one row per epoch.
-        predictions: of the test; None: not tested, then the report is of the validation.
-        outputs: of test and validation images, of the latter only if there was no test; None for a pruned run.
+        outputs: of test and validation images, of the latter only if there was no test: then the report is of the
+            validation; None for a pruned run.
         model: tested.
         data: of the run.
         cfg: the whole config.
@@ -98,8 +96,8 @@ def write_run(
     if history:
         for what in ("loss", "accuracy"):
             figures.save(figures.history_figure(history, what), folder / "plots" / f"{what}.png")
-    if predictions and outputs:
-        write_test(folder, predictions, outputs, data.catalog)
+    if outputs and summary["test"]:
+        write_test(folder, outputs, "test", data.catalog.root)
         summary["test"] |= explain(folder, model, data, outputs, cfg, history=history, run=summary)
     elif outputs:
         outputs.save(folder / OUTPUTS_FILE)
@@ -114,7 +112,7 @@ def write_run(
 def write_evaluation(
     folder: Path,
     summary: Summary,
-    predictions: Predictions,
+    outputs: Outputs,
     model: FishClassifier,
     data: FishDataModule,
     cfg: DictConfig,
@@ -126,15 +124,15 @@ def write_evaluation(
     Args:
         folder: of the evaluation.
         summary: see :func:`fish_lightning.training.summary.summarize_evaluation`.
-        predictions: of the test.
+        outputs: of the tested images.
         model: tested.
         data: its data.
         cfg: the whole config.
         stored: of the training run, see ``read_calibration``; empty without one.
         unknown: unknown images, and what the model computes for those that can be read.
     """
-    subset, outputs = cfg.subset, Outputs.of(predictions, data.catalog)
-    write_test(folder, predictions, outputs, data.catalog)
+    subset = cfg.subset
+    write_test(folder, outputs, subset, data.catalog.root)
     summary[subset] |= explain(folder, model, data, outputs, cfg, subset, stored=stored, unknown=unknown and unknown[1])
     if unknown:
         images, foreign = unknown
@@ -174,7 +172,7 @@ def write_ensemble(
         torch.save(checkpoint, temporary)
     data.catalog.write_csv(folder / "split.csv")
     if tested is not None:
-        write_test(folder, tested.predictions, tested.outputs, data.catalog)
+        write_test(folder, tested.outputs, tested.subset, data.catalog.root)
         summary[tested.subset] |= explain(
             folder, model, data, tested.outputs, cfg, tested.subset, candidates=summary["compared_checkpoints"]
         )
@@ -254,8 +252,7 @@ def explain(
     inputs = ReportInputs(training, detector.get("features"), leaked, {}, texts)
     analysis = _analysis(outputs, inputs, stored, unknown)
     if cfg.report:
-        tested = outputs.subset(subset) if subset != "all" else outputs
-        texts["audit"] = audit_report(model, data, tested, training=subset in ("test", "val"))
+        texts["audit"] = audit_report(model, data, outputs.subset(subset), training=subset in ("test", "val"))
         heat, texts["heat_note"] = error_heat_maps(model, data, analysis)
         inputs.heat.update((path, cells.astype(np.float16)) for path, cells in heat.items())
     inputs.save(folder / INPUTS_FILE)
@@ -397,24 +394,29 @@ def write_summary(folder: Path, summary: Summary) -> None:
         temporary.write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
 
 
-def write_test(folder: Path, predictions: Predictions, outputs: Outputs, catalog: Catalog) -> None:
-    """Write ``logits.npz``, ``test_predictions.csv``, ``confusion_matrix.csv`` and its plot, and example images."""
+def write_test(folder: Path, outputs: Outputs, subset: str, root: Path) -> None:
+    """Write ``logits.npz``, ``test_predictions.csv``, ``confusion_matrix.csv`` and its plot, and example images.
+
+    Args:
+        folder: to write to.
+        outputs: of the tested images and those that temperature and thresholds are chosen on.
+        subset: that was tested.
+        root: folder that the images' paths are relative to.
+    """
     outputs.save(folder / OUTPUTS_FILE)
+    tested, classes = outputs.subset(subset), outputs.classes.tolist()
     with csv_table(folder / "test_predictions.csv") as lines:
         lines.writerow(("path", "label", "prediction", "probability", "photograph", "correct"))
-        for index, label, pred, probabilities in zip(
-            predictions.indices, predictions.labels, predictions.preds, predictions.probabilities, strict=True
-        ):
-            named = (text_cell(catalog.classes[of]) for of in (label, pred))
-            probability, photograph = f"{probabilities[pred]:.6f}", path_cell(str(catalog.photographs[index]))
-            lines.writerow((path_cell(str(catalog.paths[index])), *named, probability, photograph, int(pred == label)))
-    matrix = confusion_matrix(predictions, len(catalog.classes))
+        columns = (tested.paths.tolist(), tested.labels, tested.preds, tested.confidence, tested.photographs.tolist())
+        for path, label, pred, probability, photograph in zip(*columns, strict=True):
+            named = (text_cell(classes[of]) for of in (label, pred))
+            lines.writerow((path_cell(path), *named, f"{probability:.6f}", path_cell(photograph), int(pred == label)))
+    matrix = confusion_matrix(tested, len(classes))
     with csv_table(folder / "confusion_matrix.csv") as lines:
-        lines.writerow(("true", *map(text_cell, catalog.classes)))
-        lines.writerows((text_cell(name), *row) for name, row in zip(catalog.classes, matrix.tolist(), strict=True))
-    plots = folder / "plots"
-    figures.save(figures.confusion_figure(matrix, catalog.classes), plots / "confusion_matrix.png")
-    figures.save(figures.prediction_figure(predictions, catalog, PICTURES), plots / "predictions.png")
+        lines.writerow(("true", *map(text_cell, classes)))
+        lines.writerows((text_cell(name), *row) for name, row in zip(classes, matrix.tolist(), strict=True))
+    figures.save(figures.confusion_figure(matrix, classes), folder / "plots" / "confusion_matrix.png")
+    figures.save(figures.prediction_figure(tested, root, PICTURES), folder / "plots" / "predictions.png")
 
 
 def metrics(summary: Summary) -> dict[str, float]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fish_lightning import compat
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.evaluation.outputs import Predictions
+from fish_lightning.evaluation.outputs import Outputs, Predictions
 from fish_lightning.evaluation.scores import confusion_matrix, leak_sentence, score_test
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import printable
@@ -131,12 +131,12 @@ class TensorBoardPictures(Callback):
                 writer.add_scalar(f"test/{name}", scores[name], at)
         matrix = confusion_matrix(predictions, len(catalog.classes))
         writer.add_figure("test/confusion_matrix", figures.confusion_figure(matrix, catalog.classes), step)
-        order = np.random.default_rng(0).permutation(len(predictions.labels))
+        order, outputs = np.random.default_rng(0).permutation(len(predictions.labels)), Outputs.of(predictions, catalog)
         for tag, chosen in (("wrong", ~predictions.correct), ("correct", predictions.correct)):
             shown = order[chosen[order]][: PAGE * PAGES]
             for page, start in enumerate(range(0, len(shown), PAGE)):
                 part = shown[start : start + PAGE]
-                writer.add_figure(f"test/{tag}", figures.prediction_page(predictions, catalog, part), page)
+                writer.add_figure(f"test/{tag}", figures.prediction_page(outputs, catalog.root, part), page)
         recall = np.divide(matrix.diagonal(), matrix.sum(1), where=matrix.sum(1) > 0, out=np.full(len(matrix), np.inf))
         worst = np.argsort(recall, kind="stable")[: min(PR_CURVES, np.isfinite(recall).sum())]
         for label in sorted(worst):

@@ -43,7 +43,7 @@ def write_all(folder, catalog, predictions):
     """Write what a run writes after its test."""
     outputs = Outputs.of(predictions, catalog)
     scores = score_test(predictions, catalog, catalog.classes, LOGGED)
-    write_test(folder, predictions, outputs, catalog)
+    write_test(folder, outputs, "test", catalog.root)
     write_report(
         folder / "report.html",
         analyze(outputs, None, 0.05),
