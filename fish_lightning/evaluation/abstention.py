@@ -151,14 +151,14 @@ def choose_threshold(
         if _log_wealth(index, answered, answered & ~correct, largest, target_error, errors) < goal:
             break
         accepted = threshold
+    answered = confidence >= (sequence[0][1] if accepted is None else accepted)
+    share, error = answered.mean(), 1 - correct[answered].mean()
     if accepted is None:
-        share, error = _outcome(confidence, correct, sequence[0][1])
         return SelectiveThreshold(
             None,
             f"no threshold can guarantee an error of at most {target_error:.1%}: of the {share:.0%} most confident "
             f"validation images {error:.1%} are wrong, which is too many for so small a sample",
         )
-    share, error = _outcome(confidence, correct, accepted)
     unit, condition = ("images", " if no image is a copy of another") if photographs is None else ("photographs", "")
     return SelectiveThreshold(
         accepted,
@@ -229,12 +229,6 @@ def _log_wealth(index: Ints, answered: Bools, wrong: Bools, largest: int, target
     stake = (target - share) / (target * (1 - target))
     with np.errstate(divide="ignore"):
         return float(np.log(np.maximum(0, 1 - stake * (sums[:, 0] - target * sums[:, 1]))).sum())
-
-
-def _outcome(confidence: Floats, correct: Bools, threshold: float) -> tuple[float, float]:
-    """Return the share of images answered, and of wrong ones among them."""
-    answered = confidence >= threshold
-    return float(answered.mean()), float(1 - correct[answered].mean())
 
 
 def _too_few(index: Ints, largest: int, target: float, goal: float, single: bool) -> str:

@@ -78,21 +78,13 @@ class Error:
 
     Attributes:
         image: index into the tested images.
-        path: of the image.
-        label: its true class.
-        prediction: its predicted class.
-        probability: of the prediction, before temperature scaling.
-        calibrated: the same after it; None without a temperature.
+        calibrated: probability of the prediction after temperature scaling; None without a temperature.
         mistaken: number of copies with this label and prediction.
         copies: number of tested copies.
         neighbors: nearest training photographs, the nearest first.
     """
 
     image: int
-    path: str
-    label: int
-    prediction: int
-    probability: float
     calibrated: float | None
     mistaken: int
     copies: int
@@ -357,10 +349,6 @@ def _errors(
     errors = [
         Error(
             image=int(image),
-            path=str(images.paths[image]),
-            label=int(images.labels[image]),
-            prediction=int(images.preds[image]),
-            probability=float(images.confidence[image]),
             calibrated=None if calibrated is None else float(calibrated[image, images.preds[image]]),
             mistaken=int(number),
             copies=int(copies[index[image]]),

@@ -84,16 +84,14 @@ class Pair:
         a: outputs of A.
         b: outputs of B on the same images.
         photographs: (N,) each image's photograph; None where neither run knows them.
-        leaked_a: (N,) whether A was trained on an image or on a copy of it; None where unknown.
-        leaked_b: and B.
+        leaked: (N,) whether A, and whether B, was trained on an image or on a copy of it; None where unknown.
         warnings: what limits the comparison, a sentence each.
     """
 
     a: Outputs
     b: Outputs
     photographs: Names | None
-    leaked_a: Bools | None
-    leaked_b: Bools | None
+    leaked: tuple[Bools | None, Bools | None]
     warnings: tuple[str, ...] = ()
 
 
@@ -150,15 +148,11 @@ def match(a: Run, b: Run) -> Pair:
     for name, logits in (("A", ours.logits), ("B", theirs.logits)):
         require_finite(logits, f"logits in {name}")
     groupings = (a.photographs, b.photographs)
-    leaked_a, leaked_b = a.leaked(groupings), b.leaked(groupings)
-    photographs, regrouped = _joined(ours, theirs)
-    pair = Pair(
-        a=ours,
-        b=theirs,
-        photographs=photographs,
-        leaked_a=None if leaked_a is None else leaked_a[in_a],
-        leaked_b=None if leaked_b is None else leaked_b[in_b],
+    leaked_a, leaked_b = (
+        None if (mask := run.leaked(groupings)) is None else mask[at] for run, at in ((a, in_a), (b, in_b))
     )
+    photographs, regrouped = _joined(ours, theirs)
+    pair = Pair(ours, theirs, photographs, (leaked_a, leaked_b))
     return replace(pair, warnings=tuple(_warnings(a, b, pair, regrouped)))
 
 
@@ -172,9 +166,8 @@ def compare_pair(pair: Pair, margin: float) -> dict[str, Any]:
     ``a`` and ``b``, ``only_a_right``, ``only_b_right``); ``warnings``.
     """
     a, b, photographs, warnings = pair.a, pair.b, pair.photographs, list(pair.warnings)
-    leaked = {"a": pair.leaked_a, "b": pair.leaked_b}
     clean = np.ones(len(a), dtype=bool)
-    for mask in leaked.values():
+    for mask in pair.leaked:
         clean &= True if mask is None else ~mask
     rest: dict[str, Any] | None = None
     if not clean.any():
@@ -199,7 +192,9 @@ def compare_pair(pair: Pair, margin: float) -> dict[str, Any]:
         }
     return compare(a.correct, b.correct, photographs, margin) | {
         "photograph_vote": votes or None,
-        "leaked_test_images": {name: None if mask is None else int(mask.sum()) for name, mask in leaked.items()},
+        "leaked_test_images": {
+            name: None if mask is None else int(mask.sum()) for name, mask in zip("ab", pair.leaked, strict=True)
+        },
         "without_leaked": rest,
         "per_class": per_class,
         "warnings": warnings,
@@ -269,7 +264,7 @@ def _warnings(a: Run, b: Run, pair: Pair, regrouped: bool) -> Iterator[str]:
         yield "photographs are not known: intervals count images as independent"
     elif regrouped:
         yield "A and B group images into photographs differently; copies in either of them count as one photograph"
-    for name, leaked in (("A", pair.leaked_a), ("B", pair.leaked_b)):
+    for name, leaked in zip("AB", pair.leaked, strict=True):
         if leaked is None:
             yield f"whether {name} was trained on these images is unknown: its split.csv is missing"
         elif leaked.any():

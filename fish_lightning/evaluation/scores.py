@@ -191,17 +191,17 @@ def class_scores(
         UserError: there are no images.
     """
     index = photograph_index(photographs, len(labels))
-    return [_class_score(preds == label, labels == label, index, resamples) for label in range(num_classes)]
-
-
-def _class_score(predicted: Bools, actual: Bools, index: Ints, resamples: int) -> dict[str, Any]:
-    hits, positives, members = per_photograph(index, predicted & actual, predicted, actual).T
-    score: dict[str, Any] = {"n": int(actual.sum()), "photographs": int(np.count_nonzero(members))}
-    ratios = {"precision": (hits, positives), "recall": (hits, members), "f1": (2 * hits, positives + members)}
-    for name, (part, whole) in ratios.items():
-        score[name] = float(part.sum() / whole.sum()) if whole.any() else None
-        score[f"{name}_ci95"] = list(ratio_interval(part, whole, resamples)) if whole.any() else None
-    return score
+    scores = []
+    for label in range(num_classes):
+        predicted, actual = preds == label, labels == label
+        hits, positives, members = per_photograph(index, predicted & actual, predicted, actual).T
+        score: dict[str, Any] = {"n": int(actual.sum()), "photographs": int(np.count_nonzero(members))}
+        ratios = {"precision": (hits, positives), "recall": (hits, members), "f1": (2 * hits, positives + members)}
+        for name, (part, whole) in ratios.items():
+            score[name] = float(part.sum() / whole.sum()) if whole.any() else None
+            score[f"{name}_ci95"] = list(ratio_interval(part, whole, resamples)) if whole.any() else None
+        scores.append(score)
+    return scores
 
 
 def leak_sentence(test: dict[str, Any]) -> str:

@@ -87,11 +87,14 @@ def write_report(
         thumbnail,
         training_thumbnail if analysis.neighbors_from == "train" and training_thumbnail else thumbnail,
         [(str(paths[i]), MEDIUM, False) for i in gallery]
-        + [(error.path, LARGE, False) for error in errors]
+        + [(str(paths[error.image]), LARGE, False) for error in errors]
         + [(str(paths[photograph.image]), SMALL, False) for photograph in photographs]
         + [(suspect.paths[0], MEDIUM, False) for suspect in suspects]
         + [(near.path, SMALL, True) for error in errors for near in error.neighbors],
     )
+    # The lowest recall first, those without test images last.
+    classes = [{"name": name} | score for name, score in zip(analysis.classes, analysis.per_class, strict=True)]
+    classes.sort(key=lambda row: (row["recall"] is None, row["recall"] or 0, row["precision"] or 0))
     filters = {
         "percent": "{:.1%}".format,
         "interval": lambda bounds: f"{bounds[0]:.1%} to {bounds[1]:.1%}",
@@ -111,10 +114,10 @@ def write_report(
         matrix=_most_confused(analysis),
         gallery=gallery,
         wrong=int((~analysis.images.correct).sum()),
-        class_rows=_class_rows(analysis),
+        class_rows=classes[:CLASSES],
         training_photographs=training_photographs,
         errors=errors,
-        heat={error.path: _overlay(heat[error.path]) for error in errors if heat and error.path in heat},
+        heat={path: _overlay(cells) for path, cells in (heat or {}).items()},
         heat_note=heat_note,
         photographs=photographs,
         reliability=_reliability(analysis),
@@ -300,12 +303,6 @@ def _most_confused(analysis: Analysis) -> Context:
     shown = np.sort(np.argsort(-mistakes, kind="stable")[:MATRIX])
     outside = int(confusion.sum() - confusion[np.ix_(shown, shown)].sum())
     return {"shown": shown, "others": len(confusion) - len(shown), "outside": outside}
-
-
-def _class_rows(analysis: Analysis) -> list[Context]:
-    """Return the classes, the lowest recall first, those without test images last."""
-    rows = [{"name": name} | score for name, score in zip(analysis.classes, analysis.per_class, strict=True)]
-    return sorted(rows, key=lambda row: (row["recall"] is None, row["recall"] or 0, row["precision"] or 0))[:CLASSES]
 
 
 def _reliability(analysis: Analysis) -> list[Chart]:

@@ -98,14 +98,13 @@ def test_images_with_a_copy_in_training_are_leaked(outputs):
 
 def test_errors_are_sorted_by_confidence_one_for_each_photograph(outputs, analysis):
     test = outputs.subset("test")
-    probabilities = [error.probability for error in analysis.errors]
+    probabilities = test.confidence[[error.image for error in analysis.errors]].tolist()
     assert probabilities == sorted(probabilities, reverse=True)
     assert probabilities[0] == test.probabilities.max(axis=1)[~test.correct].max()
-    mistakes = {(test.photographs[e.image], e.prediction) for e in analysis.errors}
+    mistakes = {(test.photographs[e.image], test.preds[e.image]) for e in analysis.errors}
     assert len(mistakes) == len(analysis.errors) == analysis.error_photographs
     assert sum(error.mistaken for error in analysis.errors) == (~test.correct).sum()
-    assert all(error.copies == 5 and error.calibrated != error.probability for error in analysis.errors)
-    assert all(test.paths[error.image] == error.path for error in analysis.errors)
+    assert all(error.copies == 5 and error.calibrated != test.confidence[error.image] for error in analysis.errors)
 
 
 def test_an_error_has_its_nearest_training_photographs(outputs, analysis):
