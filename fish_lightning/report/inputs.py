@@ -25,10 +25,13 @@ class ReportInputs:
         features: (M, D) of training photographs, from the training run's calibration; None without any.
         leaked: (N,) whether a copy of an image in ``logits.npz`` is among the training images; None if unknown.
         heat: path of an error to its (h, w) heat map, 0 to 1.
-        texts: plain values: ``title``, ``subset``, ``split``, ``root`` and ``training_root`` (where the images are),
-            ``heat_note``, ``audit``, ``history``, ``best_epoch``, ``training_photographs`` (their number), ``config``,
-            ``environment``, ``report`` (whether it was written), ``candidates``, ``target_error``, ``stored`` (the
-            training run's ``calibration.json``, of an evaluation) and ``fitted_to`` (digest of the weights, and tta).
+        texts: plain values. The report shows ``title``, ``split``, ``history`` (rows of
+            :class:`~fish_lightning.training.history.History`), ``best_epoch`` (of the tested checkpoint), ``config``
+            (as YAML), ``environment`` (names and values of versions, device, seconds), ``heat_note`` (why there are no
+            heat maps), ``audit`` (see ``explanations.py``, or why there is none) and ``training_photographs`` (their
+            number). Besides: ``subset``, ``root`` and ``training_root`` (where the images are), ``report`` (whether it
+            was written), ``candidates``, ``target_error``, ``stored`` (the training run's ``calibration.json``, of an
+            evaluation) and ``fitted_to`` (digest of the weights, and tta).
     """
 
     training: Outputs | None

@@ -40,11 +40,6 @@ from fish_lightning.report.tables import closing_table, ensemble_table, evaluati
 
 PICTURES = 18  # test images in plots/predictions.png
 UNKNOWN_FILE = "unknown_logits.npz"
-#: Of the texts of ``report_inputs.npz``, those that the report shows as they are.
-_SHOWN = (
-    *("title", "split", "history", "best_epoch", "config", "environment"),
-    *("heat_note", "audit", "training_photographs"),
-)
 TARGET_ERROR = 0.05  # of an evaluation of a run that says none
 Summary = dict[str, Any]
 
@@ -333,10 +328,10 @@ def _write_findings(
         write_report(
             folder / "report.html",
             analysis,
-            thumbnail=lambda path: thumbnail(root / path, 256),
-            training_thumbnail=lambda path: thumbnail(training_root / path, 256),
-            heat=inputs.heat,
-            **{key: texts[key] for key in _SHOWN},
+            texts,
+            lambda path: thumbnail(root / path, 256),
+            lambda path: thumbnail(training_root / path, 256),
+            inputs.heat,
         )
     blocks: Summary = {"calibration": analysis.calibration, "selective": analysis.selective}
     if unknown is not None and analysis.unknowns:

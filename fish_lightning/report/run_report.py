@@ -27,17 +27,6 @@ LARGE, MEDIUM, SMALL = 192, 96, 80  # pixels, longer side: of an error, in the g
 MATRIX = 30  # classes in the confusion matrix at most
 CLASSES = 100  # rows in the table of classes at most
 PHOTOGRAPHS, SUSPECTS = 12, 40  # with pictures, at most
-#: Rows of the audit: figures of :class:`~fish_lightning.evaluation.audit.Audit`.
-AUDIT_ROWS = (
-    ("accuracy", "as they are"),
-    ("mean_background", "background in its mean color"),
-    ("other_background", "background of another class"),
-    ("object_removed", "object removed"),
-    ("chance", "chance: always the largest class"),
-    ("follows_object", "composites predicted as the object, not as the background"),
-    ("heat_on_object", "heat on the object"),
-    ("object_share", "share of the image that the object covers"),
-)
 SUBSETS = {"train": "training ", "val": "validation ", "test": "test ", "all": ""}  # before "images"
 FEW = 10  # photographs of a class, or of a test, that say little
 
@@ -45,19 +34,10 @@ FEW = 10  # photographs of a class, or of a test, that say little
 def write_report(
     file: Path,
     analysis: Analysis,
-    *,
-    title: str,
+    texts: Mapping[str, Any],
     thumbnail: Thumbnail,
     training_thumbnail: Thumbnail | None = None,
     heat: Mapping[str, Floats] | None = None,
-    heat_note: str = "",
-    history: Sequence[Row] = (),
-    best_epoch: int | None = None,
-    split: str | None = None,
-    audit: Mapping[str, Any] | str | None = None,
-    training_photographs: int | None = None,
-    config: str = "",
-    environment: Mapping[str, object] | None = None,
     pictures: int = 300,
 ) -> None:
     """Write the report as one self-contained HTML file that loads nothing.
@@ -65,19 +45,11 @@ def write_report(
     Args:
         file: to write.
         analysis: what to report.
-        title: heading of the page.
+        texts: see :class:`~fish_lightning.report.inputs.ReportInputs`.
         thumbnail: returns (H, W, 3) uint8 of a tested image's path, of about 200 pixels or more, also if its file is
             unreadable; called from threads.
         training_thumbnail: likewise of the training images, if they are in another folder.
         heat: path to (h, w) heat map, 0 to 1, of errors (``analysis.errors``); laid over the picture.
-        heat_note: why there are no heat maps.
-        history: rows of a training run, see :class:`~fish_lightning.training.history.History`.
-        best_epoch: the epoch of the checkpoint that was tested; marked in the curves.
-        split: how test images were chosen: ``photograph``.
-        audit: see :func:`~fish_lightning.report.explanations.audit_report`, or why there is none; None: no section.
-        training_photographs: number of all, of which the neighbors may come from a sample; None if unknown.
-        config: of the run, as YAML.
-        environment: names and values of what else is to be known: versions, device, seconds.
         pictures: in the gallery at most; the page says how many there are.
     """
     gallery = _sample(analysis, pictures)
@@ -105,30 +77,21 @@ def write_report(
         file,
         "report.html.j2",
         filters,
-        title=title,
+        **texts,
         a=analysis,
-        unit="photographs" if analysis.scores["photographs"] is not None else "images",
-        verdict=verdict(analysis, split),
+        verdict=verdict(analysis, texts["split"]),
         source=source,
-        curves=_curves(history, best_epoch),
+        curves=_curves(texts["history"], texts["best_epoch"]),
         matrix=_most_confused(analysis),
         gallery=gallery,
-        wrong=int((~analysis.images.correct).sum()),
         class_rows=classes[:CLASSES],
-        training_photographs=training_photographs,
-        errors=errors,
         heat={path: _overlay(cells) for path, cells in (heat or {}).items()},
-        heat_note=heat_note,
         photographs=photographs,
         reliability=_reliability(analysis),
         risk=_risk(analysis),
         suspects=suspects,
-        audit=audit,
-        AUDIT_ROWS=AUDIT_ROWS,
         BOUND=BOUND,
         SUBSETS=SUBSETS | {"training": "training "},
-        config=config,
-        environment=environment or {},
         LARGE=LARGE,
         MEDIUM=MEDIUM,
         SMALL=SMALL,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import measured
-from synthetic import halves, make_outputs, make_single
+from synthetic import TEXTS, halves, make_outputs, make_single
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_f1_score
 
 from fish_lightning.errors import UserError
@@ -280,7 +280,7 @@ def test_a_report_of_a_hundred_thousand_images_takes_little_more_memory_than_one
 
         def report():
             picture = np.zeros((30, 40, 3), np.uint8)
-            write_report(tmp_path / "report.html", analyze(*halves(outputs)), title="t", thumbnail=lambda _: picture)
+            write_report(tmp_path / "report.html", analyze(*halves(outputs)), TEXTS, lambda _: picture)
 
         megabytes, seconds = measured(report)
         assert seconds < 30

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import measured
 from PIL import Image
+from synthetic import TEXTS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fish_lightning.data.catalog import make_catalog
@@ -44,12 +45,7 @@ def write_all(folder, catalog, predictions):
     outputs = Outputs.of(predictions, catalog)
     scores = score_test(predictions, catalog, catalog.classes, LOGGED)
     write_test(folder, outputs, "test", catalog.root)
-    write_report(
-        folder / "report.html",
-        analyze(outputs, None, 0.05),
-        title="many",
-        thumbnail=lambda path: np.zeros((9, 9, 3), np.uint8),
-    )
+    write_report(folder / "report.html", analyze(outputs), TEXTS, lambda path: np.zeros((9, 9, 3), np.uint8))
     write_summary(folder, {"test": scores})
     score_table(scores, "random")
     model = FishClassifier(catalog.classes, "squeezenet1_1")

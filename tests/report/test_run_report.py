@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from synthetic import halves, make_outputs, make_single
+from synthetic import TEXTS, halves, make_outputs, make_single
 
 from fish_lightning.evaluation.analysis import ERRORS, analyze, calibration_of
 from fish_lightning.evaluation.calibration import HOTTEST
@@ -83,15 +83,19 @@ def gray(path):
     return np.full((30, 40, 3), 120, dtype=np.uint8)
 
 
+def write(file, analysis, thumbnail=gray, training_thumbnail=None, heat=None, pictures=300, **texts):
+    write_report(file, analysis, TEXTS | texts, thumbnail, training_thumbnail, heat, pictures)
+
+
 @pytest.fixture
 def report(tmp_path):
     """``report(analysis, **settings)`` writes a report and reads it."""
 
-    def write(analysis, **settings):
-        write_report(tmp_path / "report.html", analysis, **({"title": "a run", "thumbnail": gray} | settings))
+    def write_and_read(analysis, **settings):
+        write(tmp_path / "report.html", analysis, **settings)
         return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
 
-    return write
+    return write_and_read
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +390,7 @@ def opened(browser, tmp_path):
     """``opened(analysis, **settings)`` writes a report and opens it in the browser."""
 
     def write_and_open(analysis, **settings):
-        write_report(tmp_path / "a report.html", analysis, **({"title": "a run", "thumbnail": gray} | settings))
+        write(tmp_path / "a report.html", analysis, **settings)
         browser.get((tmp_path / "a report.html").as_uri())
         return browser
 
