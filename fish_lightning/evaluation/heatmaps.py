@@ -91,15 +91,13 @@ def heat_maps(network: nn.Module, images: Tensor, classes: Tensor | None = None)
         positions, channels = ((1, 2), 3) if stage.channels_last else ((2, 3), 1)
         heat = (gradient.mean(positions, keepdim=True) * maps).sum(channels).relu()
         heat /= heat.amax((1, 2), keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny)
-    array: npt.NDArray[np.float32] = heat.cpu().numpy()
-    return array
+    return np.asarray(heat.cpu())
 
 
 def upsampled(heat: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
     """Return heat maps (N, h, w) as (N, height, width), bilinearly interpolated, to lay over the images."""
     resized = F.interpolate(torch.from_numpy(heat).unsqueeze(1), (height, width), mode="bilinear", align_corners=False)
-    array: npt.NDArray[np.float32] = resized.squeeze(1).numpy()
-    return array
+    return np.asarray(resized.squeeze(1))
 
 
 def find_stage(network: nn.Module, image: Tensor) -> Stage:

@@ -33,14 +33,12 @@ class Classified:
     @cached_property
     def preds(self) -> npt.NDArray[np.int64]:
         """(N,) most probable class."""
-        preds: npt.NDArray[np.int64] = self.logits.argmax(1)
-        return preds
+        return np.asarray(self.logits.argmax(1))
 
     @cached_property
     def confidence(self) -> npt.NDArray[np.float64]:
         """(N,) probability of the most probable class."""
-        confidence: npt.NDArray[np.float64] = self.probabilities.max(axis=1)
-        return confidence
+        return np.asarray(self.probabilities.max(axis=1))
 
     @cached_property
     def correct(self) -> npt.NDArray[np.bool_]:

@@ -106,6 +106,7 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
         sizes=sizes,
         types=types,
         lists=_lists(found),
+        most_names=MAX_NAMES,
         galleries=[*_label_error_gallery(found, pictures), _photograph_gallery(found, photographs, pictures)],
     )
 
@@ -140,27 +141,18 @@ def _most_common(counts: Counter[str], most: int = 4) -> str:
     return ", ".join(frequent + ([f"{len(counts) - most:,} others"] if len(counts) > most else [])) or "none"
 
 
-def _lists(found: Inspection) -> list[dict[str, Any]]:
-    """Return the findings that are shown as lists of files."""
-    catalog, paths = found.catalog, found.catalog.paths
-    unreadable = [f"{paths[i]}: {found.facts[i].error}" for i in found.unreadable]
-    misplaced = [f"{paths[i]} (labeled {catalog.classes[catalog.labels[i]]})" for i in found.misplaced]
-    suffixes = [f"{paths[i]}: {found.facts[i].format}" for i in found.wrong_suffixes]
-    identical = [" = ".join(paths[indices].tolist()) for indices in found.same_bytes]
-    lists: list[tuple[str, Sequence[str], str]] = [
-        ("Unreadable images", unreadable, "Training stops at them, or skips them with data.on_error=skip."),
-        ("Class folders without an image", found.empty_classes, "Add images, or remove the folders."),
-        ("Images in folders of other classes", misplaced, "The label comes from the outer folder."),
-        ("Files whose type contradicts their suffix", suffixes, "Training reads them; other programs may not."),
-        ("Masks without an image", found.masks_without_image, "No image has the name of the mask."),
-        ("Images without a mask", found.images_without_mask, "The other images of the folder have one."),
-        ("Identical files", identical, "Each line lists files with the same bytes."),
-    ]
-    return [
-        {"heading": heading, "note": note, "total": len(names), "shown": names[:MAX_NAMES]}
-        for heading, names, note in lists
-        if len(names)
-    ]
+def _lists(found: Inspection) -> dict[str, Sequence[str]]:
+    """Return what the page shows as lists of files, a line each."""
+    catalog, paths, facts = found.catalog, found.catalog.paths, found.facts
+    return {
+        "unreadable": [f"{paths[i]}: {facts[i].error}" for i in found.unreadable],
+        "empty_classes": found.empty_classes,
+        "misplaced": [f"{paths[i]} (labeled {catalog.classes[catalog.labels[i]]})" for i in found.misplaced],
+        "wrong_suffixes": [f"{paths[i]}: {facts[i].format}" for i in found.wrong_suffixes],
+        "masks_without_image": found.masks_without_image,
+        "images_without_mask": found.images_without_mask,
+        "same_bytes": [" = ".join(paths[indices].tolist()) for indices in found.same_bytes],
+    }
 
 
 def _label_error_gallery(found: Inspection, pictures: int) -> list[Gallery]:

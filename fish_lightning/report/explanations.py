@@ -112,40 +112,40 @@ def audit_report(model: FishClassifier, data: FishDataModule, outputs: Outputs, 
         ``looks_at`` and ``verdict`` (see :func:`~fish_lightning.evaluation.audit.overall_verdict`), ``tested`` and
         ``training``: :class:`~fish_lightning.evaluation.audit.Audit` as dicts; ``training`` is None without one.
     """
-    catalog = data.catalog
-    tested = _audit(model, data, np.flatnonzero(np.isin(catalog.paths, outputs.paths)))
-    if isinstance(tested, str):
-        return tested
-    trained = _audit(model, data, catalog.indices("train"), with_heat=False) if training else None
-    trained = None if isinstance(trained, str) else trained
+    catalog, trained = data.catalog, None
+    try:
+        tested = _audit(model, data, np.flatnonzero(np.isin(catalog.paths, outputs.paths)))
+    except UserError as error:
+        return str(error)
+    if training:
+        with suppress(UserError):
+            trained = _audit(model, data, catalog.indices("train"), with_heat=False)
     looks_at, verdict = overall_verdict(tested, trained)
-    return {
-        "looks_at": looks_at,
-        "verdict": verdict,
-        "tested": asdict(tested),
-        "training": None if trained is None else asdict(trained),
-    }
+    audits = {"tested": asdict(tested), "training": None if trained is None else asdict(trained)}
+    return {"looks_at": looks_at, "verdict": verdict, **audits}
 
 
-def _audit(model: FishClassifier, data: FishDataModule, indices: Indices, with_heat: bool = True) -> Audit | str:
-    """Return the audit of some of these images, or why there is none."""
+def _audit(model: FishClassifier, data: FishDataModule, indices: Indices, with_heat: bool = True) -> Audit:
+    """Audit some of these images.
+
+    Raises:
+        UserError: there is none, and why.
+    """
     catalog = data.catalog
     masks = mask_files(catalog, indices)
     if not masks:
-        return "the images have no masks of their objects"
+        raise UserError("the images have no masks of their objects")
     known = np.array(sorted(masks), dtype=np.int64)
     chosen = known[spread_over_photographs(catalog.photographs_or_paths[known], AUDITED)]
     images, objects, kept = [], [], []
     for part, batch in _batches(data, catalog, chosen):
         for index, image in zip(part.tolist(), batch.numpy(), strict=True):
-            try:
+            with suppress(UnreadableImage):
                 objects.append(load_mask(masks[index], data.eval_transform))
-            except UnreadableImage:
-                continue
-            images.append(image)
-            kept.append(index)
+                images.append(image)
+                kept.append(index)
     if not kept:
-        return "the masks cannot be read"
+        raise UserError("the masks cannot be read")
     at, pixels = np.array(kept), np.stack(images)
 
     def predict(variants: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -159,10 +159,7 @@ def _audit(model: FishClassifier, data: FishDataModule, indices: Indices, with_h
         # A network without feature maps has no heat maps; the rest of the audit needs none.
         with suppress(UserError):
             heat = upsampled(_heat(model, torch.from_numpy(pixels)), *pixels.shape[2:])
-    try:
-        return audit(pixels, np.stack(objects), catalog.labels[at], catalog.photographs_or_paths[at], predict, heat)
-    except UserError as error:
-        return str(error)
+    return audit(pixels, np.stack(objects), catalog.labels[at], catalog.photographs_or_paths[at], predict, heat)
 
 
 def _heat(model: FishClassifier, images: Tensor, classes: Sequence[int] | None = None) -> npt.NDArray[np.float32]:

@@ -21,7 +21,6 @@ from fish_lightning.report.pages import write_page
 
 Thumbnail: TypeAlias = Callable[[str], npt.NDArray[np.uint8]]
 Row: TypeAlias = Mapping[str, float | None]
-Context: TypeAlias = dict[str, Any]
 
 LARGE, MEDIUM, SMALL = 192, 96, 80  # pixels, longer side: of an error, in the gallery, of a neighbor
 MATRIX = 30  # classes in the confusion matrix at most
@@ -259,7 +258,7 @@ def _top(losses: Floats) -> float:
     return float(min(losses.max(), max(10 * np.median(losses), 2 * losses.min())))
 
 
-def _most_confused(analysis: Analysis) -> Context:
+def _most_confused(analysis: Analysis) -> dict[str, Any]:
     """Return the classes of the confusion matrix, the most confused ones if there are too many."""
     confusion = analysis.confusion
     mistakes = confusion.sum(axis=0) + confusion.sum(axis=1) - 2 * confusion.diagonal()
