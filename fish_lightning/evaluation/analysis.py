@@ -18,8 +18,6 @@ from fish_lightning.evaluation.abstention import (
 from fish_lightning.evaluation.arrays import Bools, Floats, Ints, photograph_index, require_finite, softmax
 from fish_lightning.evaluation.bootstrap import per_photograph
 from fish_lightning.evaluation.calibration import (
-    COLDEST,
-    HOTTEST,
     ReliabilityCurve,
     calibration_scores,
     fit_temperature,
@@ -172,12 +170,6 @@ class Analysis:
     suspects: list[LabelSuspect]
     suspect_photographs: int
     suspects_among: int
-
-    @property
-    def temperature_at_bound(self) -> bool:
-        """Whether the NLL still falls where the search for the temperature ends."""
-        temperature = self.calibration["temperature"]
-        return temperature is not None and not 1.001 * COLDEST < temperature < 0.999 * HOTTEST
 
 
 def analyze(

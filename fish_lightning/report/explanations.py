@@ -67,17 +67,15 @@ def left_out_outputs(model: FishClassifier, data: FishDataModule) -> tuple[Outpu
 
 def _outputs(model: FishClassifier, data: FishDataModule, catalog: Catalog, chosen: Indices) -> Outputs | None:
     """Return what the model computes for some images of a catalog; None if none can be read."""
-    kept, logits, features = [], [], []
+    parts = []
     for indices, images in _batches(data, catalog, chosen):
         with torch.inference_mode(), _precision(model):
             computed = model.logits_and_features(images.to(model.device))
-        kept.append(indices)
-        logits.append(computed[0].cpu().numpy())
-        features.append(computed[1].half().cpu().numpy())
-    if not kept:
+        parts.append((indices, computed[0].cpu().numpy(), computed[1].half().cpu().numpy()))
+    if not parts:
         return None
-    at = np.concatenate(kept)
-    return Outputs.of(Predictions(at, catalog.labels[at], np.concatenate(logits), np.concatenate(features)), catalog)
+    at, logits, features = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Outputs.of(Predictions(at, catalog.labels[at], logits, features), catalog)
 
 
 def error_heat_maps(

@@ -42,17 +42,12 @@ class ReportInputs:
 
     def save(self, file: Path) -> None:
         """Write everything atomically: some 0.2 MB for 150 training photographs of 512 features."""
-        arrays: dict[str, Any] = {"texts": np.array(json.dumps(self.texts))}
+        arrays = {"texts": np.array(json.dumps(self.texts)), "features": self.features, "leaked": self.leaked}
         if self.training is not None:
             arrays |= {f"training_{name}": array for name, array in self.training.arrays().items()}
-        if self.features is not None:
-            arrays["features"] = self.features
-        if self.leaked is not None:
-            arrays["leaked"] = self.leaked
         if self.heat:
-            arrays["heat_paths"] = np.array(list(self.heat))
-            arrays["heat"] = np.stack(list(self.heat.values()))
-        save_arrays(file, arrays)
+            arrays |= {"heat_paths": np.array(list(self.heat)), "heat": np.stack(list(self.heat.values()))}
+        save_arrays(file, {name: array for name, array in arrays.items() if array is not None})
 
     @classmethod
     def load(cls, file: Path) -> "ReportInputs":
