@@ -37,16 +37,6 @@ class TestedRun:
     root: Path | None
     overrides: tuple[str, ...]
 
-    def leaked(self, groupings: tuple[Mapping[str, str], ...]) -> Bools | None:
-        """(N,) whether a test image or, in any of the groupings, a copy of it was trained on; None where unknown."""
-        if self.trained is None:
-            return None
-        mask, paths = np.zeros(len(self.test), dtype=bool), self.test.paths.tolist()
-        for photographs in groupings:
-            trained = {photographs.get(path, path) for path in self.trained}
-            mask |= np.array([photographs.get(path, path) in trained for path in paths], dtype=bool)
-        return mask
-
 
 @dataclass(frozen=True)
 class Run:
@@ -71,9 +61,20 @@ class Run:
     overrides: tuple[str, ...]
 
     def leaked(self, groupings: tuple[Mapping[str, str], ...]) -> Bools | None:
-        """(N,) whether the fold that tested an image was trained on it or on a copy; None where unknown."""
-        masks = [fold.leaked(groupings) for fold in self.folds]
-        return None if any(mask is None for mask in masks) else np.concatenate(masks)
+        """(N,) whether the fold that tested an image was trained on it or, in any of the groupings, on a copy of it.
+
+        None where unknown.
+        """
+        masks = []
+        for fold in self.folds:
+            if fold.trained is None:
+                return None
+            mask, paths = np.zeros(len(fold.test), dtype=bool), fold.test.paths.tolist()
+            for photographs in groupings:
+                trained = {photographs.get(path, path) for path in fold.trained}
+                mask |= np.array([photographs.get(path, path) in trained for path in paths], dtype=bool)
+            masks.append(mask)
+        return np.concatenate(masks)
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,11 @@ def match(a: Run, b: Run) -> Pair:
     leaked_a, leaked_b = (
         None if (mask := run.leaked(groupings)) is None else mask[at] for run, at in ((a, in_a), (b, in_b))
     )
-    photographs, regrouped = _joined(ours, theirs)
+    photographs, regrouped = None, False
+    if ours.photographs_known or theirs.photographs_known:
+        grouped = ours.photographs_or_paths, theirs.photographs_or_paths
+        photographs = joined_photographs(*grouped).astype(np.str_)
+        regrouped = len({len(np.unique(names)) for names in (photographs, *grouped)}) > 1
     pair = Pair(ours, theirs, photographs, (leaked_a, leaked_b))
     return replace(pair, warnings=tuple(_warnings(a, b, pair, regrouped)))
 
@@ -180,16 +185,21 @@ def compare_pair(pair: Pair, margin: float) -> dict[str, Any]:
     votes = photographs is not None and {
         name: vote_scores(outputs.probabilities, outputs.labels, photographs) for name, outputs in (("a", a), ("b", b))
     }
-    per_class = {}
-    for label, name in enumerate(a.classes.tolist()):
-        right_a, right_b = (outputs.correct[a.labels == label] for outputs in (a, b))
-        per_class[name] = {
-            "n": len(right_a),
-            "a": float(right_a.mean()) if len(right_a) else None,
-            "b": float(right_b.mean()) if len(right_b) else None,
-            "only_a_right": int((right_a & ~right_b).sum()),
-            "only_b_right": int((right_b & ~right_a).sum()),
+    only_a, only_b = a.correct & ~b.correct, b.correct & ~a.correct
+    of, right_a, right_b, only_a, only_b = (
+        np.bincount(a.labels[chosen], minlength=len(a.classes)).tolist()
+        for chosen in (slice(None), a.correct, b.correct, only_a, only_b)
+    )
+    per_class = {
+        name: {
+            "n": n,
+            "a": right_a[label] / n if n else None,
+            "b": right_b[label] / n if n else None,
+            "only_a_right": only_a[label],
+            "only_b_right": only_b[label],
         }
+        for label, (name, n) in enumerate(zip(a.classes.tolist(), of, strict=True))
+    }
     return compare(a.correct, b.correct, photographs, margin) | {
         "photograph_vote": votes or None,
         "leaked_test_images": {
@@ -236,15 +246,6 @@ def _require_same_classes(who: str, name_a: str, a: Outputs, name_b: str, b: Out
             f"{who} have different classes\n"
             f"only in {name_a}: {listed(only_a) or 'none'}\nonly in {name_b}: {listed(only_b) or 'none'}"
         )
-
-
-def _joined(a: Outputs, b: Outputs) -> tuple[Names | None, bool]:
-    """Return each image's photograph, None where unknown, and whether the two runs group images differently."""
-    if not ((a.photographs != "") | (b.photographs != "")).any():
-        return None, False
-    groupings = a.photographs_or_paths, b.photographs_or_paths
-    joined = joined_photographs(*groupings).astype(np.str_)
-    return joined, len({len(np.unique(names)) for names in (joined, *groupings)}) > 1
 
 
 def _warnings(a: Run, b: Run, pair: Pair, regrouped: bool) -> Iterator[str]:

@@ -86,6 +86,12 @@ def confusion_matrix(predictions: Classified, classes: int) -> npt.NDArray[np.in
     return np.asarray(cells, np.int64).reshape(classes, classes)
 
 
+def most_confused(matrix: Ints, most: int) -> Ints:
+    """Return the indices, sorted, of at most so many classes with most confusions, of (C, C) counts."""
+    mistakes = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
+    return np.sort(np.argsort(-mistakes, kind="stable")[:most])
+
+
 def accuracy_of(correct: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """Return ``accuracy``, ``accuracy_ci95`` (Wilson) and ``n`` of N predictions; only ``n`` if it is 0."""
     n, right = len(correct), int(correct.sum())

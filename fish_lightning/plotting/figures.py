@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fish_lightning.evaluation.outputs import Outputs
+from fish_lightning.evaluation.scores import most_confused
 from fish_lightning.files import atomic_write
 from fish_lightning.names import figure_text, shortened
 from fish_lightning.plotting.thumbnails import thumbnail
@@ -108,15 +109,12 @@ def confusion_figure(matrix: npt.ArrayLike, class_names: Sequence[str]) -> Figur
         class_names: in label order.
     """
     counts = np.asarray(matrix)
-    title = ""
+    shares, title = counts / np.maximum(counts.sum(1, keepdims=True), 1), ""
     if len(counts) > CLASSES:
-        wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
-        most = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:CLASSES])
         title = f"the {CLASSES} most confused of {len(counts)} classes; all: confusion_matrix.csv"
-        counts, class_names = counts[np.ix_(most, most)], [class_names[i] for i in most]
-        shares = counts / np.maximum(np.asarray(matrix).sum(1)[most][:, None], 1)
-    else:
-        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        most = most_confused(counts, CLASSES)
+        class_names = [class_names[i] for i in most]
+        counts, shares = counts[np.ix_(most, most)], shares[np.ix_(most, most)]
     names = [figure_text(shortened(name)) for name in class_names]
     size = 3.0 + 0.34 * len(names)
     figure = Figure(figsize=(size + 0.4, size), layout="constrained")

@@ -82,8 +82,8 @@ def error_heat_maps(
     model: FishClassifier, data: FishDataModule, analysis: Analysis
 ) -> tuple[dict[str, npt.NDArray[np.float32]], str]:
     """Return heat maps of the listed errors' predicted classes by path, and why there are none or ``""``."""
-    images, listed = analysis.images, [error.image for error in analysis.errors]
-    predicted = dict(zip(images.paths[listed].tolist(), images.preds[listed].tolist(), strict=True))
+    tested, listed = analysis.images, [error.image for error in analysis.errors]
+    predicted = dict(zip(tested.paths[listed].tolist(), tested.preds[listed].tolist(), strict=True))
     found = np.flatnonzero(np.isin(data.catalog.paths, list(predicted)))
     maps: dict[str, npt.NDArray[np.float32]] = {}
     try:

@@ -14,6 +14,7 @@ from fish_lightning.evaluation.abstention import BOUND
 from fish_lightning.evaluation.analysis import Analysis
 from fish_lightning.evaluation.arrays import Floats, Ints, copies_before
 from fish_lightning.evaluation.calibration import ReliabilityCurve
+from fish_lightning.evaluation.scores import most_confused
 from fish_lightning.hardware import cores
 from fish_lightning.plotting.thumbnails import data_uri, shrunk
 from fish_lightning.report.charts import Chart
@@ -51,7 +52,7 @@ def write_report(
         heat: path to (h, w) heat map, 0 to 1, of errors (``analysis.errors``); laid over the picture.
         pictures: in the gallery at most; the page says how many there are.
     """
-    gallery = _sample(analysis, pictures)
+    gallery, shown = _sample(analysis, pictures), most_confused(analysis.confusion, MATRIX)
     errors, photographs = analysis.errors, analysis.worst_photographs[:PHOTOGRAPHS]
     suspects, paths = analysis.suspects[:SUSPECTS], analysis.images.paths
     source = _thumbnails(
@@ -81,7 +82,8 @@ def write_report(
         verdict=verdict(analysis, texts["split"]),
         source=source,
         curves=_curves(texts["history"], texts["best_epoch"]),
-        matrix=_most_confused(analysis),
+        shown=shown,
+        outside=int(analysis.confusion.sum() - analysis.confusion[np.ix_(shown, shown)].sum()),
         gallery=gallery,
         class_rows=classes[:CLASSES],
         heat={path: _overlay(cells) for path, cells in (heat or {}).items()},
@@ -256,15 +258,6 @@ def _curve(history: Sequence[Row], best_epoch: int | None, what: str) -> Chart |
 def _top(losses: Floats) -> float:
     """Return the loss at the top of a chart; early spikes, which would flatten the rest, leave it."""
     return float(min(losses.max(), max(10 * np.median(losses), 2 * losses.min())))
-
-
-def _most_confused(analysis: Analysis) -> dict[str, Any]:
-    """Return the classes of the confusion matrix, the most confused ones if there are too many."""
-    confusion = analysis.confusion
-    mistakes = confusion.sum(axis=0) + confusion.sum(axis=1) - 2 * confusion.diagonal()
-    shown = np.sort(np.argsort(-mistakes, kind="stable")[:MATRIX])
-    outside = int(confusion.sum() - confusion[np.ix_(shown, shown)].sum())
-    return {"shown": shown, "others": len(confusion) - len(shown), "outside": outside}
 
 
 def _reliability(analysis: Analysis) -> list[Chart]:
