@@ -142,8 +142,7 @@ def audit(
         probabilities = predict(changed)
         if not np.isfinite(probabilities).all():
             raise UserError("audit: the model predicts NaN or infinite probabilities")
-        preds: Indices = probabilities.argmax(1)
-        return preds
+        return np.asarray(probabilities.argmax(1))
 
     original = predicted(images)
     flat = predicted(mean_background(images, masks))
@@ -191,20 +190,15 @@ def overall_verdict(tested: Audit, training: Audit | None) -> tuple[LooksAt, str
         return tested.looks_at, f"{OVERALL[tested.looks_at]} {tested.verdict}"
     found = (tested.looks_at, training.looks_at)
     looks_at: LooksAt = next(word for word in ("background", "both", "object", "undecided") if word in found)
-    sentences = [OVERALL[looks_at], f"Training images: {_lower(training)}", f"Tested images: {_lower(tested)}"]
+    sentences = [OVERALL[looks_at]]
+    for name, audited in (("Training", training), ("Tested", tested)):
+        sentences.append(f"{name} images: {audited.verdict[:1].lower()}{audited.verdict[1:]}")
+        if swapped := audited.other_background:
+            accuracy = f"{audited.accuracy.value:.0%}, with the background of another class {swapped.value:.0%}"
+            sentences.append(f"The accuracy is {accuracy}.")
     if looks_at in ("background", "both") and tested.looks_at in ("object", "undecided"):
         sentences.append("An audit of the tested images alone would not have shown it.")
     return looks_at, " ".join(sentences)
-
-
-def _lower(found: Audit) -> str:
-    """Return the verdict of an audit within a sentence, and how the accuracy follows the background."""
-    swapped = found.other_background
-    verdict = found.verdict[:1].lower() + found.verdict[1:]
-    if swapped is None:
-        return verdict
-    accuracy = f"{found.accuracy.value:.0%}, with the background of another class {swapped.value:.0%}"
-    return f"{verdict} The accuracy is {accuracy}."
 
 
 def mean_background(images: Pixels, masks: Masks) -> Pixels:
@@ -257,8 +251,7 @@ def spread_over_photographs(photographs: npt.NDArray[np.str_], limit: int, seed:
     """
     shuffled = np.random.default_rng(seed).permutation(len(photographs))
     turn = copies_before(photographs[shuffled])
-    chosen: Indices = np.sort(shuffled[np.argsort(turn, kind="stable")[:limit]])
-    return chosen
+    return np.asarray(np.sort(shuffled[np.argsort(turn, kind="stable")[:limit]]))
 
 
 def clustered_mean(values: npt.NDArray[np.float64], photographs: npt.NDArray[np.str_]) -> Estimate:
@@ -279,8 +272,7 @@ def _background_color(images: Pixels, masks: Masks) -> Pixels:
     """Return (N, 3, 1, 1), the mean color outside of the masks."""
     outside = ~masks[:, None]
     total = np.where(outside, images, 0).sum((2, 3), keepdims=True, dtype=np.float64)
-    color: Pixels = np.rint(total / outside.sum((2, 3), keepdims=True)).astype(np.uint8)
-    return color
+    return np.asarray(np.rint(total / outside.sum((2, 3), keepdims=True)), dtype=np.uint8)
 
 
 def _extent(masks: Masks, axis: int) -> Masks:

@@ -76,16 +76,13 @@ def read_calibration(ckpt: str | Path, classes: Sequence[str], weights: str, tta
     if (fitted := content.get("tta")) != tta:
         return {}, f"note: predictions are not calibrated: {shown(file)} was fitted with tta={fitted or 'null'}"
     if content["unknown"] and content["unknown"]["score"] == SCORE:
-        content["unknown"]["features"] = _read_features(file.with_name(FEATURES_FILE))
+        file = file.with_name(FEATURES_FILE)
+        with stored_arrays(file, _corrupt) as arrays:
+            features = arrays["features"]
+        if features.dtype.kind != "f" or features.ndim != 2 or not features.size or not np.isfinite(features).all():
+            raise _corrupt(file, "its features are not a matrix of finite numbers")
+        content["unknown"]["features"] = features
     return content, ""
-
-
-def _read_features(file: Path) -> Floats:
-    with stored_arrays(file, _corrupt) as arrays:
-        features: Floats = arrays["features"]
-    if features.dtype.kind != "f" or features.ndim != 2 or not features.size or not np.isfinite(features).all():
-        raise _corrupt(file, "its features are not a matrix of finite numbers")
-    return features
 
 
 def _corrupt(file: Path, why: str) -> UserError:

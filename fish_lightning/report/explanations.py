@@ -149,8 +149,7 @@ def _audit(model: FishClassifier, data: FishDataModule, indices: Indices, with_h
     def predict(variants: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         with torch.inference_mode(), _precision(model):
             logits = model(torch.from_numpy(variants).to(model.device))
-        probabilities: npt.NDArray[np.float32] = logits.float().softmax(1).cpu().numpy()
-        return probabilities
+        return np.asarray(logits.float().softmax(1).cpu())
 
     heat = None
     if with_heat:

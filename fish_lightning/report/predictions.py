@@ -29,12 +29,9 @@ class Tally:
     """
 
     def __init__(self, keep: int) -> None:
-        self.keep = keep
+        self.keep, self.n, self.unreadable, self._error = keep, 0, 0, ""
         self.first: list[PredictionRow] = []
-        self.n = self.unreadable = 0
-        self.classes: Counter[str] = Counter()
-        self.verdicts: Counter[str] = Counter()
-        self._error = ""
+        self.classes, self.verdicts = Counter[str](), Counter[str]()
 
     def counted(self, rows: Iterable[PredictionRow]) -> Iterator[PredictionRow]:
         """Yield the rows again."""

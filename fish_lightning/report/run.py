@@ -22,7 +22,7 @@ from fish_lightning.evaluation.abstention import choose_threshold
 from fish_lightning.evaluation.analysis import Analysis, analyze, calibration_of
 from fish_lightning.evaluation.members import BEST, Tested
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
-from fish_lightning.evaluation.outputs import Outputs
+from fish_lightning.evaluation.outputs import INPUTS_FILE, Outputs, ReportInputs
 from fish_lightning.evaluation.scores import confusion_matrix
 from fish_lightning.evaluation.stored_calibration import Stored, write_calibration
 from fish_lightning.files import atomic_write, csv_table, read_summary, run_of, shown
@@ -33,8 +33,6 @@ from fish_lightning.plotting import figures
 from fish_lightning.plotting.figures import Row
 from fish_lightning.plotting.thumbnails import thumbnail
 from fish_lightning.report.explanations import audit_report, error_heat_maps, left_out_outputs, training_outputs
-from fish_lightning.report.inputs import FILE as INPUTS_FILE
-from fish_lightning.report.inputs import ReportInputs
 from fish_lightning.report.run_report import write_report
 from fish_lightning.report.tables import closing_table, ensemble_table, evaluation_table
 

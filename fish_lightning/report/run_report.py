@@ -45,7 +45,7 @@ def write_report(
     Args:
         file: to write.
         analysis: what to report.
-        texts: see :class:`~fish_lightning.report.inputs.ReportInputs`.
+        texts: see :class:`~fish_lightning.evaluation.outputs.ReportInputs`.
         thumbnail: returns (H, W, 3) uint8 of a tested image's path, of about 200 pixels or more, also if its file is
             unreadable; called from threads.
         training_thumbnail: likewise of the training images, if they are in another folder.
@@ -64,6 +64,7 @@ def write_report(
         + [(suspect.paths[0], MEDIUM, False) for suspect in suspects]
         + [(near.path, SMALL, True) for error in errors for near in error.neighbors],
     )
+    curves = (_curve(texts["history"], texts["best_epoch"], what) for what in ("loss", "accuracy"))
     # The lowest recall first, those without test images last.
     classes = [{"name": name} | score for name, score in zip(analysis.classes, analysis.per_class, strict=True)]
     classes.sort(key=lambda row: (row["recall"] is None, row["recall"] or 0, row["precision"] or 0))
@@ -81,7 +82,7 @@ def write_report(
         a=analysis,
         verdict=verdict(analysis, texts["split"]),
         source=source,
-        curves=_curves(texts["history"], texts["best_epoch"]),
+        curves=[chart for chart in curves if chart],
         shown=shown,
         outside=int(analysis.confusion.sum() - analysis.confusion[np.ix_(shown, shown)].sum()),
         gallery=gallery,
@@ -219,13 +220,8 @@ def _overlay(heat: Floats) -> str:
     return data_uri(Image.fromarray(colors.round().astype(np.uint8)), "png")
 
 
-def _curves(history: Sequence[Row], best_epoch: int | None) -> list[Chart]:
-    """Return the charts of loss and accuracy, of those that were measured."""
-    charts = (_curve(history, best_epoch, what) for what in ("loss", "accuracy"))
-    return [chart for chart in charts if chart is not None]
-
-
 def _curve(history: Sequence[Row], best_epoch: int | None, what: str) -> Chart | None:
+    """Return the chart of ``loss`` or ``accuracy``; None where it was not measured."""
     percent = what == "accuracy"
     shown = ("{:.1%}" if percent else "{:.3f}").format
     epochs = [float(row["epoch"] or 0) for row in history]
