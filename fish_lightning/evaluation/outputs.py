@@ -119,9 +119,9 @@ class Outputs(Classified, OfPhotographs):
     @classmethod
     def concatenated(cls, parts: Iterable["Outputs"]) -> "Outputs":
         """Return the images of one or more outputs of the same classes, one after the other."""
-        parts = list(parts)
+        every = list(parts)
         per_image = [f.name for f in fields(cls) if f.name != "classes"]
-        return replace(parts[0], **{name: np.concatenate([getattr(o, name) for o in parts]) for name in per_image})
+        return replace(every[0], **{name: np.concatenate([getattr(o, name) for o in every]) for name in per_image})
 
     @property
     def known_photographs(self) -> Names | None:
@@ -217,6 +217,6 @@ class ReportInputs:
                 training=Outputs.from_arrays(training) if training else None,
                 features=stored.get("features"),
                 leaked=stored.get("leaked"),
-                heat=dict(zip(stored.get("heat_paths", np.empty(0)).tolist(), stored.get("heat", ()), strict=True)),
+                heat=dict(zip(stored["heat_paths"].tolist(), stored["heat"], strict=True)) if "heat" in stored else {},
                 texts=json.loads(str(stored["texts"])),
             )

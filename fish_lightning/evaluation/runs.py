@@ -185,10 +185,9 @@ def compare_pair(pair: Pair, margin: float) -> dict[str, Any]:
     votes = photographs is not None and {
         name: vote_scores(outputs.probabilities, outputs.labels, photographs) for name, outputs in (("a", a), ("b", b))
     }
-    only_a, only_b = a.correct & ~b.correct, b.correct & ~a.correct
     of, right_a, right_b, only_a, only_b = (
-        np.bincount(a.labels[chosen], minlength=len(a.classes)).tolist()
-        for chosen in (slice(None), a.correct, b.correct, only_a, only_b)
+        np.bincount(a.labels[mask], minlength=len(a.classes)).tolist()
+        for mask in (np.ones(len(a), bool), a.correct, b.correct, a.correct & ~b.correct, b.correct & ~a.correct)
     )
     per_class = {
         name: {

@@ -66,9 +66,8 @@ def score_test(
     per_class = zip(
         class_names, matrix.diagonal().tolist(), matrix.sum(0).tolist(), matrix.sum(1).tolist(), strict=True
     )
-    photographs, leaked = None, None
-    if catalog.photographs_known:
-        photographs, leaked = (of[predictions.indices] for of in (catalog.photographs_or_paths, catalog.leaked()))
+    photographs = catalog.photographs_or_paths[predictions.indices] if catalog.photographs_known else None
+    leaked = catalog.leaked()[predictions.indices] if catalog.photographs_known else None
     return accuracy_scores(predictions.correct, photographs, leaked) | {
         "macro_f1": float(logged["test/macro_f1"]),
         "loss": float(logged["test/loss"]),

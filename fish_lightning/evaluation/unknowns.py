@@ -120,15 +120,15 @@ def detection(
     unknown_index = photograph_index(unknown_photographs, len(unknown))
     require_finite(known, "scores")
     require_finite(unknown, "scores")
-    sides = (known, known_index), (unknown, unknown_index)
     photographs = int(known_index.max()) + 1, int(unknown_index.max()) + 1
-    once = [np.ones((1, n), dtype=np.int64) for n in photographs]
-    auroc, fpr = (float(value[0]) for value in _figures(*(_side(*side) for side in sides), *once))
+    once = np.ones((1, photographs[0]), dtype=np.int64), np.ones((1, photographs[1]), dtype=np.int64)
+    figures = _figures(_side(known, known_index), _side(unknown, unknown_index), *once)
+    auroc, fpr = (float(value[0]) for value in figures)
     if auroc in (0, 1):
         fewer, foreign = min(photographs), photographs[1]
         intervals = wilson_interval(auroc * fewer, fewer), wilson_interval(fpr * foreign, foreign)
     else:
-        widened = [_side(*side, extremes=True) for side in sides]
+        widened = _side(known, known_index, extremes=True), _side(unknown, unknown_index, extremes=True)
         length = sum(len(side.scores) for side in widened)
         draws = (
             resampled_counts(np.ones(n + 2, dtype=np.int64), resamples, length, rng)

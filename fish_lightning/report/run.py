@@ -222,7 +222,7 @@ def explain(
     if candidates is None:
         candidates = selective.get("candidates", 1) if run is None else run["compared_checkpoints"]
     photographs = known_catalog.photographs_or_paths[known_catalog.indices("train")]
-    texts = {
+    texts: dict[str, Any] = {
         "title": f"{model.hparams['name']} on {printable(catalog.root.resolve().name)}",
         "subset": subset,
         "split": data.split_name,

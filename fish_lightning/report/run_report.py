@@ -68,7 +68,7 @@ def write_report(
     # The lowest recall first, those without test images last.
     classes = [{"name": name} | score for name, score in zip(analysis.classes, analysis.per_class, strict=True)]
     classes.sort(key=lambda row: (row["recall"] is None, row["recall"] or 0, row["precision"] or 0))
-    filters = {
+    filters: dict[str, Callable[..., object]] = {
         "percent": "{:.1%}".format,
         "interval": lambda bounds: f"{bounds[0]:.1%} to {bounds[1]:.1%}",
         "sentence": lambda text: text[:1].upper() + text[1:] + ("" if text.endswith(".") else "."),
