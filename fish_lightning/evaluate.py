@@ -34,6 +34,7 @@ def evaluate(cfg: DictConfig) -> float:
     from fish_lightning.data.splits import RecordedSplit
     from fish_lightning.data.trained_sources import RecordedSource, evaluation_source
     from fish_lightning.data.unknown_images import without_copies
+    from fish_lightning.evaluation.outputs import Outputs
     from fish_lightning.files import run_of
     from fish_lightning.models.trained import open_model
     from fish_lightning.report.run import for_target, recompute, write_evaluation
@@ -77,16 +78,15 @@ def evaluate(cfg: DictConfig) -> float:
     if foreign is not None:
         unknown = without_copies(foreign, Catalog.from_state(recorded["catalog"]), data.catalog, data.cache_dir)
     trainer = build_trainer(cfg.trainer, precision=trained.precision)
-    outputs = unknown_outputs(trainer, model, data, unknown.catalog) if unknown else None
+    found = (unknown, unknown_outputs(trainer, model, data, unknown.catalog)) if unknown else None
     trainer.test(model, datamodule=data, verbose=False)
-    predictions = model.test_predictions()
+    outputs = Outputs.of(model.test_predictions(), data.catalog)
     summary = summarize_evaluation(trainer, model, data, cfg, recorded["split"])
     if isinstance(data.source, RecordedSource):
         changed, written = data.changed_images(recorded, cfg.subset)
         summary |= {"changed_images": changed, "rewritten_images": written}
     if trainer.is_global_zero:
-        found = None if unknown is None or outputs is None else (unknown, outputs)
-        write_evaluation(Path(cfg.paths.output), summary, predictions, model, data, cfg, stored, found)
+        write_evaluation(Path(cfg.paths.output), summary, outputs, model, data, cfg, stored, found)
         if trained.note:
             print(trained.note)
     return float(summary[cfg.subset]["accuracy"])

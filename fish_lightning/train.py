@@ -71,9 +71,8 @@ def train(cfg: DictConfig) -> float | None:
     reported = cfg.test or not summary["pruned"]
     outputs = test_and_val_outputs(trainer, model, data, cfg.test) if reported else None
     log_hyperparameters(trainer, cfg, folder)
-    predictions = model.test_predictions() if cfg.test else None
     if trainer.is_global_zero:
-        report.write_run(folder, summary, history_rows(trainer), predictions, outputs, model, data, cfg)
+        report.write_run(folder, summary, history_rows(trainer), outputs, model, data, cfg)
         if summary["stopped_by"] != "max_time":  # which is resumed from it
             for callback in callbacks:
                 if isinstance(callback, LastCheckpoint):

@@ -728,8 +728,7 @@ def measure_report(count: int, height: int, width: int, model: str) -> None:
     import torch
     from hydra.utils import instantiate
 
-    from fish_lightning.evaluation.outputs import Outputs
-    from fish_lightning.evaluation.predictions import Predictions
+    from fish_lightning.evaluation.outputs import Outputs, Predictions
     from fish_lightning.report import run
     from fish_lightning.training.trainer import build_trainer
 

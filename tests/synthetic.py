@@ -6,6 +6,10 @@ import numpy as np
 
 from fish_lightning.evaluation.outputs import Outputs
 
+#: Texts of a report that says as little as it can.
+TEXTS = {"title": "a run", "split": None, "history": [], "best_epoch": None, "config": "", "environment": {}}
+TEXTS |= {"heat_note": "", "audit": "", "training_photographs": None}
+
 
 def make_outputs(photographs=None, copies=5, classes=4, noise=1.0, known=True, seed=0):
     """``photographs`` of each split (train, val, test), each with as many copies; the logits are too confident."""

@@ -16,6 +16,7 @@ BOUND = (
     "betting bound of Waudby-Smith and Ramdas (2024), which is Chernoff's where photographs have equally many copies, "
     "with fixed-sequence testing of the thresholds from high to low"
 )
+CERTAINTY = 0.95  # probability that the guarantee holds
 STEPS = 20  # thresholds that are tried at most: more would find a few more images and stop more often on the way
 
 
@@ -67,14 +68,10 @@ class SelectiveThreshold:
 
     Attributes:
         threshold: answer where the confidence is at least this; 0 answers everything; None: nothing can be guaranteed.
-        coverage: share of the validation images answered; None without a threshold.
-        error: share of wrong ones among them; None without a threshold.
         sentence: the guarantee, or why there is none.
     """
 
     threshold: float | None
-    coverage: float | None
-    error: float | None
     sentence: str
 
 
@@ -83,7 +80,6 @@ def choose_threshold(
     correct: Bools,
     photographs: Names | None = None,
     target_error: float = 0.05,
-    certainty: float = 0.95,
     candidates: int = 1,
 ) -> SelectiveThreshold:
     """Find the lowest threshold whose answers are wrong in at most ``target_error``, with 95 % confidence.
@@ -112,8 +108,8 @@ def choose_threshold(
 
     **Several models.** The checkpoint of a run is itself chosen by its accuracy on the validation photographs, which
     favors lucky ones: the best of 12 epochs whose error is just above r would be accepted in some 16 % of runs. So
-    each of the ``candidates`` is tested at (1 - ``certainty``) / ``candidates`` (Bonferroni): whichever is chosen, and
-    however, the guarantee holds. 12 epochs require 107 photographs without an error instead of 59. A choice among runs
+    each of the ``candidates`` is tested at 0.05 / ``candidates`` (Bonferroni): whichever is chosen, and however, the
+    guarantee holds. 12 epochs require 107 photographs without an error instead of 59. A choice among runs
     (a sweep) by the same photographs is not counted.
 
     The guarantee is exact for photographs with the confidences and numbers of copies of the validation photographs, on
@@ -125,7 +121,6 @@ def choose_threshold(
         correct: (N,) whether each answer is right.
         photographs: (N,) each image's photograph; None where they are not known: then images count as independent.
         target_error: r, above 0 and below 1.
-        certainty: probability that the guarantee holds, above 0 and below 1.
         candidates: number of models of which one was chosen by its results on these images, 1 or more.
 
     Raises:
@@ -140,9 +135,9 @@ def choose_threshold(
     index = photograph_index(photographs, len(correct))
     require_finite(confidence, "confidence")
     largest, n = int(np.bincount(index).max()), len(correct)
-    trials, goal = n / largest, math.log(candidates / (1 - certainty))
+    trials, goal = n / largest, math.log(candidates / (1 - CERTAINTY))
     if _evidence(0, trials, target_error) < goal:
-        return SelectiveThreshold(None, None, None, _too_few(index, largest, target_error, goal, photographs is None))
+        return SelectiveThreshold(None, _too_few(index, largest, target_error, goal, photographs is None))
     affordable = 0
     while affordable + 1 < target_error * trials and _evidence(affordable + 1, trials, target_error) >= goal:
         affordable += 1
@@ -156,23 +151,19 @@ def choose_threshold(
         if _log_wealth(index, answered, answered & ~correct, largest, target_error, errors) < goal:
             break
         accepted = threshold
+    answered = confidence >= (sequence[0][1] if accepted is None else accepted)
+    share, error = answered.mean(), 1 - correct[answered].mean()
     if accepted is None:
-        share, error = _outcome(confidence, correct, sequence[0][1])
         return SelectiveThreshold(
-            None,
-            None,
             None,
             f"no threshold can guarantee an error of at most {target_error:.1%}: of the {share:.0%} most confident "
             f"validation images {error:.1%} are wrong, which is too many for so small a sample",
         )
-    share, error = _outcome(confidence, correct, accepted)
     unit, condition = ("images", " if no image is a copy of another") if photographs is None else ("photographs", "")
     return SelectiveThreshold(
         accepted,
-        share,
-        error,
         f"the model answers {share:.0%} of the validation images and is wrong on {error:.1%} of them; for new {unit} "
-        f"like these at most {target_error:.1%} of the answers are wrong, with {certainty:.0%} confidence{condition}",
+        f"like these at most {target_error:.1%} of the answers are wrong, with {CERTAINTY:.0%} confidence{condition}",
     )
 
 
@@ -238,12 +229,6 @@ def _log_wealth(index: Ints, answered: Bools, wrong: Bools, largest: int, target
     stake = (target - share) / (target * (1 - target))
     with np.errstate(divide="ignore"):
         return float(np.log(np.maximum(0, 1 - stake * (sums[:, 0] - target * sums[:, 1]))).sum())
-
-
-def _outcome(confidence: Floats, correct: Bools, threshold: float) -> tuple[float, float]:
-    """Return the share of images answered, and of wrong ones among them."""
-    answered = confidence >= threshold
-    return float(answered.mean()), float(1 - correct[answered].mean())
 
 
 def _too_few(index: Ints, largest: int, target: float, goal: float, single: bool) -> str:

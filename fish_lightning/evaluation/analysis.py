@@ -1,7 +1,7 @@
 """Everything that a report says about a test, computed from logits and features: no model, no image files."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,9 @@ from fish_lightning.evaluation.abstention import (
     risk_coverage,
     selective_scores,
 )
-from fish_lightning.evaluation.arrays import Bools, Floats, Ints, Names, photograph_index, require_finite, softmax
-from fish_lightning.evaluation.bootstrap import per_photograph, wilson_interval
+from fish_lightning.evaluation.arrays import Bools, Floats, Ints, photograph_index, require_finite, softmax
+from fish_lightning.evaluation.bootstrap import per_photograph
 from fish_lightning.evaluation.calibration import (
-    COLDEST,
-    HOTTEST,
     ReliabilityCurve,
     calibration_scores,
     fit_temperature,
@@ -28,13 +26,17 @@ from fish_lightning.evaluation.calibration import (
 from fish_lightning.evaluation.label_suspects import LabelSuspect, find_label_suspects
 from fish_lightning.evaluation.neighbors import nearest_photographs
 from fish_lightning.evaluation.outputs import Outputs
-from fish_lightning.evaluation.photograph_vote import class_scores, mean_by_photograph, vote_scores
-from fish_lightning.evaluation.scores import confusion_matrix, photograph_interval
+from fish_lightning.evaluation.scores import (
+    accuracy_scores,
+    class_scores,
+    confusion_matrix,
+    mean_by_photograph,
+    vote_scores,
+)
 from fish_lightning.evaluation.stored_calibration import unknown_score
 from fish_lightning.evaluation.unknowns import (
     SCORE,
     SCORE_WITHOUT_FEATURES,
-    Detection,
     best_score,
     detection,
     image_scores,
@@ -51,37 +53,6 @@ CONFIDENT = 0.5
 #: Share of photographs whose label the model contradicts, and their number: more, and it is the model that is wrong.
 SUSPECT_SHARE, FEW_SUSPECTS = 0.1, 2
 MANY_CLASSES = 100  # beyond, intervals of classes come from fewer draws, to stay within seconds
-
-
-@dataclass(frozen=True)
-class Images:
-    """The N tested images, in the order of ``logits.npz``.
-
-    Attributes:
-        paths: (N,) text.
-        photographs: (N,) text, ``""`` where unknown.
-        labels: (N,) true classes.
-        preds: (N,) predicted classes.
-        probabilities: (N,) of the predicted class, before temperature scaling.
-        calibrated: (N,) of the predicted class, after it; None without a temperature.
-        leaked: (N,) whether a copy is among the training images; None if unknown.
-    """
-
-    paths: Names
-    photographs: Names
-    labels: Ints
-    preds: Ints
-    probabilities: Floats
-    calibrated: Floats | None
-    leaked: Bools | None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @property
-    def correct(self) -> Bools:
-        """(N,) whether the predicted class is the true one."""
-        return np.equal(self.preds, self.labels)
 
 
 @dataclass(frozen=True)
@@ -104,22 +75,14 @@ class Error:
     """A photograph predicted as another class; its most confident copy represents all with that prediction.
 
     Attributes:
-        image: index into :class:`Images`.
-        path: of the image.
-        label: its true class.
-        prediction: its predicted class.
-        probability: of the prediction, before temperature scaling.
-        calibrated: the same after it; None without a temperature.
+        image: index into the tested images.
+        calibrated: probability of the prediction after temperature scaling; None without a temperature.
         mistaken: number of copies with this label and prediction.
         copies: number of tested copies.
         neighbors: nearest training photographs, the nearest first.
     """
 
     image: int
-    path: str
-    label: int
-    prediction: int
-    probability: float
     calibrated: float | None
     mistaken: int
     copies: int
@@ -131,47 +94,16 @@ class Photograph:
     """A photograph of which not every copy is recognized.
 
     Attributes:
-        name: of the photograph; the path where photographs are unknown.
-        image: index of one of its copies into :class:`Images`.
-        label: its class.
+        image: index of one of its copies among the tested images.
         vote: the class its copies vote for, with the mean of their probabilities.
         copies: number of tested copies.
         correct: number of copies recognized.
     """
 
-    name: str
     image: int
-    label: int
     vote: int
     copies: int
     correct: int
-
-
-@dataclass(frozen=True)
-class Unknowns:
-    """How unknown images are detected.
-
-    Attributes:
-        score: name of the score that is compared with the threshold, see ``unknowns.py``.
-        threshold: below it an image is unknown; None without validation images.
-        rejected: share of the tested images below the threshold; None without one.
-        features: (M, D) of the training photographs that ``knn`` compares with; None for another score.
-        n: number of unknown images; 0 if there are none to measure with.
-        photographs: number of their photographs; None if they are unknown.
-        unknown_rejected: share of the unknown images below the threshold; None without either.
-        detections: figures of each score; empty without unknown images.
-        best: name of the best of these scores; None without unknown images.
-    """
-
-    score: str
-    threshold: float | None
-    rejected: float | None
-    features: Floats | None
-    n: int
-    photographs: int | None
-    unknown_rejected: float | None
-    detections: dict[str, Detection]
-    best: str | None
 
 
 @dataclass(frozen=True)
@@ -182,30 +114,25 @@ class Analysis:
         classes: names in label order.
         subset: of the data that was tested: train, val, test or all.
         images: the tested ones.
-        photographs: number of tested photographs; None if they are unknown.
-        accuracy: 0 to 1.
-        accuracy_ci95: Wilson, for independent images.
-        accuracy_ci95_photographs: clustered by photograph; None if photographs are unknown.
+        scores: see :func:`~fish_lightning.evaluation.scores.accuracy_scores`.
         macro_f1: mean over the classes that are tested or predicted.
-        leaked: number of images with a copy among the training images; None if unknown.
-        without_leaked: ``accuracy``, ``accuracy_ci95_photographs`` and ``n`` of the others; None without leaked images
-            or without others.
-        per_class: see :func:`~fish_lightning.evaluation.photograph_vote.class_scores`.
+        per_class: see :func:`~fish_lightning.evaluation.scores.class_scores`.
         confusion: (C, C) number of images, rows: true class, columns: predicted.
-        votes: see :func:`~fish_lightning.evaluation.photograph_vote.vote_scores`.
+        votes: see :func:`~fish_lightning.evaluation.scores.vote_scores`.
         copies_correct: number of photographs of which all, some and no copies are recognized.
         worst_photographs: at most ``MAX_FINDINGS``, the smallest share of recognized copies first.
         validation: number of validation images and of their photographs that temperature and threshold come from.
         leaked_validation: number of them with a copy among the training images; None if unknown.
-        fitted_here: whether temperature and thresholds come from ``validation``, not from a ``calibration.json``.
         calibration: block of ``summary.json``.
         reliability: before temperature scaling.
         reliability_after: after it; None without a temperature.
-        guarantee: the threshold and what it guarantees; None if it was not chosen here.
+        guarantee: the threshold and what it guarantees; None if temperature and thresholds were not chosen here, on
+            ``validation``.
         candidates: number of checkpoints that the validation images chose among.
         selective: block of ``summary.json``.
         curve: at most ``CURVE`` points.
-        unknowns: None without a threshold and without unknown images.
+        unknowns: block of ``summary.json``; None without a threshold and without unknown images.
+        training_features: (M, D) of the training photographs that the score ``knn`` compares with; None for another.
         errors: at most ``ERRORS``, the most confident first.
         error_photographs: number of errors, listed or not.
         neighbors_from: split that neighbors were searched for in; None where there was none.
@@ -217,14 +144,9 @@ class Analysis:
 
     classes: tuple[str, ...]
     subset: str
-    images: Images
-    photographs: int | None
-    accuracy: float
-    accuracy_ci95: tuple[float, float]
-    accuracy_ci95_photographs: tuple[float, float] | None
+    images: Outputs
+    scores: dict[str, Any]
     macro_f1: float
-    leaked: int | None
-    without_leaked: dict[str, Any] | None
     per_class: list[dict[str, Any]]
     confusion: npt.NDArray[np.int64]
     votes: dict[str, Any]
@@ -232,7 +154,6 @@ class Analysis:
     worst_photographs: list[Photograph]
     validation: tuple[int, int]
     leaked_validation: int | None
-    fitted_here: bool
     calibration: dict[str, Any]
     reliability: ReliabilityCurve
     reliability_after: ReliabilityCurve | None
@@ -240,7 +161,8 @@ class Analysis:
     candidates: int
     selective: dict[str, Any]
     curve: RiskCoverage
-    unknowns: Unknowns | None
+    unknowns: dict[str, Any] | None
+    training_features: Floats | None
     errors: list[Error]
     error_photographs: int
     neighbors_from: str | None
@@ -248,12 +170,6 @@ class Analysis:
     suspects: list[LabelSuspect]
     suspect_photographs: int
     suspects_among: int
-
-    @property
-    def temperature_at_bound(self) -> bool:
-        """Whether the NLL still falls where the search for the temperature ends."""
-        temperature = self.calibration["temperature"]
-        return temperature is not None and not 1.001 * COLDEST < temperature < 0.999 * HOTTEST
 
 
 def analyze(
@@ -297,90 +213,63 @@ def analyze(
     require_finite(outputs.logits, "logits")
     if leaked is None and training is not None and (outputs.photographs != "").any():
         leaked = outputs.copies_of(training.photographs)
-    tested, validated = outputs.take(chosen), outputs.splits == "val"
-    val = outputs.take(validated)
-    names, val_names = _photographs(tested), _photographs(val)
+    tested, val = outputs.take(chosen), outputs.subset("val")
+    names, index = tested.known_photographs, photograph_index(tested.known_photographs, len(tested))
 
     fit = {} if len(val) else dict(stored or {})
-    temperature = fit_temperature(val.logits, val.labels, val_names) if len(val) else fit.get("temperature")
-    probabilities = tested.probabilities
-    calibrated = None if temperature is None else softmax(tested.logits.astype(np.float64) / temperature)
-    confidence, correct = probabilities.max(axis=1), tested.correct
-    guarantee = guaranteed(val, target_error, candidates) if len(val) else None
+    temperature = fit.get("temperature")
+    guarantee = None
+    if len(val):
+        temperature = fit_temperature(val.logits, val.labels, val.known_photographs)
+        guarantee = choose_threshold(val.confidence, val.correct, val.known_photographs, target_error, candidates)
     selective = fit.get("selective") or {"threshold": guarantee and guarantee.threshold, "target_error": target_error}
+    calibrated = None if temperature is None else softmax(tested.logits.astype(np.float64) / temperature)
 
-    images = Images(
-        paths=tested.paths,
-        photographs=tested.photographs,
-        labels=tested.labels,
-        preds=tested.preds,
-        probabilities=confidence,
-        calibrated=None if calibrated is None else calibrated[np.arange(len(tested)), tested.preds],
-        leaked=None if leaked is None else leaked[chosen],
-    )
     per_class = class_scores(
-        images.preds,
-        images.labels,
+        tested.preds,
+        tested.labels,
         len(outputs.classes),
         names,
         resamples=4000 if len(outputs.classes) <= MANY_CLASSES else 1000,
     )
-    f1 = [score["f1"] for score in per_class if score["f1"] is not None]
-    index = photograph_index(names, len(images))
-    copies_correct, worst = _worst_photographs(images, probabilities, names)
+    copies_correct, worst = _worst_photographs(tested)
     errors, error_photographs, neighbors_from = _errors(
-        images, index, tested, training, val if subset == "test" else None
+        tested, index, calibrated, {"train": training, "val": val if subset == "test" else None}
     )
-    searched = (outputs.splits != "train") & (True if leaked is None else ~leaked)
-    suspects: list[LabelSuspect] = []
-    credible = True
-    if searched.any():
-        among = outputs.take(searched)
-        suspects = find_label_suspects(
-            among.probabilities, among.labels, _photographs(among), among.paths, confident=CONFIDENT
-        )
-        credible = len(suspects) <= max(FEW_SUSPECTS, SUSPECT_SHARE * _number_of_photographs(among))
+    detector = _detector(stored, training)
+    searched = outputs.take((outputs.splits != "train") & (True if leaked is None else ~leaked))
+    suspects, credible = _suspects(searched)
     return Analysis(
         classes=tuple(str(name) for name in outputs.classes),
         subset=subset,
-        images=images,
-        photographs=None if names is None else int(index.max()) + 1,
-        accuracy=float(correct.mean()),
-        accuracy_ci95=wilson_interval(int(correct.sum()), len(correct)),
-        accuracy_ci95_photographs=None if names is None else photograph_interval(correct, index),
-        macro_f1=float(np.mean(f1)),
-        leaked=None if images.leaked is None else int(images.leaked.sum()),
-        without_leaked=None if images.leaked is None else _without_leaked(index, correct, images.leaked),
+        images=tested,
+        scores=accuracy_scores(tested.correct, names, None if leaked is None else leaked[chosen]),
+        macro_f1=float(np.mean([score["f1"] for score in per_class if score["f1"] is not None])),
         per_class=per_class,
         confusion=confusion_matrix(tested, len(outputs.classes)),
-        votes=vote_scores(probabilities, images.labels, names),
+        votes=vote_scores(tested.probabilities, tested.labels, names),
         copies_correct=copies_correct,
         worst_photographs=worst,
         validation=(len(val), _number_of_photographs(val)),
-        leaked_validation=None if leaked is None else int(leaked[validated].sum()),
-        fitted_here=bool(len(val)),
-        calibration=calibration_scores(tested.logits, images.labels, temperature),
-        reliability=reliability_curve(probabilities, images.labels, names),
-        reliability_after=None if calibrated is None else reliability_curve(calibrated, images.labels, names),
+        leaked_validation=None if leaked is None else int(leaked[outputs.splits == "val"].sum()),
+        calibration=calibration_scores(tested.logits, tested.labels, temperature),
+        reliability=reliability_curve(tested.probabilities, tested.labels, names),
+        reliability_after=None if calibrated is None else reliability_curve(calibrated, tested.labels, names),
         guarantee=guarantee,
         candidates=candidates,
-        selective=selective_scores(confidence, correct, selective["threshold"], selective["target_error"], names),
-        curve=_thinned(risk_coverage(confidence, correct)),
-        unknowns=_unknowns(tested, val, unknown, _detector(stored, training), fit.get("unknown")),
+        selective=selective_scores(
+            tested.confidence, tested.correct, selective["threshold"], selective["target_error"], names
+        ),
+        curve=_thinned(risk_coverage(tested.confidence, tested.correct)),
+        unknowns=_unknowns(tested, val, unknown, detector, fit.get("unknown")),
+        training_features=detector.get("features"),
         errors=errors,
         error_photographs=error_photographs,
         neighbors_from=neighbors_from,
         neighbors_among=_number_of_photographs({"train": training, "val": val}.get(neighbors_from or "")),
         suspects=suspects[:MAX_FINDINGS] if credible else [],
         suspect_photographs=len(suspects),
-        suspects_among=int(searched.sum()),
-    )
-
-
-def guaranteed(val: Outputs, target_error: float, candidates: int) -> SelectiveThreshold:
-    """Choose the abstention threshold on validation images, see :func:`choose_threshold`."""
-    return choose_threshold(
-        val.probabilities.max(axis=1), val.correct, _photographs(val), target_error, candidates=candidates
+        suspects_among=len(searched),
     )
 
 
@@ -391,79 +280,36 @@ def calibration_of(analysis: Analysis) -> dict[str, Any]:
         ``temperature``, ``selective`` (``threshold``, ``target_error``, ``candidates``), ``unknown`` (``score``,
         ``threshold`` and, for ``knn``, ``features``) and ``classes``; None for what could not be determined.
     """
-    unknowns = analysis.unknowns
-    unknown: dict[str, Any] | None = None
-    if unknowns is not None:
-        unknown = {"score": unknowns.score, "threshold": unknowns.threshold}
-        unknown |= {} if unknowns.features is None else {"features": unknowns.features}
+    selective = {key: analysis.selective[key] for key in ("threshold", "target_error")}
+    unknown = analysis.unknowns and {key: analysis.unknowns[key] for key in ("score", "threshold")}
+    if unknown and analysis.training_features is not None:
+        unknown["features"] = analysis.training_features
     return {
         "temperature": analysis.calibration["temperature"],
-        "selective": {key: analysis.selective[key] for key in ("threshold", "target_error")}
-        | {"candidates": analysis.candidates},
+        "selective": selective | {"candidates": analysis.candidates},
         "unknown": unknown,
         "classes": list(analysis.classes),
     }
-
-
-def unknowns_block(unknowns: Unknowns) -> dict[str, Any]:
-    """Return the ``unknowns`` block of ``summary.json``.
-
-    Returns:
-        ``n`` and ``photographs`` of the unknown images; ``scores`` (name to ``auroc``, ``auroc_ci95``, ``fpr95`` and
-        ``fpr95_ci95``) and the ``best`` of them; the ``score`` and ``threshold`` that ``predict`` uses, and the shares
-        of unknown (``rejected``) and tested images (``known_rejected``) below it, None without a threshold.
-    """
-    return {
-        "n": unknowns.n,
-        "photographs": unknowns.photographs,
-        "scores": {name: asdict(found) for name, found in unknowns.detections.items()},
-        "best": unknowns.best,
-        "score": unknowns.score,
-        "threshold": unknowns.threshold,
-        "rejected": unknowns.unknown_rejected,
-        "known_rejected": unknowns.rejected,
-    }
-
-
-def _photographs(outputs: Outputs) -> Names | None:
-    """Return the photographs as the statistics take them: None if they are unknown."""
-    return outputs.photographs_or_paths if outputs.photographs_known else None
 
 
 def _number_of_photographs(outputs: Outputs | None) -> int:
     return 0 if outputs is None else len(np.unique(outputs.photographs_or_paths))
 
 
-def _without_leaked(index: Ints, correct: Bools, leaked: Bools) -> dict[str, Any] | None:
-    if not leaked.any() or leaked.all():
-        return None
-    rest = ~leaked
-    interval = photograph_interval(correct[rest], index[rest])
-    return {
-        "accuracy": float(correct[rest].mean()),
-        "accuracy_ci95_photographs": list(interval),
-        "n": int(rest.sum()),
-    }
-
-
-def _worst_photographs(
-    images: Images, probabilities: Floats, names: Names | None
-) -> tuple[tuple[int, int, int], list[Photograph]]:
-    means = mean_by_photograph(probabilities, images.labels, names)
+def _worst_photographs(images: Outputs) -> tuple[tuple[int, int, int], list[Photograph]]:
+    """Return how many photographs have all, some and no copies recognized, and those with the smallest share."""
+    means = mean_by_photograph(images.probabilities, images.labels, images.known_photographs)
     right, copies = per_photograph(means.index, images.correct, np.ones(len(images))).T.astype(np.int64)
     all_right, none_right = int((right == copies).sum()), int((right == 0).sum())
     votes = means.probabilities.argmax(axis=1)
     # One of its errors shows a photograph best: errors come first, then the first image of each photograph is taken.
     order = np.argsort(images.correct, kind="stable")
-    _, first = np.unique(means.index[order], return_index=True)
-    shown = order[first]
+    shown = order[np.unique(means.index[order], return_index=True)[1]]
     wrong = np.flatnonzero(right < copies)
     ranked = wrong[np.lexsort((-copies[wrong], right[wrong] / copies[wrong]))][:MAX_FINDINGS]
     worst = [
         Photograph(
-            name=str(images.photographs[shown[entry]] or images.paths[shown[entry]]),
             image=int(shown[entry]),
-            label=int(means.labels[entry]),
             vote=int(votes[entry]),
             copies=int(copies[entry]),
             correct=int(right[entry]),
@@ -474,25 +320,28 @@ def _worst_photographs(
 
 
 def _errors(
-    images: Images, index: Ints, tested: Outputs, training: Outputs | None, val: Outputs | None
+    images: Outputs, index: Ints, calibrated: Floats | None, others: Mapping[str, Outputs | None]
 ) -> tuple[list[Error], int, str | None]:
-    """Return the listed errors, the number of all, and the split that neighbors come from."""
+    """Return the listed errors, the number of all, and the split that neighbors come from.
+
+    Args:
+        images: tested.
+        index: (N,) their photographs.
+        calibrated: (N, C) their probabilities after temperature scaling; None without a temperature.
+        others: outputs of the splits that neighbors are searched for in, the preferred one first.
+    """
     wrong = np.flatnonzero(~images.correct)
-    order = wrong[np.argsort(-images.probabilities[wrong], kind="stable")]
-    classes = len(tested.classes)
+    order = wrong[np.argsort(-images.confidence[wrong], kind="stable")]
+    classes = len(images.classes)
     mistake = (index[order] * classes + images.labels[order]) * classes + images.preds[order]
     _, first, mistaken = np.unique(mistake, return_index=True, return_counts=True)
     rank = np.argsort(first)[:ERRORS]
     listed, copies = order[first[rank]], np.bincount(index)
-    neighbors, split = _neighbors(tested.features[listed], training, val)
+    neighbors, split = _neighbors(images.features[listed], others)
     errors = [
         Error(
             image=int(image),
-            path=str(images.paths[image]),
-            label=int(images.labels[image]),
-            prediction=int(images.preds[image]),
-            probability=float(images.probabilities[image]),
-            calibrated=None if images.calibrated is None else float(images.calibrated[image]),
+            calibrated=None if calibrated is None else float(calibrated[image, images.preds[image]]),
             mistaken=int(number),
             copies=int(copies[index[image]]),
             neighbors=near,
@@ -502,14 +351,12 @@ def _errors(
     return errors, len(first), split
 
 
-def _neighbors(
-    features: Floats, training: Outputs | None, val: Outputs | None
-) -> tuple[list[tuple[Neighbor, ...]], str | None]:
+def _neighbors(features: Floats, others: Mapping[str, Outputs | None]) -> tuple[list[tuple[Neighbor, ...]], str | None]:
     """Return the nearest photographs of each of E errors, and the split they come from."""
-    for split, other in (("train", training), ("val", val)):
+    for split, other in others.items():
         # Features are float16 and may overflow where logits do not: a report without neighbors is better than none.
         if other is not None and len(other) and len(features) and _usable(features) and _usable(other.features):
-            found = nearest_photographs(features, other.features, _photographs(other), NEIGHBORS)
+            found = nearest_photographs(features, other.features, other.known_photographs, NEIGHBORS)
             return [
                 tuple(
                     Neighbor(str(other.paths[key]), int(other.labels[key]), float(cosine))
@@ -519,6 +366,16 @@ def _neighbors(
                 for keys, cosines in zip(*found, strict=True)
             ], split
     return [()] * len(features), None
+
+
+def _suspects(searched: Outputs) -> tuple[list[LabelSuspect], bool]:
+    """Return the label suspects among some images, and whether there are few enough to be label errors."""
+    if not len(searched):
+        return [], True
+    suspects = find_label_suspects(
+        searched.probabilities, searched.labels, searched.known_photographs, searched.paths, confident=CONFIDENT
+    )
+    return suspects, len(suspects) <= max(FEW_SUSPECTS, SUSPECT_SHARE * _number_of_photographs(searched))
 
 
 def _usable(features: Floats) -> bool:
@@ -551,40 +408,42 @@ def _unknowns(
     unknown: Outputs | None,
     detector: Mapping[str, Any],
     stored: Mapping[str, Any] | None,
-) -> Unknowns | None:
+) -> dict[str, Any] | None:
+    """Return the ``unknowns`` block of ``summary.json``; None without a threshold and without unknown images.
+
+    Returns:
+        ``n`` (0 if there are no unknown images to measure with) and ``photographs`` of the unknown images; ``scores``
+        (see :func:`~fish_lightning.evaluation.unknowns.detection`) and the ``best`` of them; the ``score`` and
+        ``threshold`` that ``predict`` uses, and the shares of unknown (``rejected``) and of tested images
+        (``known_rejected``) below it. None for what is not known.
+    """
     threshold = stored["threshold"] if stored else None
     if len(val):
-        threshold = keep_threshold(unknown_score(detector, val.logits, val.features), _photographs(val))
+        threshold = keep_threshold(unknown_score(detector, val.logits, val.features), val.known_photographs)
     if threshold is None and unknown is None:
         return None
+
+    def below(scores: Floats) -> float | None:
+        return None if threshold is None else float((scores < threshold).mean())
+
     inside = unknown_score(detector, tested.logits, tested.features)
-    found = Unknowns(
-        score=detector["score"],
-        threshold=threshold,
-        rejected=None if threshold is None else float((inside < threshold).mean()),
-        features=detector.get("features"),
-        n=0,
-        photographs=None,
-        unknown_rejected=None,
-        detections={},
-        best=None,
-    )
+    block: dict[str, Any] = {"n": 0, "photographs": None, "scores": {}, "best": None}
+    block |= {"score": detector["score"], "threshold": threshold, "rejected": None, "known_rejected": below(inside)}
     if unknown is None or not len(unknown):
-        return found
-    outside, names = unknown_score(detector, unknown.logits, unknown.features), _photographs(unknown)
+        return block
+    outside, names = unknown_score(detector, unknown.logits, unknown.features), unknown.known_photographs
     known, foreign = (image_scores(part.logits, part.features) for part in (tested, unknown))
     # The score in use is measured too where it is none of these: knn.
     known, foreign = known | {detector["score"]: inside}, foreign | {detector["score"]: outside}
-    detections = {
-        score: detection(known[score], foreign[score], _photographs(tested), names)
+    scores = {
+        score: detection(known[score], foreign[score], tested.known_photographs, names)
         for score in known
         if np.isfinite(known[score]).all() and np.isfinite(foreign[score]).all()
     }
-    return replace(
-        found,
-        n=len(unknown),
-        photographs=None if names is None else len(np.unique(names)),
-        unknown_rejected=None if threshold is None else float((outside < threshold).mean()),
-        detections=detections,
-        best=best_score(detections),
-    )
+    return block | {
+        "n": len(unknown),
+        "photographs": None if names is None else len(np.unique(names)),
+        "scores": scores,
+        "best": best_score(scores),
+        "rejected": below(outside),
+    }

@@ -4,12 +4,17 @@ A photograph is the group of images that are copies of one photograph. Copies su
 not images, are what intervals count.
 """
 
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from fish_lightning.errors import UserError
+from fish_lightning.errors import UserError, first_line
+from fish_lightning.files import atomic_write, shown
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
@@ -43,6 +48,15 @@ def photograph_index(photographs: Names | Ints | None, images: int) -> Ints:
     return np.unique(photographs, return_inverse=True)[1].reshape(images)
 
 
+def copies_before(groups: Names | Ints) -> npt.NDArray[np.int64]:
+    """Return (N,) how many earlier entries are of the same group: 0 for the first copy of a photograph."""
+    order = np.argsort(groups, kind="stable")
+    sizes = np.unique(groups, return_counts=True)[1]
+    before = np.empty(len(order), np.int64)
+    before[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return before
+
+
 def equal_weights(index: Ints) -> npt.NDArray[np.float64]:
     """Return (N,) weights that sum to 1, the same for every photograph and shared equally by its copies."""
     sizes = np.bincount(index)
@@ -73,3 +87,31 @@ def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
 def softmax(logits: Floats) -> npt.NDArray[np.float64]:
     """Return probabilities of (N, C) logits, (N, C) in float64."""
     return np.exp(log_softmax(logits))
+
+
+def save_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
+    """Write named arrays to a compressed ``.npz`` file, atomically."""
+    with atomic_write(file) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
+
+
+def corrupt(file: Path, why: str) -> UserError:
+    """Return the error for a file that cannot be read."""
+    return UserError(f"{shown(file)} is corrupt or incomplete ({why})")
+
+
+@contextmanager
+def stored_arrays(
+    file: Path, error: Callable[[Path, str], UserError] = corrupt
+) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+    """Open what :func:`save_arrays` wrote; nothing in it is executed.
+
+    Args:
+        file: the ``.npz`` file.
+        error: returns what to raise where the file, or an array that the block asks for, is missing or corrupt.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            yield stored
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as raised:
+        raise error(file, first_line(raised)) from None

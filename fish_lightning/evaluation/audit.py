@@ -10,7 +10,7 @@ training images and one of test images: a model is cleared only if neither finds
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from fish_lightning.data.keys import keyed_seed
 from fish_lightning.errors import UserError
+from fish_lightning.evaluation.arrays import copies_before
 from fish_lightning.evaluation.bootstrap import Z95
 from fish_lightning.evaluation.scores import photograph_interval
 
@@ -43,8 +44,6 @@ OVERALL: dict[LooksAt, str] = {
     "both": "The model looks at both object and background.",
     "undecided": "Inconclusive: it is unclear what the model looks at.",
 }
-#: Images changed and classified in one batch.
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,6 @@ def audit(
     photographs: npt.NDArray[np.str_],
     predict: Predict,
     heat: npt.NDArray[np.float32] | None = None,
-    seed: int = 0,
 ) -> Audit:
     """Audit a model on N images.
 
@@ -125,9 +123,8 @@ def audit(
         masks: (N, H, W), True on the object.
         labels: (N,) true classes.
         photographs: (N,) name of each image's photograph.
-        predict: returns probabilities (B, C) for images (B, 3, H, W); called with up to ``BATCH`` images.
+        predict: returns probabilities (N, C) for images (N, 3, H, W).
         heat: (N, h, w) heat maps of the predicted classes, of any resolution.
-        seed: of the choice of backgrounds.
 
     Raises:
         UserError: no image has both object and background, or ``predict`` returns NaN.
@@ -140,23 +137,20 @@ def audit(
             "masks are expected beside the images: '<Class> GT/<name>.png' for '<Class>/<name>.png'"
         )
     images, masks, labels, photographs = images[usable], masks[usable], labels[usable], photographs[usable]
-    batches = [slice(start, start + BATCH) for start in range(0, len(images), BATCH)]
 
-    def predicted(changed: Iterable[Pixels]) -> Indices:
-        probabilities = np.concatenate([predict(batch) for batch in changed])
+    def predicted(changed: Pixels) -> Indices:
+        probabilities = predict(changed)
         if not np.isfinite(probabilities).all():
             raise UserError("audit: the model predicts NaN or infinite probabilities")
-        preds: Indices = probabilities.argmax(1)
-        return preds
+        return np.asarray(probabilities.argmax(1))
 
-    original = predicted(images[i] for i in batches)
-    flat = predicted(mean_background(images[i], masks[i]) for i in batches)
-    bare = predicted(cover_objects(images[i], masks[i]) for i in batches)
-    removed = _share(bare == labels, photographs)
-    donors = choose_donors(labels, seed)
+    original = predicted(images)
+    flat = predicted(mean_background(images, masks))
+    removed = _share(predicted(cover_objects(images, masks)) == labels, photographs)
+    donors = choose_donors(labels)
     composites, neither, follows = None, None, None
     if donors is not None:
-        preds = predicted(on_background(images[i], masks[i], images[donors[i]], masks[donors[i]]) for i in batches)
+        preds = predicted(on_background(images, masks, images[donors], masks[donors]))
         composites = _share(preds == labels, photographs)
         informative = original != original[donors]
         sided = informative & ((preds == original) | (preds == original[donors]))
@@ -196,20 +190,15 @@ def overall_verdict(tested: Audit, training: Audit | None) -> tuple[LooksAt, str
         return tested.looks_at, f"{OVERALL[tested.looks_at]} {tested.verdict}"
     found = (tested.looks_at, training.looks_at)
     looks_at: LooksAt = next(word for word in ("background", "both", "object", "undecided") if word in found)
-    sentences = [OVERALL[looks_at], f"Training images: {_lower(training)}", f"Tested images: {_lower(tested)}"]
+    sentences = [OVERALL[looks_at]]
+    for name, audited in (("Training", training), ("Tested", tested)):
+        sentences.append(f"{name} images: {audited.verdict[:1].lower()}{audited.verdict[1:]}")
+        if swapped := audited.other_background:
+            accuracy = f"{audited.accuracy.value:.0%}, with the background of another class {swapped.value:.0%}"
+            sentences.append(f"The accuracy is {accuracy}.")
     if looks_at in ("background", "both") and tested.looks_at in ("object", "undecided"):
         sentences.append("An audit of the tested images alone would not have shown it.")
     return looks_at, " ".join(sentences)
-
-
-def _lower(found: Audit) -> str:
-    """Return the verdict of an audit within a sentence, and how the accuracy follows the background."""
-    swapped = found.other_background
-    verdict = found.verdict[:1].lower() + found.verdict[1:]
-    if swapped is None:
-        return verdict
-    accuracy = f"{found.accuracy.value:.0%}, with the background of another class {swapped.value:.0%}"
-    return f"{verdict} The accuracy is {accuracy}."
 
 
 def mean_background(images: Pixels, masks: Masks) -> Pixels:
@@ -231,7 +220,7 @@ def on_background(images: Pixels, masks: Masks, others: Pixels, other_masks: Mas
     return np.where(masks[:, None], images, cover_objects(others, other_masks))
 
 
-def choose_donors(labels: Indices, seed: int) -> Indices | None:
+def choose_donors(labels: Indices, seed: int = 0) -> Indices | None:
     """Choose whose background each image gets: first another class, then an image of it, each equally likely.
 
     Args:
@@ -261,11 +250,8 @@ def spread_over_photographs(photographs: npt.NDArray[np.str_], limit: int, seed:
         Indices, sorted.
     """
     shuffled = np.random.default_rng(seed).permutation(len(photographs))
-    _, group, sizes = np.unique(photographs[shuffled], return_inverse=True, return_counts=True)
-    turn = np.empty(len(group), np.int64)  # 0 for the first image of a photograph, 1 for the second
-    turn[np.argsort(group, kind="stable")] = np.concatenate([np.arange(size) for size in sizes])
-    chosen: Indices = np.sort(shuffled[np.argsort(turn, kind="stable")[:limit]])
-    return chosen
+    turn = copies_before(photographs[shuffled])
+    return np.asarray(np.sort(shuffled[np.argsort(turn, kind="stable")[:limit]]))
 
 
 def clustered_mean(values: npt.NDArray[np.float64], photographs: npt.NDArray[np.str_]) -> Estimate:
@@ -286,8 +272,7 @@ def _background_color(images: Pixels, masks: Masks) -> Pixels:
     """Return (N, 3, 1, 1), the mean color outside of the masks."""
     outside = ~masks[:, None]
     total = np.where(outside, images, 0).sum((2, 3), keepdims=True, dtype=np.float64)
-    color: Pixels = np.rint(total / outside.sum((2, 3), keepdims=True)).astype(np.uint8)
-    return color
+    return np.asarray(np.rint(total / outside.sum((2, 3), keepdims=True)), dtype=np.uint8)
 
 
 def _extent(masks: Masks, axis: int) -> Masks:
@@ -302,11 +287,8 @@ def _heat_on_object(heat: npt.NDArray[np.float32], masks: Masks, photographs: np
 
     A cell of a heat map counts by how much of it is object.
     """
-    total, on_object = heat.sum((1, 2), dtype=np.float64), np.empty(len(heat))
-    for start in range(0, len(heat), BATCH):
-        batch = slice(start, start + BATCH)
-        cells = F.adaptive_avg_pool2d(torch.from_numpy(masks[batch]).float(), heat.shape[1:])
-        on_object[batch] = (heat[batch] * cells.numpy()).sum((1, 2), dtype=np.float64)
+    cells = F.adaptive_avg_pool2d(torch.from_numpy(masks).float(), heat.shape[1:]).numpy()
+    total, on_object = (values.sum((1, 2), dtype=np.float64) for values in (heat, heat * cells))
     warm = total > 0
     return clustered_mean(on_object[warm] / total[warm], photographs[warm]) if warm.any() else None
 

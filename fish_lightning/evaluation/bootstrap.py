@@ -75,6 +75,12 @@ def bootstrap_ratio(numerator: Floats, denominator: Floats, resamples: int = 400
         return np.asarray(sums.real / sums.imag, dtype=np.float64)
 
 
+def central_interval(drawn: Floats) -> tuple[float, float]:
+    """Return the 2.5 and 97.5 % quantiles of (R,) draws, without those that are NaN."""
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def ratio_interval(numerator: Floats, denominator: Floats, resamples: int = 4000) -> tuple[float, float]:
     """Return the 95 % interval of a share, clustered by photograph.
 
@@ -103,8 +109,7 @@ def ratio_interval(numerator: Floats, denominator: Floats, resamples: int = 4000
     if np.ptp(shares) < 1e-12:
         return wilson_interval(float(shares[0]) * photographs, photographs)
     drawn = bootstrap_ratio(np.append(numerator, [size, 0]), np.append(denominator, [size, size]), resamples)
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return float(low), float(high)
+    return central_interval(drawn)
 
 
 def per_photograph(index: Ints, *values: Floats | Ints | npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

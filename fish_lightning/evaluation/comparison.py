@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fish_lightning.errors import UserError
 from fish_lightning.evaluation.arrays import Bools, Ints, Names, photograph_index
-from fish_lightning.evaluation.bootstrap import Z95, bootstrap_ratio, per_photograph
+from fish_lightning.evaluation.bootstrap import Z95, bootstrap_ratio, central_interval, per_photograph
 
 Z80 = 0.8416212335729143  # 80 % quantile of the standard normal distribution: the power of the planned comparison
 
@@ -109,14 +109,20 @@ def compare(
     sums = per_photograph(index, only_a, only_b, np.ones(n))
     gain, sizes, groups = sums[:, 1] - sums[:, 0], sums[:, 2], len(sums)
     mean_size = n / groups
-    drawn = bootstrap_ratio(
-        np.append(gain, [mean_size, -mean_size]), np.append(sizes, [mean_size, mean_size]), resamples
+    low, high = central_interval(
+        bootstrap_ratio(np.append(gain, [mean_size, -mean_size]), np.append(sizes, [mean_size, mean_size]), resamples)
     )
-    low, high = (float(bound) for bound in np.quantile(drawn, [0.025, 0.975]))
     difference = float(gain.sum() / n)
-    verdict = _verdict(low, high, margin)
+    verdict = "not decided"
+    if -margin <= low and high <= margin:
+        verdict = "equivalent"
+    elif low > 0 or high < 0:
+        verdict = "better" if low > 0 else "worse"
     needed = photographs_to_decide(difference, (high - low) / 2, groups, margin) if verdict == "not decided" else None
     single = groups == n
+    note = "exact" if photographs is not None else "exact if images are independent: photographs are not known"
+    if not single:
+        note = "not computed: copies of a photograph are right or wrong together; the test requires independent images"
     return {
         "n": n,
         "photographs": None if photographs is None else groups,
@@ -128,7 +134,7 @@ def compare(
         "photographs_better_in_a": int((gain < 0).sum()),
         "photographs_better_in_b": int((gain > 0).sum()),
         "mcnemar_p": exact_mcnemar(int(only_a.sum()), int(only_b.sum())) if single else None,
-        "mcnemar_note": _mcnemar_note(photographs is not None, single),
+        "mcnemar_note": note,
         "margin": margin,
         "verdict": verdict,
         "photographs_to_decide": needed,
@@ -176,20 +182,6 @@ def photographs_to_decide(difference: float, half_width: float, photographs: int
     if room <= 0:
         return None
     return math.ceil(photographs * (half_width / room * (Z95 + Z80) / Z95) ** 2)
-
-
-def _verdict(low: float, high: float, margin: float) -> str:
-    if -margin <= low and high <= margin:
-        return "equivalent"
-    if low > 0:
-        return "better"
-    return "worse" if high < 0 else "not decided"
-
-
-def _mcnemar_note(known: bool, single: bool) -> str:
-    if not single:
-        return "not computed: copies of a photograph are right or wrong together; the test requires independent images"
-    return "exact" if known else "exact if images are independent: photographs are not known"
 
 
 def _sentence(

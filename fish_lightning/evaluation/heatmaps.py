@@ -21,7 +21,8 @@ layer4   2x3     16 %   18 %
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -80,26 +81,21 @@ def heat_maps(network: nn.Module, images: Tensor, classes: Tensor | None = None)
     with _explainable(network, images):
         images = images.clone()  # tensors created in inference mode cannot be saved for backward
         stage = find_stage(network, images[:1])
-        hook = network.get_submodule(stage.name).register_forward_hook(keep)
-        try:
+        with network.get_submodule(stage.name).register_forward_hook(keep):
             logits = network(images)
-        finally:
-            hook.remove()
         explained = logits.argmax(1) if classes is None else classes.to(logits.device)
         score = logits.gather(1, explained.unsqueeze(1)).sum()
         gradient, maps = torch.autograd.grad(score, kept[0])[0].float(), kept[0].detach().float()
         positions, channels = ((1, 2), 3) if stage.channels_last else ((2, 3), 1)
         heat = (gradient.mean(positions, keepdim=True) * maps).sum(channels).relu()
         heat /= heat.amax((1, 2), keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny)
-    array: npt.NDArray[np.float32] = heat.cpu().numpy()
-    return array
+    return np.asarray(heat.cpu())
 
 
 def upsampled(heat: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
     """Return heat maps (N, h, w) as (N, height, width), bilinearly interpolated, to lay over the images."""
     resized = F.interpolate(torch.from_numpy(heat).unsqueeze(1), (height, width), mode="bilinear", align_corners=False)
-    array: npt.NDArray[np.float32] = resized.squeeze(1).numpy()
-    return array
+    return np.asarray(resized.squeeze(1))
 
 
 def find_stage(network: nn.Module, image: Tensor) -> Stage:
@@ -141,21 +137,15 @@ def _trunk(network: nn.Module, image: Tensor) -> dict[str, torch.Size]:
     shapes: dict[str, torch.Size] = {}
     modules = dict(network.named_modules())
 
-    def note(name: str, output: object) -> None:
+    def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, Tensor):
             shapes.pop(name, None)  # of two calls, the later one counts
             shapes[name] = output.shape
 
-    hooks = [
-        module.register_forward_hook(lambda module, inputs, output, name=name: note(name, output))
-        for name, module in modules.items()
-    ]
-    try:
-        with torch.no_grad():
-            network(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(partial(note, name)))
+        network(image)
 
     def is_opened(name: str) -> bool:
         # A container has no computation of its own; what returns logits (N, C) is the network or wraps it.

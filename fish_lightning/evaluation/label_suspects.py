@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fish_lightning.evaluation.arrays import Floats, Ints, Names
-from fish_lightning.evaluation.photograph_vote import mean_by_photograph
+from fish_lightning.evaluation.scores import mean_by_photograph
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from fish_lightning.evaluation.arrays import Bools, Names
 from fish_lightning.evaluation.comparison import compare
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs
-from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.runs import load_run
 from fish_lightning.evaluation.scores import accuracy_of, photograph_interval
 from fish_lightning.files import read_summary, run_of, shown
@@ -26,7 +25,6 @@ class Tested:
 
     Attributes:
         subset: what was tested: test or val.
-        predictions: of the ensemble.
         outputs: of the ensemble for the tested images and those that it is calibrated on.
         scores: its block of ``summary.json``.
         correct: (N,) of each member by its name, whether it is right about the tested images.
@@ -34,7 +32,6 @@ class Tested:
     """
 
     subset: str
-    predictions: Predictions
     outputs: Outputs
     scores: dict[str, Any]
     correct: dict[str, Bools]
@@ -55,12 +52,8 @@ def find_members(runs: str | Sequence[str]) -> dict[str, Path]:
     if len(places) == 1 and not places[0].is_file() and not (places[0] / BEST).is_file():
         places = _jobs(places[0])
     files = [place if place.is_file() else place / BEST for place in places]
-    missing = next((file for file in files if not file.is_file()), None)
-    if missing is not None:
-        raise UserError(
-            f"runs: no file {missing} (working directory: {Path.cwd()})\n"
-            "pass the folder of a sweep, or several runs: 'runs=[RUN_A,RUN_B]'"
-        )
+    if missing := [file for file in files if not file.is_file()]:
+        raise _not_found(f"no file {missing[0]}")
     if len({file.resolve() for file in files}) < len(files):
         raise UserError("runs: a run is named more than once; it would count more than the others")
     return {shown(run_of(file)): file for file in files}
@@ -75,11 +68,15 @@ def _jobs(sweep: Path) -> list[Path]:
     jobs = [file.parents[1] for file in sweep.glob(f"*/{BEST}") if not (file.parents[1] / "error.txt").is_file()]
     if not jobs:
         what = "has neither checkpoints/best.ckpt nor jobs with one" if sweep.is_dir() else "is not a folder"
-        raise UserError(
-            f"runs: {sweep} {what} (working directory: {Path.cwd()})\n"
-            "pass the folder of a sweep, or several runs: 'runs=[RUN_A,RUN_B]'"
-        )
+        raise _not_found(f"{sweep} {what}")
     return sorted(jobs, key=lambda job: (int(job.name) if job.name.isdigit() else 0, job.name))
+
+
+def _not_found(what: str) -> UserError:
+    return UserError(
+        f"runs: {what} (working directory: {Path.cwd()})\n"
+        "pass the folder of a sweep, or several runs: 'runs=[RUN_A,RUN_B]'"
+    )
 
 
 def validated(file: Path) -> dict[str, Any]:
@@ -139,13 +136,8 @@ def pooled_members(files: Mapping[str, Path]) -> dict[str, Any] | None:
     if not all((folder / OUTPUTS_FILE).is_file() for folder in folders):
         return None
     tested = [load_run("runs", folder).test for folder in folders]
-    paths, correct, units = (
-        np.concatenate(column)
-        for column in zip(*((of.paths, of.correct, of.photographs_or_paths) for of in tested), strict=True)
-    )
-    if len(set(paths.tolist())) < len(paths):
+    pooled, known = Outputs.concatenated(tested), all(of.photographs_known for of in tested)
+    if len(np.unique(pooled.paths)) < len(pooled):
         return None
-    known = all(of.photographs_known for of in tested)
-    return accuracy_of(correct) | {
-        "accuracy_ci95_photographs": list(photograph_interval(correct, units)) if known else None
-    }
+    interval = list(photograph_interval(pooled.correct, pooled.photographs_or_paths)) if known else None
+    return accuracy_of(pooled.correct) | {"accuracy_ci95_photographs": interval}

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from fish_lightning.evaluation.arrays import Floats, Ints, Names, photograph_index, require_finite
 
-QUERIES, KEYS = 512, 8192  # images compared at a time: 16 MiB of similarities
+BLOCK = 1 << 22  # similarities held at a time: 16 MiB
 SHORTEST = 1e-12  # length that a feature vector is divided by at least
 
 
@@ -14,7 +14,7 @@ def nearest_photographs(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Find the k nearest training images of each query, at most one from each photograph.
 
-    Compared in blocks, so that memory stays flat in the number of images. Exact, no approximate index.
+    Compared in blocks of queries, so that memory stays flat in their number. Exact, no approximate index.
 
     Args:
         queries: (Q, D) features, float16 or wider.
@@ -32,46 +32,25 @@ def nearest_photographs(
     index = photograph_index(photographs, len(training))
     require_finite(queries, "features")
     require_finite(training, "features")
+    keys = unit_length(training)
     nearest = np.full((len(queries), k), -1)
     similarity = np.full((len(queries), k), -np.inf)
-    for key in range(0, len(training), KEYS):
-        keys = unit_length(training[key : key + KEYS])
-        owners = index[key : key + KEYS]
-        for start in range(0, len(queries), QUERIES):
-            block = slice(start, start + QUERIES)
-            best, cosine = _top(unit_length(queries[block]) @ keys.T, owners, k)
-            nearest[block], similarity[block] = _merge(
-                np.hstack([nearest[block], np.where(best < 0, -1, best + key)]),
-                np.hstack([similarity[block], cosine]),
-                index,
-            )
+    size = max(1, BLOCK // len(keys))
+    for block in (slice(start, start + size) for start in range(0, len(queries), size)):
+        _find(unit_length(queries[block]) @ keys.T, index, nearest[block], similarity[block])
     return nearest, similarity
+
+
+def _find(cosine: npt.NDArray[np.float32], index: Ints, nearest: Ints, similarity: Floats) -> None:
+    """Fill (B, k) with the columns of the highest cosines (B, N), one per photograph, and these; ``cosine`` is lost."""
+    rows = np.arange(len(cosine))
+    for place in range(min(nearest.shape[1], int(index.max()) + 1)):
+        best = cosine.argmax(axis=1)
+        nearest[:, place], similarity[:, place] = best, cosine[rows, best]
+        cosine[index == index[best][:, None]] = -np.inf
 
 
 def unit_length(features: Floats) -> npt.NDArray[np.float32]:
     """Return features (N, D), each of length 1; of length 0 where all are 0."""
     wide = features.astype(np.float32)
     return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), SHORTEST), dtype=np.float32)
-
-
-def _top(similarity: npt.NDArray[np.float32], owners: Ints, k: int) -> tuple[Ints, Floats]:
-    """Return (Q, k) columns of the highest similarities and these, one per photograph; overwrites ``similarity``."""
-    rows = np.arange(len(similarity))
-    columns, cosines = np.full((len(rows), k), -1), np.full((len(rows), k), -np.inf)
-    for place in range(min(k, len(np.unique(owners)))):
-        best = similarity.argmax(axis=1)
-        columns[:, place], cosines[:, place] = best, similarity[rows, best]
-        similarity[owners[None, :] == owners[best][:, None]] = -np.inf
-    return columns, cosines
-
-
-def _merge(candidates: Ints, similarity: Floats, index: Ints) -> tuple[Ints, Floats]:
-    """Keep the better half of (Q, 2k) candidates, one from each photograph; -1 is no candidate."""
-    order = np.argsort(-similarity, axis=1, kind="stable")
-    candidates, similarity = np.take_along_axis(candidates, order, 1), np.take_along_axis(similarity, order, 1)
-    owners = index[candidates]
-    same = np.tril(owners[:, :, None] == owners[:, None, :], k=-1)  # (Q, later, earlier)
-    similarity[same.any(axis=2)] = -np.inf
-    order = np.argsort(-similarity, axis=1, kind="stable")[:, : candidates.shape[1] // 2]
-    candidates, similarity = np.take_along_axis(candidates, order, 1), np.take_along_axis(similarity, order, 1)
-    return np.where(np.isneginf(similarity), -1, candidates), similarity

@@ -1,8 +1,12 @@
-"""``logits.npz``: what a model computed for labeled images, from which reports and comparisons are made without it."""
+"""What a model computes for labeled images.
 
-import zipfile
-from collections.abc import Mapping
+Comparisons are made of ``logits.npz``, and reports of it and ``report_inputs.npz``, without the model.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +14,58 @@ import numpy as np
 import numpy.typing as npt
 
 from fish_lightning.data.catalog import Catalog, OfPhotographs
-from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.predictions import Classified, Predictions
-from fish_lightning.files import atomic_write
+from fish_lightning.errors import UserError
+from fish_lightning.evaluation.arrays import Bools, Floats, Names, corrupt, save_arrays, softmax, stored_arrays
+from fish_lightning.files import shown
 
-FILE = "logits.npz"
+FILE, INPUTS_FILE = "logits.npz", "report_inputs.npz"
 #: Names of the arrays in the file.
 _KEYS = {"paths": "path", "labels": "label", "photographs": "photograph", "splits": "split"}
 _KEYS |= {name: name for name in ("logits", "features", "classes")}
+
+
+class Classified:
+    """What follows from the logits of N labeled images of C classes."""
+
+    labels: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+
+    @cached_property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """(N, C) softmax of the logits, without a temperature."""
+        return softmax(self.logits)
+
+    @cached_property
+    def preds(self) -> npt.NDArray[np.int64]:
+        """(N,) most probable class."""
+        return np.asarray(self.logits.argmax(1))
+
+    @cached_property
+    def confidence(self) -> npt.NDArray[np.float64]:
+        """(N,) probability of the most probable class."""
+        return np.asarray(self.probabilities.max(axis=1))
+
+    @cached_property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether the most probable class is the true one."""
+        return np.equal(self.preds, self.labels)
+
+
+@dataclass(frozen=True)
+class Predictions(Classified):
+    """Logits and features of N labeled images.
+
+    Attributes:
+        indices: (N,) int64, positions in the catalog.
+        labels: (N,) int64, true classes.
+        logits: (N, C) float32.
+        features: (N, D) float16, input of the network's last layer.
+    """
+
+    indices: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -65,18 +113,24 @@ class Outputs(Classified, OfPhotographs):
         return replace(self, **per_image)
 
     def subset(self, split: str) -> "Outputs":
-        """Return the images of one split."""
-        return self.take(self.splits == split)
+        """Return the images of one split, or all for ``"all"``."""
+        return self if split == "all" else self.take(self.splits == split)
 
-    def joined(self, other: "Outputs") -> "Outputs":
-        """Return the images of both."""
-        both = {f.name: np.concatenate([getattr(part, f.name) for part in (self, other)]) for f in fields(self)}
-        return replace(self, **(both | {"classes": self.classes}))
+    @classmethod
+    def concatenated(cls, parts: Iterable["Outputs"]) -> "Outputs":
+        """Return the images of one or more outputs of the same classes, one after the other."""
+        every = list(parts)
+        per_image = [f.name for f in fields(cls) if f.name != "classes"]
+        return replace(every[0], **{name: np.concatenate([getattr(o, name) for o in every]) for name in per_image})
+
+    @property
+    def known_photographs(self) -> Names | None:
+        """(N,) photograph of each image, or its path without one; None where no photograph is known."""
+        return self.photographs_or_paths if self.photographs_known else None
 
     def save(self, file: Path) -> None:
         """Write the arrays atomically."""
-        with atomic_write(file) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, **self.arrays())
+        save_arrays(file, self.arrays())
 
     def arrays(self) -> dict[str, Any]:
         """Return the arrays by their names in the file."""
@@ -96,13 +150,73 @@ class Outputs(Classified, OfPhotographs):
         """
         if not file.is_file():
             raise UserError(f"no {file.name} in {file.parent}: an earlier version wrote that run; evaluate it again")
-        try:
-            with np.load(file, allow_pickle=False) as stored:
-                outputs = cls.from_arrays(stored)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{file} is corrupt or incomplete ({first_line(error)})") from None
+        with stored_arrays(file) as stored:
+            outputs = cls.from_arrays(stored)
         n, c = len(outputs.paths), len(outputs.classes)
         lengths = {len(getattr(outputs, f.name)) for f in fields(cls) if f.name != "classes"}
         if lengths != {n} or outputs.logits.shape != (n, c) or outputs.features.ndim != 2:
-            raise UserError(f"{file} is corrupt or incomplete (its arrays do not fit together)")
+            raise corrupt(file, "its arrays do not fit together")
         return outputs
+
+    @classmethod
+    def load_tested(cls, folder: Path) -> "Outputs":
+        """Read the test images of a run without their features: those of two models cannot be compared."""
+        test = cls.load(folder / FILE).subset("test")
+        return replace(test, features=test.features[:, :0])
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """What only the model, the images or the config can tell.
+
+    Attributes:
+        training: of one image of each training photograph, see ``explanations.py``; None without any.
+        features: (M, D) of training photographs, from the training run's calibration; None without any.
+        leaked: (N,) whether a copy of an image in ``logits.npz`` is among the training images; None if unknown.
+        heat: path of an error to its (h, w) heat map, 0 to 1.
+        texts: plain values. The report shows ``title``, ``split``, ``history`` (rows of
+            :class:`~fish_lightning.training.history.History`), ``best_epoch`` (of the tested checkpoint), ``config``
+            (as YAML), ``environment`` (names and values of versions, device, seconds), ``heat_note`` (why there are no
+            heat maps), ``audit`` (see ``explanations.py``, or why there is none) and ``training_photographs`` (their
+            number). Besides: ``subset``, ``root`` and ``training_root`` (where the images are), ``report`` (whether it
+            was written), ``candidates``, ``target_error``, ``stored`` (the training run's ``calibration.json``, of an
+            evaluation) and ``fitted_to`` (digest of the weights, and tta).
+    """
+
+    training: Outputs | None
+    features: Floats | None
+    leaked: Bools | None
+    heat: dict[str, npt.NDArray[np.float16]]
+    texts: dict[str, Any]
+
+    def save(self, file: Path) -> None:
+        """Write everything atomically: some 0.2 MB for 150 training photographs of 512 features."""
+        arrays: dict[str, Any] = {"texts": np.array(json.dumps(self.texts))}
+        arrays |= {"features": self.features, "leaked": self.leaked}
+        if self.training is not None:
+            arrays |= {f"training_{name}": array for name, array in self.training.arrays().items()}
+        if self.heat:
+            arrays |= {"heat_paths": np.array(list(self.heat)), "heat": np.stack(list(self.heat.values()))}
+        save_arrays(file, {name: array for name, array in arrays.items() if array is not None})
+
+    @classmethod
+    def load(cls, file: Path) -> "ReportInputs":
+        """Read what :meth:`save` wrote; nothing in the file is executed.
+
+        Raises:
+            UserError: no such file, or another one.
+        """
+        if not file.is_file():
+            raise UserError(
+                f"no {file.name} in {shown(file.parent)}: an earlier version wrote that folder\n"
+                "evaluate it again with the model: leave out recompute=true"
+            )
+        with stored_arrays(file) as stored:
+            training = {name.removeprefix("training_"): stored[name] for name in stored if "training_" in name}
+            return cls(
+                training=Outputs.from_arrays(training) if training else None,
+                features=stored.get("features"),
+                leaked=stored.get("leaked"),
+                heat=dict(zip(stored["heat_paths"].tolist(), stored["heat"], strict=True)) if "heat" in stored else {},
+                texts=json.loads(str(stored["texts"])),
+            )

@@ -1,8 +1,7 @@
 """Read what a run, or the folds of a sweep, was tested and trained on, and compare two of them image by image."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from fish_lightning.errors import UserError
 from fish_lightning.evaluation.arrays import Bools, Names, require_finite
 from fish_lightning.evaluation.comparison import common_images, compare, joined_photographs
 from fish_lightning.evaluation.outputs import FILE, Outputs
-from fish_lightning.evaluation.photograph_vote import vote_scores
+from fish_lightning.evaluation.scores import vote_scores
 from fish_lightning.files import read_rows, read_summary, shown
 from fish_lightning.names import listed
 
@@ -38,16 +37,6 @@ class TestedRun:
     root: Path | None
     overrides: tuple[str, ...]
 
-    def leaked(self, groupings: tuple[Mapping[str, str], ...]) -> Bools | None:
-        """(N,) whether a test image or, in any of the groupings, a copy of it was trained on; None where unknown."""
-        if self.trained is None:
-            return None
-        mask, paths = np.zeros(len(self.test), dtype=bool), self.test.paths.tolist()
-        for photographs in groupings:
-            trained = {photographs.get(path, path) for path in self.trained}
-            mask |= np.array([photographs.get(path, path) in trained for path in paths], dtype=bool)
-        return mask
-
 
 @dataclass(frozen=True)
 class Run:
@@ -57,38 +46,35 @@ class Run:
         folder: its folder.
         folds: one, or those of the sweep.
         failed: names of the sweep's jobs without ``logits.npz``.
+        test: outputs on the test images of all folds, one after the other.
+        photographs: photograph by path, where known.
+        root: folder that paths are relative to; None where it is not recorded.
+        overrides: those that all folds were started with.
     """
 
     folder: Path
     folds: tuple[TestedRun, ...]
-    failed: tuple[str, ...] = ()
-
-    @cached_property
-    def test(self) -> Outputs:
-        """Outputs on the test images of all folds, one after the other."""
-        parts = [fold.test for fold in self.folds]
-        per_image = [f.name for f in fields(Outputs) if f.name != "classes"]
-        return replace(parts[0], **{name: np.concatenate([getattr(o, name) for o in parts]) for name in per_image})
-
-    @cached_property
-    def photographs(self) -> Mapping[str, str]:
-        """Photograph by path, where known."""
-        return {path: name for fold in self.folds for path, name in fold.photographs.items()}
-
-    @property
-    def root(self) -> Path | None:
-        """Folder that paths are relative to; None where it is not recorded."""
-        return self.folds[0].root
-
-    @property
-    def overrides(self) -> tuple[str, ...]:
-        """Overrides that all folds were started with."""
-        return tuple(word for word in self.folds[0].overrides if all(word in fold.overrides for fold in self.folds))
+    failed: tuple[str, ...]
+    test: Outputs
+    photographs: Mapping[str, str]
+    root: Path | None
+    overrides: tuple[str, ...]
 
     def leaked(self, groupings: tuple[Mapping[str, str], ...]) -> Bools | None:
-        """(N,) whether the fold that tested an image was trained on it or on a copy; None where unknown."""
-        masks = [mask for fold in self.folds if (mask := fold.leaked(groupings)) is not None]
-        return np.concatenate(masks) if len(masks) == len(self.folds) else None
+        """(N,) whether the fold that tested an image was trained on it or, in any of the groupings, on a copy of it.
+
+        None where unknown.
+        """
+        masks = []
+        for fold in self.folds:
+            if fold.trained is None:
+                return None
+            mask, paths = np.zeros(len(fold.test), dtype=bool), fold.test.paths.tolist()
+            for photographs in groupings:
+                trained = {photographs.get(path, path) for path in fold.trained}
+                mask |= np.array([photographs.get(path, path) in trained for path in paths], dtype=bool)
+            masks.append(mask)
+        return np.concatenate(masks)
 
 
 @dataclass(frozen=True)
@@ -99,16 +85,14 @@ class Pair:
         a: outputs of A.
         b: outputs of B on the same images.
         photographs: (N,) each image's photograph; None where neither run knows them.
-        leaked_a: (N,) whether A was trained on an image or on a copy of it; None where unknown.
-        leaked_b: and B.
+        leaked: (N,) whether A, and whether B, was trained on an image or on a copy of it; None where unknown.
         warnings: what limits the comparison, a sentence each.
     """
 
     a: Outputs
     b: Outputs
     photographs: Names | None
-    leaked_a: Bools | None
-    leaked_b: Bools | None
+    leaked: tuple[Bools | None, Bools | None]
     warnings: tuple[str, ...] = ()
 
 
@@ -133,12 +117,15 @@ def load_run(key: str, path: str | Path) -> Run:
         done = {file.parent for file in folder.glob(f"*/{FILE}") if not (file.parent / "error.txt").is_file()}
         failed = sorted(job.parent.name for job in folder.glob("*/.hydra") if job.parent not in done)
         jobs = sorted(done) or jobs
-    run = Run(folder, tuple(_load_tested_run(job) for job in jobs), tuple(failed))
-    for fold in run.folds[1:]:
-        _require_same_classes("the runs of one sweep", "the first", run.folds[0].test, "another", fold.test)
-    if not len(run.test):
+    folds = tuple(_load_tested_run(job) for job in jobs)
+    for fold in folds[1:]:
+        _require_same_classes("the runs of one sweep", "the first", folds[0].test, "another", fold.test)
+    test = Outputs.concatenated(fold.test for fold in folds)
+    if not len(test):
         raise UserError(f"{key}: {shown(folder)} has no test images\ntrain with test=true, or evaluate subset=test")
-    return run
+    photographs = {path: name for fold in folds for path, name in fold.photographs.items()}
+    shared = tuple(word for word in folds[0].overrides if all(word in fold.overrides for fold in folds))
+    return Run(folder, folds, tuple(failed), test, photographs, folds[0].root, shared)
 
 
 def match(a: Run, b: Run) -> Pair:
@@ -162,15 +149,15 @@ def match(a: Run, b: Run) -> Pair:
     for name, logits in (("A", ours.logits), ("B", theirs.logits)):
         require_finite(logits, f"logits in {name}")
     groupings = (a.photographs, b.photographs)
-    leaked_a, leaked_b = a.leaked(groupings), b.leaked(groupings)
-    photographs, regrouped = _joined(ours, theirs)
-    pair = Pair(
-        a=ours,
-        b=theirs,
-        photographs=photographs,
-        leaked_a=None if leaked_a is None else leaked_a[in_a],
-        leaked_b=None if leaked_b is None else leaked_b[in_b],
+    leaked_a, leaked_b = (
+        None if (mask := run.leaked(groupings)) is None else mask[at] for run, at in ((a, in_a), (b, in_b))
     )
+    photographs, regrouped = None, False
+    if ours.photographs_known or theirs.photographs_known:
+        grouped = ours.photographs_or_paths, theirs.photographs_or_paths
+        photographs = joined_photographs(*grouped).astype(np.str_)
+        regrouped = len({len(np.unique(names)) for names in (photographs, *grouped)}) > 1
+    pair = Pair(ours, theirs, photographs, (leaked_a, leaked_b))
     return replace(pair, warnings=tuple(_warnings(a, b, pair, regrouped)))
 
 
@@ -178,15 +165,14 @@ def compare_pair(pair: Pair, margin: float) -> dict[str, Any]:
     """Return ``compare.json``, without the folders.
 
     Keys beside those of :func:`fish_lightning.evaluation.comparison.compare`: ``photograph_vote`` (``a`` and ``b``, see
-    :func:`fish_lightning.evaluation.photograph_vote.vote_scores`; None where photographs are not known);
+    :func:`fish_lightning.evaluation.scores.vote_scores`; None where photographs are not known);
     ``leaked_test_images`` (``a`` and ``b``, None where unknown); ``without_leaked`` (the comparison on the images that
     neither was trained on; only ``n`` where there are none; None where no image leaked); ``per_class`` (``n``, recall
     ``a`` and ``b``, ``only_a_right``, ``only_b_right``); ``warnings``.
     """
     a, b, photographs, warnings = pair.a, pair.b, pair.photographs, list(pair.warnings)
-    leaked = {"a": pair.leaked_a, "b": pair.leaked_b}
     clean = np.ones(len(a), dtype=bool)
-    for mask in leaked.values():
+    for mask in pair.leaked:
         clean &= True if mask is None else ~mask
     rest: dict[str, Any] | None = None
     if not clean.any():
@@ -199,19 +185,25 @@ def compare_pair(pair: Pair, margin: float) -> dict[str, Any]:
     votes = photographs is not None and {
         name: vote_scores(outputs.probabilities, outputs.labels, photographs) for name, outputs in (("a", a), ("b", b))
     }
-    per_class = {}
-    for label, name in enumerate(a.classes.tolist()):
-        right_a, right_b = (outputs.correct[a.labels == label] for outputs in (a, b))
-        per_class[name] = {
-            "n": len(right_a),
-            "a": float(right_a.mean()) if len(right_a) else None,
-            "b": float(right_b.mean()) if len(right_b) else None,
-            "only_a_right": int((right_a & ~right_b).sum()),
-            "only_b_right": int((right_b & ~right_a).sum()),
+    of, right_a, right_b, only_a, only_b = (
+        np.bincount(a.labels[mask], minlength=len(a.classes)).tolist()
+        for mask in (np.ones(len(a), bool), a.correct, b.correct, a.correct & ~b.correct, b.correct & ~a.correct)
+    )
+    per_class = {
+        name: {
+            "n": n,
+            "a": right_a[label] / n if n else None,
+            "b": right_b[label] / n if n else None,
+            "only_a_right": only_a[label],
+            "only_b_right": only_b[label],
         }
+        for label, (name, n) in enumerate(zip(a.classes.tolist(), of, strict=True))
+    }
     return compare(a.correct, b.correct, photographs, margin) | {
         "photograph_vote": votes or None,
-        "leaked_test_images": {name: None if mask is None else int(mask.sum()) for name, mask in leaked.items()},
+        "leaked_test_images": {
+            name: None if mask is None else int(mask.sum()) for name, mask in zip("ab", pair.leaked, strict=True)
+        },
         "without_leaked": rest,
         "per_class": per_class,
         "warnings": warnings,
@@ -219,7 +211,6 @@ def compare_pair(pair: Pair, margin: float) -> dict[str, Any]:
 
 
 def _load_tested_run(folder: Path) -> TestedRun:
-    test = Outputs.load(folder / FILE).subset("test")
     summary, split = read_summary(folder), folder / "split.csv"
     started_in = Path(_setting(folder, "hydra", "hydra.runtime.cwd") or "")
     if not split.is_file() and summary.get("checkpoint"):  # an evaluation: the split is the evaluated run's
@@ -230,7 +221,7 @@ def _load_tested_run(folder: Path) -> TestedRun:
     root = summary.get("data") or _setting(folder, "config", "data.root")
     overrides = folder / ".hydra" / "overrides.yaml"
     return TestedRun(
-        test=replace(test, features=test.features[:, :0]),
+        test=Outputs.load_tested(folder),
         trained=frozenset(row["path"] for row in rows if row["split"] == "train") if rows or other_data else None,
         photographs={row["path"]: row["photograph"] for row in rows if row["photograph"]},
         root=started_in / Path(root).expanduser() if root else None,
@@ -256,15 +247,6 @@ def _require_same_classes(who: str, name_a: str, a: Outputs, name_b: str, b: Out
         )
 
 
-def _joined(a: Outputs, b: Outputs) -> tuple[Names | None, bool]:
-    """Return each image's photograph, None where unknown, and whether the two runs group images differently."""
-    if not ((a.photographs != "") | (b.photographs != "")).any():
-        return None, False
-    groupings = a.photographs_or_paths, b.photographs_or_paths
-    joined = joined_photographs(*groupings).astype(np.str_)
-    return joined, len({len(np.unique(names)) for names in (joined, *groupings)}) > 1
-
-
 def _warnings(a: Run, b: Run, pair: Pair, regrouped: bool) -> Iterator[str]:
     n = len(pair.a)
     if {len(a.test), len(b.test)} != {n}:
@@ -282,7 +264,7 @@ def _warnings(a: Run, b: Run, pair: Pair, regrouped: bool) -> Iterator[str]:
         yield "photographs are not known: intervals count images as independent"
     elif regrouped:
         yield "A and B group images into photographs differently; copies in either of them count as one photograph"
-    for name, leaked in (("A", pair.leaked_a), ("B", pair.leaked_b)):
+    for name, leaked in zip("AB", pair.leaked, strict=True):
         if leaked is None:
             yield f"whether {name} was trained on these images is unknown: its split.csv is missing"
         elif leaked.any():

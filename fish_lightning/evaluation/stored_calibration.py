@@ -6,7 +6,6 @@ images with training photographs: their features are in ``training_features.npz`
 
 import json
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.arrays import Bools, Floats, softmax
+from fish_lightning.evaluation.arrays import Bools, Floats, save_arrays, softmax, stored_arrays
 from fish_lightning.evaluation.calibration import COLDEST, HOTTEST
 from fish_lightning.evaluation.unknowns import IMAGE_SCORES, SCORE, image_scores, neighbor_score
 from fish_lightning.files import atomic_write, run_of, shown, write_json
@@ -36,8 +35,7 @@ def write_calibration(folder: Path, stored: Mapping[str, Any]) -> None:
     """
     unknown = dict(stored["unknown"] or {})
     if (features := unknown.get("features")) is not None:
-        with atomic_write(folder / FEATURES_FILE) as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, features=features)
+        save_arrays(folder / FEATURES_FILE, {"features": features})
         unknown["features"] = FEATURES_FILE
     write_json(folder / FILE, {**stored, "unknown": unknown or None})
 
@@ -76,19 +74,13 @@ def read_calibration(ckpt: str | Path, classes: Sequence[str], weights: str, tta
     if (fitted := content.get("tta")) != tta:
         return {}, f"note: predictions are not calibrated: {shown(file)} was fitted with tta={fitted or 'null'}"
     if content["unknown"] and content["unknown"]["score"] == SCORE:
-        content["unknown"]["features"] = _read_features(file.with_name(FEATURES_FILE))
+        file = file.with_name(FEATURES_FILE)
+        with stored_arrays(file, _corrupt) as arrays:
+            features = arrays["features"]
+        if features.dtype.kind != "f" or features.ndim != 2 or not features.size or not np.isfinite(features).all():
+            raise _corrupt(file, "its features are not a matrix of finite numbers")
+        content["unknown"]["features"] = features
     return content, ""
-
-
-def _read_features(file: Path) -> Floats:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            features: Floats = arrays["features"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise _corrupt(file, first_line(error)) from None
-    if features.dtype.kind != "f" or features.ndim != 2 or not features.size or not np.isfinite(features).all():
-        raise _corrupt(file, "its features are not a matrix of finite numbers")
-    return features
 
 
 def _corrupt(file: Path, why: str) -> UserError:

@@ -5,7 +5,7 @@ like one of the classes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from fish_lightning.evaluation.arrays import (
     photograph_index,
     require_finite,
 )
-from fish_lightning.evaluation.bootstrap import resampled_counts, wilson_interval
+from fish_lightning.evaluation.bootstrap import central_interval, resampled_counts, wilson_interval
 from fish_lightning.evaluation.neighbors import nearest_photographs
 
 NEIGHBOR = 5  # the k of the k-NN score; Sun et al. use 50 of 50,000 single images, a class here may have 30 photographs
@@ -33,8 +33,14 @@ SCORE = "knn"
 SCORE_WITHOUT_FEATURES = "max_softmax"  # the second best, where no training image can be read
 
 
-def logit_scores(logits: Floats) -> dict[str, npt.NDArray[np.float64]]:
-    """Compute scores of (N, C) logits: ``max_softmax``, ``max_logit`` and ``energy`` (negative free energy).
+def image_scores(logits: Floats, features: Floats) -> dict[str, npt.NDArray[np.float64]]:
+    """Compute the scores that require no training images, those named in ``IMAGE_SCORES``.
+
+    ``energy`` is the negative free energy, ``feature_norm`` the L2 norm of the features.
+
+    Args:
+        logits: (N, C).
+        features: (N, D).
 
     Returns:
         Name to (N,) score, higher for images of the classes.
@@ -48,23 +54,13 @@ def logit_scores(logits: Floats) -> dict[str, npt.NDArray[np.float64]]:
     require_finite(logits, "logits")
     top = logits.max(axis=1).astype(np.float64)
     log_top_probability = log_softmax(logits).max(axis=1)
-    return {"max_softmax": np.exp(log_top_probability), "max_logit": top, "energy": top - log_top_probability}
-
-
-def image_scores(logits: Floats, features: Floats) -> dict[str, npt.NDArray[np.float64]]:
-    """Compute the scores that require neither training images nor their features: those named in ``IMAGE_SCORES``.
-
-    Args:
-        logits: (N, C).
-        features: (N, D).
-
-    Returns:
-        Name to (N,) score, higher for images of the classes.
-
-    Raises:
-        UserError: logits are NaN or infinite.
-    """
-    return logit_scores(logits) | {"feature_norm": _norms(features)}
+    return {
+        "max_softmax": np.exp(log_top_probability),
+        "max_logit": top,
+        "energy": top - log_top_probability,
+        # without the copy in double precision that np.linalg.norm needs
+        "feature_norm": np.asarray(np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))),
+    }
 
 
 def neighbor_score(
@@ -90,36 +86,14 @@ def neighbor_score(
     return nearest_photographs(features, training, photographs, min(k, int(owners.max()) + 1))[1][:, -1]
 
 
-def _norms(features: Floats) -> npt.NDArray[np.float64]:
-    """Return the L2 norm of each row, without the copy in double precision that ``np.linalg.norm`` needs."""
-    return np.asarray(np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64)))
-
-
-@dataclass(frozen=True)
-class Detection:
-    """How well a score separates unknown images from known ones.
-
-    Attributes:
-        auroc: probability that a known image scores higher than an unknown one (ties count half), 0 to 1.
-        auroc_ci95: its interval, clustered by photograph.
-        fpr95: share of unknown images accepted by the threshold that keeps 95 % of the known ones.
-        fpr95_ci95: its interval, clustered by photograph.
-    """
-
-    auroc: float
-    auroc_ci95: tuple[float, float]
-    fpr95: float
-    fpr95_ci95: tuple[float, float]
-
-
 def detection(
     known: Floats,
     unknown: Floats,
     known_photographs: Names | None = None,
     unknown_photographs: Names | None = None,
     resamples: int = 1000,
-) -> Detection:
-    """Measure a score on images of the classes and on unknown images.
+) -> dict[str, Any]:
+    """Measure how well a score separates unknown images from images of the classes.
 
     Intervals are 2.5 and 97.5 % quantiles of a bootstrap that draws known and unknown photographs with replacement,
     after two invented photographs of mean size are added to each side, one with its highest and one with its lowest
@@ -135,6 +109,10 @@ def detection(
         unknown_photographs: (M,) likewise.
         resamples: number of draws.
 
+    Returns:
+        ``auroc`` (probability that a known image scores higher than an unknown one, ties count half: 0 to 1), ``fpr95``
+        (share of unknown images accepted by the threshold that keeps 95 % of the known ones), and each with ``_ci95``.
+
     Raises:
         UserError: there are no images on one side, or scores are NaN or infinite.
     """
@@ -142,32 +120,32 @@ def detection(
     unknown_index = photograph_index(unknown_photographs, len(unknown))
     require_finite(known, "scores")
     require_finite(unknown, "scores")
-    auroc, fpr = _figures(_Side(known, known_index), _Side(unknown, unknown_index))
     photographs = int(known_index.max()) + 1, int(unknown_index.max()) + 1
-    if auroc[0] in (0, 1):
-        return Detection(
-            float(auroc[0]),
-            wilson_interval(float(auroc[0]) * min(photographs), min(photographs)),
-            float(fpr[0]),
-            wilson_interval(float(fpr[0]) * photographs[1], photographs[1]),
+    once = np.ones((1, photographs[0]), dtype=np.int64), np.ones((1, photographs[1]), dtype=np.int64)
+    figures = _figures(_side(known, known_index), _side(unknown, unknown_index), *once)
+    auroc, fpr = (float(value[0]) for value in figures)
+    if auroc in (0, 1):
+        fewer, foreign = min(photographs), photographs[1]
+        intervals = wilson_interval(auroc * fewer, fewer), wilson_interval(fpr * foreign, foreign)
+    else:
+        widened = _side(known, known_index, extremes=True), _side(unknown, unknown_index, extremes=True)
+        length = sum(len(side.scores) for side in widened)
+        draws = (
+            resampled_counts(np.ones(n + 2, dtype=np.int64), resamples, length, rng)
+            for n, rng in zip(photographs, np.random.default_rng(0).spawn(2), strict=True)
         )
-    sides = _Side.with_extremes(known, known_index), _Side.with_extremes(unknown, unknown_index)
-    length = sum(len(side.scores) for side in sides)
-    draws = (
-        resampled_counts(np.ones(n + 2, dtype=np.int64), resamples, length, rng)
-        for n, rng in zip(photographs, np.random.default_rng(0).spawn(2), strict=True)
-    )
-    drawn = [_figures(*sides, counts) for counts in zip(*draws, strict=True)]
-    aurocs, fprs = (np.concatenate(values) for values in zip(*drawn, strict=True))
-    return Detection(float(auroc[0]), _interval(aurocs), float(fpr[0]), _interval(fprs))
+        drawn = [_figures(*widened, *counts) for counts in zip(*draws, strict=True)]
+        aurocs, fprs = (np.concatenate(values) for values in zip(*drawn, strict=True))
+        intervals = central_interval(aurocs), central_interval(fprs)
+    return {"auroc": auroc, "auroc_ci95": intervals[0], "fpr95": fpr, "fpr95_ci95": intervals[1]}
 
 
-def best_score(detections: Mapping[str, Detection]) -> str:
+def best_score(detections: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the score with the highest AUROC; of equal ones the lower FPR, then the first named."""
-    return max(detections, key=lambda name: (detections[name].auroc, -detections[name].fpr95))
+    return max(detections, key=lambda name: (detections[name]["auroc"], -detections[name]["fpr95"]))
 
 
-def keep_threshold(scores: Floats, photographs: Names | None = None, kept: float = KEPT) -> float:
+def keep_threshold(scores: Floats, photographs: Names | None = None) -> float:
     """Find the threshold that keeps 95 % of the validation photographs: an image below it is unknown.
 
     Photographs weigh equally; one of which only some copies are kept counts for their share. The threshold is halfway
@@ -177,7 +155,6 @@ def keep_threshold(scores: Floats, photographs: Names | None = None, kept: float
     Args:
         scores: (N,) of validation images, higher for known.
         photographs: (N,) each image's photograph; None where they are not known.
-        kept: share of photographs whose score is at least the threshold.
 
     Raises:
         UserError: there are no images, or scores are NaN or infinite.
@@ -186,50 +163,43 @@ def keep_threshold(scores: Floats, photographs: Names | None = None, kept: float
     require_finite(scores, "scores")
     order = np.argsort(-scores, kind="stable")
     share = np.cumsum(weights[order])
-    lowest = float(scores[order[min(int(np.searchsorted(share, kept - 1e-9)), len(scores) - 1)]])
+    lowest = float(scores[order[min(int(np.searchsorted(share, KEPT - 1e-9)), len(scores) - 1)]])
     below = scores[scores < lowest]
     return (lowest + float(below.max())) / 2 if len(below) else lowest - 1e-4 * max(1.0, abs(lowest))
 
 
-class _Side:
-    """Scores of known or of unknown images, sorted to fall, each with its photograph and its weight."""
+class _Side(NamedTuple):
+    """Scores (N,) of known or of unknown images, sorted to fall, each with its photograph and its weight."""
 
-    def __init__(self, scores: Floats, index: Ints, weights: npt.NDArray[np.float64] | None = None) -> None:
-        order = np.argsort(-scores, kind="stable")
-        self.scores, self.index = scores[order], index[order]
-        self.weights = np.ones(len(scores)) if weights is None else weights[order]
+    scores: Floats
+    index: Ints
+    weights: Floats
 
-    @classmethod
-    def with_extremes(cls, scores: Floats, index: Ints) -> "_Side":
-        """Add two photographs of mean size, one with the highest and one with the lowest score."""
-        photographs = int(index.max()) + 1
-        return cls(
-            np.append(scores, [scores.max(), scores.min()]),
-            np.append(index, [photographs, photographs + 1]),
-            np.append(np.ones(len(scores)), np.full(2, len(scores) / photographs)),
-        )
 
-    def drawn(self, counts: Ints | None) -> npt.NDArray[np.float64]:
-        """Return (B, N) weights of the images where photographs are drawn (B, G) times; None: each once."""
-        return self.weights[None] if counts is None else self.weights * counts[:, self.index]
+def _side(scores: Floats, index: Ints, extremes: bool = False) -> _Side:
+    """Sort scores; ``extremes`` adds two photographs of mean size, one with the highest and one with the lowest."""
+    weights = np.ones(len(scores))
+    if extremes:
+        photographs = index.max() + 1
+        weights = np.append(weights, np.full(2, len(scores) / photographs))
+        scores = np.append(scores, [scores.max(), scores.min()])
+        index = np.append(index, [photographs, photographs + 1])
+    order = np.argsort(-scores, kind="stable")
+    return _Side(scores[order], index[order], weights[order])
 
 
 def _figures(
-    known: _Side, unknown: _Side, counts: tuple[Ints, Ints] | tuple[None, None] = (None, None)
+    known: _Side, unknown: _Side, known_counts: Ints, unknown_counts: Ints
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return (B,) AUROC and (B,) FPR at 95 % TPR of B draws of known and of unknown photographs."""
+    """Return (B,) AUROC and (B,) FPR at 95 % TPR where photographs are drawn (B, G) times."""
     above = np.searchsorted(-known.scores, -unknown.scores, side="left")
     not_below = np.searchsorted(-known.scores, -unknown.scores, side="right")
     accepted = np.searchsorted(-unknown.scores, -known.scores, side="right")
-    drawn = unknown.drawn(counts[1])
+    drawn = unknown.weights * unknown_counts[:, unknown.index]
     kept, taken = (
-        np.pad(np.cumsum(w, axis=1, dtype=np.float64), ((0, 0), (1, 0))) for w in (known.drawn(counts[0]), drawn)
+        np.pad(np.cumsum(weights, axis=1), ((0, 0), (1, 0)))
+        for weights in (known.weights * known_counts[:, known.index], drawn)
     )
     auroc = ((kept[:, above] + kept[:, not_below]) * drawn).sum(axis=1) / (2 * kept[:, -1] * taken[:, -1])
     last = (kept[:, 1:] >= KEPT * kept[:, -1:] - 1e-9).argmax(axis=1)
     return auroc, taken[np.arange(len(taken)), accepted[last]] / taken[:, -1]
-
-
-def _interval(drawn: npt.NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(low), float(high)

@@ -19,7 +19,7 @@ from fish_lightning import compat
 from fish_lightning.data.dataset import UNREADABLE
 from fish_lightning.distributed.ranks import gathered, share_of_step
 from fish_lightning.errors import UserError, first_line, one_line
-from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.outputs import Predictions
 from fish_lightning.models.ensemble import EnsembleNetwork
 from fish_lightning.models.metrics import TrainingMean
 from fish_lightning.models.network import accepted_size, build_network, head_name, normalization, weights_record

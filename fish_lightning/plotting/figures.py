@@ -9,8 +9,8 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fish_lightning.data.catalog import Catalog
-from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.outputs import Outputs
+from fish_lightning.evaluation.scores import most_confused
 from fish_lightning.files import atomic_write
 from fish_lightning.names import figure_text, shortened
 from fish_lightning.plotting.thumbnails import thumbnail
@@ -31,28 +31,24 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=110)
 
 
-def loss_figure(rows: Sequence[Row]) -> Figure:
-    """Plot training and validation loss per epoch; epoch 0 is the validation before training."""
-    return _curves(rows, "loss", {"train": ("train_loss", TRAIN), "val": ("val_loss", VAL)})
+def history_figure(rows: Sequence[Row], what: str) -> Figure:
+    """Plot ``loss`` or ``accuracy`` per epoch, of training (of augmented images) and of validation.
 
-
-def accuracy_figure(rows: Sequence[Row]) -> Figure:
-    """Plot training accuracy (of augmented images) and validation accuracy per epoch; epoch 0 is before training."""
-    return _curves(rows, "accuracy", {"train": ("train_accuracy", TRAIN), "val": ("val_accuracy", VAL)})
-
-
-def _curves(rows: Sequence[Row], title: str, columns: dict[str, tuple[str, str]]) -> Figure:
+    Epoch 0 is the validation before training.
+    """
+    columns = {f"train_{what}": TRAIN, f"val_{what}": VAL}
     figure = Figure(figsize=(7, 4.2))
     axes = figure.add_axes((0.1, 0.13, 0.88, 0.84))
-    for label, (column, color) in columns.items():
+    for column, color in columns.items():
         points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
         if points:
+            label = column.partition("_")[0]
             axes.plot(*zip(*points, strict=True), "o-", color=color, label=label, markersize=4)
-    axes.set(xlabel="epoch (0: before training)", ylabel=title)
+    axes.set(xlabel="epoch (0: before training)", ylabel=what)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if title == "accuracy":
+    if what == "accuracy":
         axes.set_ylim(0, 1.02)
-    elif any((row.get(column) or 0) > LOG_FROM for row in rows for column, _ in columns.values()):
+    elif any((row.get(column) or 0) > LOG_FROM for row in rows for column in columns):
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -113,15 +109,12 @@ def confusion_figure(matrix: npt.ArrayLike, class_names: Sequence[str]) -> Figur
         class_names: in label order.
     """
     counts = np.asarray(matrix)
-    title = ""
+    shares, title = counts / np.maximum(counts.sum(1, keepdims=True), 1), ""
     if len(counts) > CLASSES:
-        wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
-        most = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:CLASSES])
         title = f"the {CLASSES} most confused of {len(counts)} classes; all: confusion_matrix.csv"
-        counts, class_names = counts[np.ix_(most, most)], [class_names[i] for i in most]
-        shares = counts / np.maximum(np.asarray(matrix).sum(1)[most][:, None], 1)
-    else:
-        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        most = most_confused(counts, CLASSES)
+        class_names = [class_names[i] for i in most]
+        counts, shares = counts[np.ix_(most, most)], shares[np.ix_(most, most)]
     names = [figure_text(shortened(name)) for name in class_names]
     size = 3.0 + 0.34 * len(names)
     figure = Figure(figsize=(size + 0.4, size), layout="constrained")
@@ -138,38 +131,35 @@ def confusion_figure(matrix: npt.ArrayLike, class_names: Sequence[str]) -> Figur
     return figure
 
 
-def prediction_figure(predictions: Predictions, catalog: Catalog, count: int, seed: int = 0) -> Figure:
-    """Plot test images with predicted and true classes, up to half of them wrong predictions.
+def prediction_figure(outputs: Outputs, root: Path, count: int) -> Figure:
+    """Plot tested images with predicted and true classes, up to half of them wrong predictions.
 
     Args:
-        predictions: of all test images.
-        catalog: contains the images.
+        outputs: of all tested images.
+        root: folder that their paths are relative to.
         count: maximum number of images.
-        seed: of their choice.
     """
-    order = np.random.default_rng([seed, 3]).permutation(len(predictions.indices))
-    wrong, right = order[~predictions.correct[order]], order[predictions.correct[order]]
+    order = np.random.default_rng([0, 3]).permutation(len(outputs))
+    wrong, right = order[~outputs.correct[order]], order[outputs.correct[order]]
     shown_wrong = wrong[: max(count // 2, count - len(right))]
-    return prediction_page(predictions, catalog, np.concatenate([shown_wrong, right[: count - len(shown_wrong)]]), 6)
+    return prediction_page(outputs, root, np.concatenate([shown_wrong, right[: count - len(shown_wrong)]]), 6)
 
 
-def prediction_page(
-    predictions: Predictions, catalog: Catalog, chosen: npt.NDArray[np.int64], columns: int = 3
-) -> Figure:
-    """Plot some test images with predicted and true classes.
+def prediction_page(outputs: Outputs, root: Path, chosen: npt.NDArray[np.int64], columns: int = 3) -> Figure:
+    """Plot some tested images with predicted and true classes.
 
     Args:
-        predictions: of all test images.
-        catalog: contains the images.
-        chosen: (K,) which of the predictions.
+        outputs: of all tested images.
+        root: folder that their paths are relative to.
+        chosen: (K,) which of the images.
         columns: images in a row.
     """
     pictures, titles, colors = [], [], []
     for i in chosen:
-        true, pred = (catalog.classes[label] for label in (predictions.labels[i], predictions.preds[i]))
-        probability = predictions.probabilities[i].max()
-        pictures.append(thumbnail(catalog.root / str(catalog.paths[predictions.indices[i]])))
-        titles.append(f"{shortened(pred)} {probability:.0%}" + ("" if true == pred else f"\nis {shortened(true)}"))
+        true, pred = (outputs.classes[label] for label in (outputs.labels[i], outputs.preds[i]))
+        pictures.append(thumbnail(root / str(outputs.paths[i])))
+        title = f"{shortened(pred)} {outputs.confidence[i]:.0%}"
+        titles.append(title + ("" if true == pred else f"\nis {shortened(true)}"))
         colors.append(GOOD if true == pred else BAD)
     return picture_figure(pictures, titles, colors, columns)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
@@ -31,8 +32,6 @@ def sweep_figure(
     columns[metric] = _heights([f"{value:.4g}" for value in values])
     heights = np.array([column for column, _ in columns.values()])  # (axes, jobs), 0 to 1
     colors = heights[-1] if not metric.endswith("loss") else 1 - heights[-1]
-    from matplotlib import colormaps
-
     for job in reversed(range(len(values))):  # the best on top
         width, style = 3 if job == 0 else 1.2, ":" if pruned[job] else "-"
         axes.plot(heights[:, job], color=colormaps["viridis"](colors[job]), lw=width, ls=style, alpha=0.85)

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from fish_lightning.evaluation.arrays import Floats
 
 Values = Sequence[float] | Floats
@@ -39,19 +41,12 @@ class Chart:
     marks: list[dict[str, object]] = field(default_factory=list)
 
     @property
-    def x_ticks(self) -> list[tuple[float, str]]:
-        """Position and text of the ticks."""
-        return [(self._x(value), _text(value, self.percent[0])) for value in ticks(*self.x, whole=self.whole)]
-
-    @property
-    def y_ticks(self) -> list[tuple[float, str]]:
-        """Position and text of the ticks."""
-        return [(self._y(value), _text(value, self.percent[1])) for value in ticks(*self.y)]
-
-    @property
-    def legend(self) -> list[dict[str, object]]:
-        """Lines that have a name."""
-        return [line for line in self.lines if line["name"]]
+    def ticks(self) -> tuple[list[tuple[float, str]], list[tuple[float, str]]]:
+        """Position and text of the ticks of x and of y."""
+        return (
+            [(self._x(value), _text(value, self.percent[0])) for value in ticks(*self.x, whole=self.whole)],
+            [(self._y(value), _text(value, self.percent[1])) for value in ticks(*self.y)],
+        )
 
     def line(self, name: str, xs: Values, ys: Values, style: str, notes: Sequence[str] | None = None) -> None:
         """Add a line.
@@ -63,17 +58,12 @@ class Chart:
             style: CSS class: ``first``, ``second`` or ``guide``.
             notes: text of each point, shown when it is pointed at; None: its coordinates.
         """
-        places = [(x, y, i) for i, (x, y) in enumerate(zip(xs, ys, strict=True)) if not math.isnan(y)]
-        dots = [
-            (
-                self._x(x),
-                self._y(y),
-                notes[i] if notes else f"{_text(x, self.percent[0])}: {_exact(y, self.percent[1])}",
-            )
-            for x, y, i in places
-            if style != "guide" and len(places) <= DOTTED
-        ]
-        points = " ".join(f"{self._x(x):.1f},{self._y(y):.1f}" for x, y, _ in places)
+        if notes is None:
+            notes = [f"{_text(x, self.percent[0])}: {_exact(y, self.percent[1])}" for x, y in zip(xs, ys, strict=True)]
+        dots = [(self._x(x), self._y(y), note) for x, y, note in zip(xs, ys, notes, strict=True) if not math.isnan(y)]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in dots)
+        if style == "guide" or len(dots) > DOTTED:
+            dots = []
         self.lines.append({"name": name, "style": style, "points": points, "dots": dots})
 
     def band(self, xs: Values, low: Values, high: Values, style: str) -> None:
@@ -95,10 +85,10 @@ class Chart:
         self.marks.append({"x": place, "text": text, "anchor": "end" if place > (LEFT + RIGHT) / 2 else "start"})
 
     def _x(self, value: float) -> float:
-        return LEFT + (RIGHT - LEFT) * _share(value, *self.x)
+        return _place(value, self.x, (LEFT, RIGHT))
 
     def _y(self, value: float) -> float:
-        return BOTTOM - (BOTTOM - TOP) * _share(value, *self.y)
+        return _place(value, self.y, (BOTTOM, TOP))
 
 
 def ticks(low: float, high: float, about: int = 6, whole: bool = False) -> list[float]:
@@ -113,8 +103,9 @@ def ticks(low: float, high: float, about: int = 6, whole: bool = False) -> list[
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _share(value: float, low: float, high: float) -> float:
-    return min(1.0, max(0.0, (value - low) / (high - low))) if high > low else 0.5
+def _place(value: float, axis: tuple[float, float], ends: tuple[float, float]) -> float:
+    """Return where a value is between the ends of an axis, which it does not leave."""
+    return float(np.interp(value, axis, ends)) if axis[1] > axis[0] else sum(ends) / 2
 
 
 def _text(value: float, percent: bool) -> str:

@@ -1,7 +1,6 @@
 """Report a comparison of two runs: a table on the screen, ``compare.json`` and ``compare.html`` with pictures."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from fish_lightning.data.decoding import UnreadableImage, decode
-from fish_lightning.evaluation.arrays import Bools
+from fish_lightning.evaluation.arrays import Bools, copies_before
 from fish_lightning.evaluation.runs import Pair, Run
 from fish_lightning.files import atomic_write, shown
 from fish_lightning.plotting.thumbnails import data_uri, shrunk
-from fish_lightning.report.pages import page_template
+from fish_lightning.report.pages import write_page
 
 SHOWN = 24  # maximum number of images in a gallery
 THUMBNAIL = 160  # pixels, longer side; some 6 KB each
@@ -49,20 +48,23 @@ def write_comparison(folder: Path, a: Run, b: Run, pair: Pair, result: Result, r
     unread = sum(picture["src"] is None for gallery in galleries for picture in gallery["pictures"])
     result = {**result, "folders": {"a": str(a.folder.resolve()), "b": str(b.folder.resolve())}}
     runs = [_about(*of) for of in (("A", a, b), ("B", b, a))]
-    page = page_template("compare.html.j2").render(
+    # Those first on which A and B disagree most.
+    classes = sorted(result["per_class"].items(), key=lambda row: -row[1]["only_a_right"] - row[1]["only_b_right"])
+    with atomic_write(folder / "compare.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_page(
+        folder / "compare.html",
+        "compare.html.j2",
         title=TITLES[result["verdict"]],
         result=result,
         runs=runs,
         rows=_rows(result),
-        class_rows=_class_rows(result),
+        class_rows=classes[:CLASSES],
         mcnemar=_mcnemar(result),
         interval=_interval(result),
         galleries=galleries,
         unread=unread,
     )
-    for name, text in (("compare.json", json.dumps(result, indent=2) + "\n"), ("compare.html", page)):
-        with atomic_write(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="replace")
     pictures = f", without {unread} images that cannot be read (set data.root=DIR)" if unread else ""
     print(f"{comparison_table(runs, result)}\nreport   {shown(folder / 'compare.html')}{pictures}", flush=True)
 
@@ -111,12 +113,6 @@ def _rows(result: Result) -> list[tuple[str, str, str]]:
     ]
 
 
-def _class_rows(result: Result) -> list[tuple[str, dict[str, Any]]]:
-    """Return the classes, those first on which A and B disagree most."""
-    classes: dict[str, dict[str, Any]] = result["per_class"]
-    return sorted(classes.items(), key=lambda item: -item[1]["only_a_right"] - item[1]["only_b_right"])[:CLASSES]
-
-
 def _mcnemar(result: Result) -> str:
     p, note = result["mcnemar_p"], result["mcnemar_note"]
     return f"McNemar's test is {note}" if p is None else f"McNemar's test: p = {p:.2g}, {note}"
@@ -140,17 +136,16 @@ def _gallery(heading: str, pair: Pair, chosen: Bools, roots: Sequence[Path]) -> 
     indices = np.flatnonzero(chosen)
     indices = indices[np.argsort(-gap[indices], kind="stable")]
     names = a.paths if pair.photographs is None else pair.photographs
-    copies, before = Counter[str](), []
-    for name in names[indices].tolist():
-        before.append(copies[name])
-        copies[name] += 1
-    indices = indices[np.argsort(before, kind="stable")][:SHOWN]
-    pictures = []
-    for i in indices:
-        path = str(a.paths[i])
-        answers = [(run, str(a.classes[p[i].argmax()]), p[i].max()) for run, p in (("A", p_a), ("B", p_b))]
-        src = _first_readable([root / path for root in roots])
-        pictures.append({"path": path, "label": str(a.classes[a.labels[i]]), "answers": answers, "src": src})
+    indices = indices[np.argsort(copies_before(names[indices]), kind="stable")][:SHOWN]
+    pictures = [
+        {
+            "path": str(a.paths[i]),
+            "label": str(a.classes[a.labels[i]]),
+            "answers": [(run, str(a.classes[p[i].argmax()]), p[i].max()) for run, p in (("A", p_a), ("B", p_b))],
+            "src": _first_readable([root / str(a.paths[i]) for root in roots]),
+        }
+        for i in indices
+    ]
     return {"heading": heading, "total": int(chosen.sum()), "pictures": pictures}
 
 

@@ -12,11 +12,11 @@ from PIL import Image
 
 from fish_lightning.data.inspection import Indices, Inspection
 from fish_lightning.data.near_duplicates.search import photograph_numbers
-from fish_lightning.files import write_text
 from fish_lightning.hardware import cores
 from fish_lightning.names import printable, shortened
 from fish_lightning.plotting.thumbnails import data_uri, thumbnail
-from fish_lightning.report.pages import page_template
+from fish_lightning.report.pages import write_page
+from fish_lightning.report.tables import aligned
 
 THUMBNAIL = 96  # pixels, longer side; some 3 KB each
 MAX_NAMES = 20  # maximum number of file names per finding, and of classes in the terminal
@@ -66,14 +66,15 @@ def data_table(found: Inspection) -> str:
     """Return counts per class, sizes and findings as text."""
     rows = _per_class(found)
     table = _fewest_images(rows, MAX_NAMES)
-    names = [shortened(printable(name)) for name, *_ in table]
-    width = max(5, *map(len, names))
-    lines = [f"{'class':<{width}}  images  photographs  unreadable"]
-    for name, (_, images, photographs, unreadable) in zip(names, table, strict=True):
-        lines.append(f"{name:<{width}}  {images:6,}  {photographs:>11}  {unreadable:10,}")
+    cells = [
+        (shortened(printable(name)), f"{images:,}", photographs, f"{unreadable:,}")
+        for name, images, photographs, unreadable in table
+    ]
+    lines = aligned([("class", "images", "photographs", "unreadable"), *cells], right=(1, 2, 3))
     if len(table) < len(rows):
         lines.append(f"{len(table)} of {len(rows):,} classes, those with the fewest images")
-    lines += ["", f"sizes   {_most_common(_sizes(found))} (h x w)", f"files   {_most_common(_types(found))}", ""]
+    sizes, types = _sizes_and_types(found)
+    lines += ["", f"sizes   {_most_common(sizes)} (h x w)", f"files   {_most_common(types)}", ""]
     lines += [f"{count:6,}  {what}" for count, what in findings(found)] or ["no problems found"]
     return "\n".join(lines)
 
@@ -88,10 +89,13 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
         pictures: maximum number of pictures of a photograph.
     """
     catalog, classes = found.catalog, _per_class(found)
+    sizes, types = _sizes_and_types(found)
     totals = [(len(catalog), "images"), (len(catalog.classes), "classes")]
     if catalog.photographs_known:
         totals.append((len(np.unique(photograph_numbers(catalog))), "photographs"))
-    page = page_template("data_report.html.j2").render(
+    write_page(
+        file,
+        "data_report.html.j2",
         title=f"{catalog.root.resolve().name}: {len(catalog):,} images of {len(catalog.classes)} classes",
         root=catalog.root.resolve(),
         totals=totals,
@@ -99,12 +103,12 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
         classes=_fewest_images(classes, IN_TABLE),
         left_out=max(0, len(classes) - IN_TABLE),
         most=max(images for _, images, _, _ in classes),
-        sizes=_frequent(_sizes(found)),
-        types=_frequent(_types(found)),
+        sizes=sizes,
+        types=types,
         lists=_lists(found),
+        most_names=MAX_NAMES,
         galleries=[*_label_error_gallery(found, pictures), _photograph_gallery(found, photographs, pictures)],
     )
-    write_text(file, page)
 
 
 def _per_class(found: Inspection) -> list[ClassRow]:
@@ -124,13 +128,11 @@ def _fewest_images(rows: list[ClassRow], most: int) -> list[ClassRow]:
     return sorted(sorted(rows, key=lambda row: row[1])[:most])
 
 
-def _sizes(found: Inspection) -> Counter[str]:
-    """Count the sizes, heights before widths."""
-    return Counter(f"{fact.height} x {fact.width}" for fact in found.facts if fact.error is None)
-
-
-def _types(found: Inspection) -> Counter[str]:
-    return Counter(f"{fact.format} {fact.mode}" for fact in found.facts if fact.error is None)
+def _sizes_and_types(found: Inspection) -> tuple[Counter[str], Counter[str]]:
+    """Count the sizes, heights before widths, and the file types with their channels."""
+    read = [fact for fact in found.facts if fact.error is None]
+    sizes = Counter(f"{fact.height} x {fact.width}" for fact in read)
+    return sizes, Counter(f"{fact.format} {fact.mode}" for fact in read)
 
 
 def _most_common(counts: Counter[str], most: int = 4) -> str:
@@ -139,31 +141,18 @@ def _most_common(counts: Counter[str], most: int = 4) -> str:
     return ", ".join(frequent + ([f"{len(counts) - most:,} others"] if len(counts) > most else [])) or "none"
 
 
-def _frequent(counts: Counter[str], most: int = 12) -> dict[str, Any]:
-    return {"rows": counts.most_common(most), "others": max(0, len(counts) - most)}
-
-
-def _lists(found: Inspection) -> list[dict[str, Any]]:
-    """Return the findings that are shown as lists of files."""
-    catalog, paths = found.catalog, found.catalog.paths
-    unreadable = [f"{paths[i]}: {found.facts[i].error}" for i in found.unreadable]
-    misplaced = [f"{paths[i]} (labeled {catalog.classes[catalog.labels[i]]})" for i in found.misplaced]
-    suffixes = [f"{paths[i]}: {found.facts[i].format}" for i in found.wrong_suffixes]
-    identical = [" = ".join(paths[indices].tolist()) for indices in found.same_bytes]
-    lists: list[tuple[str, Sequence[str], str]] = [
-        ("Unreadable images", unreadable, "Training stops at them, or skips them with data.on_error=skip."),
-        ("Class folders without an image", found.empty_classes, "Add images, or remove the folders."),
-        ("Images in folders of other classes", misplaced, "The label comes from the outer folder."),
-        ("Files whose type contradicts their suffix", suffixes, "Training reads them; other programs may not."),
-        ("Masks without an image", found.masks_without_image, "No image has the name of the mask."),
-        ("Images without a mask", found.images_without_mask, "The other images of the folder have one."),
-        ("Identical files", identical, "Each line lists files with the same bytes."),
-    ]
-    return [
-        {"heading": heading, "note": note, "total": len(names), "shown": names[:MAX_NAMES]}
-        for heading, names, note in lists
-        if len(names)
-    ]
+def _lists(found: Inspection) -> dict[str, Sequence[str]]:
+    """Return what the page shows as lists of files, a line each."""
+    catalog, paths, facts = found.catalog, found.catalog.paths, found.facts
+    return {
+        "unreadable": [f"{paths[i]}: {facts[i].error}" for i in found.unreadable],
+        "empty_classes": found.empty_classes,
+        "misplaced": [f"{paths[i]} (labeled {catalog.classes[catalog.labels[i]]})" for i in found.misplaced],
+        "wrong_suffixes": [f"{paths[i]}: {facts[i].format}" for i in found.wrong_suffixes],
+        "masks_without_image": found.masks_without_image,
+        "images_without_mask": found.images_without_mask,
+        "same_bytes": [" = ".join(paths[indices].tolist()) for indices in found.same_bytes],
+    }
 
 
 def _label_error_gallery(found: Inspection, pictures: int) -> list[Gallery]:

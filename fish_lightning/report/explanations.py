@@ -19,8 +19,7 @@ from fish_lightning.errors import UserError
 from fish_lightning.evaluation.analysis import Analysis
 from fish_lightning.evaluation.audit import Audit, audit, overall_verdict, spread_over_photographs
 from fish_lightning.evaluation.heatmaps import heat_maps, upsampled
-from fish_lightning.evaluation.outputs import Outputs
-from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.outputs import Outputs, Predictions
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.models.ensemble import EnsembleNetwork
 
@@ -30,7 +29,7 @@ BATCH = 32  # images at a time
 TRAINING_PHOTOGRAPHS = 150  # that errors and unknown images are compared with, one image of each
 PER_CLASS = 5  # of these, where there are many classes
 MOST_TRAINING_PHOTOGRAPHS = 1000
-AUDITED = 32  # of the tested images and of the training images: one batch
+AUDITED = BATCH  # of the tested images and of the training images
 
 
 def training_outputs(model: FishClassifier, data: FishDataModule, catalog: Catalog) -> Outputs | None:
@@ -68,28 +67,27 @@ def left_out_outputs(model: FishClassifier, data: FishDataModule) -> tuple[Outpu
 
 def _outputs(model: FishClassifier, data: FishDataModule, catalog: Catalog, chosen: Indices) -> Outputs | None:
     """Return what the model computes for some images of a catalog; None if none can be read."""
-    kept, logits, features = [], [], []
-    for indices, images in _batches(data, chosen, catalog):
+    parts = []
+    for indices, images in _batches(data, catalog, chosen):
         with torch.inference_mode(), _precision(model):
             computed = model.logits_and_features(images.to(model.device))
-        kept.append(indices)
-        logits.append(computed[0].cpu().numpy())
-        features.append(computed[1].half().cpu().numpy())
-    if not kept:
+        parts.append((indices, computed[0].cpu().numpy(), computed[1].half().cpu().numpy()))
+    if not parts:
         return None
-    at = np.concatenate(kept)
-    return Outputs.of(Predictions(at, catalog.labels[at], np.concatenate(logits), np.concatenate(features)), catalog)
+    at, logits, features = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Outputs.of(Predictions(at, catalog.labels[at], logits, features), catalog)
 
 
 def error_heat_maps(
     model: FishClassifier, data: FishDataModule, analysis: Analysis
 ) -> tuple[dict[str, npt.NDArray[np.float32]], str]:
     """Return heat maps of the listed errors' predicted classes by path, and why there are none or ``""``."""
-    predicted = {error.path: error.prediction for error in analysis.errors}
+    tested, listed = analysis.images, [error.image for error in analysis.errors]
+    predicted = dict(zip(tested.paths[listed].tolist(), tested.preds[listed].tolist(), strict=True))
     found = np.flatnonzero(np.isin(data.catalog.paths, list(predicted)))
     maps: dict[str, npt.NDArray[np.float32]] = {}
     try:
-        for indices, images in _batches(data, found):
+        for indices, images in _batches(data, data.catalog, found):
             paths = [str(data.catalog.paths[index]) for index in indices]
             maps |= zip(paths, _heat(model, images, [predicted[path] for path in paths]), strict=True)
     except UserError as error:
@@ -112,62 +110,53 @@ def audit_report(model: FishClassifier, data: FishDataModule, outputs: Outputs, 
         ``looks_at`` and ``verdict`` (see :func:`~fish_lightning.evaluation.audit.overall_verdict`), ``tested`` and
         ``training``: :class:`~fish_lightning.evaluation.audit.Audit` as dicts; ``training`` is None without one.
     """
-    catalog = data.catalog
-    tested = _audit(model, data, np.flatnonzero(np.isin(catalog.paths, outputs.paths)))
-    if isinstance(tested, str):
-        return tested
-    trained = _audit(model, data, catalog.indices("train"), with_heat=False) if training else None
-    trained = None if isinstance(trained, str) else trained
+    catalog, trained = data.catalog, None
+    try:
+        tested = _audit(model, data, np.flatnonzero(np.isin(catalog.paths, outputs.paths)))
+    except UserError as error:
+        return str(error)
+    if training:
+        with suppress(UserError):
+            trained = _audit(model, data, catalog.indices("train"), with_heat=False)
     looks_at, verdict = overall_verdict(tested, trained)
-    return {
-        "looks_at": looks_at,
-        "verdict": verdict,
-        "tested": asdict(tested),
-        "training": None if trained is None else asdict(trained),
-    }
+    audits = {"tested": asdict(tested), "training": None if trained is None else asdict(trained)}
+    return {"looks_at": looks_at, "verdict": verdict, **audits}
 
 
-def _audit(model: FishClassifier, data: FishDataModule, indices: Indices, with_heat: bool = True) -> Audit | str:
-    """Return the audit of some of these images, or why there is none."""
+def _audit(model: FishClassifier, data: FishDataModule, indices: Indices, with_heat: bool = True) -> Audit:
+    """Audit some of these images.
+
+    Raises:
+        UserError: there is none, and why.
+    """
     catalog = data.catalog
     masks = mask_files(catalog, indices)
     if not masks:
-        return "the images have no masks of their objects"
+        raise UserError("the images have no masks of their objects")
     known = np.array(sorted(masks), dtype=np.int64)
     chosen = known[spread_over_photographs(catalog.photographs_or_paths[known], AUDITED)]
     images, objects, kept = [], [], []
-    for part, batch in _batches(data, chosen):
+    for part, batch in _batches(data, catalog, chosen):
         for index, image in zip(part.tolist(), batch.numpy(), strict=True):
-            try:
+            with suppress(UnreadableImage):
                 objects.append(load_mask(masks[index], data.eval_transform))
-            except UnreadableImage:
-                continue
-            images.append(image)
-            kept.append(index)
+                images.append(image)
+                kept.append(index)
     if not kept:
-        return "the masks cannot be read"
+        raise UserError("the masks cannot be read")
     at, pixels = np.array(kept), np.stack(images)
 
     def predict(variants: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        parts = []
-        for start in range(0, len(variants), BATCH):
-            with torch.inference_mode(), _precision(model):
-                logits = model(torch.from_numpy(variants[start : start + BATCH]).to(model.device))
-            parts.append(logits.float().softmax(1).cpu().numpy())
-        return np.concatenate(parts)
+        with torch.inference_mode(), _precision(model):
+            logits = model(torch.from_numpy(variants).to(model.device))
+        return np.asarray(logits.float().softmax(1).cpu())
 
     heat = None
     if with_heat:
         # A network without feature maps has no heat maps; the rest of the audit needs none.
         with suppress(UserError):
-            parts = [
-                _heat(model, torch.from_numpy(pixels[start : start + BATCH])) for start in range(0, len(pixels), BATCH)
-            ]
-            heat = upsampled(np.concatenate(parts), *pixels.shape[2:])
-    try:
-        return audit(pixels, np.stack(objects), catalog.labels[at], catalog.photographs_or_paths[at], predict, heat)
-    except UserError as error:
-        return str(error)
+            heat = upsampled(_heat(model, torch.from_numpy(pixels)), *pixels.shape[2:])
+    return audit(pixels, np.stack(objects), catalog.labels[at], catalog.photographs_or_paths[at], predict, heat)
 
 
 def _heat(model: FishClassifier, images: Tensor, classes: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
@@ -193,17 +182,11 @@ def _precision(model: FishClassifier) -> AbstractContextManager[Any]:
         return nullcontext()
 
 
-def _batches(
-    data: FishDataModule, indices: Indices, catalog: Catalog | None = None
-) -> Iterator[tuple[Indices, Tensor]]:
-    """Yield images as the model sees them, (B, 3, H, W) uint8, and their indices; unreadable ones are left out.
+def _batches(data: FishDataModule, catalog: Catalog, indices: Indices) -> Iterator[tuple[Indices, Tensor]]:
+    """Yield some images of a catalog as the model sees them, (B, 3, H, W) uint8, and their indices.
 
-    Args:
-        data: of the transform.
-        indices: in the catalog.
-        catalog: of the images; None: that of ``data``.
+    Unreadable images are left out.
     """
-    catalog = catalog or data.catalog
     for start in tqdm(range(0, len(indices), BATCH), "report", unit="batch", leave=False, disable=None):
         kept, images = [], []
         for index in indices[start : start + BATCH].tolist():

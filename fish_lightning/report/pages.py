@@ -1,14 +1,25 @@
-"""The HTML reports' templates, in ``templates/``: pages that extend ``page.html.j2`` and load nothing."""
+"""The HTML reports: pages of the templates in ``templates/``, which extend ``page.html.j2`` and load nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import jinja2
 
+from fish_lightning.files import atomic_write
 from fish_lightning.names import printable_lines
 
 
-def page_template(name: str, **filters: Callable[..., object]) -> jinja2.Template:
-    """Load a template with autoescape and filters of its own; rendering an undefined variable is an error."""
+def write_page(
+    file: Path, template: str, filters: Mapping[str, Callable[..., object]] | None = None, **context: object
+) -> None:
+    """Render a template to a file, atomically, with autoescape; rendering an undefined variable is an error.
+
+    Args:
+        file: to write.
+        template: its name.
+        filters: of the template, beside ``count``.
+        context: its variables.
+    """
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("fish_lightning.report"),
         autoescape=True,
@@ -17,10 +28,12 @@ def page_template(name: str, **filters: Callable[..., object]) -> jinja2.Templat
         undefined=jinja2.StrictUndefined,
         finalize=_printable_lines,
     )
-    templates.filters |= {"count": "{:,}".format} | filters
-    return templates.get_template(name)
+    templates.filters |= {"count": "{:,}".format} | dict(filters or {})
+    page = templates.get_template(template).render(context)
+    with atomic_write(file) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
 
 
 def _printable_lines(value: object) -> object:
     """Escape what a browser cannot show in names, and leave other values and markup as they are."""
-    return printable_lines(value) if type(value) is str else value
+    return printable_lines(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -15,6 +15,7 @@ from fish_lightning.plotting.thumbnails import thumbnail
 from fish_lightning.predicting.parts import Parts, Shard
 from fish_lightning.predicting.rows import COLUMNS, NONE, ROWS, UNCERTAIN, PredictionRow, cells_of
 from fish_lightning.predicting.store import Folder, RemoteFolder
+from fish_lightning.report.tables import aligned
 
 #: Files up to which the parts are also merged: 60 MB of JSON for nine classes.
 MERGED = 100_000
@@ -28,12 +29,9 @@ class Tally:
     """
 
     def __init__(self, keep: int) -> None:
-        self.keep = keep
+        self.keep, self.n, self.unreadable, self._error = keep, 0, 0, ""
         self.first: list[PredictionRow] = []
-        self.n = self.unreadable = 0
-        self.classes: Counter[str] = Counter()
-        self.verdicts: Counter[str] = Counter()
-        self._error = ""
+        self.classes, self.verdicts = Counter[str](), Counter[str]()
 
     def counted(self, rows: Iterable[PredictionRow]) -> Iterator[PredictionRow]:
         """Yield the rows again."""
@@ -186,31 +184,29 @@ def write_results(
         UserError: files are unreadable.
     """
     whole = parts.is_complete()
+    merged = ["predictions.csv", "predictions.json"] if whole and len(parts.files) <= MERGED else []
     tally = Tally(keep=max(ROWS, pictures))
     rows = tally.counted(parts.rows(range(len(parts)) if whole else parts.of_shard(shard)))
-    written = f"predictions/part-*.{parts.format}"
-    if whole and len(parts.files) <= MERGED:
+    if merged:
         write_predictions(folder, rows)
-        written = "predictions.csv, predictions.json"
     for _ in rows:  # counted
         pass
+    written = merged or [f"predictions/part-*.{parts.format}"]
     if tally.n and not is_shown:
         print(prediction_table(tally.first[:ROWS]))
     if tally.n > ROWS:
-        print(f"{ROWS} of {tally.n:,} files; all in {written.partition(',')[0]}", "", *tally.lines(), sep="\n")
+        print(f"{ROWS} of {tally.n:,} files; all in {written[0]}", "", *tally.lines(), sep="\n")
     for line in [trained.note] if trained.note else missing_thresholds(trained.calibration):
         print(line)
+    sheet = [write_contact_sheet(folder, tally.first[:pictures], tally.n)] if whole and pictures else []
     if whole:
-        sheet = [write_contact_sheet(folder, tally.first[:pictures], tally.n)] if pictures else []
-        merged = ["predictions.csv", "predictions.json"] if len(parts.files) <= MERGED else []
         if isinstance(where, RemoteFolder):
             for name in [*merged, *(["contact_sheet.png"] if pictures else [])]:
                 where.write(name, (folder / name).read_bytes())
         parts.set_complete()
-        written = ", ".join([written, *sheet])
-    print(f"\nfolder  {where}  ({written})" + speed)
+    print(f"\nfolder  {where}  ({', '.join([*written, *sheet])})" + speed)
     if not whole:
         print(f"shard {shard[0]} of {shard[1]} is complete; other shards are not yet")
     if tally.unreadable:
-        table = "predictions.csv" if whole and len(parts.files) <= MERGED else written
+        table = merged[0] if merged else ", ".join([*written, *sheet])
         raise UserError(f"{tally.unreadable} of {tally.n} files could not be read: see the error column of {table}")

@@ -1,7 +1,6 @@
 """The files of a run folder, and the text printed at the start and the end of a run."""
 
 import json
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,16 +13,16 @@ import torchvision
 from omegaconf import DictConfig, OmegaConf
 
 from fish_lightning import __version__
-from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.splits import leak_warning
 from fish_lightning.data.trained_sources import OtherSource
 from fish_lightning.data.unknown_images import UnknownImages
 from fish_lightning.errors import UserError, first_line
-from fish_lightning.evaluation.analysis import Analysis, analyze, calibration_of, guaranteed, unknowns_block
+from fish_lightning.evaluation.abstention import choose_threshold
+from fish_lightning.evaluation.analysis import Analysis, analyze, calibration_of
+from fish_lightning.evaluation.members import BEST, Tested
 from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
-from fish_lightning.evaluation.outputs import Outputs
-from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.outputs import INPUTS_FILE, Outputs, ReportInputs
 from fish_lightning.evaluation.scores import confusion_matrix
 from fish_lightning.evaluation.stored_calibration import Stored, write_calibration
 from fish_lightning.files import atomic_write, csv_table, read_summary, run_of, shown
@@ -33,31 +32,12 @@ from fish_lightning.names import path_cell, printable, text_cell
 from fish_lightning.plotting import figures
 from fish_lightning.plotting.figures import Row
 from fish_lightning.plotting.thumbnails import thumbnail
-from fish_lightning.report.explanations import (
-    audit_report,
-    error_heat_maps,
-    left_out_outputs,
-    training_outputs,
-)
-from fish_lightning.report.inputs import FILE as INPUTS_FILE
-from fish_lightning.report.inputs import ReportInputs
+from fish_lightning.report.explanations import audit_report, error_heat_maps, left_out_outputs, training_outputs
 from fish_lightning.report.run_report import write_report
-from fish_lightning.report.tables import closing_table, evaluation_table
+from fish_lightning.report.tables import closing_table, ensemble_table, evaluation_table
 
 PICTURES = 18  # test images in plots/predictions.png
 UNKNOWN_FILE = "unknown_logits.npz"
-#: Of the texts of ``report_inputs.npz``, those that the report shows as they are.
-_SHOWN = (
-    "title",
-    "heat_note",
-    "history",
-    "best_epoch",
-    "split",
-    "audit",
-    "training_photographs",
-    "config",
-    "environment",
-)
 TARGET_ERROR = 0.05  # of an evaluation of a run that says none
 Summary = dict[str, Any]
 
@@ -87,7 +67,6 @@ def write_run(
     folder: Path,
     summary: Summary,
     history: list[dict[str, float | None]],
-    predictions: Predictions | None,
     outputs: Outputs | None,
     model: FishClassifier,
     data: FishDataModule,
@@ -101,17 +80,17 @@ def write_run(
         folder: of the run.
         summary: see :func:`fish_lightning.training.summary.summarize_run`.
         history: one row per epoch.
-        predictions: of the test; None: not tested, then the report is of the validation.
-        outputs: of test and validation images, of the latter only if there was no test; None for a pruned run.
+        outputs: of test and validation images, of the latter only if there was no test: then the report is of the
+            validation; None for a pruned run.
         model: tested.
         data: of the run.
         cfg: the whole config.
     """
     if history:
-        figures.save(figures.loss_figure(history), folder / "plots" / "loss.png")
-        figures.save(figures.accuracy_figure(history), folder / "plots" / "accuracy.png")
-    if predictions and outputs:
-        write_test(folder, predictions, outputs, data.catalog)
+        for what in ("loss", "accuracy"):
+            figures.save(figures.history_figure(history, what), folder / "plots" / f"{what}.png")
+    if outputs and summary["test"]:
+        write_test(folder, outputs, "test", data.catalog.root)
         summary["test"] |= explain(folder, model, data, outputs, cfg, history=history, run=summary)
     elif outputs:
         outputs.save(folder / OUTPUTS_FILE)
@@ -126,7 +105,7 @@ def write_run(
 def write_evaluation(
     folder: Path,
     summary: Summary,
-    predictions: Predictions,
+    outputs: Outputs,
     model: FishClassifier,
     data: FishDataModule,
     cfg: DictConfig,
@@ -138,15 +117,15 @@ def write_evaluation(
     Args:
         folder: of the evaluation.
         summary: see :func:`fish_lightning.training.summary.summarize_evaluation`.
-        predictions: of the test.
+        outputs: of the tested images.
         model: tested.
         data: its data.
         cfg: the whole config.
         stored: of the training run, see ``read_calibration``; empty without one.
         unknown: unknown images, and what the model computes for those that can be read.
     """
-    subset, outputs = cfg.subset, Outputs.of(predictions, data.catalog)
-    write_test(folder, predictions, outputs, data.catalog)
+    subset = cfg.subset
+    write_test(folder, outputs, subset, data.catalog.root)
     summary[subset] |= explain(folder, model, data, outputs, cfg, subset, stored=stored, unknown=unknown and unknown[1])
     if unknown:
         images, foreign = unknown
@@ -160,6 +139,38 @@ def write_evaluation(
         }
     write_summary(folder, summary)
     print(evaluation_table(folder, summary, subset))
+
+
+def write_ensemble(
+    folder: Path,
+    checkpoint: dict[str, Any],
+    summary: Summary,
+    tested: Tested | None,
+    model: FishClassifier,
+    data: FishDataModule,
+    cfg: DictConfig,
+) -> None:
+    """Write the folder of an ensemble and print its results; ``summary.json`` comes last.
+
+    Args:
+        folder: of the ensemble.
+        checkpoint: of the ensemble, which becomes ``checkpoints/best.ckpt``.
+        summary: see :func:`fish_lightning.training.ensembles.summarize_ensemble`.
+        tested: what the test has found; None where there was no image to score.
+        model: the ensemble.
+        data: its data.
+        cfg: the whole config.
+    """
+    with atomic_write(folder / BEST) as temporary:
+        torch.save(checkpoint, temporary)
+    data.catalog.write_csv(folder / "split.csv")
+    if tested is not None:
+        write_test(folder, tested.outputs, tested.subset, data.catalog.root)
+        summary[tested.subset] |= explain(
+            folder, model, data, tested.outputs, cfg, tested.subset, candidates=summary["compared_checkpoints"]
+        )
+    write_summary(folder, summary | {"checkpoint": str(folder / BEST)})
+    print(ensemble_table(folder, summary, tested.subset if tested else None))
 
 
 def explain(
@@ -195,14 +206,12 @@ def explain(
         where a class was left out, ``unknowns``: they become part of the scores in ``summary.json``.
     """
     model.eval()
-    catalog = data.catalog
+    catalog, detector = data.catalog, (stored or {}).get("unknown") or {}
     trained = catalog.photographs[catalog.splits == "train"]
-    leaked = outputs.copies_of(trained) if catalog.photographs_known else None
     excluded = 0
     if unknown is None:
         unknown, excluded = left_out_outputs(model, data)
     training, known_catalog = None, catalog
-    detector = (stored or {}).get("unknown") or {}
     if cfg.report or not detector:
         # Of an evaluation on other data, the training images are in another folder, if they are still there.
         known_catalog = data.source.known if isinstance(data.source, OtherSource) else catalog
@@ -210,55 +219,42 @@ def explain(
         if training is None:
             training, known_catalog = training_outputs(model, data, catalog), catalog
     selective = (stored or {}).get("selective") or {}
-    target = cfg.evaluate.target_error or selective.get("target_error", TARGET_ERROR)
     if candidates is None:
         candidates = selective.get("candidates", 1) if run is None else run["compared_checkpoints"]
-    settings: dict[str, Any] = {"subset": subset, "leaked": leaked, "unknown": unknown, "candidates": candidates}
-    analysis = analyze(outputs, training, target, stored=stored, **settings)
-    fitted_to = {"weights": weights_digest(model), "tta": model.tta}
-    _write_calibration(folder, analysis, stored, fitted_to)
-    audit: dict[str, Any] | str = ""
-    heat: dict[str, Any] = {}
-    heat_note = ""
-    if cfg.report:
-        audit = audit_report(
-            model,
-            data,
-            outputs.subset(subset) if subset != "all" else outputs,
-            training=subset in ("test", "val"),
-        )
-        heat, heat_note = error_heat_maps(model, data, analysis)
     photographs = known_catalog.photographs_or_paths[known_catalog.indices("train")]
-    texts = {
+    texts: dict[str, Any] = {
         "title": f"{model.hparams['name']} on {printable(catalog.root.resolve().name)}",
         "subset": subset,
         "split": data.split_name,
         "root": str(catalog.root.resolve()),
         "training_root": str(known_catalog.root.resolve()),
         "training_photographs": len(np.unique(photographs)),
-        "heat_note": heat_note,
-        "audit": audit,
+        "heat_note": "",
+        "audit": "",
         "history": list(history),
         "best_epoch": run and run["best_epoch"],
         "config": OmegaConf.to_yaml(cfg, resolve=True),
         "environment": _environment(model, run),
         "report": bool(cfg.report),
         "candidates": candidates,
-        "target_error": target,
+        "target_error": cfg.evaluate.target_error or selective.get("target_error", TARGET_ERROR),
         "stored": None if stored is None else _without_features(stored),
-        "fitted_to": fitted_to,
+        "fitted_to": {"weights": weights_digest(model), "tta": model.tta},
     }
-    warm = {path: cells.astype(np.float16) for path, cells in heat.items()}
-    inputs = ReportInputs(training, detector.get("features"), leaked, warm, texts)
-    inputs.save(folder / INPUTS_FILE)
+    leaked = outputs.copies_of(trained) if catalog.photographs_known else None
+    inputs = ReportInputs(training, detector.get("features"), leaked, {}, texts)
+    analysis = _analysis(outputs, inputs, stored, unknown)
     if cfg.report:
-        _draw(folder, analysis, inputs)
+        texts["audit"] = audit_report(model, data, outputs.subset(subset), training=subset in ("test", "val"))
+        heat, texts["heat_note"] = error_heat_maps(model, data, analysis)
+        inputs.heat.update((path, cells.astype(np.float16)) for path, cells in heat.items())
+    inputs.save(folder / INPUTS_FILE)
+    blocks = _write_findings(folder, analysis, inputs, stored, unknown)
     if unknown is not None and data.left_out is not None:
         unknown.save(folder / UNKNOWN_FILE)
-    blocks = _blocks(analysis, unknown) | {"audit": None if isinstance(audit, str) else audit}
     if "unknowns" in blocks:
         blocks["unknowns"]["excluded"] = excluded
-    return blocks
+    return blocks | {"audit": None if isinstance(texts["audit"], str) else texts["audit"]}
 
 
 def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Summary, bool]:
@@ -293,20 +289,8 @@ def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Sum
         stored = stored | {"unknown": stored["unknown"] | {"features": inputs.features}}
     if target_error is not None and stored is not None and not (outputs.splits == "val").any():
         stored = for_target(stored, summary["checkpoint"], target_error)
-    analysis = analyze(
-        outputs,
-        inputs.training,
-        target_error or texts["target_error"],
-        subset=subset,
-        leaked=inputs.leaked,
-        unknown=unknown,
-        stored=stored,
-        candidates=texts["candidates"],
-    )
-    _write_calibration(folder, analysis, stored, texts["fitted_to"])
-    if texts["report"]:
-        _draw(folder, analysis, inputs)
-    blocks = _blocks(analysis, unknown)
+    texts["target_error"] = target_error or texts["target_error"]
+    blocks = _write_findings(folder, _analysis(outputs, inputs, stored, unknown), inputs, stored, unknown)
     if "unknowns" in blocks:
         blocks["unknowns"] = scores.get("unknowns", {}) | blocks["unknowns"]
     scores |= blocks
@@ -314,12 +298,43 @@ def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Sum
     return subset, scores, texts["report"]
 
 
-def _write_calibration(
-    folder: Path, analysis: Analysis, stored: Mapping[str, Any] | None, fitted_to: Mapping[str, str | None]
-) -> None:
-    """Write the calibration of a training run, for which nothing is stored yet."""
-    if stored is None and analysis.fitted_here:
-        write_calibration(folder, calibration_of(analysis) | dict(fitted_to))
+def _analysis(
+    outputs: Outputs, inputs: ReportInputs, stored: Mapping[str, Any] | None, unknown: Outputs | None
+) -> Analysis:
+    texts = inputs.texts
+    settings: dict[str, Any] = {"subset": texts["subset"], "leaked": inputs.leaked, "candidates": texts["candidates"]}
+    return analyze(outputs, inputs.training, texts["target_error"], stored=stored, unknown=unknown, **settings)
+
+
+def _write_findings(
+    folder: Path,
+    analysis: Analysis,
+    inputs: ReportInputs,
+    stored: Mapping[str, Any] | None,
+    unknown: Outputs | None,
+) -> Summary:
+    """Write the calibration, of a training run, for which nothing is stored yet, and ``report.html``.
+
+    Returns:
+        What the analysis adds to the scores in ``summary.json``.
+    """
+    texts = inputs.texts
+    if stored is None and analysis.guarantee:
+        write_calibration(folder, calibration_of(analysis) | texts["fitted_to"])
+    if texts["report"]:
+        root, training_root = Path(texts["root"]), Path(texts["training_root"])
+        write_report(
+            folder / "report.html",
+            analysis,
+            texts,
+            lambda path: thumbnail(root / path, 256),
+            lambda path: thumbnail(training_root / path, 256),
+            inputs.heat,
+        )
+    blocks: Summary = {"calibration": analysis.calibration, "selective": analysis.selective}
+    if unknown is not None and analysis.unknowns:
+        blocks["unknowns"] = dict(analysis.unknowns)
+    return blocks
 
 
 def for_target(stored: Mapping[str, Any], ckpt: str | Path, target_error: float) -> Stored:
@@ -344,8 +359,8 @@ def for_target(stored: Mapping[str, Any], ckpt: str | Path, target_error: float)
             "pass the folder of a training run (ckpt=RUN), or leave evaluate.target_error out"
         )
     candidates = stored["selective"].get("candidates", 1)
-    threshold = guaranteed(val, target_error, candidates).threshold
-    selective = {"threshold": threshold, "target_error": target_error, "candidates": candidates}
+    chosen = choose_threshold(val.confidence, val.correct, val.known_photographs, target_error, candidates)
+    selective = {"threshold": chosen.threshold, "target_error": target_error, "candidates": candidates}
     return {**stored, "selective": selective}
 
 
@@ -365,60 +380,36 @@ def _environment(model: FishClassifier, run: Mapping[str, Any] | None) -> dict[s
     return versions | {"precision": run["precision"], "processes": str(run["processes"])} | seconds
 
 
-def _draw(folder: Path, analysis: Analysis, inputs: ReportInputs) -> None:
-    texts = inputs.texts
-    root, training_root = Path(texts["root"]), Path(texts["training_root"])
-    write_report(
-        folder / "report.html",
-        analysis,
-        thumbnail=lambda path: thumbnail(root / path, 256),
-        training_thumbnail=lambda path: thumbnail(training_root / path, 256),
-        heat=inputs.heat,
-        **{key: texts[key] for key in _SHOWN},
-    )
-
-
-def _blocks(analysis: Analysis, unknown: Outputs | None) -> Summary:
-    """Return what the analysis adds to the scores in ``summary.json``."""
-    blocks: Summary = {"calibration": analysis.calibration, "selective": analysis.selective}
-    if unknown is not None and analysis.unknowns:
-        blocks["unknowns"] = unknowns_block(analysis.unknowns)
-    return blocks
-
-
 def write_summary(folder: Path, summary: Summary) -> None:
     """Write ``summary.json``; JSON has no NaN and no infinity, which become null."""
     with atomic_write(folder / "summary.json") as temporary:
-        temporary.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        finite = json.loads(json.dumps(summary), parse_constant=lambda constant: None)
+        temporary.write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
 
 
-def _finite(value: Any) -> Any:
-    """Return a value with None for NaN and infinite numbers."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def write_test(folder: Path, outputs: Outputs, subset: str, root: Path) -> None:
+    """Write ``logits.npz``, ``test_predictions.csv``, ``confusion_matrix.csv`` and its plot, and example images.
 
-
-def write_test(folder: Path, predictions: Predictions, outputs: Outputs, catalog: Catalog) -> None:
-    """Write ``logits.npz``, ``test_predictions.csv``, ``confusion_matrix.csv`` and its plot, and example images."""
+    Args:
+        folder: to write to.
+        outputs: of the tested images and those that temperature and thresholds are chosen on.
+        subset: that was tested.
+        root: folder that the images' paths are relative to.
+    """
     outputs.save(folder / OUTPUTS_FILE)
+    tested, classes = outputs.subset(subset), outputs.classes.tolist()
     with csv_table(folder / "test_predictions.csv") as lines:
         lines.writerow(("path", "label", "prediction", "probability", "photograph", "correct"))
-        for index, label, pred, probabilities in zip(
-            predictions.indices, predictions.labels, predictions.preds, predictions.probabilities, strict=True
-        ):
-            named = (text_cell(catalog.classes[of]) for of in (label, pred))
-            probability, photograph = f"{probabilities[pred]:.6f}", path_cell(str(catalog.photographs[index]))
-            lines.writerow((path_cell(str(catalog.paths[index])), *named, probability, photograph, int(pred == label)))
-    matrix = confusion_matrix(predictions, len(catalog.classes))
+        columns = (tested.paths.tolist(), tested.labels, tested.preds, tested.confidence, tested.photographs.tolist())
+        for path, label, pred, probability, photograph in zip(*columns, strict=True):
+            named = (text_cell(classes[of]) for of in (label, pred))
+            lines.writerow((path_cell(path), *named, f"{probability:.6f}", path_cell(photograph), int(pred == label)))
+    matrix = confusion_matrix(tested, len(classes))
     with csv_table(folder / "confusion_matrix.csv") as lines:
-        lines.writerow(("true", *map(text_cell, catalog.classes)))
-        lines.writerows((text_cell(name), *row) for name, row in zip(catalog.classes, matrix.tolist(), strict=True))
-    plots = folder / "plots"
-    figures.save(figures.confusion_figure(matrix, catalog.classes), plots / "confusion_matrix.png")
-    figures.save(figures.prediction_figure(predictions, catalog, PICTURES), plots / "predictions.png")
+        lines.writerow(("true", *map(text_cell, classes)))
+        lines.writerows((text_cell(name), *row) for name, row in zip(classes, matrix.tolist(), strict=True))
+    figures.save(figures.confusion_figure(matrix, classes), folder / "plots" / "confusion_matrix.png")
+    figures.save(figures.prediction_figure(tested, root, PICTURES), folder / "plots" / "predictions.png")
 
 
 def metrics(summary: Summary) -> dict[str, float]:

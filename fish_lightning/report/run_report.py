@@ -1,6 +1,5 @@
 """``report.html`` of a run or an evaluation: one file that says what a model has learnt and what its score is worth."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,34 +11,22 @@ from PIL import Image
 from tqdm import tqdm
 
 from fish_lightning.evaluation.abstention import BOUND
-from fish_lightning.evaluation.analysis import Analysis, Error
-from fish_lightning.evaluation.arrays import Floats, Ints
+from fish_lightning.evaluation.analysis import Analysis
+from fish_lightning.evaluation.arrays import Floats, Ints, copies_before
 from fish_lightning.evaluation.calibration import ReliabilityCurve
-from fish_lightning.files import atomic_write
+from fish_lightning.evaluation.scores import most_confused
 from fish_lightning.hardware import cores
 from fish_lightning.plotting.thumbnails import data_uri, shrunk
 from fish_lightning.report.charts import Chart
-from fish_lightning.report.pages import page_template
+from fish_lightning.report.pages import write_page
 
 Thumbnail: TypeAlias = Callable[[str], npt.NDArray[np.uint8]]
 Row: TypeAlias = Mapping[str, float | None]
-Context: TypeAlias = dict[str, Any]
 
 LARGE, MEDIUM, SMALL = 192, 96, 80  # pixels, longer side: of an error, in the gallery, of a neighbor
 MATRIX = 30  # classes in the confusion matrix at most
 CLASSES = 100  # rows in the table of classes at most
 PHOTOGRAPHS, SUSPECTS = 12, 40  # with pictures, at most
-#: Rows of the audit: figures of :class:`~fish_lightning.evaluation.audit.Audit`.
-AUDIT_ROWS = (
-    ("accuracy", "as they are"),
-    ("mean_background", "background in its mean color"),
-    ("other_background", "background of another class"),
-    ("object_removed", "object removed"),
-    ("chance", "chance: always the largest class"),
-    ("follows_object", "composites predicted as the object, not as the background"),
-    ("heat_on_object", "heat on the object"),
-    ("object_share", "share of the image that the object covers"),
-)
 SUBSETS = {"train": "training ", "val": "validation ", "test": "test ", "all": ""}  # before "images"
 FEW = 10  # photographs of a class, or of a test, that say little
 
@@ -47,19 +34,10 @@ FEW = 10  # photographs of a class, or of a test, that say little
 def write_report(
     file: Path,
     analysis: Analysis,
-    *,
-    title: str,
-    thumbnail: Thumbnail | None,
+    texts: Mapping[str, Any],
+    thumbnail: Thumbnail,
     training_thumbnail: Thumbnail | None = None,
     heat: Mapping[str, Floats] | None = None,
-    heat_note: str = "",
-    history: Sequence[Row] = (),
-    best_epoch: int | None = None,
-    split: str | None = None,
-    audit: Mapping[str, Any] | str | None = None,
-    training_photographs: int | None = None,
-    config: str = "",
-    environment: Mapping[str, object] | None = None,
     pictures: int = 300,
 ) -> None:
     """Write the report as one self-contained HTML file that loads nothing.
@@ -67,70 +45,59 @@ def write_report(
     Args:
         file: to write.
         analysis: what to report.
-        title: heading of the page.
+        texts: see :class:`~fish_lightning.evaluation.outputs.ReportInputs`.
         thumbnail: returns (H, W, 3) uint8 of a tested image's path, of about 200 pixels or more, also if its file is
-            unreadable; called from threads. None: the report has no pictures.
+            unreadable; called from threads.
         training_thumbnail: likewise of the training images, if they are in another folder.
         heat: path to (h, w) heat map, 0 to 1, of errors (``analysis.errors``); laid over the picture.
-        heat_note: why there are no heat maps.
-        history: rows of a training run, see :class:`~fish_lightning.training.history.History`.
-        best_epoch: the epoch of the checkpoint that was tested; marked in the curves.
-        split: how test images were chosen: ``photograph``.
-        audit: see :func:`~fish_lightning.report.explanations.audit_report`, or why there is none; None: no section.
-        training_photographs: number of all, of which the neighbors may come from a sample; None if unknown.
-        config: of the run, as YAML.
-        environment: names and values of what else is to be known: versions, device, seconds.
         pictures: in the gallery at most; the page says how many there are.
     """
-    gallery = _sample(analysis, pictures if thumbnail else 0)
+    gallery, shown = _sample(analysis, pictures), most_confused(analysis.confusion, MATRIX)
     errors, photographs = analysis.errors, analysis.worst_photographs[:PHOTOGRAPHS]
     suspects, paths = analysis.suspects[:SUSPECTS], analysis.images.paths
     source = _thumbnails(
         thumbnail,
         training_thumbnail if analysis.neighbors_from == "train" and training_thumbnail else thumbnail,
         [(str(paths[i]), MEDIUM, False) for i in gallery]
-        + [(error.path, LARGE, False) for error in errors]
+        + [(str(paths[error.image]), LARGE, False) for error in errors]
         + [(str(paths[photograph.image]), SMALL, False) for photograph in photographs]
         + [(suspect.paths[0], MEDIUM, False) for suspect in suspects]
         + [(near.path, SMALL, True) for error in errors for near in error.neighbors],
     )
-    template = page_template(
+    curves = (_curve(texts["history"], texts["best_epoch"], what) for what in ("loss", "accuracy"))
+    # The lowest recall first, those without test images last.
+    classes = [{"name": name} | score for name, score in zip(analysis.classes, analysis.per_class, strict=True)]
+    classes.sort(key=lambda row: (row["recall"] is None, row["recall"] or 0, row["precision"] or 0))
+    filters: dict[str, Callable[..., object]] = {
+        "percent": "{:.1%}".format,
+        "interval": lambda bounds: f"{bounds[0]:.1%} to {bounds[1]:.1%}",
+        "sentence": lambda text: text[:1].upper() + text[1:] + ("" if text.endswith(".") else "."),
+        "plural": _plural,
+    }
+    write_page(
+        file,
         "report.html.j2",
-        percent="{:.1%}".format,
-        interval=lambda bounds: f"{bounds[0]:.1%} to {bounds[1]:.1%}",
-        sentence=lambda text: text[:1].upper() + text[1:] + ("" if text.endswith(".") else "."),
-        plural=_plural,
-    )
-    page = template.render(
-        title=title,
+        filters,
+        **texts,
         a=analysis,
-        unit="photographs" if analysis.photographs is not None else "images",
-        verdict=verdict(analysis, split),
+        verdict=verdict(analysis, texts["split"]),
         source=source,
-        curves=_curves(history, best_epoch),
-        matrix=_matrix(analysis),
-        gallery=_gallery(analysis, gallery),
-        wrong=int((~analysis.images.correct).sum()),
-        class_rows=_class_rows(analysis),
-        training_photographs=training_photographs,
-        errors=[{"error": error, "heat": _overlay(heat, error)} for error in errors],
-        heat_note=heat_note,
+        curves=[chart for chart in curves if chart],
+        shown=shown,
+        outside=int(analysis.confusion.sum() - analysis.confusion[np.ix_(shown, shown)].sum()),
+        gallery=gallery,
+        class_rows=classes[:CLASSES],
+        heat={path: _overlay(cells) for path, cells in (heat or {}).items()},
         photographs=photographs,
         reliability=_reliability(analysis),
         risk=_risk(analysis),
         suspects=suspects,
-        audit=audit,
-        AUDIT_ROWS=AUDIT_ROWS,
         BOUND=BOUND,
         SUBSETS=SUBSETS | {"training": "training "},
-        config=config,
-        environment=environment or {},
         LARGE=LARGE,
         MEDIUM=MEDIUM,
         SMALL=SMALL,
     )
-    with atomic_write(file) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
 
 
 def verdict(analysis: Analysis, split: str | None = None) -> list[str]:
@@ -139,16 +106,16 @@ def verdict(analysis: Analysis, split: str | None = None) -> list[str]:
 
 
 def _score(analysis: Analysis) -> str:
-    images = analysis.images
+    images, scores = analysis.images, analysis.scores
     n = f"{len(images):,} {SUBSETS[analysis.subset]}{_plural(len(images), 'image')}"
-    low, high = analysis.accuracy_ci95_photographs or analysis.accuracy_ci95
+    low, high = scores["accuracy_ci95_photographs"] or scores["accuracy_ci95"]
     counted = (
-        f"clustered by photograph, n={analysis.photographs:,}"
-        if analysis.photographs is not None
+        f"clustered by photograph, n={scores['photographs']:,}"
+        if scores["photographs"] is not None
         else "if no image is a copy of another"
     )
     return (
-        f"The model recognizes {analysis.accuracy:.1%} of {n}; on other images like these expect "
+        f"The model recognizes {scores['accuracy']:.1%} of {n}; on other images like these expect "
         f"{low:.1%} to {high:.1%} (95% CI, {counted})."
     )
 
@@ -158,16 +125,18 @@ def _worth(analysis: Analysis, split: str | None) -> str:
     chosen = f" (split={split})" if split else ""
     if analysis.subset in ("train", "all"):
         return "It was trained on these images or on some of them, so the score says little about unseen photographs."
-    if analysis.leaked is None:
+    leaked, rest = analysis.scores["leaked_test_images"], analysis.scores["without_leaked"]
+    if leaked is None:
         return (
             f"Whether it was trained on copies of these images{chosen} is unknown, so the score may be too high for "
             "unseen photographs (data.find_copies=true searches for copies)."
         )
-    if analysis.leaked:
-        rest = analysis.without_leaked
-        clean = f"on the other {rest['n']:,} the accuracy is {rest['accuracy']:.1%}" if rest else "there are no others"
+    if leaked:
+        clean = (
+            f"on the other {rest['n']:,} the accuracy is {rest['accuracy']:.1%}" if rest["n"] else "there are no others"
+        )
         return (
-            f"{analysis.leaked:,} of the {n:,} have a copy among the training images{chosen}, so this score says "
+            f"{leaked:,} of the {n:,} have a copy among the training images{chosen}, so this score says "
             f"little about unseen photographs; {clean}."
         )
     if analysis.subset == "val":
@@ -186,15 +155,15 @@ def _advice(analysis: Analysis) -> str:
     worst = min(tested, key=lambda label: (analysis.per_class[label]["recall"], -analysis.per_class[label]["n"]))
     score, row = analysis.per_class[worst], analysis.confusion[worst].copy()
     if score["recall"] == 1:
-        if (analysis.photographs or len(analysis.images)) < FEW:
+        if (analysis.scores["photographs"] or len(analysis.images)) < FEW:
             return "There are no errors, but the test set is too small to conclude much: test it on more photographs."
         return "No class has an error: to find where the model fails, test it on more and harder photographs."
     right, row[worst] = int(row[worst]), 0
     name, other = analysis.classes[worst], analysis.classes[int(row.argmax())]
     suspects = sum(suspect.given == worst for suspect in analysis.suspects)
-    if analysis.leaked:
+    if analysis.scores["leaked_test_images"]:
         action = "before anything else, train again with split=photograph, which keeps copies on one side"
-    elif analysis.photographs is not None and score["photographs"] < FEW:
+    elif analysis.scores["photographs"] is not None and score["photographs"] < FEW:
         action = (
             f"only {score['photographs']} {_plural(score['photographs'], 'photograph')} of it "
             f"{'was' if score['photographs'] == 1 else 'were'} tested, so add photographs of it to training and test"
@@ -217,165 +186,74 @@ def _sample(analysis: Analysis, most: int) -> Ints:
     """
     images, classes = analysis.images, len(analysis.classes)
     shuffled = np.random.default_rng(0).permutation(len(images))
-    names = np.where(images.photographs == "", images.paths, images.photographs)[shuffled]
+    names = images.photographs_or_paths[shuffled]
     cells = (images.labels * classes + images.preds)[shuffled]
-    by_copy = _place_within(np.unique(names, return_inverse=True)[1])
-    order = np.argsort(by_copy, kind="stable")
+    order = np.argsort(copies_before(names), kind="stable")
     turn = np.empty_like(order)
-    turn[order] = _place_within(cells[order])
+    turn[order] = copies_before(cells[order])
     first = np.lexsort((images.correct[shuffled], turn))[:most]
     return shuffled[first[np.argsort(images.correct[shuffled[first]], kind="stable")]]
 
 
-def _place_within(groups: Ints) -> Ints:
-    """Return (N,) how many earlier entries are of the same group."""
-    order = np.argsort(groups, kind="stable")
-    sizes = np.unique(groups, return_counts=True)[1]
-    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(groups)) - starts
-    return place
-
-
-def _thumbnails(
-    tested: Thumbnail | None, training: Thumbnail | None, wanted: Iterable[tuple[str, int, bool]]
-) -> Callable[..., str]:
-    """Make each picture once in each of its sizes; return what gives its data URI, ``""`` without pictures."""
+def _thumbnails(tested: Thumbnail, training: Thumbnail, wanted: Iterable[tuple[str, int, bool]]) -> Callable[..., str]:
+    """Make each picture once in each of its sizes; return what gives its data URI."""
     sizes: dict[tuple[str, bool], set[int]] = {}
     for path, size, from_training in wanted:
         sizes.setdefault((path, from_training), set()).add(size)
 
     def make(key: tuple[str, bool]) -> dict[int, str]:
         path, from_training = key
-        source = training if from_training else tested
-        assert source is not None
-        picture = source(path)
+        picture = (training if from_training else tested)(path)
         return {size: data_uri(shrunk(picture, size), quality=70) for size in sizes[key]}
 
-    made: dict[tuple[str, bool], dict[int, str]] = {}
-    if tested is not None:
-        with ThreadPoolExecutor(cores()) as pool:
-            done = pool.map(make, sizes)
-            made = dict(zip(sizes, tqdm(done, "report", len(sizes), unit="picture", disable=None), strict=True))
-
-    def source_of(path: str, size: int, from_training: bool = False) -> str:
-        return made[path, from_training][size] if made else ""
-
-    return source_of
+    with ThreadPoolExecutor(cores()) as pool:
+        done = tqdm(pool.map(make, sizes), "report", len(sizes), unit="picture", disable=None)
+        made = dict(zip(sizes, done, strict=True))
+    return lambda path, size, from_training=False: made[path, from_training][size]
 
 
-def _overlay(heat: Mapping[str, Floats] | None, error: Error) -> str:
+def _overlay(heat: Floats) -> str:
     """Return a heat map as a PNG of its own few pixels, which the browser enlarges: clear where it is cold."""
-    if heat is None or error.path not in heat:
-        return ""
-    warm = np.clip(heat[error.path].astype(np.float64), 0, 1)
+    warm = np.clip(heat.astype(np.float64), 0, 1)
     colors = np.zeros((*warm.shape, 4))
     colors[..., 0], colors[..., 1], colors[..., 3] = 255, 220 * (1 - warm), 190 * warm
     return data_uri(Image.fromarray(colors.round().astype(np.uint8)), "png")
 
 
-def _curves(history: Sequence[Row], best_epoch: int | None) -> list[Chart]:
-    if not history:
-        return []
+def _curve(history: Sequence[Row], best_epoch: int | None, what: str) -> Chart | None:
+    """Return the chart of ``loss`` or ``accuracy``; None where it was not measured."""
+    percent = what == "accuracy"
+    shown = ("{:.1%}" if percent else "{:.3f}").format
     epochs = [float(row["epoch"] or 0) for row in history]
-
-    def column(key: str) -> list[float]:
-        values = [row.get(key) for row in history]
-        return [math.nan if value is None or not math.isfinite(value) else value for value in values]
-
-    def chart(title: str, named: Mapping[str, str], top: float | None) -> Chart | None:
-        columns = {name: column(key) for name, key in named.items()}
-        measured = {name: [v for v in values if not math.isnan(v)] for name, values in columns.items()}
-        measured = {name: values for name, values in measured.items() if values}
-        if not measured:
-            return None
-        said = "; ".join(f"{name} from {_short(v[0], top)} to {_short(v[-1], top)}" for name, v in measured.items())
-        highest = top or 1.05 * _top(measured.values())
-        last = max(epochs)
-        drawn = Chart(
-            title,
-            f"{title} over {last:.0f} epochs: {said}.",
-            (min(epochs), last),
-            (0, highest),
-            "epoch",
-            (False, top is not None),
-            whole=True,
-        )
-        for style, name in zip(("first", "second"), measured, strict=False):
-            values = columns[name]
-            notes = [f"epoch {epoch:.0f}, {name}: {_short(v, top)}" for epoch, v in zip(epochs, values, strict=True)]
-            drawn.line(name, epochs, values, style, notes)
-        if best_epoch is not None and len(epochs) > 1:
-            drawn.mark(best_epoch, f"best: epoch {best_epoch}")
-        return drawn
-
-    charts = [
-        chart("Loss", {"training": "train_loss", "validation": "val_loss"}, None),
-        chart("Accuracy", {"training": "train_accuracy", "validation": "val_accuracy"}, 1.0),
-    ]
-    return [drawn for drawn in charts if drawn]
+    lines: dict[str, Floats] = {}
+    for name, column in (("training", f"train_{what}"), ("validation", f"val_{what}")):
+        values = np.array([row.get(column) for row in history], dtype=np.float64)
+        if np.isfinite(values).any():
+            lines[name] = np.where(np.isfinite(values), values, np.nan)
+    if not lines:
+        return None
+    measured = {name: values[~np.isnan(values)] for name, values in lines.items()}
+    said = "; ".join(f"{name} from {shown(v[0])} to {shown(v[-1])}" for name, v in measured.items())
+    chart = Chart(
+        what.capitalize(),
+        f"{what.capitalize()} over {max(epochs):.0f} epochs: {said}.",
+        (min(epochs), max(epochs)),
+        (0, 1.0 if percent else 1.05 * _top(np.concatenate([*measured.values()]))),
+        "epoch",
+        (False, percent),
+        whole=True,
+    )
+    for style, (name, values) in zip(("first", "second"), lines.items(), strict=False):
+        notes = [f"epoch {epoch:.0f}, {name}: {shown(value)}" for epoch, value in zip(epochs, values, strict=True)]
+        chart.line(name, epochs, values, style, notes)
+    if best_epoch is not None and len(epochs) > 1:
+        chart.mark(best_epoch, f"best: epoch {best_epoch}")
+    return chart
 
 
-def _top(losses: Iterable[Sequence[float]]) -> float:
+def _top(losses: Floats) -> float:
     """Return the loss at the top of a chart; early spikes, which would flatten the rest, leave it."""
-    values = [loss for line in losses for loss in line]
-    return min(max(values), max(10 * float(np.median(values)), min(values) * 2))
-
-
-def _short(value: float, top: float | None) -> str:
-    return f"{value:.3f}" if top is None else f"{value:.1%}"
-
-
-def _matrix(analysis: Analysis) -> Context:
-    """Return the confusion matrix, of the most confused classes if there are too many."""
-    confusion, classes = analysis.confusion, len(analysis.classes)
-    mistakes = confusion.sum(axis=0) + confusion.sum(axis=1) - 2 * confusion.diagonal()
-    shown = np.sort(np.argsort(-mistakes, kind="stable")[:MATRIX])
-    totals = np.maximum(confusion.sum(axis=1), 1)
-    rows = [
-        {
-            "name": analysis.classes[label],
-            "cells": [
-                {
-                    "key": f"{label}-{pred}",
-                    "n": int(confusion[label, pred]),
-                    "share": float(confusion[label, pred] / totals[label]),
-                    "right": label == pred,
-                    "what": _cell_words(analysis.classes[label], analysis.classes[pred]),
-                }
-                for pred in shown
-            ],
-        }
-        for label in shown
-    ]
-    outside = int(confusion.sum() - confusion[np.ix_(shown, shown)].sum())
-    names = [analysis.classes[label] for label in shown]
-    return {"names": names, "rows": rows, "others": classes - len(shown), "outside": outside}
-
-
-def _cell_words(name: str, predicted: str) -> str:
-    return f"{name}, recognized" if name == predicted else f"{name}, predicted as {predicted}"
-
-
-def _gallery(analysis: Analysis, chosen: Ints) -> list[Context]:
-    images, classes = analysis.images, analysis.classes
-    return [
-        {
-            "cell": f"{images.labels[i]}-{images.preds[i]}",
-            "right": bool(images.correct[i]),
-            "label": classes[images.labels[i]],
-            "prediction": classes[images.preds[i]],
-            "probability": float(images.probabilities[i]),
-            "path": str(images.paths[i]),
-        }
-        for i in chosen
-    ]
-
-
-def _class_rows(analysis: Analysis) -> list[Context]:
-    """Return the classes, the lowest recall first, those without test images last."""
-    rows = [{"name": name} | score for name, score in zip(analysis.classes, analysis.per_class, strict=True)]
-    return sorted(rows, key=lambda row: (row["recall"] is None, row["recall"] or 0, row["precision"] or 0))[:CLASSES]
+    return float(min(losses.max(), max(10 * np.median(losses), 2 * losses.min())))
 
 
 def _reliability(analysis: Analysis) -> list[Chart]:
@@ -407,14 +285,9 @@ def _reliability_chart(title: str, curve: ReliabilityCurve, ece: float, style: s
     low, high = curve.accuracy_ci95[filled].T
     chart.band(curve.confidence[filled], low, high, style)
     notes = [
-        f"{confidence:.0%} sure: {accuracy:.0%} right (95% CI {low:.0%} to {high:.0%}), {images:,} images"
-        for confidence, accuracy, (low, high), images in zip(
-            curve.confidence[filled],
-            curve.accuracy[filled],
-            curve.accuracy_ci95[filled],
-            curve.images[filled],
-            strict=True,
-        )
+        f"{curve.confidence[b]:.0%} sure: {curve.accuracy[b]:.0%} right (95% CI {curve.accuracy_ci95[b, 0]:.0%} to "
+        f"{curve.accuracy_ci95[b, 1]:.0%}), {curve.images[b]:,} images"
+        for b in np.flatnonzero(filled)
     ]
     chart.line("share of right answers", curve.confidence[filled], curve.accuracy[filled], style, notes)
     return chart

@@ -1,16 +1,30 @@
 """The results of a run or an evaluation as text for the terminal."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from fish_lightning.evaluation.scores import leak_warning
+from fish_lightning.evaluation.scores import leak_sentence
+from fish_lightning.evaluation.stored_calibration import FILE as CALIBRATION_FILE
 from fish_lightning.files import override, shown
 from fish_lightning.names import listed, printable, shortened
 
 Summary = dict[str, Any]
 
 CLASSES = 20  # of a table at most
+
+
+def aligned(cells: Sequence[tuple[str, ...]], right: Sequence[int]) -> list[str]:
+    """Return rows of a table whose columns are aligned, those in ``right`` to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            text.rjust(width) if column in right else text.ljust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
 
 
 def score_table(test: Summary, split: str, subset: str = "test") -> str:
@@ -21,29 +35,14 @@ def score_table(test: Summary, split: str, subset: str = "test") -> str:
     lines = [
         f"{name:<15}{test['accuracy']:.2%}   95% CI {low:.1%} to {high:.1%}",
         f"               {wrong} of {test['n']} wrong; split={split}",
-        *_part_line(test),
-        *_photograph_lines(test),
-        f"macro F1       {test['macro_f1']:.4f}",
-        f"loss           {test['loss']:.4f}",
-        *_one_class_line(test),
-        "",
-        *_class_lines(test["per_class"]),
     ]
-    return "\n".join(lines)
-
-
-def _part_line(test: Summary) -> list[str]:
-    """Return how many images were tested, where there are more."""
-    of = test.get("images_in_split", test["n"])
-    return [f"               tested {test['n']:,} of {of:,} images"] if test["n"] < of else []
-
-
-def _one_class_line(test: Summary) -> list[str]:
-    """Return a warning where one class is all that the model predicts, of several that were tested."""
+    if test["n"] < test.get("images_in_split", test["n"]):
+        lines.append(f"               tested {test['n']:,} of {test['images_in_split']:,} images")
+    lines += [*_photograph_lines(test), f"macro F1       {test['macro_f1']:.4f}", f"loss           {test['loss']:.4f}"]
     predicted = [name for name, scores in test["per_class"].items() if scores["precision"] is not None]
-    if len(predicted) > 1 or sum(scores["n"] > 0 for scores in test["per_class"].values()) < 2:
-        return []
-    return [f"warning: the model predicts the same class for every image: {printable(predicted[0])}"]
+    if len(predicted) == 1 < sum(scores["n"] > 0 for scores in test["per_class"].values()):
+        lines.append(f"warning: the model predicts the same class for every image: {printable(predicted[0])}")
+    return "\n".join([*lines, "", *_class_lines(test["per_class"])])
 
 
 def _class_lines(per_class: Summary) -> list[str]:
@@ -53,11 +52,11 @@ def _class_lines(per_class: Summary) -> list[str]:
         tested = [name for name in shown if per_class[name]["n"]]
         shown = sorted(tested, key=lambda name: per_class[name]["recall"])[:CLASSES]
     names = [shortened(printable(name)) for name in shown]
-    width = max(len(name) for name in ("class", *names))
-    lines = [f"{'class':<{width}}  precision  recall  images"]
+    cells = [("class", "precision", "recall", "images")]
     for name, scores in zip(names, map(per_class.__getitem__, shown), strict=True):
         precision, recall = (f"{x:.1%}" if x is not None else "-" for x in (scores["precision"], scores["recall"]))
-        lines.append(f"{name:<{width}}  {precision:>9}  {recall:>6}  {scores['n']:6d}")
+        cells.append((name, precision, recall, str(scores["n"])))
+    lines = aligned(cells, right=(1, 2, 3))
     if len(shown) < len(per_class):
         lines.append(f"{len(shown)} of {len(per_class):,} classes, those with the lowest recall; all in summary.json")
     return lines
@@ -70,7 +69,7 @@ def _photograph_lines(test: Summary) -> list[str]:
     low, high = test["accuracy_ci95_photographs"]
     lines = [f"               {low:.1%} to {high:.1%}: 95% CI clustered by photograph (n={test['photographs']})"]
     if test["leaked_test_images"]:
-        lines.append("warning: " + leak_warning(test).replace("; ", ";\n         "))
+        lines.append("warning: " + leak_sentence(test).replace("; ", ";\n         "))
     return lines
 
 
@@ -160,17 +159,6 @@ def _unknown_lines(unknowns: Summary) -> list[str]:
     return lines
 
 
-def _to_continue(folder: Path, summary: Summary) -> str:
-    """Return how to train a run further that a limit has stopped."""
-    if summary["stopped_by"] == "max_time":
-        return f"; resume with\n  python -m fish_lightning.train {override('ckpt', folder)} trainer.max_time=null"
-    return (
-        "; to train longer, start a new run with a larger trainer.max_steps"
-        if summary["stopped_by"] == "max_steps"
-        else ""
-    )
-
-
 def closing_table(folder: Path, summary: Summary) -> str:
     """Return the results of a training run, its folder and the next commands."""
     lines = [score_table(summary["test"], summary["split"])] if summary["test"] else ["not tested (test=false)"]
@@ -179,12 +167,15 @@ def closing_table(folder: Path, summary: Summary) -> str:
     if summary["skipped_batches"]:
         lines.append(f"\nskipped batches with a NaN or infinite loss (on_nan=skip): {summary['skipped_batches']}")
     if summary["seconds"]:
-        speed = f", {summary['train_images_per_second']:.0f} training images/s" if summary["seconds"] else ""
-        lines.append(f"\n{summary['epochs']} epochs in {summary['seconds']:.0f} s{speed}")
+        speed = f"{summary['train_images_per_second']:.0f} training images/s"
+        lines.append(f"\n{summary['epochs']} epochs in {summary['seconds']:.0f} s, {speed}")
     if summary["stopped_by"]:
-        lines.append(
-            f"stopped by {summary['stopped_by']} in epoch {summary['epochs']:.0f}" + _to_continue(folder, summary)
-        )
+        further = {
+            "max_time": "; resume with\n"
+            f"  python -m fish_lightning.train {override('ckpt', folder)} trainer.max_time=null",
+            "max_steps": "; to train longer, start a new run with a larger trainer.max_steps",
+        }.get(summary["stopped_by"], "")
+        lines.append(f"stopped by {summary['stopped_by']} in epoch {summary['epochs']:.0f}{further}")
     if summary["limits"]:
         limits = ", ".join(f"{key}={value}" for key, value in summary["limits"].items())
         lines.append(f"warning: only part of the data was used ({limits})")
@@ -200,3 +191,66 @@ def closing_table(folder: Path, summary: Summary) -> str:
     if checkpoint:
         lines.append(f"predict      python -m fish_lightning.predict {override('ckpt', checkpoint)} input=FOLDER")
     return "\n".join([*lines, f"tensorboard  tensorboard --logdir {quote(shown(folder))}"])
+
+
+def ensemble_table(folder: Path, summary: Summary, subset: str | None) -> str:
+    """Return the results of an ensemble as text.
+
+    Args:
+        folder: of the ensemble.
+        summary: its ``summary.json``.
+        subset: what was tested; None: nothing.
+    """
+    members, cost = summary["members"], summary["cost"]
+    networks = listed(list(dict.fromkeys(member["model"] for member in members)))
+    lines = [f"ensemble     {len(members)} members ({networks}): {listed([member['run'] for member in members])}"]
+    if subset is None:
+        lines += _unscored_lines(summary)
+    else:
+        scored = "images in every member's test set"
+        if subset != "test":
+            scored = "images no member was trained on, though some selected their epoch on them"
+        table = score_table(summary[subset], f"{summary['split']}; {scored}", subset)
+        lines = [table, "", *lines, *_gain_lines(summary["gain"])]
+    times = f"{cost['forward']:.1f} times the forward pass of a member, " if cost["forward"] else ""
+    lines.append(f"cost         {times}{cost['mb']:.1f} MB instead of {cost['member_mb']:.1f} MB")
+    calibrated = "none: no images are held out from every member"
+    if (folder / CALIBRATION_FILE).is_file():
+        calibrated = f"from {summary['images']['val']:,} images that no member was trained on"
+    lines += [f"calibration  {calibrated}", f"folder       {shown(folder)}"]
+    if (folder / "report.html").is_file():
+        lines.append(f"report       {shown(folder / 'report.html')}")
+    if subset is None:
+        lines.append(
+            f"score it     python -m fish_lightning.evaluate {override('ckpt', folder)} data=folder data.root=DIR"
+        )
+    return "\n".join([*lines, f"predict      python -m fish_lightning.predict {override('ckpt', folder)} input=FOLDER"])
+
+
+def _gain_lines(gain: Summary) -> list[str]:
+    best = gain["best_by_validation"]
+    names = [("the average member", gain["mean_member"])]
+    if best:
+        names.append((f"the member with the best validation accuracy, {printable(best['run'])}", best))
+    lines: list[str] = []
+    for name, found in names:
+        low, high = (f"{100 * bound:+.1f}" for bound in found["difference_ci95_photographs"])
+        lines.append(
+            f"{'gain' if not lines else '':<11}  {100 * found['difference']:+.1f} points over {name} "
+            f"({found['accuracy']['member']:.1%}); 95% CI {low} to {high}: {found['verdict']}"
+        )
+    return lines
+
+
+def _unscored_lines(summary: Summary) -> list[str]:
+    """Return why there is no score, and how the members do one by one."""
+    images = sum(summary["images"].values())
+    lines = [f"not scored   each of the {images:,} images, or a copy of it, was in some member's training set"]
+    if pooled := summary["members_pooled"]:
+        interval = pooled["accuracy_ci95_photographs"] or pooled["accuracy_ci95"]
+        clustered = " clustered by photograph" if pooled["accuracy_ci95_photographs"] else ""
+        lines.append(
+            f"             its members one by one, each on its own test images: {pooled['accuracy']:.1%} of "
+            f"{pooled['n']:,};\n             95% CI {interval[0]:.1%} to {interval[1]:.1%}{clustered}"
+        )
+    return lines

@@ -1,14 +1,11 @@
 """Label suspects of a sweep over folds: each image was tested once, by a model that saw no copy of it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import reduce
 from pathlib import Path
 
 import numpy as np
 
 from fish_lightning.evaluation.label_suspects import find_label_suspects
-from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import Outputs
 from fish_lightning.files import csv_table
 from fish_lightning.names import path_cell, printable, shortened, text_cell
@@ -30,9 +27,9 @@ def write_label_suspects(folder: Path, jobs: Sequence[Path]) -> str:
     Raises:
         UserError: a job has no ``logits.npz`` or a corrupt one, or its logits are NaN.
     """
-    tested = reduce(Outputs.joined, map(_without_features, jobs))
-    known, names = tested.photographs_known, tested.photographs_or_paths
-    suspects = find_label_suspects(tested.probabilities, tested.labels, names if known else None, tested.paths)
+    tested = Outputs.concatenated(map(Outputs.load_tested, jobs))
+    known = tested.photographs_known
+    suspects = find_label_suspects(tested.probabilities, tested.labels, tested.known_photographs, tested.paths)
     classes = tested.classes.tolist()
     with csv_table(folder / FILE) as rows:
         rows.writerow(COLUMNS)
@@ -41,7 +38,7 @@ def write_label_suspects(folder: Path, jobs: Sequence[Path]) -> str:
             probabilities = [f"{p:.6f}" for p in (suspect.given_probability, suspect.suggested_probability)]
             for path, photograph in zip(suspect.paths, tested.photographs[suspect.images].tolist(), strict=True):
                 rows.writerow((path_cell(path), *labels, *probabilities, path_cell(photograph)))
-    searched = len(np.unique(names))
+    searched = len(np.unique(tested.photographs_or_paths))
     unit = "photographs" if known else "images"
     if not suspects:
         return f"label suspects  none among {searched:,} {unit}"
@@ -54,9 +51,3 @@ def write_label_suspects(folder: Path, jobs: Sequence[Path]) -> str:
             f"({suspect.given_probability:.0%}), perhaps {suggested} ({suspect.suggested_probability:.0%})"
         )
     return "\n".join(lines)
-
-
-def _without_features(job: Path) -> Outputs:
-    """Return what a fold computed for its test images; features of two models cannot be compared."""
-    test = Outputs.load(job / OUTPUTS_FILE).subset("test")
-    return replace(test, features=test.features[:, :0])

@@ -59,7 +59,7 @@ def test_ensemble(
         member.tta = model.tta
         trainer.test(member, datamodule=data, verbose=False)
         correct[name] = member.test_predictions().correct
-    return Tested(data.test_subset, predictions, outputs, scores, correct, forward)
+    return Tested(data.test_subset, outputs, scores, correct, forward)
 
 
 def summarize_ensemble(

@@ -76,7 +76,7 @@ def test_and_val_outputs(
     ckpt = None if tested else best_checkpoint(trainer)
     validated: Any = trainer.predict(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
     val = Outputs.of(collect(validated), data.catalog)
-    return Outputs.of(model.test_predictions(), data.catalog).joined(val) if tested else val
+    return Outputs.concatenated([Outputs.of(model.test_predictions(), data.catalog), val]) if tested else val
 
 
 def unknown_outputs(trainer: L.Trainer, model: FishClassifier, data: FishDataModule, catalog: Catalog) -> Outputs:

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from fish_lightning import compat
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.evaluation.predictions import Predictions
-from fish_lightning.evaluation.scores import confusion_matrix, leak_warning, score_test
+from fish_lightning.evaluation.outputs import Outputs, Predictions
+from fish_lightning.evaluation.scores import confusion_matrix, leak_sentence, score_test
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import printable
 from fish_lightning.plotting import figures
@@ -125,18 +125,18 @@ class TensorBoardPictures(Callback):
         catalog, step = trainer.datamodule.catalog, trainer.global_step  # type: ignore[attr-defined]
         scores = score_test(predictions, catalog, pl_module.class_names, trainer.callback_metrics)
         if scores["leaked_test_images"]:
-            writer.add_text("test/leak", leak_warning(scores), step)
+            writer.add_text("test/leak", leak_sentence(scores), step)
         for name in ("accuracy", "loss", "macro_f1"):
             for at in (0, step):  # a line across the curves rather than a dot
                 writer.add_scalar(f"test/{name}", scores[name], at)
         matrix = confusion_matrix(predictions, len(catalog.classes))
         writer.add_figure("test/confusion_matrix", figures.confusion_figure(matrix, catalog.classes), step)
-        order = np.random.default_rng(0).permutation(len(predictions.labels))
+        order, outputs = np.random.default_rng(0).permutation(len(predictions.labels)), Outputs.of(predictions, catalog)
         for tag, chosen in (("wrong", ~predictions.correct), ("correct", predictions.correct)):
             shown = order[chosen[order]][: PAGE * PAGES]
             for page, start in enumerate(range(0, len(shown), PAGE)):
                 part = shown[start : start + PAGE]
-                writer.add_figure(f"test/{tag}", figures.prediction_page(predictions, catalog, part), page)
+                writer.add_figure(f"test/{tag}", figures.prediction_page(outputs, catalog.root, part), page)
         recall = np.divide(matrix.diagonal(), matrix.sum(1), where=matrix.sum(1) > 0, out=np.full(len(matrix), np.inf))
         worst = np.argsort(recall, kind="stable")[: min(PR_CURVES, np.isfinite(recall).sum())]
         for label in sorted(worst):

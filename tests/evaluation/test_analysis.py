@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import measured
-from synthetic import halves, make_outputs, make_single
+from synthetic import TEXTS, halves, make_outputs, make_single
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_f1_score
 
 from fish_lightning.errors import UserError
@@ -37,11 +37,12 @@ def test_figures_are_those_of_the_test_images(outputs, analysis):
     test = outputs.subset("test")
     preds, labels = torch.from_numpy(test.preds), torch.from_numpy(test.labels)
     assert analysis.images.paths.tolist() == test.paths.tolist()
-    assert (len(analysis.images), analysis.photographs, analysis.validation) == (500, 100, (400, 80))
-    assert analysis.accuracy == test.correct.mean()
+    assert (len(analysis.images), analysis.scores["photographs"], analysis.validation) == (500, 100, (400, 80))
+    assert analysis.scores["accuracy"] == test.correct.mean()
     assert analysis.confusion.tolist() == multiclass_confusion_matrix(preds, labels, 4).tolist()
     assert analysis.macro_f1 == pytest.approx(float(multiclass_f1_score(preds, labels, 4)))
-    by_image, by_photograph = (high - low for low, high in (analysis.accuracy_ci95, analysis.accuracy_ci95_photographs))
+    intervals = (analysis.scores[key] for key in ("accuracy_ci95", "accuracy_ci95_photographs"))
+    by_image, by_photograph = (high - low for low, high in intervals)
     assert by_photograph > 1.5 * by_image
     assert sum(analysis.copies_correct) == analysis.votes["photographs"] == 100
 
@@ -49,7 +50,7 @@ def test_figures_are_those_of_the_test_images(outputs, analysis):
 def test_temperature_and_thresholds_come_from_validation_images_only(outputs, analysis):
     shuffled = np.where(outputs.splits == "test", np.roll(outputs.labels, 3), outputs.labels)
     other = analyze(*halves(replace(outputs, labels=shuffled)))
-    assert other.accuracy < 0.5 < analysis.accuracy
+    assert other.scores["accuracy"] < 0.5 < analysis.scores["accuracy"]
     assert plain(other) == plain(analysis)
     assert other.guarantee == analysis.guarantee
     assert analysis.calibration["temperature"] > 1.2
@@ -62,12 +63,11 @@ def test_stored_calibration_stands_in_for_validation_images(outputs, analysis):
     assert stored["selective"]["target_error"] == 0.05
     alone = analyze(outputs.subset("test"), stored=stored)
     assert plain(alone) == plain(analysis)
-    assert not alone.fitted_here
     assert alone.validation == (0, 0)
     assert alone.guarantee is None
     assert (alone.calibration, alone.selective) == (analysis.calibration, analysis.selective)
-    assert alone.unknowns.rejected == analysis.unknowns.rejected
-    assert alone.unknowns.features is stored["unknown"]["features"]
+    assert alone.unknowns == analysis.unknowns
+    assert alone.training_features is stored["unknown"]["features"]
 
 
 def test_an_easy_test_gets_a_threshold(analysis):
@@ -78,34 +78,33 @@ def test_an_easy_test_gets_a_threshold(analysis):
     hard = analyze(*halves(make_outputs(noise=3.0)))
     assert hard.guarantee.threshold is hard.selective["coverage"] is hard.selective["error"] is None
     assert hard.guarantee.sentence.startswith("no threshold can guarantee")
-    assert 0.8 < 1 - easy.unknowns.rejected <= 1
+    assert 0.8 < 1 - easy.unknowns["known_rejected"] <= 1
 
 
 def test_images_with_a_copy_in_training_are_leaked(outputs):
     both, training = halves(outputs)
-    assert analyze(both, training).leaked == 0
-    assert analyze(both).leaked is None
+    assert analyze(both, training).scores["leaked_test_images"] == 0
+    assert analyze(both).scores["leaked_test_images"] is None
     first = np.isin(both.photographs, np.unique(both.photographs[both.splits == "test"])[:10])
     leaky = analyze(both, replace(training, photographs=np.resize(both.photographs[first], len(training))))
-    assert leaky.leaked == 50
+    assert leaky.scores["leaked_test_images"] == 50
     rest = both.subset("test").correct[~first[both.splits == "test"]]
-    assert leaky.without_leaked["accuracy"] == rest.mean()
-    assert leaky.without_leaked["n"] == 450
+    assert leaky.scores["without_leaked"]["accuracy"] == rest.mean()
+    assert leaky.scores["without_leaked"]["n"] == 450
     told = analyze(both, leaked=first)
-    assert (told.leaked, told.without_leaked) == (50, leaky.without_leaked)
-    assert analyze(both, leaked=np.ones(len(both), dtype=bool)).without_leaked is None
+    assert told.scores == leaky.scores
+    assert analyze(both, leaked=np.ones(len(both), dtype=bool)).scores["without_leaked"] == {"n": 0}
 
 
 def test_errors_are_sorted_by_confidence_one_for_each_photograph(outputs, analysis):
     test = outputs.subset("test")
-    probabilities = [error.probability for error in analysis.errors]
+    probabilities = test.confidence[[error.image for error in analysis.errors]].tolist()
     assert probabilities == sorted(probabilities, reverse=True)
     assert probabilities[0] == test.probabilities.max(axis=1)[~test.correct].max()
-    mistakes = {(test.photographs[e.image], e.prediction) for e in analysis.errors}
+    mistakes = {(test.photographs[e.image], test.preds[e.image]) for e in analysis.errors}
     assert len(mistakes) == len(analysis.errors) == analysis.error_photographs
     assert sum(error.mistaken for error in analysis.errors) == (~test.correct).sum()
-    assert all(error.copies == 5 and error.calibrated != error.probability for error in analysis.errors)
-    assert all(test.paths[error.image] == error.path for error in analysis.errors)
+    assert all(error.copies == 5 and error.calibrated != test.confidence[error.image] for error in analysis.errors)
 
 
 def test_an_error_has_its_nearest_training_photographs(outputs, analysis):
@@ -161,14 +160,14 @@ def test_unknown_images_are_told_by_each_score(outputs):
     both, training = halves(outputs)
     foreign = replace(training, features=-training.features, logits=np.zeros_like(training.logits))
     unknowns = analyze(both, training, unknown=foreign).unknowns
-    assert set(unknowns.detections) == {"max_softmax", "max_logit", "energy", "feature_norm", "knn"}
-    assert unknowns.best in ("max_softmax", "energy", "max_logit", "knn")
-    assert unknowns.detections["max_softmax"].auroc > 0.99
-    assert unknowns.n == 300
-    assert set(analyze(both, unknown=foreign).unknowns.detections) == set(unknowns.detections) - {"knn"}
+    assert set(unknowns["scores"]) == {"max_softmax", "max_logit", "energy", "feature_norm", "knn"}
+    assert unknowns["best"] in ("max_softmax", "energy", "max_logit", "knn")
+    assert unknowns["scores"]["max_softmax"]["auroc"] > 0.99
+    assert unknowns["n"] == 300
+    assert set(analyze(both, unknown=foreign).unknowns["scores"]) == set(unknowns["scores"]) - {"knn"}
     without = analyze(both.subset("test"), unknown=foreign).unknowns
-    assert without.threshold is without.rejected is without.unknown_rejected is None
-    assert without.detections["energy"] == unknowns.detections["energy"]
+    assert without["threshold"] is without["known_rejected"] is without["rejected"] is None
+    assert without["scores"]["energy"] == unknowns["scores"]["energy"]
 
 
 def test_unknown_images_are_detected_by_their_nearest_training_photographs(outputs):
@@ -202,7 +201,7 @@ def test_what_is_stored_is_read_again(outputs, tmp_path):
 def test_without_validation_images_nothing_is_fitted(outputs):
     analysis = analyze(outputs.subset("test"))
     assert analysis.calibration["temperature"] is analysis.calibration["after"] is analysis.reliability_after is None
-    assert analysis.guarantee is analysis.unknowns is analysis.images.calibrated is None
+    assert analysis.guarantee is analysis.unknowns is None
     assert analysis.selective["threshold"] is None
     assert calibration_of(analysis)["unknown"] is None
 
@@ -226,8 +225,8 @@ def test_a_test_set_of_one_class():
 
 def test_a_test_set_of_one_image():
     analysis = analyze(make_single(1))
-    assert (analysis.accuracy, len(analysis.images), analysis.photographs) == (1.0, 1, 1)
-    assert analysis.accuracy_ci95_photographs[0] < 0.3
+    assert (analysis.scores["accuracy"], len(analysis.images), analysis.scores["photographs"]) == (1.0, 1, 1)
+    assert analysis.scores["accuracy_ci95_photographs"][0] < 0.3
     assert len(analysis.curve.coverage) == 1
 
 
@@ -245,8 +244,9 @@ def test_unknown_photographs_count_as_images_and_are_not_claimed():
     assert analysis.guarantee.threshold is not None
     assert analysis.guarantee.sentence.endswith("if no image is a copy of another")
     assert analysis.selective["error"] is not None and analysis.selective["error_ci95_photographs"] is None
-    assert analysis.photographs is analysis.accuracy_ci95_photographs is analysis.leaked is None
-    assert analysis.votes["accuracy"] == analysis.accuracy
+    for key in ("photographs", "accuracy_ci95_photographs", "leaked_test_images"):
+        assert analysis.scores[key] is None
+    assert analysis.votes["accuracy"] == analysis.scores["accuracy"]
     assert analysis.error_photographs == (~analysis.images.correct).sum()
 
 
@@ -280,7 +280,7 @@ def test_a_report_of_a_hundred_thousand_images_takes_little_more_memory_than_one
 
         def report():
             picture = np.zeros((30, 40, 3), np.uint8)
-            write_report(tmp_path / "report.html", analyze(*halves(outputs)), title="t", thumbnail=lambda _: picture)
+            write_report(tmp_path / "report.html", analyze(*halves(outputs)), TEXTS, lambda _: picture)
 
         megabytes, seconds = measured(report)
         assert seconds < 30
@@ -300,6 +300,6 @@ def test_what_is_kept_of_many_images_is_short():
     assert len(analysis.worst_photographs) == MAX_FINDINGS
     assert len(analysis.curve.coverage) <= 200
     assert analysis.curve.coverage[-1] == 1
-    assert analysis.curve.risk[-1] == pytest.approx(1 - analysis.accuracy)
+    assert analysis.curve.risk[-1] == pytest.approx(1 - analysis.scores["accuracy"])
     kept = [getattr(analysis, f.name) for f in fields(analysis)]
-    assert not any(isinstance(value, np.ndarray) and value.size > 9 * 9 for value in kept)  # but those of Images
+    assert not any(isinstance(value, np.ndarray) and value.size > 9 * 9 for value in kept)  # but those of the images

@@ -49,7 +49,7 @@ def of_background(images):
 
 def predictor(classify):
     def predict(images):
-        assert images.dtype == np.uint8 and 1 <= len(images) <= 64
+        assert images.dtype == np.uint8 and len(images)
         return np.eye(CLASSES, dtype=np.float32)[classify(images)]
 
     return predict

@@ -13,8 +13,7 @@ import pytest
 
 from fish_lightning.evaluation.calibration import reliability_curve
 from fish_lightning.evaluation.comparison import compare
-from fish_lightning.evaluation.photograph_vote import class_scores, vote_scores
-from fish_lightning.evaluation.scores import photograph_interval
+from fish_lightning.evaluation.scores import class_scores, photograph_interval, vote_scores
 from fish_lightning.evaluation.unknowns import detection
 
 DRAWS, COPIES = 200, 8
@@ -104,7 +103,7 @@ def test_auroc_and_fpr_of_unknown_images(known, unknown, distance):
             covers = (by_photograph, by_image)[wrong]
             found = detection(*sides, *names, resamples=150)
             for name, of in truth.items():
-                covers[name].append(covered(getattr(found, f"{name}_ci95"), of))
+                covers[name].append(covered(found[f"{name}_ci95"], of))
     assert min(np.mean(covers) for covers in by_photograph.values()) >= 0.90
     assert max(np.mean(covers) for covers in by_image.values()) < 0.7
 

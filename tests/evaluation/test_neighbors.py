@@ -19,10 +19,9 @@ def by_hand(query, training, names, k):
     return chosen[:k], cosines[chosen[:k]]
 
 
-@pytest.mark.parametrize("keys", [8192, 100, 7], ids=["one block", "blocks", "photographs cut by blocks"])
-def test_they_agree_with_a_search_by_hand(monkeypatch, keys):
-    monkeypatch.setattr(neighbors, "KEYS", keys)
-    monkeypatch.setattr(neighbors, "QUERIES", 11)
+@pytest.mark.parametrize("block", [1 << 22, 300 * 11, 7], ids=["one block", "blocks", "blocks of one query"])
+def test_they_agree_with_a_search_by_hand(monkeypatch, block):
+    monkeypatch.setattr(neighbors, "BLOCK", block)
     rng = np.random.default_rng(0)
     names = rng.integers(0, 40, 300)
     training, queries = rng.normal(size=(300, 8)), rng.normal(size=(25, 8))

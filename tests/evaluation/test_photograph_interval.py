@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fish_lightning.evaluation.scores import leak_warning, photograph_interval, wilson_interval
+from fish_lightning.evaluation.scores import leak_sentence, photograph_interval, wilson_interval
 
 
 def test_interval_covers_the_true_accuracy_and_wilsons_does_not():
@@ -41,9 +41,9 @@ def test_interval_is_reproducible():
     assert photograph_interval(correct, names) == photograph_interval(correct, names)
 
 
-def test_leak_warning_contains_the_accuracy_without_leaked_images():
+def test_leak_sentence_contains_the_accuracy_without_leaked_images():
     test = {"leaked_test_images": 21, "n": 25, "without_leaked": {"accuracy": 0.25, "n": 4}}
-    assert leak_warning(test) == (
+    assert leak_sentence(test) == (
         "21 of 25 test images have a copy in training, so this score says little about unseen photographs; "
         "on the other 4 the accuracy is 25.00%"
     )

@@ -7,7 +7,7 @@ from torchmetrics.functional.classification import multiclass_f1_score, multicla
 
 from fish_lightning.errors import UserError
 from fish_lightning.evaluation.bootstrap import wilson_interval
-from fish_lightning.evaluation.photograph_vote import class_scores, mean_by_photograph, vote_scores
+from fish_lightning.evaluation.scores import class_scores, mean_by_photograph, vote_scores
 
 
 def test_confident_copies_outvote_a_doubtful_one():

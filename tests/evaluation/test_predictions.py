@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.outputs import Predictions
 
 
 def test_most_probable_class_and_whether_it_is_correct():

@@ -9,7 +9,7 @@ import torch
 
 from fish_lightning.data.catalog import make_catalog
 from fish_lightning.errors import UserError
-from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.outputs import Predictions
 from fish_lightning.evaluation.scores import score_test, wilson_interval
 
 

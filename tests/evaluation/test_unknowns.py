@@ -7,19 +7,17 @@ from torchmetrics.functional.classification import binary_auroc
 
 from fish_lightning.errors import UserError
 from fish_lightning.evaluation.unknowns import (
-    Detection,
     best_score,
     detection,
     image_scores,
     keep_threshold,
-    logit_scores,
     neighbor_score,
 )
 
 
-def test_logit_scores_agree_with_torch():
+def test_scores_of_logits_agree_with_torch():
     logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * 5
-    scores = logit_scores(logits.numpy())
+    scores = image_scores(logits.numpy(), np.ones((50, 2)))
     assert scores["max_softmax"] == pytest.approx(logits.softmax(1).amax(1).numpy(), abs=1e-6)
     assert scores["max_logit"] == pytest.approx(logits.amax(1).numpy())
     assert scores["energy"] == pytest.approx(logits.logsumexp(1).numpy(), abs=1e-5)
@@ -45,9 +43,9 @@ def test_figures_agree_with_torchmetrics(decimals):
     known, unknown = rng.normal(1, 1, 300).round(decimals), rng.normal(0, 1, 200).round(decimals)
     found = detection(known, unknown, resamples=50)
     scores, labels = torch.from_numpy(np.concatenate([known, unknown]) / 20 + 0.5), torch.arange(500) < 300
-    assert found.auroc == pytest.approx(float(binary_auroc(scores, labels.int())), abs=1e-6)
+    assert found["auroc"] == pytest.approx(float(binary_auroc(scores, labels.int())), abs=1e-6)
     threshold = np.sort(known)[15]  # keeps 285 of 300
-    assert found.fpr95 == pytest.approx((unknown >= threshold).mean())
+    assert found["fpr95"] == pytest.approx((unknown >= threshold).mean())
 
 
 def test_the_auroc_interval_covers_the_truth_where_copies_score_alike():
@@ -57,21 +55,21 @@ def test_the_auroc_interval_covers_the_truth_where_copies_score_alike():
     for _ in range(trials):
         known = 1 + np.repeat(rng.normal(0, 0.9**0.5, 40), 10) + rng.normal(0, 0.1**0.5, 400)
         unknown = np.repeat(rng.normal(0, 0.9**0.5, 40), 10) + rng.normal(0, 0.1**0.5, 400)
-        low, high = detection(known, unknown, names, names, resamples=200).auroc_ci95
+        low, high = detection(known, unknown, names, names, resamples=200)["auroc_ci95"]
         covered += low <= truth <= high
     assert covered / trials >= 0.90
 
 
 def test_complete_separation_is_no_certainty():
     found = detection(np.full(100, 2.0), np.ones(60), np.repeat(np.arange(50), 2), np.repeat(np.arange(20), 3))
-    assert (found.auroc, found.fpr95) == (1, 0)
-    assert found.auroc_ci95 == pytest.approx((0.8389, 1), abs=1e-3)  # Wilson, 20 of 20
-    assert found.fpr95_ci95 == pytest.approx((0, 0.1611), abs=1e-3)
+    assert (found["auroc"], found["fpr95"]) == (1, 0)
+    assert found["auroc_ci95"] == pytest.approx((0.8389, 1), abs=1e-3)  # Wilson, 20 of 20
+    assert found["fpr95_ci95"] == pytest.approx((0, 0.1611), abs=1e-3)
 
 
 def test_one_image_on_each_side_is_measured():
     found = detection(np.array([1.0]), np.array([2.0]))
-    assert (found.auroc, found.fpr95) == (0, 1)
+    assert (found["auroc"], found["fpr95"]) == (0, 1)
 
 
 def test_blocks_of_draws_change_nothing(monkeypatch):
@@ -100,9 +98,8 @@ def test_never_less_than_95_percent_are_kept(photographs):
 
 
 def test_the_best_score_has_the_highest_auroc():
-    interval = (0.0, 1.0)
     figures = {"a": (0.9, 0.5), "b": (0.95, 0.4), "c": (0.95, 0.3)}
-    assert best_score({k: Detection(a, interval, f, interval) for k, (a, f) in figures.items()}) == "c"
+    assert best_score({name: {"auroc": a, "fpr95": f} for name, (a, f) in figures.items()}) == "c"
 
 
 def test_bad_input_is_refused():
@@ -111,6 +108,6 @@ def test_bad_input_is_refused():
     with pytest.raises(UserError, match="no images"):
         keep_threshold(np.ones(0))
     with pytest.raises(UserError, match="1 of 2 images have NaN or infinite logits"):
-        logit_scores(np.array([[0, np.nan], [0, 1]]))
+        image_scores(np.array([[0, np.nan], [0, 1]]), np.ones((2, 2)))
     with pytest.raises(UserError, match="1 of 1 images have NaN or infinite features"):
         neighbor_score(np.array([[np.inf, 1.0]], dtype=np.float16), np.ones((2, 2)))

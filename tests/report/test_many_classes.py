@@ -8,13 +8,13 @@ import pytest
 import torch
 from helpers import measured
 from PIL import Image
+from synthetic import TEXTS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fish_lightning.data.catalog import make_catalog
 from fish_lightning.data.inspection import inspect
 from fish_lightning.evaluation.analysis import analyze
-from fish_lightning.evaluation.outputs import Outputs
-from fish_lightning.evaluation.predictions import Predictions
+from fish_lightning.evaluation.outputs import Outputs, Predictions
 from fish_lightning.evaluation.scores import score_test
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.predicting.rows import prediction_rows
@@ -44,13 +44,8 @@ def write_all(folder, catalog, predictions):
     """Write what a run writes after its test."""
     outputs = Outputs.of(predictions, catalog)
     scores = score_test(predictions, catalog, catalog.classes, LOGGED)
-    write_test(folder, predictions, outputs, catalog)
-    write_report(
-        folder / "report.html",
-        analyze(outputs, None, 0.05),
-        title="many",
-        thumbnail=lambda path: np.zeros((9, 9, 3), np.uint8),
-    )
+    write_test(folder, outputs, "test", catalog.root)
+    write_report(folder / "report.html", analyze(outputs), TEXTS, lambda path: np.zeros((9, 9, 3), np.uint8))
     write_summary(folder, {"test": scores})
     score_table(scores, "random")
     model = FishClassifier(catalog.classes, "squeezenet1_1")

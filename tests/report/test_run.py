@@ -69,8 +69,8 @@ def run_folder(make_folder, make_data, make_model, tmp_path_factory):
         trainer.fit(model, datamodule=data)
         trainer.test(model, datamodule=data, ckpt_path=best.best_model_path, verbose=False, weights_only=True)
         summary = summaries.summarize_run(trainer, model, data, cfg)
-        predictions, outputs = model.test_predictions(), summaries.test_and_val_outputs(trainer, model, data)
-        report.write_run(folder, summary, summaries.history_rows(trainer), predictions, outputs, model, data, cfg)
+        outputs = summaries.test_and_val_outputs(trainer, model, data)
+        report.write_run(folder, summary, summaries.history_rows(trainer), outputs, model, data, cfg)
     return folder, history, printed.getvalue()
 
 
@@ -292,7 +292,7 @@ def test_a_run_without_a_test_whose_validation_cannot_be_reported_says_why(
     outputs.logits[:2] = np.nan
     data = make_data(run_folder[0] / "photos")
     cfg = OmegaConf.create({"report": True, "evaluate": {"target_error": 0.05}})
-    report.write_run(tmp_path, summary | {"test": {}}, [], None, outputs, make_model(data), data, cfg)
+    report.write_run(tmp_path, summary | {"test": {}}, [], outputs, make_model(data), data, cfg)
     assert "no report: 2 of 5 images have NaN or infinite logits\n" in capsys.readouterr().out
     assert (tmp_path / "summary.json").is_file() and not (tmp_path / "report.html").exists()
 
