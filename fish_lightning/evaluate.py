@@ -32,8 +32,7 @@ def evaluate(cfg: DictConfig) -> float:
     from fish_lightning.data.catalog import Catalog
     from fish_lightning.data.folders import input_catalog
     from fish_lightning.data.splits import RecordedSplit
-    from fish_lightning.data.trained_sources import RecordedSource, evaluation_source
-    from fish_lightning.data.unknown_images import without_copies
+    from fish_lightning.data.trained_sources import RecordedSource, evaluation_source, without_copies
     from fish_lightning.files import run_of
     from fish_lightning.models.trained import open_model
     from fish_lightning.report.run import for_target, recompute, write_evaluation

@@ -3,6 +3,9 @@
 import math
 import os
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from fish_lightning.errors import UserError
@@ -11,6 +14,21 @@ from fish_lightning.errors import UserError
 def cores() -> int:
     """Return the number of CPU cores that this process may use (its affinity, not the machine's count)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Provide threads of one core each: OpenCV releases the GIL, and its own threads would compete for the cores."""
+    import cv2
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for running tasks only
+        cv2.setNumThreads(before)
 
 
 def default_workers(accelerator: str, cache: str) -> int:

@@ -1,10 +1,12 @@
 """Sources read a data set into a catalog: the fish archive, class folders, a CSV table, the generated sample data."""
 
-import csv
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from fish_lightning.data.archives.kaggle import download
 from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
@@ -14,6 +16,9 @@ from fish_lightning.errors import UserError
 from fish_lightning.files import locked, node_lock, read_rows
 
 NOT_CLASSES = ("Fish_Dataset", "NA_Fish_Dataset")  # folders of the archive: augmented images, originals
+
+
+Row = tuple[str, str, str, str]  # of a catalog: path, label, photograph, split
 
 
 class Source(Protocol):
@@ -64,13 +69,14 @@ class ArchiveSource:
                 f"{self.root} is not in the fish archive's layout (Fish_Dataset/Fish_Dataset/<Class>/<Class>/*.png)\n"
                 "for plain class folders use data=folder."
             )
-        rows = [
-            (file.relative_to(self.root).as_posix(), folder.name, "", "")
-            for folder in classes
-            for file in images_below(folder / folder.name, skipped)
-        ]
+        rows = [row for folder in classes for row in _rows(self.root, folder / folder.name, folder.name, skipped)]
         skipped.say()
         return make_catalog(self.root, rows, [folder.name for folder in folders])
+
+
+def _rows(root: Path, folder: Path, label: str, skipped: Skipped, split: str = "") -> list[Row]:
+    """Return the rows of the images in a class folder below ``root``."""
+    return [(file.relative_to(root).as_posix(), label, "", split) for file in images_below(folder, skipped)]
 
 
 class OriginalsSource(Source):
@@ -101,11 +107,7 @@ class OriginalsSource(Source):
             )
         spelled = {original: name for name, original in ORIGINAL_FOLDERS.items()}
         names = {folder: spelled.get(folder.name, folder.name) for folder in folders}
-        rows = [
-            (file.relative_to(self.root).as_posix(), name, "", "")
-            for folder, name in names.items()
-            for file in images_below(folder, skipped)
-        ]
+        rows = [row for folder, name in names.items() for row in _rows(self.root, folder, name, skipped)]
         skipped.say()
         return make_catalog(self.root, rows, list(names.values()))
 
@@ -141,13 +143,14 @@ class FolderSource(Source):
                 f"{self.root} mixes split folders ({', '.join(sorted(parts))}) with others: "
                 f"{', '.join(sorted(given - parts)[:5])}\nmove the others, or pass a folder of class folders"
             )
-        rows, names = [], set()
+        rows: list[Row] = []
+        names = set()
         for part in top if has_split else [self.root]:
             split = ("val" if part.name.startswith("val") else part.name) if has_split else ""
             for folder in subfolders(part, skipped) if has_split else top:
-                files = [file.relative_to(self.root).as_posix() for file in images_below(folder, skipped)]
-                rows += [(file, folder.name, "", split) for file in files]
-                if files or not skipped.runs_below(folder):
+                found = _rows(self.root, folder, folder.name, skipped, split)
+                rows += found
+                if found or not skipped.runs_below(folder):
                     names.add(folder.name)
         skipped.say()
         return make_catalog(self.root, rows, sorted(names))
@@ -233,10 +236,10 @@ class SampleSource:
     def read(self) -> Catalog:
         """Read the archive's layout, with the photographs, and the split if it has one, of ``photographs.csv``."""
         catalog = ArchiveSource(self.root).read()
-        with (self.root / "photographs.csv").open(newline="", encoding="utf-8") as stream:
-            truth = {row["path"]: (row["photograph"], row.get("split", "")) for row in csv.DictReader(stream)}
-        rows = [
-            (str(path), catalog.classes[label], *truth[str(path)])
-            for path, label in zip(catalog.paths, catalog.labels, strict=True)
-        ]
-        return make_catalog(self.root, rows)
+        table = read_rows(self.root / "photographs.csv", "data.root", ("path", "photograph"))
+        rows = {row["path"]: row for row in table}
+        photographs, splits = (
+            np.array([rows[path].get(column, "") for path in catalog.paths.tolist()], dtype=np.str_)
+            for column in ("photograph", "split")
+        )
+        return replace(catalog, photographs=photographs, splits=splits)
