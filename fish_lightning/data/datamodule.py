@@ -34,7 +34,6 @@ from fish_lightning.data.splits import (
 from fish_lightning.data.trained_sources import RecordedSource
 from fish_lightning.errors import UserError
 from fish_lightning.files import byte_size
-from fish_lightning.hardware import cores
 
 
 class Split(Protocol):
@@ -204,23 +203,20 @@ class FishDataModule(L.LightningDataModule):
             self.device_augment = DeviceAugment(self.pipelines.train.transforms)
         if self.cache == "on" and self.cache_dir is None:
             raise UserError("data.cache=on requires a folder: data.cache_dir=DIR")
-        self.pixels = open_cache(
-            self.catalog, self.pipelines, self.cache_dir or Path(), cores(), in_ram=self.cache == "ram"
-        )
+        self.pixels = open_cache(self.catalog, self.pipelines, self.cache_dir or Path(), in_ram=self.cache == "ram")
         # Of the images of a training run those that are not tested need not exist.
         needed = [self.source.subset] if isinstance(self.source, RecordedSource) else list(SPLITS)
         bad = [i for i in sorted(self.pixels.errors) if self.catalog.splits[i] in needed or "all" in needed]
         if bad and self.on_error == "raise":
-            named = [self.pixels.errors[index] for index in bad[:3]]
             more = [f"and {len(bad) - 3} more"] if len(bad) > 3 else []
-            raise UnreadableImage("\n".join([*named, *more, REMEDY]))
+            raise UnreadableImage("\n".join([*(self.pixels.errors[index] for index in bad[:3]), *more, REMEDY]))
 
     def _open_backgrounds(self, share: float) -> Backgrounds:
         if self.resident or self.pixels is None or self.pipelines is None:
             raise UserError("transforms.backgrounds requires augment=cpu and data.cache=on or data.cache=ram")
         folder, in_ram = self.cache_dir or Path(), self.cache == "ram"
         return open_backgrounds(
-            self.catalog, self.pixels, self.pipelines, folder, cores(), in_ram, self.seed, share, self.estimate_masks
+            self.catalog, self.pixels, self.pipelines, folder, in_ram, self.seed, share, self.estimate_masks
         )
 
     def _splits_by(self, *functions: Split) -> bool:
@@ -281,10 +277,8 @@ class FishDataModule(L.LightningDataModule):
         ):
             sizes = f"{len(began)} in {len(began.classes)} classes, now {len(now)} in {len(now.classes)}"
             return [*found, f"other images ({sizes})"]
-        if self.balance == "photograph":
-            then, others = (_numbers(catalog.photographs_or_paths) for catalog in (began, now))
-            if not np.array_equal(then, others):
-                found.append("other photographs (data.photograph, data.find_copies), which balance=photograph samples")
+        if self.balance == "photograph" and not np.array_equal(began.photograph_numbers, now.photograph_numbers):
+            found.append("other photographs (data.photograph, data.find_copies), which balance=photograph samples")
         changed = int((began.splits != now.splits).sum())
         return found + [f"another split ({changed} images differ; see split.csv in its folder)"] * bool(changed)
 
@@ -360,7 +354,7 @@ class FishDataModule(L.LightningDataModule):
                 "balance=photograph: it is not known which images are copies of one photograph\n"
                 "search for them with data.find_copies=true, or name them with data.photograph=REGEX"
             )
-        return _numbers(self.catalog.photographs_or_paths[indices])
+        return self.catalog.photograph_numbers[indices]
 
     def _resident_pixels(self, device: torch.device) -> Tensor:
         """Return (N, H, W, 3) uint8 on the device, copied to it once."""
@@ -405,8 +399,3 @@ class FishDataModule(L.LightningDataModule):
             place["groups"] = self._groups(dataset.indices)
         batches = KeyedBatches(len(dataset), self.batch_size, self.seed, shuffle, **place)
         return DataLoader(dataset, batch_sampler=batches, **self.loader)
-
-
-def _numbers(names: npt.NDArray[np.str_]) -> npt.NDArray[np.int64]:
-    """Return (N,) a number for each name, the same for equal ones."""
-    return np.unique(names, return_inverse=True)[1]

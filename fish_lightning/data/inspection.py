@@ -82,8 +82,6 @@ class Inspection:
     @property
     def photographs(self) -> list[Indices]:
         """Indices of each photograph with more than one image, in the order of their first paths; [] if unknown."""
-        if not self.catalog.photographs_known:
-            return []
         return _indices_of_equal(self.catalog.photograph_numbers.tolist())
 
 

@@ -12,6 +12,7 @@ from fish_lightning.data.archives.kaggle import download
 from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
 from fish_lightning.data.folders import Skipped, images_below, require_folder, same_file, subfolders
 from fish_lightning.data.sample.classes import ORIGINAL_FOLDERS
+from fish_lightning.data.sample.recipe import Recipe
 from fish_lightning.errors import UserError
 from fish_lightning.files import locked, node_lock, read_rows
 
@@ -209,12 +210,12 @@ class SampleSource:
 
     Args:
         root: folder to generate it in.
-        **arguments: passed to :func:`fish_lightning.data.sample.generate.make_sample`.
+        **arguments: of its :class:`fish_lightning.data.sample.recipe.Recipe`.
     """
 
     def __init__(self, root: str | Path, **arguments: Any) -> None:
         self.root = Path(root).expanduser()
-        self.arguments = arguments
+        self.recipe = Recipe(**arguments)
 
     def prepare(self) -> None:
         """Generate the data if it does not exist.
@@ -222,16 +223,15 @@ class SampleSource:
         Raises:
             UserError: ``root`` was given, and is no sample set.
         """
-        from fish_lightning.data.sample.folder_name import standard_name
         from fish_lightning.data.sample.generate import RECIPE_FILE, make_sample
 
         # Whoever forgets data=folder must not get a score on drawings, nor drawings among the photographs.
-        if self.root.name != standard_name(**self.arguments) and not (self.root / RECIPE_FILE).is_file():
+        if self.root.name != self.recipe.folder and not (self.root / RECIPE_FILE).is_file():
             raise UserError(
                 f"data.root: {self.root} is not a sample data set; did you mean data=folder or data=fish?\n"
                 "for the sample data leave data.root out; to generate it elsewhere: paths.cache=DIR"
             )
-        make_sample(self.root, **self.arguments)
+        make_sample(self.root, self.recipe)
 
     def read(self) -> Catalog:
         """Read the archive's layout, with the photographs, and the split if it has one, of ``photographs.csv``."""

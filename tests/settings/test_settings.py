@@ -158,7 +158,7 @@ PASSED_ON = {
         for name in ("Adam", "AdamW", "RMSprop", "SGD")
     },
     "fish_lightning.training.best_checkpoint.BestCheckpoint": "lightning.pytorch.callbacks.ModelCheckpoint",
-    "fish_lightning.data.sources.SampleSource": "fish_lightning.data.sample.generate.make_sample",
+    "fish_lightning.data.sources.SampleSource": "fish_lightning.data.sample.recipe.Recipe",
     "fish_lightning.models.schedules.onecycle": "torch.optim.lr_scheduler.OneCycleLR",
     "fish_lightning.models.schedules.cosine": "torch.optim.lr_scheduler.CosineAnnealingLR",
 }

@@ -13,6 +13,7 @@ import pytest
 from fish_lightning.data.near_duplicates import grouping, similarity
 from fish_lightning.data.near_duplicates.search import find_photographs, label_errors, photograph_names
 from fish_lightning.data.sample.generate import make_sample
+from fish_lightning.data.sample.recipe import Recipe
 
 HEIGHT, WIDTH = 180, 240
 
@@ -287,7 +288,7 @@ def test_the_number_of_opencv_threads_is_restored(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_photographs_of_the_sample_data_are_found(tmp_path, seed):
-    make_sample(tmp_path / "sample", seed=seed, photographs_per_kind=2, copies=3)
+    make_sample(tmp_path / "sample", Recipe(seed=seed, photographs_per_kind=2, copies=3))
     rows = np.loadtxt(tmp_path / "sample" / "photographs.csv", str, delimiter=",", skiprows=1)
     _, truth = np.unique(rows[:, 1], return_inverse=True)
     groups = find_photographs([tmp_path / "sample" / path for path in rows[:, 0]], None, 2)
