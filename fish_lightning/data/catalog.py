@@ -66,8 +66,7 @@ class OfPhotographs:
 
     def copies_of(self, photographs: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
         """Return (N,) whether an image is a copy of one of these photographs, which may include ``""``."""
-        copied: npt.NDArray[np.bool_] = np.isin(self.photographs, np.unique(photographs)) & (self.photographs != "")
-        return copied
+        return np.asarray(np.isin(self.photographs, np.unique(photographs)) & (self.photographs != ""))
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,7 @@ class Catalog(OfPhotographs):
     def leaked(self) -> npt.NDArray[np.bool_]:
         """Return (N,) whether an image is in the test split while a copy of it is in the training split."""
         copied = self.copies_of(self.photographs[self.splits == "train"])
-        leaked: npt.NDArray[np.bool_] = np.logical_and(self.splits == "test", copied)
-        return leaked
+        return np.asarray(np.logical_and(self.splits == "test", copied))
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """Return the indices of one split, or of all images for ``"all"``."""

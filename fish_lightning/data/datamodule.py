@@ -336,8 +336,7 @@ class FishDataModule(L.LightningDataModule):
     def class_weights(self) -> list[float]:
         """Return class weights, inversely proportional to the training images; their mean over images is 1."""
         counts = np.bincount(self.catalog.labels[self.catalog.indices("train")], minlength=len(self.catalog.classes))
-        weights: list[float] = (counts.sum() / (len(counts) * counts.clip(1))).tolist()
-        return weights
+        return list((counts.sum() / (len(counts) * counts.clip(1))).tolist())
 
     def _groups(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
         """Return (N,) what ``balance`` balances of those images; None without it.

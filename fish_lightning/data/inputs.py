@@ -18,8 +18,8 @@ from torch.utils.data import Dataset, default_collate
 from fish_lightning.data import remote
 from fish_lightning.data.dataset import UNREADABLE, KeyedRandomness
 from fish_lightning.data.decoding import UnreadableImage, decode
-from fish_lightning.data.folders import input_files
 from fish_lightning.data.keys import keyed_seed
+from fish_lightning.data.listing import input_files
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.names import ENCODE_ERRORS
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.decoding import UnreadableImage, decode, opened
-from fish_lightning.data.folders import MASK_SUFFIX, images_below
+from fish_lightning.data.listing import MASK_SUFFIX, images_below
 from fish_lightning.data.near_duplicates.search import label_errors
 from fish_lightning.hardware import cores
 

@@ -64,8 +64,7 @@ def file_system(url: str, key: str) -> tuple[Any, str]:
 def opened(path: str | Path) -> BinaryIO:
     """Open a remote file for reading; only what is read of it is fetched."""
     system, place = file_system(str(path), "input")
-    stream: BinaryIO = system.open(place, "rb")
-    return stream
+    return system.open(place, "rb")  # type: ignore[no-any-return]
 
 
 def images_below(url: str, key: str) -> Iterator[str]:
@@ -187,7 +186,7 @@ def _version(info: Mapping[str, Any]) -> str:
 
 def _is_image(file: str, place: str) -> bool:
     """Return whether a file below ``place`` has the suffix of an image, is not hidden and stays below it."""
-    from fish_lightning.data.folders import IMAGE_SUFFIXES
+    from fish_lightning.data.listing import IMAGE_SUFFIXES
 
     names = file.split("/")
     below = names[len(place.rstrip("/").split("/")) :] or names[-1:]

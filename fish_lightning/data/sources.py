@@ -10,7 +10,7 @@ import numpy as np
 
 from fish_lightning.data.archives.kaggle import download
 from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
-from fish_lightning.data.folders import Skipped, images_below, require_folder, same_file, subfolders
+from fish_lightning.data.listing import Skipped, images_below, require_folder, same_file, subfolders
 from fish_lightning.data.sample.classes import ORIGINAL_FOLDERS
 from fish_lightning.data.sample.recipe import Recipe
 from fish_lightning.errors import UserError

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from omegaconf import DictConfig
 
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.data.folders import require_folder, same_file
+from fish_lightning.data.listing import require_folder, same_file
 from fish_lightning.data.near_duplicates.search import search
 from fish_lightning.data.sources import CatalogSource, Source
 from fish_lightning.errors import UserError

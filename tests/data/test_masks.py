@@ -55,7 +55,7 @@ def test_images_without_a_mask_are_left_out(tmp_path, make_folder, make_image):
 
 
 def test_a_catalog_of_single_files_has_no_masks(tmp_path, make_image, monkeypatch):
-    from fish_lightning.data.folders import input_catalog
+    from fish_lightning.data.listing import input_catalog
 
     monkeypatch.chdir(tmp_path)
     make_image(tmp_path / "a.png", (0, 0, 0), 0)

@@ -107,8 +107,7 @@ class Body(NamedTuple):
 
     def cover(self, distance: Array) -> Array:
         """Return the coverage of each pixel, 0 to 1, by a shape; ``distance`` to its edge is positive inside."""
-        share: Array = np.clip(distance * np.float32(self.unit) + np.float32(0.5), 0, 1)
-        return share
+        return np.asarray(np.clip(distance * np.float32(self.unit) + np.float32(0.5), 0, 1))
 
 
 def draw_board(rng: Rng, dyed: Color | None = None) -> Array:
@@ -234,14 +233,12 @@ def cast_shadow(image: Array, mask: Array, rng: Rng) -> None:
 
 def rays(color: Array, phase: Array) -> Array:
     """Return a fin's color, darker between its rays: (HEIGHT, WIDTH, 3)."""
-    striped: Array = color * (0.86 + 0.16 * np.sin(phase))[..., None]
-    return striped
+    return color * (0.86 + 0.16 * np.sin(phase))[..., None]
 
 
 def edge_distance(body: Body) -> Array:
     """Return the distance to the outline across the body, positive inside, in body lengths."""
-    distance: Array = np.where(body.w < 0, body.above + body.w, body.below - body.w)
-    return distance
+    return np.where(body.w < 0, body.above + body.w, body.below - body.w)
 
 
 def vary(fish: FishClass, rng: Rng) -> FishClass:
@@ -293,8 +290,7 @@ def outline(depths: tuple[float, ...], u: Array) -> Array:
     straight = np.interp(table, STATIONS, depths).astype(np.float32)
     smooth = cv2.GaussianBlur(straight[None], (0, 0), 9.0, borderType=cv2.BORDER_REPLICATE)[0]
     nose = np.sqrt(np.clip(1 - (1 - np.minimum(table / 0.05, 1)) ** 2, 0, 1))
-    depth: Array = np.interp(u, table, smooth * nose).astype(np.float32)
-    return depth
+    return np.asarray(np.interp(u, table, smooth * nose), np.float32)
 
 
 def fin_cover(fins: Polyline, body: Body, height: Array, lean: float, raised: float) -> Array:
@@ -387,8 +383,7 @@ def skin(fish: FishClass, body: Body, pose: Pose, rng: Rng) -> Array:
     round_body = 0.52 + 0.52 * np.sqrt(np.clip(1 - 0.92 * v**2, 0, 1))
     gloss = np.exp(-(((v - np.float32(rng.uniform(-0.45, 0.0))) / np.float32(rng.uniform(0.15, 0.3))) ** 2))
     gloss *= np.float32(rng.uniform(0.08, 0.35)) * np.clip(0.8 + 0.3 * streaks, 0, 2) * smoothstep(1.0, 0.75, u)
-    lit: Array = np.clip(color * (round_body * (1 + 0.035 * streaks))[..., None] + gloss[..., None], 0, 1)
-    return lit
+    return np.asarray(np.clip(color * (round_body * (1 + 0.035 * streaks))[..., None] + gloss[..., None], 0, 1))
 
 
 def draw_gill_and_mouth(image: Array, fish: FishClass, body: Body, rng: Rng) -> None:
@@ -482,15 +477,13 @@ def scratches(rng: Rng, count: int, height: int, width: int) -> Array:
     ):
         cv2.line(layers[int(is_light)], (x0, y0), (x1, y1), int(depth), 1, cv2.LINE_AA, 4)
     dark, light = layers.astype(np.float32) / 255
-    cuts: Array = light - dark
-    return cuts
+    return np.asarray(light - dark)
 
 
 def noise(rng: Rng, cells: tuple[int, int], height: int, width: int) -> Array:
     """Return (height, width) smooth noise of about unit variance, from ``cells`` (rows, columns) of random values."""
     values = rng.standard_normal(cells, dtype=np.float32)
-    field: Array = cv2.resize(values, (width, height), interpolation=cv2.INTER_CUBIC)
-    return field
+    return cv2.resize(values, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def stretched_noise(rng: Rng, cells: tuple[int, int], body: Body) -> Array:
@@ -503,8 +496,7 @@ def stretched_noise(rng: Rng, cells: tuple[int, int], body: Body) -> Array:
 def smoothstep(start: float, end: float, x: Array) -> Array:
     """Interpolate smoothly from 0 at ``start`` to 1 at ``end``, which may be the smaller."""
     t = np.clip((x - np.float32(start)) / np.float32(end - start), 0, 1)
-    step: Array = t * t * (3 - 2 * t)
-    return step
+    return np.asarray(t * t * (3 - 2 * t))
 
 
 def blend(image: Array, color: Array, cover: Array) -> Array:

@@ -7,7 +7,9 @@ form loops.
 import fnmatch
 import glob
 import os
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,6 @@ MASK_SUFFIX = " GT"
 RUN_FILES = (".hydra", "multirun.yaml")
 #: Folders below ``logs``.
 PROGRAMS = ("train", "evaluate", "predict", "prepare", "compare", "ensemble", "export", "serve", "tune")
-
-Identity = tuple[int, int]
 
 
 class Skipped:
@@ -78,11 +78,6 @@ def _unreadable(folder: Path, error: OSError) -> UserError:
     )
 
 
-def _entries(folder: Path) -> list["os.DirEntry[str]"]:
-    """Return what a folder contains, sorted by name; see :func:`_scan`."""
-    return sorted(_scan(folder), key=_name)
-
-
 def _scan(folder: Path) -> Iterator["os.DirEntry[str]"]:
     """Yield what a folder contains, in any order; nothing if it does not exist.
 
@@ -98,10 +93,6 @@ def _scan(folder: Path) -> Iterator["os.DirEntry[str]"]:
         raise _unreadable(folder, error) from None
 
 
-def _name(entry: "os.DirEntry[str]") -> str:
-    return entry.name
-
-
 def _is(entry: "os.DirEntry[str]", folder: bool) -> bool:
     """Return whether an entry, or what it links to, is a folder (or a regular file)."""
     try:
@@ -110,7 +101,7 @@ def _is(entry: "os.DirEntry[str]", folder: bool) -> bool:
         return False
 
 
-def _identity(folder: Path) -> Identity:
+def _identity(folder: Path) -> tuple[int, int]:
     try:
         status = folder.stat()
     except OSError as error:
@@ -118,7 +109,7 @@ def _identity(folder: Path) -> Identity:
     return status.st_dev, status.st_ino
 
 
-def _with_parents(folder: Path) -> set[Identity]:
+def _with_parents(folder: Path) -> set[tuple[int, int]]:
     """Return the identities of a folder and of all above it, also above a link to it: a link to them is a loop."""
     try:
         real, above = folder.resolve(), folder.absolute().parent.resolve()
@@ -137,7 +128,7 @@ def _is_output(folder: Path) -> bool:
     if _is_run(folder):
         return True
     programs = (folder / program / runs for program in PROGRAMS for runs in ("runs", "multiruns"))
-    return any(_is_run(Path(run.path)) for runs in programs for run in _entries(runs))
+    return any(_is_run(Path(run.path)) for runs in programs for run in _scan(runs))
 
 
 def subfolders(folder: Path, skipped: Skipped | None = None) -> list[Path]:
@@ -150,11 +141,11 @@ def subfolders(folder: Path, skipped: Skipped | None = None) -> list[Path]:
     Raises:
         UserError: it cannot be read.
     """
-    entries = [entry for entry in _entries(folder) if not entry.name.startswith(".") and _is(entry, folder=True)]
+    entries = [entry for entry in _scan(folder) if not entry.name.startswith(".") and _is(entry, folder=True)]
     names = {entry.name for entry in entries}
     above = _with_parents(folder) if any(entry.is_symlink() for entry in entries) else set()
     found = []
-    for entry in entries:
+    for entry in sorted(entries, key=attrgetter("name")):
         place, why = folder / entry.name, None
         if entry.is_symlink() and _identity(place) in above:
             why = LOOP
@@ -172,60 +163,57 @@ def _holds_masks(name: str, beside: Collection[str]) -> bool:
     return name.endswith(MASK_SUFFIX) and name.removesuffix(MASK_SUFFIX) in beside
 
 
-def images_below(folder: Path, skipped: Skipped | None = None) -> Iterator[Path]:
+def images_below(
+    folder: Path, skipped: Skipped | None = None, suffixes: Collection[str] | None = IMAGE_SUFFIXES
+) -> Iterator[Path]:
     """Yield the image files below ``folder``, by suffix in either case, without hidden files and masks.
 
+    Those in linked folders come last: a folder is read under its own name.
+
     Args:
-        folder: to search; see :func:`files_below`.
+        folder: to search.
         skipped: takes what is skipped, apart from hidden files, masks, and files with another suffix.
+        suffixes: of the files, in lower case; None: any.
 
     Raises:
         UserError: a folder cannot be read.
     """
-    return files_below(folder, skipped, IMAGE_SUFFIXES)
-
-
-def files_below(
-    folder: Path, skipped: Skipped | None = None, suffixes: Collection[str] | None = None
-) -> Iterator[Path]:
-    """Yield the files below ``folder``, those in linked folders last: a folder is read under its own name."""
     if not folder.is_dir():
         return
     reasons = (skipped or Skipped()).reasons
     seen = _with_parents(folder) - {_identity(folder)}
-    links = [folder]
-    for link in links:
-        stack = [link]
-        while stack:
-            place = stack.pop()
-            # Of a million files in one folder the names alone are kept.
-            files: list[str] = []
-            special: list[str] = []
-            folders: list[os.DirEntry[str]] = []
-            is_output = False
-            for entry in _scan(place):
-                is_output = is_output or entry.name in RUN_FILES
-                if entry.name.startswith("."):
-                    continue
-                if _is(entry, folder=True):
-                    folders.append(entry)
-                elif not suffixes or os.path.splitext(entry.name)[1].lower() in suffixes:  # noqa: PTH122 - as above
-                    # A link to nothing is kept: the decoder reports it.
-                    regular = _is(entry, folder=False) or not os.path.exists(entry.path)  # noqa: PTH110 - it is text
-                    (files if regular else special).append(entry.name)
-            if place != folder and is_output:
-                reasons[place] = RUN
+    pending = deque([folder])  # from the right; links wait on the left until the folders are read
+    while pending:
+        place = pending.pop()
+        # Of a million files in one folder the names alone are kept.
+        files: list[str] = []
+        special: list[str] = []
+        folders: list[os.DirEntry[str]] = []
+        is_output = False
+        for entry in _scan(place):
+            is_output = is_output or entry.name in RUN_FILES
+            if entry.name.startswith("."):
                 continue
-            if (identity := _identity(place)) in seen:
-                reasons[place] = LOOP
-                continue
-            seen.add(identity)
-            reasons |= {place / name: SPECIAL for name in special}
-            yield from (place / name for name in sorted(files))
-            names = {entry.name for entry in folders}
-            below = [entry for entry in sorted(folders, key=_name) if not _holds_masks(entry.name, names)]
-            links += [Path(entry.path) for entry in below if entry.is_symlink()]
-            stack += [Path(entry.path) for entry in reversed(below) if not entry.is_symlink()]
+            if _is(entry, folder=True):
+                folders.append(entry)
+            elif suffixes is None or os.path.splitext(entry.name)[1].lower() in suffixes:  # noqa: PTH122 - as above
+                # A link to nothing is kept: the decoder reports it.
+                regular = _is(entry, folder=False) or not os.path.exists(entry.path)  # noqa: PTH110 - it is text
+                (files if regular else special).append(entry.name)
+        if place != folder and is_output:
+            reasons[place] = RUN
+            continue
+        if (identity := _identity(place)) in seen:
+            reasons[place] = LOOP
+            continue
+        seen.add(identity)
+        reasons |= {place / name: SPECIAL for name in special}
+        yield from (place / name for name in sorted(files))
+        names = {entry.name for entry in folders}
+        folders = [entry for entry in folders if not _holds_masks(entry.name, names)]
+        folders.sort(key=attrgetter("name"))
+        pending.extendleft(Path(entry.path) for entry in folders if entry.is_symlink())
+        pending.extend(Path(entry.path) for entry in reversed(folders) if not entry.is_symlink())
 
 
 def input_catalog(pattern: str, classes: Sequence[str], key: str = "input") -> Catalog:
@@ -282,7 +270,7 @@ def same_file(file: Path) -> str:
 
 
 def _matching(pattern: str, skipped: Skipped) -> Iterator[str]:
-    """Yield the files that match a pattern; ``**`` is any folder that :func:`files_below` reads."""
+    """Yield the files that match a pattern; ``**`` is any folder that :func:`images_below` reads."""
     parts = Path(pattern).parts
     at = parts.index("**") if "**" in parts else len(parts)
     for name in glob.glob(str(Path(*parts[:at]))):
@@ -290,7 +278,7 @@ def _matching(pattern: str, skipped: Skipped) -> Iterator[str]:
             if os.path.isfile(name):  # noqa: PTH113
                 yield name
             continue
-        for file in files_below(Path(name), skipped):
+        for file in images_below(Path(name), skipped, suffixes=None):
             if _fits(file.relative_to(name).parts, parts[at:]):
                 yield str(file)
 
