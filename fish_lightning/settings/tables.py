@@ -391,6 +391,11 @@ DATA: dict[str, Schema] = {
 _OF_TRAINING = dict.fromkeys(
     ("split", "train_transform", "eval_transform", "backgrounds", "estimate_masks", "seed"), UNUSED
 ) | {"leave_out": NULL}
+#: How a training loads the images, which prepare only checks.
+_OF_LOADERS = dict.fromkeys(
+    ("batch_size", "num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "balance", "cache"),
+    Rule(("null, since prepare trains no model",), lambda v: v is None),
+)
 
 MODEL: dict[str, Schema] = {
     "name": TEXT,
@@ -478,7 +483,9 @@ PREDICT: dict[str, Schema] = {
 
 PREPARE = SAMPLE_RECIPE | {
     "paths": PATHS,
-    "data": Component(DATA | _OF_TRAINING | {"archive": FILE | NULL, "archive_limit": POSITIVE}, complete=True),
+    "data": Component(
+        DATA | _OF_TRAINING | _OF_LOADERS | {"archive": FILE | NULL, "archive_limit": POSITIVE}, complete=True
+    ),
     "report": {"photographs": NON_NEGATIVE, "pictures": COUNT},
 }
 
