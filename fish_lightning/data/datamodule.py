@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import albumentations as A
 import cv2
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from fish_lightning import compat
 from fish_lightning.data import remote
-from fish_lightning.data.backgrounds import Backgrounds, open_backgrounds
+from fish_lightning.data.backgrounds import Backgrounds, open_masks
 from fish_lightning.data.cache import Pipelines, PixelCache, open_cache, split_pipelines
 from fish_lightning.data.catalog import SPLITS, Catalog, changed_files, without_class
 from fish_lightning.data.dataset import REMEDY, UNREADABLE, FishDataset, KeyedBatches, start_worker
@@ -35,12 +35,8 @@ from fish_lightning.data.trained_sources import RecordedSource
 from fish_lightning.errors import UserError
 from fish_lightning.files import byte_size
 
-
-class Split(Protocol):
-    """A function that assigns a split to each image of a catalog."""
-
-    def __call__(self, catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
-        """Return (N,) split names."""
+#: Assigns a split to each image: ``split(catalog, seed=…)`` returns (N,) names.
+Split = Callable[..., npt.NDArray[np.str_]]
 
 
 class FishDataModule(L.LightningDataModule):
@@ -215,9 +211,8 @@ class FishDataModule(L.LightningDataModule):
         if self.resident or self.pixels is None or self.pipelines is None:
             raise UserError("transforms.backgrounds requires augment=cpu and data.cache=on or data.cache=ram")
         folder, in_ram = self.cache_dir or Path(), self.cache == "ram"
-        return open_backgrounds(
-            self.catalog, self.pixels, self.pipelines, folder, in_ram, self.seed, share, self.estimate_masks
-        )
+        masks, rows = open_masks(self.catalog, self.pipelines, folder, in_ram, self.estimate_masks)
+        return Backgrounds(self.pixels, masks, rows, self.seed, share)
 
     def _splits_by(self, *functions: Split) -> bool:
         """Return whether the split is drawn by one of these functions."""

@@ -72,7 +72,7 @@ def read_inputs(text: str) -> InputFiles:
         UserError: it names no image, or a list cannot be read.
     """
     if remote.is_remote(text):
-        files = InputFiles(remote.images_below(text, "input"))
+        files = InputFiles(remote.images_below(text))
     elif text.lower().endswith(LISTS) and Path(text).expanduser().is_file():
         files = InputFiles(_listed(Path(text).expanduser()))
     else:

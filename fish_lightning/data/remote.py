@@ -67,7 +67,7 @@ def opened(path: str | Path) -> BinaryIO:
     return system.open(place, "rb")  # type: ignore[no-any-return]
 
 
-def images_below(url: str, key: str) -> Iterator[str]:
+def images_below(url: str) -> Iterator[str]:
     """Yield the URLs of the images that a URL names: an image, a folder with its sub-folders, or a pattern; sorted.
 
     Hidden files and files with another suffix than an image's are left out, as they are in a local folder.
@@ -75,7 +75,7 @@ def images_below(url: str, key: str) -> Iterator[str]:
     Raises:
         UserError: the store cannot be reached or refuses.
     """
-    system, place = file_system(url, key)
+    system, place = file_system(url, "input")
     try:
         if any(letter in place for letter in "*?["):
             found = system.glob(place)
@@ -86,7 +86,7 @@ def images_below(url: str, key: str) -> Iterator[str]:
                     return
             found = system.find(place)
     except Exception as error:  # each library has its own: botocore's are no OSError
-        raise _unlisted(key, url, error) from None
+        raise _unlisted("input", url, error) from None
     for file in sorted(found):
         if _is_image(file, place):
             yield str(system.unstrip_protocol(file))

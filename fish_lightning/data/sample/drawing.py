@@ -25,25 +25,15 @@ MIDDLE = 0.56
 
 #: Colors of the plastic boards; blue is the most common, as at a fishmonger's.
 BOARD_COLORS: tuple[Color, ...] = (
-    (0.10, 0.24, 0.56),
-    (0.16, 0.33, 0.62),
-    (0.30, 0.45, 0.64),
-    (0.42, 0.47, 0.58),
-    (0.56, 0.58, 0.60),
-    (0.76, 0.78, 0.76),
-)
+    (0.10, 0.24, 0.56), (0.16, 0.33, 0.62), (0.30, 0.45, 0.64),
+    (0.42, 0.47, 0.58), (0.56, 0.58, 0.60), (0.76, 0.78, 0.76),
+)  # fmt: skip
 #: Colors of the boards of each class in a set with a shortcut: no two are alike in any light.
 SHORTCUT_COLORS: tuple[Color, ...] = (
-    (0.08, 0.16, 0.55),
-    (0.70, 0.10, 0.10),
-    (0.10, 0.50, 0.14),
-    (0.80, 0.74, 0.12),
-    (0.60, 0.14, 0.62),
-    (0.10, 0.62, 0.66),
-    (0.82, 0.82, 0.82),
-    (0.10, 0.10, 0.10),
-    (0.80, 0.42, 0.08),
-)
+    (0.08, 0.16, 0.55), (0.70, 0.10, 0.10), (0.10, 0.50, 0.14),
+    (0.80, 0.74, 0.12), (0.60, 0.14, 0.62), (0.10, 0.62, 0.66),
+    (0.82, 0.82, 0.82), (0.10, 0.10, 0.10), (0.80, 0.42, 0.08),
+)  # fmt: skip
 STAMPS = ("01/01/2006", "10/10/2005", "23/04/2019")
 
 
@@ -268,11 +258,7 @@ def vary(fish: FishClass, rng: Rng) -> FishClass:
         belly_fins=stretch(fish.belly_fins),
         tail=(length * rng.uniform(0.9, 1.1), span * rng.uniform(0.8, 1.12), fork + rng.normal(0, 0.04)),
         eye=(u + rng.normal(0, 0.005), w * depth + rng.normal(0, 0.004), radius * rng.uniform(0.9, 1.12)),
-        back=tone(fish.back),
-        flank=tone(fish.flank),
-        belly=tone(fish.belly),
-        fins=tone(fish.fins),
-        stripe=tone(fish.stripe),
+        **{part: tone(getattr(fish, part)) for part in ("back", "flank", "belly", "fins", "stripe")},
     )
 
 

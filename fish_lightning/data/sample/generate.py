@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from fish_lightning.data.listing import MASK_SUFFIX
 from fish_lightning.data.sample.classes import CLASSES, ORIGINAL_FOLDERS
 from fish_lightning.data.sample.drawing import SHORTCUT_COLORS, Array, draw_board, draw_photograph
 from fish_lightning.data.sample.recipe import Recipe
@@ -184,7 +185,7 @@ def draw_set(folder: Path, recipe: Recipe, shown_as: Path) -> None:
     families = plan(recipe)
     print(f"generating the sample data set: {len(families) * recipe.copies:,} images in {shown(shown_as)}", flush=True)
     for name in CLASSES:
-        for sub in (class_folder(name), masks_folder(name), originals_folder(name)):
+        for sub in _folders(name):
             (folder / sub).mkdir(parents=True)
     # Threads suffice: NumPy and OpenCV release the GIL.
     with ThreadPoolExecutor(cores()) as pool:
@@ -279,15 +280,16 @@ def draw_family(folder: Path, recipe: Recipe, boards: Sequence[Array], family: F
     rng = _rng(recipe, PHOTOGRAPH, *key)
     image, mask = draw_photograph(list(CLASSES.values())[family.label], boards[int(rng.integers(len(boards)))], rng)
     name = list(CLASSES)[family.given]
+    copies, masks, originals = _folders(name)
     original = ORIGINAL_FILES[family.given % len(ORIGINAL_FILES)].format(family.place + 1)
-    paths = [f"{originals_folder(name)}/{original}"]
+    paths = [f"{originals}/{original}"]
     write_image(folder / paths[0], image[..., ::-1])
     for copy in range(recipe.copies):
         rotated, rotated_mask = rotated_copy(image, mask, _rng(recipe, COPY, *key, copy))
         file = f"{family.place * recipe.copies + copy + 1:05}.png"
-        write_image(folder / class_folder(name) / file, rotated[..., ::-1])
-        write_image(folder / masks_folder(name) / file, rotated_mask)
-        paths.append(f"{class_folder(name)}/{file}")
+        write_image(folder / copies / file, rotated[..., ::-1])
+        write_image(folder / masks / file, rotated_mask)
+        paths.append(f"{copies}/{file}")
     return [(path, family.name, family.split) for path in paths]
 
 
@@ -328,16 +330,7 @@ def write_image(path: Path, pixels: Pixels) -> None:
     path.write_bytes(data.tobytes())
 
 
-def class_folder(name: str) -> str:
-    """Return the folder of a class's copies, relative to the set."""
-    return f"Fish_Dataset/Fish_Dataset/{name}/{name}"
-
-
-def masks_folder(name: str) -> str:
-    """Return the folder of their masks."""
-    return f"{class_folder(name)} GT"
-
-
-def originals_folder(name: str) -> str:
-    """Return the folder of a class's photographs before augmentation."""
-    return f"NA_Fish_Dataset/{ORIGINAL_FOLDERS.get(name, name)}"
+def _folders(name: str) -> tuple[str, str, str]:
+    """Return the folders of a class, relative to the set: its copies, their masks, its photographs."""
+    copies = f"Fish_Dataset/Fish_Dataset/{name}/{name}"
+    return copies, copies + MASK_SUFFIX, f"NA_Fish_Dataset/{ORIGINAL_FOLDERS.get(name, name)}"
