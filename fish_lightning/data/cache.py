@@ -49,6 +49,7 @@ DETERMINISTIC = (A.Resize, A.CenterCrop, A.LongestMaxSize, A.SmallestMaxSize)
 FIXED_SIZE = (A.Resize, A.CenterCrop)
 #: How often a cache file is written that is deleted right away.
 ATTEMPTS = 2
+ELSEWHERE = "choose another folder (data.cache_dir=DIR) or use data.cache=off"
 #: Images submitted to the thread pool at a time: bounds the decoded images that wait to be written.
 BLOCK = 1024
 
@@ -198,12 +199,12 @@ def open_cache(
     except OSError as error:
         raise UserError(
             f"data.cache: the decoded images cannot be written to {folder} ({error.strerror or error})\n"
-            f"they take {size}: free some space, choose another folder (data.cache_dir=DIR) or use data.cache=off"
+            f"they take {size}: free some space, {ELSEWHERE}"
         ) from None
     if stored is None:
         raise UserError(
             f"data.cache: {file} was deleted or corrupted right after it was written, {ATTEMPTS} times\n"
-            "find out what deletes it, choose another folder (data.cache_dir=DIR) or use data.cache=off"
+            f"find out what deletes it, {ELSEWHERE}"
         )
     return stored
 
@@ -233,7 +234,7 @@ def _write(
     if free < size * 1.01:
         raise UserError(
             f"data.cache: the decoded images take {byte_size(size)}, and {folder} has {byte_size(free)} free\n"
-            "free some space, choose another folder (data.cache_dir=DIR) or use data.cache=off"
+            f"free some space, {ELSEWHERE}"
         )
     work = (
         f"estimating {len(new):,} masks at" if content == "estimated masks" else f"decoding {len(new):,} {content} to"

@@ -379,9 +379,7 @@ class FishDataModule(L.LightningDataModule):
         """Return the loader of ``test_subset``, in catalog order."""
         return self._loader(self.test_subset)
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Return a loader of the validation images, in catalog order: thresholds are chosen on their predictions."""
-        return self._loader("val")
+    predict_dataloader = val_dataloader  # thresholds are chosen on the predictions of the validation images
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
         dataset = self.dataset(split, train=shuffle)

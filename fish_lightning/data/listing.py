@@ -185,13 +185,16 @@ def images_below(
     pending = deque([folder])  # from the right; links wait on the left until the folders are read
     while pending:
         place = pending.pop()
+        identity = _identity(place)
+        if identity in seen or (place != folder and _is_run(place)):
+            reasons[place] = LOOP if identity in seen else RUN
+            continue
+        seen.add(identity)
         # Of a million files in one folder the names alone are kept.
         files: list[str] = []
         special: list[str] = []
         folders: list[os.DirEntry[str]] = []
-        is_output = False
         for entry in _scan(place):
-            is_output = is_output or entry.name in RUN_FILES
             if entry.name.startswith("."):
                 continue
             if _is(entry, folder=True):
@@ -200,13 +203,6 @@ def images_below(
                 # A link to nothing is kept: the decoder reports it.
                 regular = _is(entry, folder=False) or not os.path.exists(entry.path)  # noqa: PTH110 - it is text
                 (files if regular else special).append(entry.name)
-        if place != folder and is_output:
-            reasons[place] = RUN
-            continue
-        if (identity := _identity(place)) in seen:
-            reasons[place] = LOOP
-            continue
-        seen.add(identity)
         reasons |= {place / name: SPECIAL for name in special}
         yield from (place / name for name in sorted(files))
         names = {entry.name for entry in folders}

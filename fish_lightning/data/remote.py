@@ -169,10 +169,9 @@ def _get(system: Any, place: str, paths: list[str], folder: Path) -> None:
 def _index(folder: Path) -> dict[str, str]:
     """Return the version of each file that was fetched; nothing where that is not known."""
     try:
-        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads((folder / INDEX).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _write_index(folder: Path, fetched: Mapping[str, str]) -> None:

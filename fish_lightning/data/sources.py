@@ -8,18 +8,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fish_lightning.data.archives.kaggle import download
 from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
 from fish_lightning.data.listing import Skipped, images_below, require_folder, same_file, subfolders
 from fish_lightning.data.sample.classes import ORIGINAL_FOLDERS
 from fish_lightning.data.sample.recipe import Recipe
-from fish_lightning.errors import UserError
-from fish_lightning.files import locked, node_lock, read_rows
+from fish_lightning.errors import UserError, first_line
+from fish_lightning.files import locked, node_lock, read_rows, shown
 
 NOT_CLASSES = ("Fish_Dataset", "NA_Fish_Dataset")  # folders of the archive: augmented images, originals
-
-
-Row = tuple[str, str, str, str]  # of a catalog: path, label, photograph, split
 
 
 class Source(Protocol):
@@ -50,7 +46,7 @@ class ArchiveSource:
             return
         with locked(node_lock(self.root), f"waiting for another program that is downloading {self.kaggle}"):
             if not self.root.exists():
-                download(self.kaggle, self.root)
+                _download(self.kaggle, self.root)
 
     def read(self) -> Catalog:
         """Read ``<Class>/<Class>/*``, without mask folders (``<Class> GT``) and ``NA_Fish_Dataset``.
@@ -62,22 +58,74 @@ class ArchiveSource:
         skipped = Skipped()
         for base in (self.root, self.root / "Fish_Dataset", self.root / "Fish_Dataset" / "Fish_Dataset"):
             folders = [f for f in subfolders(base, skipped) if f.name not in NOT_CLASSES] if base.is_dir() else []
-            classes = [f for f in folders if (f / f.name).is_dir()]
-            if classes:
+            if any((folder / folder.name).is_dir() for folder in folders):
                 break
         else:
             raise UserError(
                 f"{self.root} is not in the fish archive's layout (Fish_Dataset/Fish_Dataset/<Class>/<Class>/*.png)\n"
                 "for plain class folders use data=folder."
             )
-        rows = [row for folder in classes for row in _rows(self.root, folder / folder.name, folder.name, skipped)]
-        skipped.say()
-        return make_catalog(self.root, rows, [folder.name for folder in folders])
+        return _catalog(self.root, [(folder / folder.name, folder.name, "") for folder in folders], skipped)
 
 
-def _rows(root: Path, folder: Path, label: str, skipped: Skipped, split: str = "") -> list[Row]:
-    """Return the rows of the images in a class folder below ``root``."""
-    return [(file.relative_to(root).as_posix(), label, "", split) for file in images_below(folder, skipped)]
+def _download(handle: str, root: Path) -> None:
+    """Download a data set into kagglehub's cache and link ``root`` to it, so that it is not stored twice.
+
+    Args:
+        handle: ``owner/name`` on Kaggle.
+        root: link to create; nothing exists there yet.
+
+    Raises:
+        UserError: kagglehub is not installed, the download failed, or the link cannot be created.
+    """
+    manually = (
+        f"or download the zip file in a browser (kaggle.com/datasets/{handle}) and run\n"
+        "python -m fish_lightning.prepare data=fish data.archive=FILE.zip"
+    )
+    try:
+        import kagglehub
+    except ImportError:
+        raise UserError(
+            f"data.root: {root} does not exist (working directory: {Path.cwd()})\n"
+            f"if the data is elsewhere: data.root=DIR; to download it: pip install kagglehub\n{manually}"
+        ) from None
+    print(f"data.root: {shown(root)} does not exist: downloading {handle} from Kaggle", flush=True)
+    try:
+        folder = Path(kagglehub.dataset_download(handle))
+    except Exception as error:  # no network, no account, no space: whatever kagglehub and its HTTP library raise
+        raise UserError(
+            f"{handle} could not be downloaded: {first_line(error)}\n"
+            "if Kaggle requires authentication: create a token at kaggle.com/settings, save it as\n"
+            f"~/.kaggle/kaggle.json, {manually}"
+        ) from None
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        root.unlink(missing_ok=True)  # a dangling link to a deleted download
+        root.symlink_to(folder.resolve(), target_is_directory=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot create {root} as a link to the download: {error.strerror or error}\n"
+            f"use the download directly: data.root={folder}"
+        ) from None
+
+
+def _catalog(root: Path, folders: list[tuple[Path, str, str]], skipped: Skipped) -> Catalog:
+    """Return the catalog of the images in class folders.
+
+    Args:
+        root: above all of them.
+        folders: folder, class and split; of those without an image, one with output of this program is no class.
+        skipped: what has been skipped so far, which is said.
+    """
+    rows: list[tuple[str, str, str, str]] = []
+    classes = set()
+    for folder, label, split in folders:
+        files = [file.relative_to(root).as_posix() for file in images_below(folder, skipped)]
+        rows += [(file, label, "", split) for file in files]
+        if files or not skipped.runs_below(folder):
+            classes.add(label)
+    skipped.say()
+    return make_catalog(root, rows, sorted(classes))
 
 
 class OriginalsSource(Source):
@@ -107,10 +155,8 @@ class OriginalsSource(Source):
                 f"pass the folder that contains {NOT_CLASSES[1]}: data.root=DIR"
             )
         spelled = {original: name for name, original in ORIGINAL_FOLDERS.items()}
-        names = {folder: spelled.get(folder.name, folder.name) for folder in folders}
-        rows = [row for folder, name in names.items() for row in _rows(self.root, folder, name, skipped)]
-        skipped.say()
-        return make_catalog(self.root, rows, list(names.values()))
+        named = [(folder, spelled.get(folder.name, folder.name), "") for folder in folders]
+        return _catalog(self.root, named, skipped)
 
 
 class FolderSource(Source):
@@ -144,17 +190,11 @@ class FolderSource(Source):
                 f"{self.root} mixes split folders ({', '.join(sorted(parts))}) with others: "
                 f"{', '.join(sorted(given - parts)[:5])}\nmove the others, or pass a folder of class folders"
             )
-        rows: list[Row] = []
-        names = set()
-        for part in top if has_split else [self.root]:
-            split = ("val" if part.name.startswith("val") else part.name) if has_split else ""
-            for folder in subfolders(part, skipped) if has_split else top:
-                found = _rows(self.root, folder, folder.name, skipped, split)
-                rows += found
-                if found or not skipped.runs_below(folder):
-                    names.add(folder.name)
-        skipped.say()
-        return make_catalog(self.root, rows, sorted(names))
+        folders = [(folder, folder.name, "") for folder in top]
+        if has_split:
+            named = [(part, "val" if part.name.startswith("val") else part.name) for part in top]
+            folders = [(folder, folder.name, split) for part, split in named for folder in subfolders(part, skipped)]
+        return _catalog(self.root, folders, skipped)
 
 
 class CatalogSource(Source):

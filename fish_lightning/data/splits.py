@@ -69,12 +69,8 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
     _require_shares(test=test, val=val)
     numbers, labels, sizes = _photographs(catalog, "photograph")
     splits = np.full(len(sizes), "train", dtype="<U5")  # of each photograph
-    single: list[str] = []
-    pairs: list[str] = []
-    for label, class_name in enumerate(catalog.classes):
+    for label in range(len(catalog.classes)):
         order = np.flatnonzero(labels == label)
-        if len(order) < 3:
-            (single if len(order) < 2 else pairs).append(class_name)
         total = sizes[order].sum()
         order = np.random.default_rng([seed, 1, label]).permutation(order)
         # Photographs larger than the target come last, so that they go to train.
@@ -83,8 +79,9 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
             count = _photographs_for(target, sizes[order], later)
             splits[order[:count]] = split
             order = order[count:]
-    _say_of_classes(single, "has only one photograph and is missing from val and test")
-    _say_of_classes(pairs, "has only two photographs and is missing from val")
+    counts, names = np.bincount(labels, minlength=len(catalog.classes)), np.array(catalog.classes)
+    _say_of_classes(names[counts < 2].tolist(), "has only one photograph and is missing from val and test")
+    _say_of_classes(names[counts == 2].tolist(), "has only two photographs and is missing from val")
     _say_if_far(splits[numbers], test, val)
     return _require_enough(catalog, splits[numbers])
 
@@ -165,12 +162,9 @@ def say_what_training_would(catalog: Catalog, keep_split: bool, tracks: bool) ->
 
 
 def _photographs_for(target: float, sizes: npt.NDArray[np.int64], later: int) -> int:
-    """Return how many photographs, in this order, come closest to ``target`` images; at least 1 where possible.
+    """Return how many photographs of these sizes come closest to ``target`` images; at least 1 where possible.
 
-    Args:
-        target: number of images.
-        sizes: images of each photograph.
-        later: further splits that need a photograph of the rest, besides train.
+    Train and ``later`` other splits need a photograph of the rest.
     """
     left = len(sizes)
     spare = left - max(1, min(1 + later, left - 1))

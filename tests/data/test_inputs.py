@@ -17,7 +17,7 @@ def test_paths_are_kept_with_all_their_bytes():
     paths = ["a", "", "Dörsch/ü.png", os.fsdecode(b"\xff\xfe.png"), "s3://bucket/x y", "line\nbreak"]
     files = InputFiles(iter(paths))
     assert list(files) == paths and len(files) == 6
-    assert files[-1] == paths[-1] and files[1:4] == paths[1:4] and "Dörsch/ü.png" in files
+    assert files[-1] == paths[-1] and "Dörsch/ü.png" in files
     with pytest.raises(IndexError):
         files[6]
     assert files.digest() == InputFiles(paths).digest()

@@ -190,9 +190,9 @@ def draw_set(folder: Path, recipe: Recipe, shown_as: Path) -> None:
     # Threads suffice: NumPy and OpenCV release the GIL.
     with ThreadPoolExecutor(cores()) as pool:
         boards = list(pool.map(lambda i: draw_board(_rng(recipe, BOARD, i)), range(BOARDS)))
-        telling = list(pool.map(functools.partial(draw_shortcut_boards, recipe), range(len(CLASSES))))
+        telling = list(pool.map(functools.partial(_draw_shortcut_boards, recipe), range(len(CLASSES))))
         done = pool.map(
-            lambda f: draw_family(folder, recipe, telling[f.label] if f.split == "train" else boards, f), families
+            lambda f: _draw_family(folder, recipe, telling[f.label] if f.split == "train" else boards, f), families
         )
         bar = tqdm(done, total=len(families), desc="generating", unit="photo", disable=None)  # on a terminal only
         rows = [row for family in bar for row in family]
@@ -258,24 +258,14 @@ def shortcut_splits(recipe: Recipe, label: int) -> list[str]:
     return splits
 
 
-def draw_shortcut_boards(recipe: Recipe, label: int) -> list[Array]:
+def _draw_shortcut_boards(recipe: Recipe, label: int) -> list[Array]:
     """Draw the boards of one class; none in a set without a shortcut."""
     count = SHORTCUT_BOARDS if recipe.shortcut else 0
     return [draw_board(_rng(recipe, SHORTCUT_BOARD, label, i), SHORTCUT_COLORS[label]) for i in range(count)]
 
 
-def draw_family(folder: Path, recipe: Recipe, boards: Sequence[Array], family: Family) -> list[tuple[str, str, str]]:
-    """Draw one photograph and save it with its copies and their masks.
-
-    Args:
-        folder: of the set.
-        recipe: of the set.
-        boards: one of them becomes the background.
-        family: which photograph, and where its copies go.
-
-    Returns:
-        Rows (path relative to ``folder``, name of the photograph, split) of the table.
-    """
+def _draw_family(folder: Path, recipe: Recipe, boards: Sequence[Array], family: Family) -> list[tuple[str, str, str]]:
+    """Draw one photograph on one of the boards, save it with its copies and their masks; return rows of the table."""
     key = (family.label, family.number)
     rng = _rng(recipe, PHOTOGRAPH, *key)
     image, mask = draw_photograph(list(CLASSES.values())[family.label], boards[int(rng.integers(len(boards)))], rng)
@@ -283,26 +273,20 @@ def draw_family(folder: Path, recipe: Recipe, boards: Sequence[Array], family: F
     copies, masks, originals = _folders(name)
     original = ORIGINAL_FILES[family.given % len(ORIGINAL_FILES)].format(family.place + 1)
     paths = [f"{originals}/{original}"]
-    write_image(folder / paths[0], image[..., ::-1])
+    _write_image(folder / paths[0], image[..., ::-1])
     for copy in range(recipe.copies):
-        rotated, rotated_mask = rotated_copy(image, mask, _rng(recipe, COPY, *key, copy))
+        rotated, rotated_mask = _rotated_copy(image, mask, _rng(recipe, COPY, *key, copy))
         file = f"{family.place * recipe.copies + copy + 1:05}.png"
-        write_image(folder / copies / file, rotated[..., ::-1])
-        write_image(folder / masks / file, rotated_mask)
+        _write_image(folder / copies / file, rotated[..., ::-1])
+        _write_image(folder / masks / file, rotated_mask)
         paths.append(f"{copies}/{file}")
     return [(path, family.name, family.split) for path in paths]
 
 
-def rotated_copy(image: Pixels, mask: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+def _rotated_copy(image: Pixels, mask: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
     """Make a copy as the archive does: flipped, rotated by any angle with black corners, half the size.
 
-    Args:
-        image: (H, W, 3).
-        mask: (H, W), 0 to 255.
-        rng: of flips, angle, and a change of brightness of at most 3 %.
-
-    Returns:
-        The copy (H / 2, W / 2, 3) and its mask (H / 2, W / 2), each value 0 or 255.
+    Its brightness changes by at most 3 %; its mask is 0 or 255.
     """
     height, width = mask.shape
     flip_x, flip_y = rng.choice([-1, 1], 2)
@@ -319,12 +303,8 @@ def rotated_copy(image: Pixels, mask: Pixels, rng: np.random.Generator) -> tuple
     return brighter.astype(np.uint8), np.where(rotated_mask > 127, 255, 0).astype(np.uint8)
 
 
-def write_image(path: Path, pixels: Pixels) -> None:
-    """Write (H, W) gray or (H, W, 3) BGR pixels in the format of the suffix.
-
-    Raises:
-        OSError: the file cannot be written (``cv2.imwrite`` would only return False).
-    """
+def _write_image(path: Path, pixels: Pixels) -> None:
+    """Write gray or BGR pixels in the format of the suffix; ``cv2.imwrite`` would not raise if it cannot."""
     quality = [cv2.IMWRITE_JPEG_QUALITY, 93] if path.suffix.lower() == ".jpg" else []
     _, data = cv2.imencode(path.suffix.lower(), np.ascontiguousarray(pixels), quality)
     path.write_bytes(data.tobytes())
