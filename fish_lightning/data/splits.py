@@ -2,7 +2,6 @@
 
 import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +78,16 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
             count = _photographs_for(target, sizes[order], later)
             splits[order[:count]] = split
             order = order[count:]
-    counts, names = np.bincount(labels, minlength=len(catalog.classes)), np.array(catalog.classes)
-    _say_of_classes(names[counts < 2].tolist(), "has only one photograph and is missing from val and test")
-    _say_of_classes(names[counts == 2].tolist(), "has only two photographs and is missing from val")
+    counts = np.bincount(labels, minlength=len(catalog.classes))
+    _say_of_classes(catalog, counts < 2, "has only one photograph and is missing from val and test")
+    _say_of_classes(catalog, counts == 2, "has only two photographs and is missing from val")
     _say_if_far(splits[numbers], test, val)
     return _require_enough(catalog, splits[numbers])
 
 
-def _say_of_classes(names: list[str], what: str) -> None:
-    """Print what is true of each of these classes, in one line; nothing if there are none."""
+def _say_of_classes(catalog: Catalog, concerned: npt.NDArray[np.bool_], what: str) -> None:
+    """Print what is true of the classes that are concerned, (C,), in one line; nothing if none is."""
+    names = np.array(catalog.classes)[concerned].tolist()
     if len(names) == 1:
         say(f"note: class '{printable(names[0])}' {what}")
     elif names:
@@ -196,12 +196,9 @@ def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val:
     numbers, labels, sizes = _photographs(catalog, "kfold")
     splits = np.full(len(sizes), "train", dtype="<U5")  # of each photograph
     overall = np.zeros(folds, dtype=np.int64)
-    single: list[str] = []
-    for label, class_name in enumerate(catalog.classes):
+    counts = np.bincount(labels, minlength=len(catalog.classes))
+    for label in np.flatnonzero(counts >= 2):
         photographs = np.flatnonzero(labels == label)
-        if len(photographs) < 2:
-            single.append(class_name)
-            continue
         rng = np.random.default_rng([seed, 4, label])
         filled = np.zeros(folds, dtype=np.int64)
         fold_of = np.empty(len(sizes), dtype=np.int64)
@@ -214,7 +211,7 @@ def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val:
         splits[photographs[tested]] = "test"
         rest = rng.permutation(photographs[~tested])
         splits[rest[: _photographs_for(val * sizes[rest].sum(), sizes[rest], later=0)]] = "val"
-    _say_of_classes(single, "has only one photograph, which is in train in all folds")
+    _say_of_classes(catalog, counts < 2, "has only one photograph, which is in train in all folds")
     return _require_enough(catalog, splits[numbers])
 
 
@@ -295,15 +292,15 @@ def file_split(catalog: Catalog, seed: int, path: str) -> npt.NDArray[np.str_]:
     return _require_enough(catalog, splits)
 
 
-@dataclass(frozen=True)
-class RecordedSplit:
+class RecordedSplit:  # no dataclass, which Hydra would take for a config
     """Keeps the split in the catalog: that of the run that wrote the checkpoint.
 
-    Attributes:
+    Args:
         name: of the run's split.
     """
 
-    name: str
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def __call__(self, catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
         """Return the splits of the catalog."""
