@@ -180,7 +180,11 @@ class FishDataModule(L.LightningDataModule):
         if self.pixels is None and (self.cache != "off" or self.resident):
             self._open_cache()
         if self.backgrounds and self._backgrounds is None:
-            self._backgrounds = self._open_backgrounds(self.backgrounds)
+            if self.resident or self.pixels is None or self.pipelines is None:
+                raise UserError("transforms.backgrounds requires augment=cpu and data.cache=on or data.cache=ram")
+            folder, in_ram = self.cache_dir or Path(), self.cache == "ram"
+            masks, rows = open_masks(self.catalog, self.pipelines, folder, in_ram, self.estimate_masks)
+            self._backgrounds = Backgrounds(self.pixels, masks, rows, self.seed, self.backgrounds)
 
     def _open_cache(self) -> None:
         self.pipelines = split_pipelines(self.train_transform, self.eval_transform)
@@ -206,13 +210,6 @@ class FishDataModule(L.LightningDataModule):
         if bad and self.on_error == "raise":
             more = [f"and {len(bad) - 3} more"] if len(bad) > 3 else []
             raise UnreadableImage("\n".join([*(self.pixels.errors[index] for index in bad[:3]), *more, REMEDY]))
-
-    def _open_backgrounds(self, share: float) -> Backgrounds:
-        if self.resident or self.pixels is None or self.pipelines is None:
-            raise UserError("transforms.backgrounds requires augment=cpu and data.cache=on or data.cache=ram")
-        folder, in_ram = self.cache_dir or Path(), self.cache == "ram"
-        masks, rows = open_masks(self.catalog, self.pipelines, folder, in_ram, self.estimate_masks)
-        return Backgrounds(self.pixels, masks, rows, self.seed, share)
 
     def _splits_by(self, *functions: Split) -> bool:
         """Return whether the split is drawn by one of these functions."""
@@ -296,20 +293,14 @@ class FishDataModule(L.LightningDataModule):
 
     def dataset(self, split: str, train: bool = False) -> FishDataset:
         """Return the images of one split (``"all"`` for every image), augmented for training."""
-        train = train and self.augments
-        if self.pipelines is None:
+        train, parts = train and self.augments, self.pipelines
+        if parts is None:
             transform = self.train_transform if train else self.eval_transform
         else:
-            transform = self.pipelines.train if train else self.pipelines.evaluate
+            transform = parts.train if train else parts.evaluate
+        indices, backgrounds = self.catalog.indices(split), self._backgrounds if train else None
         return FishDataset(
-            self.catalog,
-            self.catalog.indices(split),
-            transform,
-            self.seed,
-            self.on_error,
-            self.pixels,
-            self.resident,
-            self._backgrounds if train else None,
+            self.catalog, indices, transform, self.seed, self.on_error, self.pixels, self.resident, backgrounds
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -334,11 +325,7 @@ class FishDataModule(L.LightningDataModule):
         return list((counts.sum() / (len(counts) * counts.clip(1))).tolist())
 
     def _groups(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
-        """Return (N,) what ``balance`` balances of those images; None without it.
-
-        Raises:
-            UserError: photographs are to be balanced and are not known.
-        """
+        """Return (N,) what ``balance`` balances of those images; None without it."""
         if self.balance is None:
             return None
         if self.balance == "class":

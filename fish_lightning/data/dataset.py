@@ -112,12 +112,7 @@ class KeyedRandomness:
         self.python = random.Random(0)  # noqa: S311 - the type that albumentations requires
 
     def key(self, transform: A.Compose, seed: int) -> None:
-        """Make the next call of ``transform`` depend on ``seed`` alone.
-
-        Args:
-            transform: the pipeline.
-            seed: 64 bits, well mixed (:func:`keyed_seed`).
-        """
+        """Make the next call of a pipeline depend on ``seed`` alone: 64 bits, well mixed (:func:`keyed_seed`)."""
         self.python.seed(seed)
         self.numpy.bit_generator.state = {
             "bit_generator": "PCG64",

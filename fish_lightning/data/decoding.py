@@ -114,11 +114,7 @@ def decode(path: str | Path | InMemory) -> npt.NDArray[np.uint8]:
 
 
 def _white(path: str | Path | InMemory, image: Image.Image) -> int:
-    """Return the white of a gray image of more than 8 bits.
-
-    Raises:
-        UnreadableImage: it has none.
-    """
+    """Return the white of a gray image of more than 8 bits; raise an error if it has none."""
     tags: Any = getattr(image, "tag_v2", {})  # of a TIFF; PNG has 16 bits
     bits, sample_format = tags.get(258, (16,))[0], tags.get(339, (1,))[0]  # BitsPerSample; SampleFormat: 1 is unsigned
     if image.mode == "F" or bits > 16 or sample_format != 1:

@@ -77,11 +77,7 @@ def read_inputs(text: str) -> InputFiles:
 
 
 def _listed(file: Path) -> Iterator[str]:
-    """Yield the paths that a list names.
-
-    Raises:
-        UserError: it is no text, or no CSV table with the column ``path``.
-    """
+    """Yield the paths that a list names: a text, or a CSV table with the column ``path``."""
     try:
         with file.open(newline="", encoding="utf-8-sig", errors=ENCODE_ERRORS) as stream:
             paths = (line.rstrip("\r\n") for line in stream)

@@ -9,6 +9,7 @@ import glob
 import os
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from operator import attrgetter
 from pathlib import Path
 
@@ -27,38 +28,24 @@ RUN_FILES = (".hydra", "multirun.yaml")
 PROGRAMS = ("train", "evaluate", "predict", "prepare", "compare", "ensemble", "export", "serve", "tune")
 
 
-class Skipped:
-    """What a listing skipped on purpose, to be said in one line.
-
-    Attributes:
-        reasons: by folder or file.
-    """
-
-    def __init__(self) -> None:
-        self.reasons: dict[Path, str] = {}
-
-    def runs_below(self, folder: Path) -> bool:
-        """Return whether runs of this program in ``folder`` were skipped."""
-        return any(why == RUN and path.is_relative_to(folder) for path, why in self.reasons.items())
-
-    def say(self) -> None:
-        """Print what was skipped."""
-        for why in dict.fromkeys(self.reasons.values()):
-            paths = [str(path) for path, reason in self.reasons.items() if reason == why]
-            say(f"note: skipped {why}: {listed(paths, most=3)}")
-
-
 RUN = "output of this program"
 LOOP = "a link to a folder that is read anyway"
 SPECIAL = "special files (pipes, sockets, devices)"
+#: What a listing skipped on purpose: the reason by folder or file.
+Skipped = dict[Path, str]
+
+
+def say_skipped(skipped: Skipped) -> None:
+    """Print what a listing skipped, a line for each reason."""
+    for why in dict.fromkeys(skipped.values()):
+        paths = [str(path) for path, reason in skipped.items() if reason == why]
+        say(f"note: skipped {why}: {listed(paths, most=3)}")
 
 
 def require_folder(root: Path) -> None:
     """Raise a :class:`UserError` unless ``root`` is a folder that can be read."""
-    try:
+    with _readable(root):  # a folder above it may be closed to us, or its name too long
         is_folder, exists = root.is_dir(), root.exists()
-    except OSError as error:  # a folder above it is closed to us, or its name is too long
-        raise _unreadable(root, error) from None
     if not is_folder:
         fault = "is a file, not a folder" if exists else "does not exist"
         raise UserError(f"data.root: {root} {fault} (working directory: {_here()})\npass a folder: data.root=DIR")
@@ -71,26 +58,22 @@ def _here() -> str:
         return "deleted"
 
 
-def _unreadable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{folder} cannot be read ({error.strerror or error}), so its images would be missing\n"
-        "grant read permission, or move it elsewhere"
-    )
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Name a folder that the system refuses to read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror or error}), so its images would be missing\n"
+            "grant read permission, or move it elsewhere"
+        ) from None
 
 
 def _scan(folder: Path) -> Iterator["os.DirEntry[str]"]:
-    """Yield what a folder contains, in any order; nothing if it does not exist.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            yield from entries
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise _unreadable(folder, error) from None
+    """Yield what a folder contains, in any order; nothing if it does not exist."""
+    with _readable(folder), suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        yield from entries
 
 
 def _is(entry: "os.DirEntry[str]", folder: bool) -> bool:
@@ -102,19 +85,15 @@ def _is(entry: "os.DirEntry[str]", folder: bool) -> bool:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    try:
+    with _readable(folder):
         status = folder.stat()
-    except OSError as error:
-        raise _unreadable(folder, error) from None
     return status.st_dev, status.st_ino
 
 
 def _with_parents(folder: Path) -> set[tuple[int, int]]:
     """Return the identities of a folder and of all above it, also above a link to it: a link to them is a loop."""
-    try:
+    with _readable(folder):  # fails in a deleted working directory
         real, above = folder.resolve(), folder.absolute().parent.resolve()
-    except OSError as error:  # of a deleted working directory
-        raise _unreadable(folder, error) from None
     return {_identity(place) for place in (real, *real.parents, above, *above.parents)}
 
 
@@ -131,7 +110,7 @@ def _is_output(folder: Path) -> bool:
     return any(_is_run(Path(run.path)) for runs in programs for run in _scan(runs))
 
 
-def subfolders(folder: Path, skipped: Skipped | None = None) -> list[Path]:
+def subfolders(folder: Path, skipped: Skipped) -> list[Path]:
     """Return the sub-folders, sorted, without hidden ones, folders of masks, and output of this program.
 
     Args:
@@ -146,14 +125,12 @@ def subfolders(folder: Path, skipped: Skipped | None = None) -> list[Path]:
     above = _with_parents(folder) if any(entry.is_symlink() for entry in entries) else set()
     found = []
     for entry in sorted(entries, key=attrgetter("name")):
-        place, why = folder / entry.name, None
+        place = folder / entry.name
         if entry.is_symlink() and _identity(place) in above:
-            why = LOOP
+            skipped[place] = LOOP
         elif _is_output(place):
-            why = RUN
-        if why is not None and skipped is not None:
-            skipped.reasons[place] = why
-        if why is None and not _holds_masks(entry.name, names):
+            skipped[place] = RUN
+        elif not _holds_masks(entry.name, names):
             found.append(place)
     return found
 
@@ -180,14 +157,14 @@ def images_below(
     """
     if not folder.is_dir():
         return
-    reasons = (skipped or Skipped()).reasons
+    skipped = {} if skipped is None else skipped
     seen = _with_parents(folder) - {_identity(folder)}
     pending = deque([folder])  # from the right; links wait on the left until the folders are read
     while pending:
         place = pending.pop()
         identity = _identity(place)
         if identity in seen or (place != folder and _is_run(place)):
-            reasons[place] = LOOP if identity in seen else RUN
+            skipped[place] = LOOP if identity in seen else RUN
             continue
         seen.add(identity)
         # Of a million files in one folder the names alone are kept.
@@ -203,7 +180,7 @@ def images_below(
                 # A link to nothing is kept: the decoder reports it.
                 regular = _is(entry, folder=False) or not os.path.exists(entry.path)  # noqa: PTH110 - it is text
                 (files if regular else special).append(entry.name)
-        reasons |= {place / name: SPECIAL for name in special}
+        skipped |= {place / name: SPECIAL for name in special}
         yield from (place / name for name in sorted(files))
         names = {entry.name for entry in folders}
         folders = [entry for entry in folders if not _holds_masks(entry.name, names)]
@@ -241,7 +218,8 @@ def input_files(pattern: str, key: str = "input") -> Iterator[str]:
     Raises:
         UserError: it matches no image.
     """
-    path, skipped, count = os.path.expanduser(pattern), Skipped(), 0  # noqa: PTH111 - like the next lines, it never raises
+    path, count = os.path.expanduser(pattern), 0  # noqa: PTH111 - like the next lines, it never raises
+    skipped: Skipped = {}
     if os.path.isdir(path):  # noqa: PTH112
         files: Iterable[str] = (str(file) for file in images_below(Path(path), skipped))
     elif os.path.isfile(path):  # noqa: PTH113
@@ -252,7 +230,7 @@ def input_files(pattern: str, key: str = "input") -> Iterator[str]:
         files = sorted({same_file(Path(file)): file for file in found}.values())
     for count, file in enumerate(files, 1):  # noqa: B007 - counted
         yield file
-    skipped.say()
+    say_skipped(skipped)
     if not count:
         fault = "contains no image" if os.path.exists(path) else "matches no file"  # noqa: PTH110
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
-from fish_lightning.data.listing import Skipped, images_below, require_folder, same_file, subfolders
+from fish_lightning.data.listing import RUN, Skipped, images_below, require_folder, same_file, say_skipped, subfolders
 from fish_lightning.data.sample.classes import ORIGINAL_FOLDERS
 from fish_lightning.data.sample.recipe import Recipe
 from fish_lightning.errors import UserError, first_line
@@ -55,7 +55,7 @@ class ArchiveSource:
             UserError: ``root`` is missing or is not in the archive's layout.
         """
         require_folder(self.root)
-        skipped = Skipped()
+        skipped: Skipped = {}
         for base in (self.root, self.root / "Fish_Dataset", self.root / "Fish_Dataset" / "Fish_Dataset"):
             folders = [f for f in subfolders(base, skipped) if f.name not in NOT_CLASSES] if base.is_dir() else []
             if any((folder / folder.name).is_dir() for folder in folders):
@@ -69,15 +69,7 @@ class ArchiveSource:
 
 
 def _download(handle: str, root: Path) -> None:
-    """Download a data set into kagglehub's cache and link ``root`` to it, so that it is not stored twice.
-
-    Args:
-        handle: ``owner/name`` on Kaggle.
-        root: link to create; nothing exists there yet.
-
-    Raises:
-        UserError: kagglehub is not installed, the download failed, or the link cannot be created.
-    """
+    """Download a data set into kagglehub's cache and link ``root`` to it, so that it is not stored twice."""
     manually = (
         f"or download the zip file in a browser (kaggle.com/datasets/{handle}) and run\n"
         "python -m fish_lightning.prepare data=fish data.archive=FILE.zip"
@@ -110,21 +102,18 @@ def _download(handle: str, root: Path) -> None:
 
 
 def _catalog(root: Path, folders: list[tuple[Path, str, str]], skipped: Skipped) -> Catalog:
-    """Return the catalog of the images in class folders.
+    """Return the catalog of the images in folders of a class and a split; print what was skipped.
 
-    Args:
-        root: above all of them.
-        folders: folder, class and split; of those without an image, one with output of this program is no class.
-        skipped: what has been skipped so far, which is said.
+    A folder without an image is an error, unless output of this program is in it: then it is no class.
     """
     rows: list[tuple[str, str, str, str]] = []
     classes = set()
     for folder, label, split in folders:
         files = [file.relative_to(root).as_posix() for file in images_below(folder, skipped)]
         rows += [(file, label, "", split) for file in files]
-        if files or not skipped.runs_below(folder):
+        if files or not any(why == RUN and path.is_relative_to(folder) for path, why in skipped.items()):
             classes.add(label)
-    skipped.say()
+    say_skipped(skipped)
     return make_catalog(root, rows, sorted(classes))
 
 
@@ -147,7 +136,7 @@ class OriginalsSource(Source):
         require_folder(self.root)
         below = [self.root / name / NOT_CLASSES[1] for name in (".", NOT_CLASSES[0])]
         base = next((folder for folder in below if folder.is_dir()), self.root)
-        skipped = Skipped()
+        skipped: Skipped = {}
         folders = subfolders(base, skipped)
         if not folders or any(folder.name in NOT_CLASSES or (folder / folder.name).is_dir() for folder in folders):
             raise UserError(
@@ -178,7 +167,7 @@ class FolderSource(Source):
             UserError: ``root`` is missing or empty, or a class folder contains no image.
         """
         require_folder(self.root)
-        skipped = Skipped()
+        skipped: Skipped = {}
         top = subfolders(self.root, skipped)
         given = {folder.name for folder in top}
         if given & set(NOT_CLASSES):

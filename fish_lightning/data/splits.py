@@ -227,9 +227,6 @@ def _photographs(
     """Return (N,) the photograph of each image, and (P,) the label and the number of images of each photograph.
 
     Its label is the most common one of its copies, so that copies with two labels stay together.
-
-    Raises:
-        UserError: no photograph is known.
     """
     if not catalog.photographs_known:
         raise UserError(

@@ -76,9 +76,8 @@ class Pose:
         turn = (u - MIDDLE) * self.bend
         along, across = (radius - w) * np.sin(turn), (radius - (radius - w) * np.cos(turn)) * self.mirror
         cos, sin = np.cos(self.angle) * self.length, np.sin(self.angle) * self.length
-        return np.stack([self.x + cos * along - sin * across, self.y + sin * along + cos * across], 1).astype(
-            np.float32
-        )
+        x, y = self.x + cos * along - sin * across, self.y + sin * along + cos * across
+        return np.stack([x, y], 1).astype(np.float32)
 
 
 class Body(NamedTuple):
