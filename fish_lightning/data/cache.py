@@ -26,13 +26,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import PIL
-from tqdm import tqdm
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.errors import UserError
 from fish_lightning.files import atomic_write, byte_size, locked, shown, state_of
-from fish_lightning.hardware import cores, memory, threads
+from fish_lightning.hardware import in_threads, memory
 from fish_lightning.run_log import say
 
 Pixels = npt.NDArray[np.uint8]
@@ -50,8 +49,6 @@ FIXED_SIZE = (A.Resize, A.CenterCrop)
 #: How often a cache file is written that is deleted right away.
 ATTEMPTS = 2
 ELSEWHERE = "choose another folder (data.cache_dir=DIR) or use data.cache=off"
-#: Images submitted to the thread pool at a time: bounds the decoded images that wait to be written.
-BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -272,11 +269,7 @@ def _decoded(pipelines: Pipelines, read: Read, files: list[Path]) -> Iterator[De
         except UnreadableImage as error:
             return np.zeros((pipelines.height, pipelines.width, 3), np.uint8), str(error)
 
-    with threads(cores()) as pool, tqdm(total=len(files), desc="decoding", unit="image", disable=None) as bar:
-        for start in range(0, len(files), BLOCK):
-            for image in pool.map(decoded, files[start : start + BLOCK]):
-                bar.update()
-                yield image
+    yield from in_threads(decoded, files, "decoding")
 
 
 def _open(file: Path, size: tuple[int, ...]) -> tuple[PixelCache | None, Digests]:

@@ -2,20 +2,18 @@
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from tqdm import tqdm
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.decoding import UnreadableImage, decode, opened
 from fish_lightning.data.listing import MASK_SUFFIX, images_below
 from fish_lightning.data.near_duplicates.search import label_errors
-from fish_lightning.hardware import cores
+from fish_lightning.hardware import in_threads
 
 Indices = npt.NDArray[np.int64]
 
@@ -92,9 +90,7 @@ def inspect(catalog: Catalog, empty_classes: Sequence[str] = ()) -> Inspection:
         catalog: N images, with photographs if they are known.
         empty_classes: names of class folders without an image.
     """
-    with ThreadPoolExecutor(cores()) as pool:  # threads suffice: Pillow releases the GIL
-        checked = pool.map(image_facts, catalog.files)
-        facts = list(tqdm(checked, total=len(catalog), desc="checking", unit="image", disable=None))
+    facts = list(in_threads(image_facts, catalog.files, "checking"))
     readable = [fact.digest if fact.error is None else str(i) for i, fact in enumerate(facts)]
     masks, unmasked = _unmatched_masks(catalog)
     return Inspection(

@@ -8,21 +8,19 @@ import hashlib
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from fish_lightning.data.catalog import Catalog, named_photographs
 from fish_lightning.data.near_duplicates.grouping import group_copies
 from fish_lightning.data.near_duplicates.similarity import Features
 from fish_lightning.errors import UserError
 from fish_lightning.files import atomic_write, locked, state_of
-from fish_lightning.hardware import cores, threads
+from fish_lightning.hardware import in_threads, threads
 from fish_lightning.names import printable
 from fish_lightning.run_log import say
 
@@ -85,22 +83,21 @@ def search(
     where = "\0".join(str(folder.resolve()) for folder in folders)
     name = hashlib.sha256(where.encode(errors="surrogateescape")).hexdigest()[:16]
     stored = None if cache is None else Path(cache) / f"photographs-{name}.npz"
-    groups = find_photographs([*catalog.files, *others.values()], stored, cores())
+    groups = find_photographs([*catalog.files, *others.values()], stored)
     images = slice(len(catalog))
     names = photograph_names([*catalog.paths.tolist(), *others], groups)
     return names[images], np.isin(groups[images], groups[len(catalog) :])
 
 
-def find_photographs(files: Sequence[Path], cache: Path | None, workers: int) -> Ints:
+def find_photographs(files: Sequence[Path], cache: Path | None) -> Ints:
     """Return the number of the photograph that each image is a copy of.
 
-    The groups depend neither on ``workers`` nor on the order of ``files``. An unreadable file is a photograph of its
-    own; training reports it.
+    The groups depend neither on the number of cores nor on the order of ``files``. An unreadable file is a photograph
+    of its own; training reports it.
 
     Args:
         files: N image files.
         cache: file for the result, valid while paths, sizes and modification times stay the same; None: no cache.
-        workers: threads, 1 or more; each uses one core.
 
     Returns:
         (N,) numbers from 0, in order of first appearance.
@@ -118,8 +115,9 @@ def find_photographs(files: Sequence[Path], cache: Path | None, workers: int) ->
         with nullcontext() if cache is None else locked(cache.with_suffix(".lock"), waiting):
             found = _read_cache(cache, key)
             if found is None:
-                with threads(workers) as pool:
-                    found = group_copies(_extract_features(ordered, cache, pool), pool)
+                features = _extract_features(ordered, cache)
+                with threads() as pool:
+                    found = group_copies(features, pool)
                 if cache is not None:
                     with atomic_write(cache) as temporary, temporary.open("wb") as stream:
                         np.savez_compressed(stream, key=np.array(key), groups=found)
@@ -160,15 +158,14 @@ def label_errors(labels: Ints, groups: Ints) -> list[Ints]:
     return [np.flatnonzero(groups == number) for number in numbers[classes > 1]]
 
 
-def _extract_features(files: Sequence[Path], cache: Path | None, pool: ThreadPoolExecutor) -> Features:
+def _extract_features(files: Sequence[Path], cache: Path | None) -> Features:
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
     once = " (once; the result is cached)" if cache is not None else ""
     print(f"searching for near-duplicates among {len(files):,} images{once}", flush=True)
     features = Features(len(files), cache.parent if cache is not None else None)
-    done = pool.map(features.extract, range(len(files)), files)
-    for _ in tqdm(done, total=len(files), desc="extracting features", unit="image", disable=None):
-        pass  # disable=None: shown on a terminal only
+    for _ in in_threads(lambda i: features.extract(i, files[i]), range(len(files)), "extracting features"):
+        pass
     return features
 
 
