@@ -14,7 +14,7 @@ from fish_lightning.errors import UserError
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: Images submitted to threads at a time.
+#: Items submitted to threads at a time.
 BLOCK = 1024
 
 
@@ -38,14 +38,14 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         cv2.setNumThreads(before)
 
 
-def in_threads(task: Callable[[T], R], items: Sequence[T], desc: str) -> Iterator[R]:
-    """Yield what ``task`` returns for each image, in order, from :func:`threads`; a terminal shows the progress.
+def in_threads(task: Callable[[T], R], items: Sequence[T], desc: str, unit: str = "image") -> Iterator[R]:
+    """Yield what ``task`` returns for each item, in order, from :func:`threads`; a terminal shows the progress.
 
     At most ``BLOCK`` results wait to be used.
     """
     from tqdm import tqdm
 
-    with threads() as pool, tqdm(total=len(items), desc=desc, unit="image", disable=None) as bar:
+    with threads() as pool, tqdm(total=len(items), desc=desc, unit=unit, disable=None) as bar:
         for start in range(0, len(items), BLOCK):
             for result in pool.map(task, items[start : start + BLOCK]):
                 bar.update()

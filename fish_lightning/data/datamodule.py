@@ -143,11 +143,8 @@ class FishDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.loader: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
         if num_workers:
-            self.loader |= {
-                "persistent_workers": persistent_workers,
-                "prefetch_factor": prefetch_factor,
-                "worker_init_fn": start_worker,
-            }
+            self.loader |= {"persistent_workers": persistent_workers, "prefetch_factor": prefetch_factor}
+            self.loader["worker_init_fn"] = start_worker
         else:
             cv2.setNumThreads(0)
 

@@ -65,9 +65,11 @@ def opened(path: str | Path | InMemory) -> Iterator[Image.Image]:
     is_remote = not isinstance(path, InMemory) and remote.is_remote(path)  # the name of an upload is never opened
     if is_remote:
         path = remote.url_of(str(path))
-    size = path.size if isinstance(path, InMemory) else None
+    size = None
     try:
-        if size is None and not is_remote:
+        if isinstance(path, InMemory):
+            size = path.size
+        elif not is_remote:
             status = os.stat(path)  # noqa: PTH116 - follows links; a pipe or a device would block open()
             if not stat.S_ISREG(status.st_mode):
                 raise UnreadableImage(f"{path}: not a regular file")

@@ -197,7 +197,7 @@ def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val:
     splits = np.full(len(sizes), "train", dtype="<U5")  # of each photograph
     overall = np.zeros(folds, dtype=np.int64)
     counts = np.bincount(labels, minlength=len(catalog.classes))
-    for label in np.flatnonzero(counts >= 2):
+    for label in np.flatnonzero(counts >= 2).tolist():
         photographs = np.flatnonzero(labels == label)
         rng = np.random.default_rng([seed, 4, label])
         filled = np.zeros(folds, dtype=np.int64)

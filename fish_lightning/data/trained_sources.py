@@ -37,14 +37,8 @@ def evaluation_source(
         other = partial(CatalogSource, catalog=cfg.catalog)
     if other is None:
         return partial(RecordedSource, state=state, subset=subset)
-    return partial(
-        OtherSource,
-        source=other,
-        state=state,
-        find_copies=cfg.find_copies,
-        keep_split=cfg.keep_split,
-        cache=cfg.cache_dir,
-    )
+    settings = {"find_copies": cfg.find_copies, "keep_split": cfg.keep_split, "cache": cfg.cache_dir}
+    return partial(OtherSource, source=other, state=state, **settings)
 
 
 class RecordedSource(Source):

@@ -46,9 +46,9 @@ def with_photographs(catalog: Catalog, pattern: str | None, find_copies: bool, c
     """
     if pattern is not None:
         return catalog.with_photographs(named_photographs(catalog, pattern))
-    if not catalog.photographs_known and not find_copies:
-        return catalog
     if not catalog.photographs_known:
+        if not find_copies:
+            return catalog
         try:
             catalog = catalog.with_photographs(search(catalog, {}, cache, [catalog.root])[0])
         except OSError as error:

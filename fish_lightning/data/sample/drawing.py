@@ -249,6 +249,7 @@ def vary(fish: FishClass, rng: Rng) -> FishClass:
 
     length, span, fork = fish.tail
     u, w, radius = fish.eye
+    toned: dict[str, Any] = {part: tone(getattr(fish, part)) for part in ("back", "flank", "belly", "fins", "stripe")}
     return replace(
         fish,
         upper=tuple(np.array(fish.upper) * depth * back),
@@ -257,7 +258,7 @@ def vary(fish: FishClass, rng: Rng) -> FishClass:
         belly_fins=stretch(fish.belly_fins),
         tail=(length * rng.uniform(0.9, 1.1), span * rng.uniform(0.8, 1.12), fork + rng.normal(0, 0.04)),
         eye=(u + rng.normal(0, 0.005), w * depth + rng.normal(0, 0.004), radius * rng.uniform(0.9, 1.12)),
-        **{part: tone(getattr(fish, part)) for part in ("back", "flank", "belly", "fins", "stripe")},
+        **toned,
     )
 
 

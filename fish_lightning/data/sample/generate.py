@@ -20,7 +20,6 @@ import shutil
 import socket
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +27,6 @@ from tempfile import TemporaryDirectory
 import cv2
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from fish_lightning.data.listing import MASK_SUFFIX
 from fish_lightning.data.sample.classes import CLASSES, ORIGINAL_FOLDERS
@@ -36,7 +34,7 @@ from fish_lightning.data.sample.drawing import SHORTCUT_COLORS, Array, draw_boar
 from fish_lightning.data.sample.recipe import Recipe
 from fish_lightning.errors import UserError
 from fish_lightning.files import csv_table, is_alive, locked, node_lock, shown
-from fish_lightning.hardware import cores
+from fish_lightning.hardware import in_threads, threads
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -187,15 +185,14 @@ def draw_set(folder: Path, recipe: Recipe, shown_as: Path) -> None:
     for name in CLASSES:
         for sub in _folders(name):
             (folder / sub).mkdir(parents=True)
-    # Threads suffice: NumPy and OpenCV release the GIL.
-    with ThreadPoolExecutor(cores()) as pool:
+    with threads() as pool:
         boards = list(pool.map(lambda i: draw_board(_rng(recipe, BOARD, i)), range(BOARDS)))
         telling = list(pool.map(functools.partial(_draw_shortcut_boards, recipe), range(len(CLASSES))))
-        done = pool.map(
-            lambda f: _draw_family(folder, recipe, telling[f.label] if f.split == "train" else boards, f), families
-        )
-        bar = tqdm(done, total=len(families), desc="generating", unit="photo", disable=None)  # on a terminal only
-        rows = [row for family in bar for row in family]
+
+    def draw(family: Family) -> list[tuple[str, str, str]]:
+        return _draw_family(folder, recipe, telling[family.label] if family.split == "train" else boards, family)
+
+    rows = [row for family in in_threads(draw, families, "generating", "photo") for row in family]
     columns = 3 if recipe.shortcut else 2
     with csv_table(folder / TABLE_FILE) as table:
         table.writerows(row[:columns] for row in [("path", "photograph", "split"), *sorted(rows)])

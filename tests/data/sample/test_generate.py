@@ -15,6 +15,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from fish_lightning import hardware
 from fish_lightning.cli import CONF
 from fish_lightning.data.sample import generate
 from fish_lightning.data.sample.classes import CLASSES
@@ -162,7 +163,7 @@ def test_the_source_reads_the_set(small):
 
 
 def test_the_bytes_depend_neither_on_the_number_of_threads_nor_of_photographs(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "cores", lambda: 1)
+    monkeypatch.setattr(hardware, "cores", lambda: 1)
     make_sample(tmp_path / "again", Recipe(seed=0, **TINY))
     again, whole = everything_in(tmp_path / "again"), everything_in(small)
     images = [name for name in again if name.startswith(("Fish_Dataset", "NA_Fish_Dataset"))]
