@@ -127,7 +127,7 @@ class Catalog(OfPhotographs):
         return {split: int((self.splits == split).sum()) for split in SPLITS}
 
     def file_states(self) -> npt.NDArray[np.int64]:
-        """Return (N, 2) size and modification time of each image's file; see :func:`changed_files`."""
+        """Return (N, 2) size and modification time of each image's file."""
         root = str(self.root)
         states = [size_and_time(os.path.join(root, path)) for path in self.paths.tolist()]  # noqa: PTH118
         return np.array(states, dtype=np.int64)
@@ -193,20 +193,6 @@ def _alike(names: list[str]) -> list[list[str]]:
     for name in names:
         by_key.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
     return [[f"'{printable(name)}'" for name in same] for same in by_key.values() if len(same) > 1]
-
-
-def changed_files(
-    then: npt.NDArray[np.int64], now: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Compare files by :meth:`Catalog.file_states`, without reading them.
-
-    Returns:
-        Indices of the files of another size, and of those of the same size that have been written since. The latter
-        is empty where all times differ: the data set has been copied.
-    """
-    size, time = (then != now).T
-    written = time & ~size
-    return np.flatnonzero(size), np.flatnonzero(written if not time.all() else np.zeros_like(written))
 
 
 def without_class(catalog: Catalog, which: int | str) -> tuple[Catalog, Catalog]:

@@ -17,7 +17,7 @@ from fish_lightning import compat
 from fish_lightning.data import remote
 from fish_lightning.data.backgrounds import Backgrounds, open_masks
 from fish_lightning.data.cache import Pipelines, PixelCache, open_cache, split_pipelines
-from fish_lightning.data.catalog import SPLITS, Catalog, changed_files, without_class
+from fish_lightning.data.catalog import SPLITS, Catalog, without_class
 from fish_lightning.data.dataset import REMEDY, UNREADABLE, FishDataset, KeyedBatches, start_worker
 from fish_lightning.data.decoding import UnreadableImage
 from fish_lightning.data.device_augment import DeviceAugment
@@ -274,7 +274,8 @@ class FishDataModule(L.LightningDataModule):
     def changed_images(self, state_dict: dict[str, Any], subset: str = "all") -> tuple[list[str], list[str]]:
         """Return the images whose files have another size than when a run began, and those only written again.
 
-        Both are empty for a checkpoint that does not say.
+        Files are not read. Both are empty for a checkpoint that does not say, and the latter where all times differ:
+        the data set has been copied.
 
         Args:
             state_dict: of the run, with the same images.
@@ -284,9 +285,9 @@ class FishDataModule(L.LightningDataModule):
         if "files" not in state_dict:
             return [], []
         compared = self.catalog.indices(subset)
-        sized, written = changed_files(state_dict["files"].numpy()[compared], self._files[compared])
+        sized, written = (state_dict["files"].numpy()[compared] != self._files[compared]).T
         paths = self.catalog.paths[compared]
-        return paths[sized].tolist(), paths[written].tolist()
+        return paths[sized].tolist(), [] if written.all() else paths[written & ~sized].tolist()
 
     def dataset(self, split: str, train: bool = False) -> FishDataset:
         """Return the images of one split (``"all"`` for every image), augmented for training."""

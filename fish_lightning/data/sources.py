@@ -266,9 +266,7 @@ class SampleSource:
         """Read the archive's layout, with the photographs, and the split if it has one, of ``photographs.csv``."""
         catalog = ArchiveSource(self.root).read()
         table = read_rows(self.root / "photographs.csv", "data.root", ("path", "photograph"))
-        rows = {row["path"]: row for row in table}
-        photographs, splits = (
-            np.array([rows[path].get(column, "") for path in catalog.paths.tolist()], dtype=np.str_)
-            for column in ("photograph", "split")
-        )
+        row_of = {row["path"]: row for row in table}
+        rows = [row_of[path] for path in catalog.paths.tolist()]
+        photographs, splits = (np.array([row.get(name, "") for row in rows]) for name in ("photograph", "split"))
         return replace(catalog, photographs=photographs, splits=splits)
