@@ -1,4 +1,4 @@
-"""Sources for evaluating a trained model: the images of its training run, or another data set."""
+"""Images for evaluating a trained model: of its training run, of another data set, or of none of the classes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
