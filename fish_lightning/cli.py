@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fish_lightning import compat
-from fish_lightning.data.sample.folder_name import standard_name
+from fish_lightning.data.sample.recipe import Recipe
 from fish_lightning.distributed.cluster import run_name, tasks_per_node
 from fish_lightning.errors import end_if_known
 from fish_lightning.hardware import cores, default_workers, fused, uses_cuda
@@ -64,7 +64,7 @@ _RESOLVERS = {
     "predict_folder": predict_folder,
     "run_folder": run_folder,
     "run_name": run_name,
-    "sample_name": standard_name,
+    "sample_name": lambda *arguments: Recipe(*arguments).folder,
     "tasks": tasks_per_node,
     "uses_cuda": uses_cuda,
     "workers": default_workers,

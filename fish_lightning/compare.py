@@ -19,7 +19,7 @@ def compare(cfg: DictConfig) -> float:
     Raises:
         UserError: a folder without test outputs, or two that cannot be compared.
     """
-    from fish_lightning.data.folders import require_folder
+    from fish_lightning.data.listing import require_folder
     from fish_lightning.evaluation.runs import compare_pair, load_run, match
     from fish_lightning.report.comparison import write_comparison
 

@@ -30,10 +30,9 @@ def evaluate(cfg: DictConfig) -> float:
     from hydra.utils import instantiate
 
     from fish_lightning.data.catalog import Catalog
-    from fish_lightning.data.folders import input_catalog
+    from fish_lightning.data.listing import input_catalog
     from fish_lightning.data.splits import RecordedSplit
-    from fish_lightning.data.trained_sources import RecordedSource, evaluation_source
-    from fish_lightning.data.unknown_images import without_copies
+    from fish_lightning.data.trained_sources import RecordedSource, evaluation_source, without_copies
     from fish_lightning.evaluation.outputs import Outputs
     from fish_lightning.files import run_of
     from fish_lightning.models.trained import open_model

@@ -3,14 +3,53 @@
 import math
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from fish_lightning.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Items submitted to threads at a time.
+BLOCK = 1024
 
 
 def cores() -> int:
     """Return the number of CPU cores that this process may use (its affinity, not the machine's count)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+@contextmanager
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """Provide threads of one core each: OpenCV releases the GIL, and its own threads would compete for the cores."""
+    import cv2
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    pool = ThreadPoolExecutor(cores())
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for running tasks only
+        cv2.setNumThreads(before)
+
+
+def in_threads(task: Callable[[T], R], items: Sequence[T], desc: str, unit: str = "image") -> Iterator[R]:
+    """Yield what ``task`` returns for each item, in order, from :func:`threads`; a terminal shows the progress.
+
+    At most ``BLOCK`` results wait to be used.
+    """
+    from tqdm import tqdm
+
+    with threads() as pool, tqdm(total=len(items), desc=desc, unit=unit, disable=None) as bar:
+        for start in range(0, len(items), BLOCK):
+            for result in pool.map(task, items[start : start + BLOCK]):
+                bar.update()
+                yield result
 
 
 def default_workers(accelerator: str, cache: str) -> int:

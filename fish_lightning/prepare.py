@@ -23,12 +23,12 @@ def prepare(cfg: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from fish_lightning.data import remote
-    from fish_lightning.data.archives.unzip import unpack
     from fish_lightning.data.catalog import EmptyClassError
     from fish_lightning.data.inspection import inspect
     from fish_lightning.data.near_duplicates.search import with_photographs
     from fish_lightning.data.sources import CatalogSource, SampleSource
     from fish_lightning.data.splits import say_what_training_would
+    from fish_lightning.data.unzip import unpack
     from fish_lightning.files import shown
     from fish_lightning.names import printable
     from fish_lightning.report.data_report import data_table, problems, write_data_report

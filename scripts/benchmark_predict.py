@@ -149,7 +149,7 @@ def reduced(ckpt: Path, photographs: Path, count: int = 12) -> None:
     """Print what decoding at reduced scale saves, and how far it moves a probability."""
     import torch
 
-    from fish_lightning.data.folders import images_below
+    from fish_lightning.data.listing import images_below
     from fish_lightning.models.trained import open_model
 
     trained, noise = open_model(ckpt), np.random.default_rng(0)

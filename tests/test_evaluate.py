@@ -189,7 +189,7 @@ def archive_run(tmp_path_factory, train_tiny):
     root = tmp_path_factory.mktemp("archive") / "download"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(generate, "CLASSES", {name: generate.CLASSES[name] for name in CLASSES})
-        generate.make_sample(root, seed=3, photographs_per_kind=4, copies=2)
+        generate.make_sample(root, generate.Recipe(seed=3, photographs_per_kind=4, copies=2))
     done = train_tiny(root.parent, "data=fish", "split=photograph", "data.find_copies=true", data=root)
     assert done.returncode == 0, done.stderr
     (folder,) = (root.parent / "logs" / "train" / "runs").iterdir()

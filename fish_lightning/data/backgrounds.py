@@ -81,29 +81,20 @@ def without_object(pixels: Pixels, mask: Mask) -> Pixels:
     return pixels
 
 
-def open_backgrounds(
-    catalog: Catalog,
-    images: PixelCache,
-    pipelines: Pipelines,
-    folder: Path,
-    workers: int,
-    in_ram: bool,
-    seed: int,
-    share: float,
-    estimate: bool = False,
-) -> Backgrounds:
-    """Return the other backgrounds for the training images of a catalog.
+def open_masks(
+    catalog: Catalog, pipelines: Pipelines, folder: Path, in_ram: bool, estimate: bool
+) -> tuple[PixelCache, dict[int, int]]:
+    """Return the masks of the training images of a catalog, decoded and resized as the images are.
 
     Args:
         catalog: of the run.
-        images: its decoded images.
         pipelines: of the run; their head is applied to the masks.
         folder: of the cache.
-        workers: number of decoding threads.
         in_ram: write no file.
-        seed: of the run.
-        share: of the images that are changed, 0 to 1.
         estimate: estimate the masks of a data set without masks (:func:`fish_lightning.data.masks.estimate_mask`).
+
+    Returns:
+        The masks, and the row of each training image that has one, by its index in the catalog.
 
     Raises:
         UserError: there are no masks, or there is no space for them.
@@ -112,7 +103,7 @@ def open_backgrounds(
     files = mask_files(catalog, training)
     content, read = "masks", None
     if len(files) < 2 and estimate:
-        files = {int(index): catalog.root / str(catalog.paths[index]) for index in training}
+        files = dict(zip(training.tolist(), catalog.take(training).files, strict=True))
         content, read = "estimated masks", estimate_mask
     if len(files) < 2:
         raise UserError(
@@ -120,15 +111,7 @@ def open_backgrounds(
             "the mask of 'Class/1.png' is 'Class GT/1.png', white on the object\n"
             "without masks choose other transforms, or estimate them: transforms.estimate_masks=true"
         )
-    chosen = np.array(list(files))
     paths = np.array([os.path.relpath(file, catalog.root) for file in files.values()])
-    table = replace(
-        catalog,
-        paths=paths,
-        labels=catalog.labels[chosen],
-        photographs=catalog.photographs[chosen],
-        splits=catalog.splits[chosen],
-    )
-    masks = open_cache(table, pipelines, folder, workers, in_ram, content, read)
-    rows = {index: row for row, index in enumerate(files) if row not in masks.errors}
-    return Backgrounds(images, masks, rows, seed, share)
+    table = replace(catalog.take(np.array(list(files))), paths=paths)
+    masks = open_cache(table, pipelines, folder, in_ram, content, read)
+    return masks, {index: row for row, index in enumerate(files) if row not in masks.errors}

@@ -8,14 +8,15 @@ previous one.
 Images are decoded in threads: Pillow and OpenCV release the GIL, and nothing has to survive a fork or a spawn.
 """
 
+import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,18 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import PIL
-from tqdm import tqdm
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.errors import UserError
 from fish_lightning.files import atomic_write, byte_size, locked, shown, state_of
-from fish_lightning.hardware import memory
+from fish_lightning.hardware import in_threads, memory
 from fish_lightning.run_log import say
 
 Pixels = npt.NDArray[np.uint8]
 Digests = npt.NDArray[np.uint8]
+#: An image, and why it cannot be read.
+Decoded = tuple[Pixels, str | None]
 #: Returns (H, W, 3) uint8 for an image file.
 Read = Callable[[Path], npt.NDArray[np.uint8]]
 
@@ -46,8 +48,7 @@ DETERMINISTIC = (A.Resize, A.CenterCrop, A.LongestMaxSize, A.SmallestMaxSize)
 FIXED_SIZE = (A.Resize, A.CenterCrop)
 #: How often a cache file is written that is deleted right away.
 ATTEMPTS = 2
-#: Images submitted to the thread pool at a time: bounds the decoded images that wait to be written.
-BLOCK = 1024
+ELSEWHERE = "choose another folder (data.cache_dir=DIR) or use data.cache=off"
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,6 @@ class PixelCache:
             raise UnreadableImage(self.errors[index])
         return np.array(self.pixels[index])
 
-    def black(self) -> Pixels:
-        """Return the placeholder of an unreadable image."""
-        return np.zeros(self.pixels.shape[1:], np.uint8)
-
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the mapped pixels, which pickling would copy."""
         return self.__dict__ | ({"_pixels": None} if self._file is not None else {})
@@ -142,7 +139,6 @@ def open_cache(
     catalog: Catalog,
     pipelines: Pipelines,
     folder: Path,
-    workers: int,
     in_ram: bool = False,
     content: str = "images",
     read: Read | None = None,
@@ -155,7 +151,6 @@ def open_cache(
         catalog: N images.
         pipelines: their head is applied to each image.
         folder: the cache.
-        workers: number of decoding threads.
         in_ram: write no file (an existing one is still read); for small data sets.
         content: what is kept, ``"images"``, ``"masks"`` or ``"estimated masks"``.
         read: returns (H, W, 3) uint8 for a file; None: ``decode``.
@@ -163,200 +158,141 @@ def open_cache(
     Raises:
         UserError: not enough free space, on disk or in memory.
     """
-    root = _hexdigest(str(catalog.root.resolve()))
-    head = _hexdigest(
-        json.dumps([VERSION, PIL.__version__, cv2.__version__, A.__version__, A.to_dict(pipelines.head)], default=str)
-    )
+    root = _hexdigest(str(catalog.root.resolve()).encode(errors="surrogateescape"))
+    versions = [VERSION, PIL.__version__, cv2.__version__, A.__version__]
+    head = _hexdigest(json.dumps([*versions, A.to_dict(pipelines.head)], default=str).encode())
     digests = _digests(catalog)
     family = f"{'pixels' if content == 'images' else content.replace(' ', '-')}-{root}-{head}"
     file = folder / f"{family}-{_hexdigest(digests.tobytes())}.npy"
     shape = (len(catalog), pipelines.height, pipelines.width, 3)
-    cache = _open(file, shape)
+    size = byte_size(math.prod(shape))
+    decoded = functools.partial(_decoded, pipelines, read or decode)
+    if in_ram and math.prod(shape) > memory() / 2:
+        raise UserError(
+            f"data.cache=ram: the decoded images take {size}, more than half of this machine's memory\n"
+            "use data.cache=on (a file) or smaller images (transforms.height, transforms.width)"
+        )
+    stored = _open(file, shape[1:])[0]
     if in_ram:
-        return _in_ram(catalog, pipelines, workers, shape, cache, content, read)
-    if cache is not None:
-        return cache
+        if stored is not None:
+            return PixelCache(np.array(stored.pixels), stored.errors)
+        say(f"decoding {len(catalog):,} {content} to {shape[1]}x{shape[2]} in memory: {size}")
+        pixels, errors = np.empty(shape, np.uint8), {}
+        for index, (image, error) in enumerate(decoded(catalog.files)):
+            pixels[index] = image
+            if error is not None:
+                errors[index] = error
+        return PixelCache(pixels, errors)
+    if stored is not None:
+        return stored
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f"{family}.lock", "waiting for another run that is decoding the same images"):
-            cache = _open(file, shape)
+            stored = _open(file, shape[1:])[0]
             for _ in range(ATTEMPTS):
-                if cache is None:
-                    _write(catalog, pipelines, file, family, digests, shape, workers, content, read)
-                    cache = _open(file, shape)
+                if stored is None:
+                    _write(file, family, catalog.files, digests, shape, content, decoded)
+                    stored = _open(file, shape[1:])[0]
     except OSError as error:
         raise UserError(
             f"data.cache: the decoded images cannot be written to {folder} ({error.strerror or error})\n"
-            f"they take {_cache_size(shape)}: free some space, choose another folder (data.cache_dir=DIR) or "
-            "use data.cache=off"
+            f"they take {size}: free some space, {ELSEWHERE}"
         ) from None
-    if cache is None:
+    if stored is None:
         raise UserError(
             f"data.cache: {file} was deleted or corrupted right after it was written, {ATTEMPTS} times\n"
-            "find out what deletes it, choose another folder (data.cache_dir=DIR) or use data.cache=off"
+            f"find out what deletes it, {ELSEWHERE}"
         )
-    return cache
+    return stored
 
 
 def _write(
-    catalog: Catalog,
-    pipelines: Pipelines,
     file: Path,
     family: str,
+    images: list[Path],
     digests: Digests,
     shape: tuple[int, ...],
-    workers: int,
     content: str,
-    read: Read | None,
+    decoded: Callable[[list[Path]], Iterator[Decoded]],
 ) -> None:
     """Write the file atomically; unchanged images are copied from the previous file of the family."""
-    folder = file.parent
+    folder, size = file.parent, math.prod(shape)
     for left_over in folder.glob(f".*.{family}-*"):  # of a killed process: this one has the lock
         left_over.unlink(missing_ok=True)
-    former = [other for other in folder.glob(f"{family}-*.npy") if other != file]
-    known, errors, kept = _reusable(former, shape)
-    new = [index for index in range(len(catalog)) if digests[index].tobytes() not in known]
-    _require_disk(folder, shape)
+    former = sorted((f for f in folder.glob(f"{family}-*.npy") if f != file), key=lambda f: f.stat().st_mtime_ns)
+    kept: PixelCache | None = None
+    known: dict[bytes, int] = {}
+    for other in former:  # the newest that is intact, which comes last
+        cache, of_cache = _open(other, shape[1:])
+        if cache is not None:
+            kept, known = cache, {digest.tobytes(): index for index, digest in enumerate(of_cache)}
+    new = [image for image, digest in zip(images, digests, strict=True) if digest.tobytes() not in known]
+    free = shutil.disk_usage(folder).free
+    if free < size * 1.01:
+        raise UserError(
+            f"data.cache: the decoded images take {byte_size(size)}, and {folder} has {byte_size(free)} free\n"
+            f"free some space, {ELSEWHERE}"
+        )
     work = (
         f"estimating {len(new):,} masks at" if content == "estimated masks" else f"decoding {len(new):,} {content} to"
     )
-    print(f"{work} {shape[1]}x{shape[2]}, once: {_cache_size(shape)} in {shown(folder)}", flush=True)
-    bad: dict[int, str] = {}
+    print(f"{work} {shape[1]}x{shape[2]}, once: {byte_size(size)} in {shown(folder)}", flush=True)
+    errors: dict[int, str] = {}
     with atomic_write(file) as temporary, temporary.open("wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
-        decoded = _decoded(catalog, pipelines, new, workers, read)
-        for index in range(len(catalog)):
-            old = known.get(digests[index].tobytes())
-            if old is None:
-                pixels, error = next(decoded)
-            else:
-                assert kept is not None
-                pixels, error = kept[old], errors.get(old)
+        fresh = decoded(new)
+        for index, digest in enumerate(digests):
+            old = known.get(digest.tobytes())
+            pixels, error = next(fresh) if kept is None or old is None else (kept.pixels[old], kept.errors.get(old))
             if error is not None:
-                bad[index] = error
+                errors[index] = error
             stream.write(pixels.tobytes())
         # Before the pixels get their name: a file of pixels always has one.
         with atomic_write(file.with_suffix(".npz")) as info, info.open("wb") as written:
-            np.savez(written, digests=digests, errors=np.array(json.dumps(bad)))
-    former.sort(key=lambda other: other.stat().st_mtime_ns)
+            np.savez(written, digests=digests, errors=np.array(json.dumps(errors)))
     for other in former[:-1]:  # keep the newest: runs with two tables of one folder may alternate
         other.unlink(missing_ok=True)
         other.with_suffix(".npz").unlink(missing_ok=True)
 
 
-def _decoded(
-    catalog: Catalog, pipelines: Pipelines, indices: list[int], workers: int, read: Read | None
-) -> Iterator[tuple[Pixels, str | None]]:
-    """Yield decoded images in the order of ``indices``; an unreadable one is black, with its error."""
+def _decoded(pipelines: Pipelines, read: Read, files: list[Path]) -> Iterator[Decoded]:
+    """Yield decoded images in the order of ``files``; an unreadable one is black, with its error."""
     own = threading.local()  # a pipeline is stateful
     recipe = A.to_dict(pipelines.head)
-    shape = (pipelines.height, pipelines.width, 3)
 
-    def decoded(index: int) -> tuple[Pixels, str | None]:
+    def decoded(file: Path) -> Decoded:
         if not hasattr(own, "head"):
             own.head = A.from_dict(recipe)
         try:
-            pixels: Pixels = own.head(image=(read or decode)(catalog.root / str(catalog.paths[index])))["image"]
+            return own.head(image=read(file))["image"], None
         except UnreadableImage as error:
-            return np.zeros(shape, np.uint8), str(error)
-        return pixels, None
+            return np.zeros((pipelines.height, pipelines.width, 3), np.uint8), str(error)
 
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # its threads would compete with ours for the cores
-    pool = ThreadPoolExecutor(workers)
-    try:
-        with tqdm(total=len(indices), desc="decoding", unit="image", disable=None) as bar:
-            for start in range(0, len(indices), BLOCK):
-                for image in pool.map(decoded, indices[start : start + BLOCK]):
-                    bar.update()
-                    yield image
-    finally:
-        pool.shutdown(cancel_futures=True)
-        cv2.setNumThreads(threads)
+    yield from in_threads(decoded, files, "decoding")
 
 
-def _in_ram(
-    catalog: Catalog,
-    pipelines: Pipelines,
-    workers: int,
-    shape: tuple[int, ...],
-    cache: PixelCache | None,
-    content: str,
-    read: Read | None,
-) -> PixelCache:
-    if int(np.prod(shape)) > memory() / 2:
-        raise UserError(
-            f"data.cache=ram: the decoded images take {_cache_size(shape)}, more than half of this machine's memory\n"
-            "use data.cache=on (a file) or smaller images (transforms.height, transforms.width)"
-        )
-    if cache is not None:
-        return PixelCache(np.array(cache.pixels), cache.errors)
-    say(f"decoding {shape[0]:,} {content} to {shape[1]}x{shape[2]} in memory: {_cache_size(shape)}")
-    pixels, errors = np.empty(shape, np.uint8), {}
-    for index, (image, error) in enumerate(_decoded(catalog, pipelines, list(range(len(catalog))), workers, read)):
-        pixels[index] = image
-        if error is not None:
-            errors[index] = error
-    return PixelCache(pixels, errors)
-
-
-def _open(file: Path, shape: tuple[int, ...]) -> PixelCache | None:
-    """Return the cache stored in a file; None if it is missing or corrupt."""
-    info = _info(file)
-    if info is None:
-        return None
-    try:
-        pixels = np.load(file, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    return PixelCache(pixels, info[1], file) if pixels.shape == shape and pixels.dtype == np.uint8 else None
-
-
-def _info(file: Path) -> tuple[Digests, dict[int, str]] | None:
-    """Return the digest of each image and the errors of unreadable ones; None if they are missing or corrupt."""
+def _open(file: Path, size: tuple[int, ...]) -> tuple[PixelCache | None, Digests]:
+    """Return the images stored in a file, (N, *size), and their digests; None if it is missing or corrupt."""
+    nothing = None, np.empty((0, 16), np.uint8)
     try:
         with np.load(file.with_suffix(".npz")) as info:
-            errors = json.loads(str(info["errors"]))
-            return np.asarray(info["digests"]), {int(index): error for index, error in errors.items()}
+            digests, errors = info["digests"], json.loads(str(info["errors"]))
+        pixels = np.load(file, mmap_mode="r")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def _reusable(former: list[Path], shape: tuple[int, ...]) -> tuple[dict[bytes, int], dict[int, str], Pixels | None]:
-    """Return the index of each digest in the newest intact former file, its errors and its pixels."""
-    for file in sorted(former, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        info = _info(file)
-        if info is not None:
-            cache = _open(file, (len(info[0]), *shape[1:]))
-            if cache is not None:
-                return {digest.tobytes(): index for index, digest in enumerate(info[0])}, info[1], cache.pixels
-    return {}, {}, None
+        return nothing
+    if pixels.shape != (len(digests), *size) or pixels.dtype != np.uint8:
+        return nothing
+    return PixelCache(pixels, {int(index): error for index, error in errors.items()}, file), digests
 
 
 def _digests(catalog: Catalog) -> Digests:
     """Return (N, 16) hashes of each file's name, size and modification time."""
-    digests = np.empty((len(catalog), 16), np.uint8)
     root = str(catalog.root)
-    for index, path in enumerate(catalog.paths.tolist()):
-        state = state_of(path, os.path.join(root, path)).encode(errors="surrogateescape")  # noqa: PTH118
-        digests[index] = np.frombuffer(hashlib.blake2b(state, digest_size=16).digest(), np.uint8)
-    return digests
+    states = (state_of(path, os.path.join(root, path)) for path in catalog.paths.tolist())  # noqa: PTH118
+    digests = (hashlib.blake2b(state.encode(errors="surrogateescape"), digest_size=16).digest() for state in states)
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)
 
 
-def _require_disk(folder: Path, shape: tuple[int, ...]) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < int(np.prod(shape)) * 1.01:
-        raise UserError(
-            f"data.cache: the decoded images take {_cache_size(shape)}, and {folder} has {byte_size(free)} free\n"
-            "free some space, choose another folder (data.cache_dir=DIR) or use data.cache=off"
-        )
-
-
-def _cache_size(shape: tuple[int, ...]) -> str:
-    return byte_size(int(np.prod(shape)))
-
-
-def _hexdigest(state: str | bytes) -> str:
-    content = state if isinstance(state, bytes) else state.encode(errors="surrogateescape")
+def _hexdigest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]

@@ -8,6 +8,7 @@ copies of one photograph.
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from fish_lightning.run_log import say
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "photograph", "split")
+#: The columns of a :class:`Catalog`.
+_TYPES: dict[str, Any] = {"paths": np.str_, "labels": np.int64, "photographs": np.str_, "splits": np.str_}
 
 
 class EmptyClassError(UserError):
@@ -56,10 +59,14 @@ class OfPhotographs:
         """(N,) photograph of each image; an image of unknown photograph is one of its own, named by its path."""
         return np.where(self.photographs == "", self.paths, self.photographs)
 
+    @property
+    def photograph_numbers(self) -> npt.NDArray[np.int64]:
+        """(N,) number of each image's photograph, in the order of their names."""
+        return np.unique(self.photographs_or_paths, return_inverse=True)[1]
+
     def copies_of(self, photographs: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
         """Return (N,) whether an image is a copy of one of these photographs, which may include ``""``."""
-        copied: npt.NDArray[np.bool_] = np.isin(self.photographs, np.unique(photographs)) & (self.photographs != "")
-        return copied
+        return np.asarray(np.isin(self.photographs, np.unique(photographs)) & (self.photographs != ""))
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,19 @@ class Catalog(OfPhotographs):
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def files(self) -> list[Path]:
+        """File of each image."""
+        return [self.root / path for path in self.paths.tolist()]
+
+    def take(self, rows: npt.NDArray[Any]) -> "Catalog":
+        """Return the catalog of some images.
+
+        Args:
+            rows: their indices, or (N,) whether to take each image.
+        """
+        return replace(self, **{column: getattr(self, column)[rows] for column in _TYPES})
+
     def with_splits(self, splits: npt.NDArray[np.str_]) -> "Catalog":
         """Return the catalog with another split column."""
         return replace(self, splits=splits)
@@ -96,8 +116,7 @@ class Catalog(OfPhotographs):
     def leaked(self) -> npt.NDArray[np.bool_]:
         """Return (N,) whether an image is in the test split while a copy of it is in the training split."""
         copied = self.copies_of(self.photographs[self.splits == "train"])
-        leaked: npt.NDArray[np.bool_] = np.logical_and(self.splits == "test", copied)
-        return leaked
+        return np.asarray(np.logical_and(self.splits == "test", copied))
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """Return the indices of one split, or of all images for ``"all"``."""
@@ -108,40 +127,27 @@ class Catalog(OfPhotographs):
         return {split: int((self.splits == split).sum()) for split in SPLITS}
 
     def file_states(self) -> npt.NDArray[np.int64]:
-        """Return (N, 2) size and modification time of each image's file; see :func:`changed_files`."""
+        """Return (N, 2) size and modification time of each image's file."""
         root = str(self.root)
         states = [size_and_time(os.path.join(root, path)) for path in self.paths.tolist()]  # noqa: PTH118
         return np.array(states, dtype=np.int64)
 
     def write_csv(self, path: Path) -> None:
         """Write the table as CSV, atomically; it is read again, so paths and names keep their bytes."""
+        names = np.array(self.classes)[self.labels]
         with csv_table(path) as rows:
-            rows.writerow(COLUMNS)
-            for i in range(len(self)):
-                rows.writerow((self.paths[i], self.classes[self.labels[i]], self.photographs[i], self.splits[i]))
+            rows.writerows([COLUMNS, *zip(self.paths, names, self.photographs, self.splits, strict=True)])
 
     def state(self) -> dict[str, Any]:
         """Return plain containers for a checkpoint; :meth:`from_state` restores them."""
-        return {
-            "root": str(self.root.resolve()),
-            "paths": self.paths.tolist(),
-            "labels": self.labels.tolist(),
-            "photographs": self.photographs.tolist(),
-            "splits": self.splits.tolist(),
-            "classes": list(self.classes),
-        }
+        columns = {column: getattr(self, column).tolist() for column in _TYPES}
+        return {"root": str(self.root.resolve()), **columns, "classes": list(self.classes)}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Catalog":
         """Restore the catalog from :meth:`state`."""
-        return cls(
-            root=Path(state["root"]),
-            paths=np.array(state["paths"], dtype=np.str_),
-            labels=np.array(state["labels"], dtype=np.int64),
-            photographs=np.array(state["photographs"], dtype=np.str_),
-            splits=np.array(state["splits"], dtype=np.str_),
-            classes=tuple(state["classes"]),
-        )
+        columns = {column: np.array(state[column], dtype) for column, dtype in _TYPES.items()}
+        return cls(root=Path(state["root"]), **columns, classes=tuple(state["classes"]))
 
 
 def make_catalog(root: Path, rows: list[tuple[str, str, str, str]], classes: list[str] | None = None) -> Catalog:
@@ -160,15 +166,15 @@ def make_catalog(root: Path, rows: list[tuple[str, str, str, str]], classes: lis
         raise UserError(
             f"no images in {root}\nexpected {root}/<class>/<image>, or the layout of the fish archive (data=fish)"
         )
-    names = sorted({label for _, label, _, _ in rows})
+    paths, labels, photographs, splits = zip(*sorted(rows), strict=True)
+    names = sorted(set(labels))
     number = {name: i for i, name in enumerate(names)}
-    rows = sorted(rows)
     catalog = Catalog(
         root=root,
-        paths=np.array([row[0] for row in rows], dtype=np.str_),
-        labels=np.array([number[row[1]] for row in rows], dtype=np.int64),
-        photographs=np.array([row[2] for row in rows], dtype=np.str_),
-        splits=np.array([row[3] for row in rows], dtype=np.str_),
+        paths=np.array(paths, dtype=np.str_),
+        labels=np.array([number[label] for label in labels], dtype=np.int64),
+        photographs=np.array(photographs, dtype=np.str_),
+        splits=np.array(splits, dtype=np.str_),
         classes=tuple(names),
     )
     empty = sorted(set(classes or ()) - set(names))
@@ -187,20 +193,6 @@ def _alike(names: list[str]) -> list[list[str]]:
     for name in names:
         by_key.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
     return [[f"'{printable(name)}'" for name in same] for same in by_key.values() if len(same) > 1]
-
-
-def changed_files(
-    then: npt.NDArray[np.int64], now: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Compare files by :meth:`Catalog.file_states`, without reading them.
-
-    Returns:
-        Indices of the files of another size, and of those of the same size that have been written since. The latter
-        is empty where all times differ: the data set has been copied.
-    """
-    size, time = (then != now).T
-    written = time & ~size
-    return np.flatnonzero(size), np.flatnonzero(written if not time.all() else np.zeros_like(written))
 
 
 def without_class(catalog: Catalog, which: int | str) -> tuple[Catalog, Catalog]:
@@ -227,16 +219,60 @@ def without_class(catalog: Catalog, which: int | str) -> tuple[Catalog, Catalog]
     if len(names) < 3:
         raise UserError(f"data.leave_out={which}: at least 2 classes must remain, not {len(names) - 1}")
     classes = names[:which] + names[which + 1 :]
-    kept, tested = catalog.labels != which, (catalog.labels == which) & (catalog.splits == "test")
-    columns = ("paths", "labels", "photographs", "splits")
-    rest, left_out = (
-        replace(catalog, classes=classes, **{column: getattr(catalog, column)[rows] for column in columns})
-        for rows in (kept, tested)
-    )
+    tested = (catalog.labels == which) & (catalog.splits == "test")
+    rest, left_out = catalog.take(catalog.labels != which), catalog.take(tested)
     return (
-        replace(rest, labels=np.where(rest.labels > which, rest.labels - 1, rest.labels)),
-        replace(left_out, labels=np.full(len(left_out), -1, dtype=np.int64)),
+        replace(rest, labels=rest.labels - (rest.labels > which), classes=classes),
+        replace(left_out, labels=np.full(len(left_out), -1, dtype=np.int64), classes=classes),
     )
+
+
+def joined_catalog(catalogs: Sequence[Catalog], names: Sequence[str]) -> Catalog:
+    """Join the catalogs of several runs on one data set.
+
+    An image is ``train`` if any run was trained on it or on a copy of it, and ``test`` if it is a test image of every
+    run. It is ``val`` if no run was trained on it, but some were validated on it: their best epochs were chosen on such
+    images, so that a temperature and thresholds can be fitted on them, and a score on them is a little too high. Images
+    that a run does not know have no split.
+
+    Args:
+        catalogs: with their splits and the same classes.
+        names: of the runs, for errors.
+
+    Raises:
+        UserError: their images are in different folders or have different labels.
+    """
+    first = catalogs[0]
+    for name, other in zip(names, catalogs, strict=True):
+        if other.root != first.root:
+            raise UserError(
+                f"runs: {names[0]} was trained on images in {first.root}, {name} in {other.root}\n"
+                "the members of an ensemble are trained on one data set"
+            )
+    paths = np.unique(np.concatenate([catalog.paths for catalog in catalogs]))
+    labels = np.full(len(paths), -1, dtype=np.int64)
+    photographs = np.full(len(paths), "", dtype=np.result_type(*(catalog.photographs for catalog in catalogs)))
+    trained, tested, held_out = (np.full(len(paths), value) for value in (False, True, True))
+    for name, catalog in zip(names, catalogs, strict=True):
+        at = np.searchsorted(paths, catalog.paths)
+        differing = np.flatnonzero((labels[at] >= 0) & (labels[at] != catalog.labels))
+        if len(differing):
+            known, other_label = (first.classes[column[differing[0]]] for column in (labels[at], catalog.labels))
+            raise UserError(
+                f"runs: {name} has other labels than the runs before it for {len(differing):,} images, for example\n"
+                f"{catalog.paths[differing[0]]}: {other_label} instead of {known}"
+            )
+        labels[at] = catalog.labels
+        photographs[at] = np.where(photographs[at] == "", catalog.photographs, photographs[at])
+        units = catalog.photographs_or_paths
+        trained[at] |= np.isin(units, units[catalog.splits == "train"])
+        here = {split: np.isin(paths, catalog.paths[catalog.splits == split]) for split in ("val", "test")}
+        tested &= here["test"]
+        held_out &= here["val"] | here["test"]
+    joined = Catalog(first.root, paths, labels, photographs, np.full(len(paths), "", dtype="<U5"), first.classes)
+    units = joined.photographs_or_paths
+    trained |= np.isin(units, units[trained])  # where the runs group copies differently
+    return joined.with_splits(np.select([trained, tested, held_out], ["train", "test", "val"], default=""))
 
 
 def named_photographs(catalog: Catalog, pattern: str) -> npt.NDArray[np.str_]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import albumentations as A
 import cv2
@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from fish_lightning import compat
 from fish_lightning.data import remote
-from fish_lightning.data.backgrounds import Backgrounds, open_backgrounds
+from fish_lightning.data.backgrounds import Backgrounds, open_masks
 from fish_lightning.data.cache import Pipelines, PixelCache, open_cache, split_pipelines
-from fish_lightning.data.catalog import SPLITS, Catalog, changed_files, without_class
+from fish_lightning.data.catalog import SPLITS, Catalog, without_class
 from fish_lightning.data.dataset import REMEDY, UNREADABLE, FishDataset, KeyedBatches, start_worker
 from fish_lightning.data.decoding import UnreadableImage
 from fish_lightning.data.device_augment import DeviceAugment
@@ -34,14 +34,9 @@ from fish_lightning.data.splits import (
 from fish_lightning.data.trained_sources import RecordedSource
 from fish_lightning.errors import UserError
 from fish_lightning.files import byte_size
-from fish_lightning.hardware import cores
 
-
-class Split(Protocol):
-    """A function that assigns a split to each image of a catalog."""
-
-    def __call__(self, catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
-        """Return (N,) split names."""
+#: Assigns a split to each image: ``split(catalog, seed=…)`` returns (N,) names.
+Split = Callable[..., npt.NDArray[np.str_]]
 
 
 class FishDataModule(L.LightningDataModule):
@@ -148,11 +143,8 @@ class FishDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.loader: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory}
         if num_workers:
-            self.loader |= {
-                "persistent_workers": persistent_workers,
-                "prefetch_factor": prefetch_factor,
-                "worker_init_fn": start_worker,
-            }
+            self.loader |= {"persistent_workers": persistent_workers, "prefetch_factor": prefetch_factor}
+            self.loader["worker_init_fn"] = start_worker
         else:
             cv2.setNumThreads(0)
 
@@ -185,7 +177,11 @@ class FishDataModule(L.LightningDataModule):
         if self.pixels is None and (self.cache != "off" or self.resident):
             self._open_cache()
         if self.backgrounds and self._backgrounds is None:
-            self._backgrounds = self._open_backgrounds(self.backgrounds)
+            if self.resident or self.pixels is None or self.pipelines is None:
+                raise UserError("transforms.backgrounds requires augment=cpu and data.cache=on or data.cache=ram")
+            folder, in_ram = self.cache_dir or Path(), self.cache == "ram"
+            masks, rows = open_masks(self.catalog, self.pipelines, folder, in_ram, self.estimate_masks)
+            self._backgrounds = Backgrounds(self.pixels, masks, rows, self.seed, self.backgrounds)
 
     def _open_cache(self) -> None:
         self.pipelines = split_pipelines(self.train_transform, self.eval_transform)
@@ -204,24 +200,13 @@ class FishDataModule(L.LightningDataModule):
             self.device_augment = DeviceAugment(self.pipelines.train.transforms)
         if self.cache == "on" and self.cache_dir is None:
             raise UserError("data.cache=on requires a folder: data.cache_dir=DIR")
-        self.pixels = open_cache(
-            self.catalog, self.pipelines, self.cache_dir or Path(), cores(), in_ram=self.cache == "ram"
-        )
+        self.pixels = open_cache(self.catalog, self.pipelines, self.cache_dir or Path(), in_ram=self.cache == "ram")
         # Of the images of a training run those that are not tested need not exist.
         needed = [self.source.subset] if isinstance(self.source, RecordedSource) else list(SPLITS)
         bad = [i for i in sorted(self.pixels.errors) if self.catalog.splits[i] in needed or "all" in needed]
         if bad and self.on_error == "raise":
-            named = [self.pixels.errors[index] for index in bad[:3]]
             more = [f"and {len(bad) - 3} more"] if len(bad) > 3 else []
-            raise UnreadableImage("\n".join([*named, *more, REMEDY]))
-
-    def _open_backgrounds(self, share: float) -> Backgrounds:
-        if self.resident or self.pixels is None or self.pipelines is None:
-            raise UserError("transforms.backgrounds requires augment=cpu and data.cache=on or data.cache=ram")
-        folder, in_ram = self.cache_dir or Path(), self.cache == "ram"
-        return open_backgrounds(
-            self.catalog, self.pixels, self.pipelines, folder, cores(), in_ram, self.seed, share, self.estimate_masks
-        )
+            raise UnreadableImage("\n".join([*(self.pixels.errors[index] for index in bad[:3]), *more, REMEDY]))
 
     def _splits_by(self, *functions: Split) -> bool:
         """Return whether the split is drawn by one of these functions."""
@@ -281,17 +266,16 @@ class FishDataModule(L.LightningDataModule):
         ):
             sizes = f"{len(began)} in {len(began.classes)} classes, now {len(now)} in {len(now.classes)}"
             return [*found, f"other images ({sizes})"]
-        if self.balance == "photograph":
-            then, others = (_numbers(catalog.photographs_or_paths) for catalog in (began, now))
-            if not np.array_equal(then, others):
-                found.append("other photographs (data.photograph, data.find_copies), which balance=photograph samples")
+        if self.balance == "photograph" and not np.array_equal(began.photograph_numbers, now.photograph_numbers):
+            found.append("other photographs (data.photograph, data.find_copies), which balance=photograph samples")
         changed = int((began.splits != now.splits).sum())
         return found + [f"another split ({changed} images differ; see split.csv in its folder)"] * bool(changed)
 
     def changed_images(self, state_dict: dict[str, Any], subset: str = "all") -> tuple[list[str], list[str]]:
         """Return the images whose files have another size than when a run began, and those only written again.
 
-        Both are empty for a checkpoint that does not say.
+        Files are not read. Both are empty for a checkpoint that does not say, and the latter where all times differ:
+        the data set has been copied.
 
         Args:
             state_dict: of the run, with the same images.
@@ -301,26 +285,20 @@ class FishDataModule(L.LightningDataModule):
         if "files" not in state_dict:
             return [], []
         compared = self.catalog.indices(subset)
-        sized, written = changed_files(state_dict["files"].numpy()[compared], self._files[compared])
+        sized, written = (state_dict["files"].numpy()[compared] != self._files[compared]).T
         paths = self.catalog.paths[compared]
-        return paths[sized].tolist(), paths[written].tolist()
+        return paths[sized].tolist(), [] if written.all() else paths[written & ~sized].tolist()
 
     def dataset(self, split: str, train: bool = False) -> FishDataset:
         """Return the images of one split (``"all"`` for every image), augmented for training."""
-        train = train and self.augments
-        if self.pipelines is None:
+        train, parts = train and self.augments, self.pipelines
+        if parts is None:
             transform = self.train_transform if train else self.eval_transform
         else:
-            transform = self.pipelines.train if train else self.pipelines.evaluate
+            transform = parts.train if train else parts.evaluate
+        indices, backgrounds = self.catalog.indices(split), self._backgrounds if train else None
         return FishDataset(
-            self.catalog,
-            self.catalog.indices(split),
-            transform,
-            self.seed,
-            self.on_error,
-            self.pixels,
-            self.resident,
-            self._backgrounds if train else None,
+            self.catalog, indices, transform, self.seed, self.on_error, self.pixels, self.resident, backgrounds
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -342,15 +320,10 @@ class FishDataModule(L.LightningDataModule):
     def class_weights(self) -> list[float]:
         """Return class weights, inversely proportional to the training images; their mean over images is 1."""
         counts = np.bincount(self.catalog.labels[self.catalog.indices("train")], minlength=len(self.catalog.classes))
-        weights: list[float] = (counts.sum() / (len(counts) * counts.clip(1))).tolist()
-        return weights
+        return list((counts.sum() / (len(counts) * counts.clip(1))).tolist())
 
     def _groups(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
-        """Return (N,) what ``balance`` balances of those images; None without it.
-
-        Raises:
-            UserError: photographs are to be balanced and are not known.
-        """
+        """Return (N,) what ``balance`` balances of those images; None without it."""
         if self.balance is None:
             return None
         if self.balance == "class":
@@ -360,7 +333,7 @@ class FishDataModule(L.LightningDataModule):
                 "balance=photograph: it is not known which images are copies of one photograph\n"
                 "search for them with data.find_copies=true, or name them with data.photograph=REGEX"
             )
-        return _numbers(self.catalog.photographs_or_paths[indices])
+        return self.catalog.photograph_numbers[indices]
 
     def _resident_pixels(self, device: torch.device) -> Tensor:
         """Return (N, H, W, 3) uint8 on the device, copied to it once."""
@@ -391,9 +364,7 @@ class FishDataModule(L.LightningDataModule):
         """Return the loader of ``test_subset``, in catalog order."""
         return self._loader(self.test_subset)
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Return a loader of the validation images, in catalog order: thresholds are chosen on their predictions."""
-        return self._loader("val")
+    predict_dataloader = val_dataloader  # thresholds are chosen on the predictions of the validation images
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
         dataset = self.dataset(split, train=shuffle)
@@ -405,8 +376,3 @@ class FishDataModule(L.LightningDataModule):
             place["groups"] = self._groups(dataset.indices)
         batches = KeyedBatches(len(dataset), self.batch_size, self.seed, shuffle, **place)
         return DataLoader(dataset, batch_sampler=batches, **self.loader)
-
-
-def _numbers(names: npt.NDArray[np.str_]) -> npt.NDArray[np.int64]:
-    """Return (N,) a number for each name, the same for equal ones."""
-    return np.unique(names, return_inverse=True)[1]

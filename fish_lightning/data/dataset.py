@@ -11,6 +11,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import albumentations as A
@@ -34,6 +35,7 @@ REMEDY = "repair or remove it, or skip unreadable images with data.on_error=skip
 GRACE = 20
 
 
+@dataclass(eq=False, repr=False)
 class FishDataset(Dataset[dict[str, Any]]):
     """Images at some indices of a catalog.
 
@@ -48,25 +50,16 @@ class FishDataset(Dataset[dict[str, Any]]):
         backgrounds: gives images other backgrounds, before ``transform``; None: they keep theirs.
     """
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        indices: npt.NDArray[np.int64],
-        transform: A.Compose,
-        seed: int,
-        on_error: str = "raise",
-        cache: PixelCache | None = None,
-        resident: bool = False,
-        backgrounds: Backgrounds | None = None,
-    ) -> None:
-        self.catalog = catalog
-        self.indices = indices
-        self.transform = transform
-        self.seed = seed
-        self.on_error = on_error
-        self.cache = cache
-        self.resident = resident
-        self.backgrounds = backgrounds
+    catalog: Catalog
+    indices: npt.NDArray[np.int64]
+    transform: A.Compose
+    seed: int
+    on_error: str = "raise"
+    cache: PixelCache | None = None
+    resident: bool = False
+    backgrounds: Backgrounds | None = None
+
+    def __post_init__(self) -> None:
         self.randomness = KeyedRandomness()
 
     def __len__(self) -> int:
@@ -91,20 +84,19 @@ class FishDataset(Dataset[dict[str, Any]]):
             unreadable = self.cache is not None and index in self.cache.errors
             return {"label": UNREADABLE if unreadable else label, "index": index, "epoch": epoch}
         try:
-            pixels = self._decoded(index)
+            if self.cache is not None:
+                pixels = self.cache[index]
+            else:
+                pixels = decode(self.catalog.root / str(self.catalog.paths[index]))
         except UnreadableImage as error:
             if self.on_error == "raise":
                 raise UnreadableImage(f"{error}\n{REMEDY}") from None
-            pixels, label = np.zeros((32, 32, 3), np.uint8) if self.cache is None else self.cache.black(), UNREADABLE
+            shape = (32, 32, 3) if self.cache is None else self.cache.pixels.shape[1:]
+            pixels, label = np.zeros(shape, np.uint8), UNREADABLE
         if self.backgrounds is not None and label != UNREADABLE:
             pixels = self.backgrounds(pixels, epoch, index)
         self.randomness.key(self.transform, keyed_seed(self.seed, epoch, index))
         return {"image": self.transform(image=pixels)["image"], "label": label, "index": index}
-
-    def _decoded(self, index: int) -> npt.NDArray[np.uint8]:
-        if self.cache is not None:
-            return self.cache[index]
-        return decode(self.catalog.root / str(self.catalog.paths[index]))
 
 
 class KeyedRandomness:
@@ -120,12 +112,7 @@ class KeyedRandomness:
         self.python = random.Random(0)  # noqa: S311 - the type that albumentations requires
 
     def key(self, transform: A.Compose, seed: int) -> None:
-        """Make the next call of ``transform`` depend on ``seed`` alone.
-
-        Args:
-            transform: the pipeline.
-            seed: 64 bits, well mixed (:func:`keyed_seed`).
-        """
+        """Make the next call of a pipeline depend on ``seed`` alone: 64 bits, well mixed (:func:`keyed_seed`)."""
         self.python.seed(seed)
         self.numpy.bit_generator.state = {
             "bit_generator": "PCG64",
@@ -136,6 +123,7 @@ class KeyedRandomness:
         transform.set_random_state(self.numpy, self.python)
 
 
+@dataclass(eq=False, repr=False)
 class KeyedBatches(Sampler[list[tuple[int, int]]]):
     """Yields batches of (epoch, position), each epoch in a permutation drawn from (seed, epoch).
 
@@ -163,24 +151,22 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
         UserError: there are fewer training images than processes.
     """
 
-    def __init__(
-        self,
-        n: int,
-        batch_size: int,
-        seed: int = 0,
-        shuffle: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-        start_epoch: int = 0,
-        start_batch: int = 0,
-        groups: npt.NDArray[np.int64] | None = None,
-    ) -> None:
-        if shuffle and n < world_size:
-            raise UserError(f"{n} training images for {world_size} processes: set trainer.devices to {n} or fewer")
-        self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
-        self.rank, self.world_size = rank, world_size
-        self.epoch = self.start_epoch = start_epoch
-        self.start_batch, self.groups = start_batch, groups
+    n: int
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = False
+    rank: int = 0
+    world_size: int = 1
+    start_epoch: int = 0
+    start_batch: int = 0
+    groups: npt.NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        if self.shuffle and self.n < self.world_size:
+            raise UserError(
+                f"{self.n} training images for {self.world_size} processes: set trainer.devices to {self.n} or fewer"
+            )
+        self.epoch = self.start_epoch
         self.sampler = self  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:

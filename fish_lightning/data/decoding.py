@@ -24,6 +24,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 #: Pixels of the largest image, 600 MB when decoded: as many as the largest sensors have.
 MAX_PIXELS = 200_000_000
 
+_TOO_LARGE = f"more than {MAX_PIXELS // 10**6} million pixels: scale it down"
+
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # beyond twice that, Pillow itself refuses
 
 
@@ -60,43 +62,35 @@ def opened(path: str | Path | InMemory) -> Iterator[Image.Image]:
     Raises:
         UnreadableImage: the file is missing, empty, corrupt, too large, no regular file, or not one of ``FORMATS``.
     """
-    is_remote = False
-    if not isinstance(path, InMemory) and remote.is_remote(path):  # the name of an upload is never opened
-        is_remote, path = True, remote.url_of(path)
+    is_remote = not isinstance(path, InMemory) and remote.is_remote(path)  # the name of an upload is never opened
+    if is_remote:
+        path = remote.url_of(str(path))
+    size = None
     try:
-        if is_remote:
-            size = None
-        elif isinstance(path, InMemory):
+        if isinstance(path, InMemory):
             size = path.size
-        else:
+        elif not is_remote:
             status = os.stat(path)  # noqa: PTH116 - follows links; a pipe or a device would block open()
             if not stat.S_ISREG(status.st_mode):
                 raise UnreadableImage(f"{path}: not a regular file")
             size = status.st_size
-        try:
-            with (
-                remote.opened(str(path)) if is_remote else nullcontext(path) as source,
-                Image.open(source, formats=FORMATS) as image,
-            ):
-                _require_sane_size(path, *image.size)
-                yield image
-        except UnidentifiedImageError:
-            fault = "an empty file" if size == 0 else "not an image (PNG, JPEG, WebP, BMP or TIFF)"
-            raise UnreadableImage(f"{path}: {fault}") from None
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise TooManyPixels(f"{path}: {_TOO_LARGE}") from None
+        with (
+            remote.opened(str(path)) if is_remote else nullcontext(path) as source,
+            Image.open(source, formats=FORMATS) as image,
+        ):
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise TooManyPixels(f"{path}: {width} x {height} pixels are {_TOO_LARGE}")
+            yield image
     except UserError:  # UnreadableImage, or a signal that ends the program
         raise
+    except UnidentifiedImageError:
+        fault = "an empty file" if size == 0 else "not an image (PNG, JPEG, WebP, BMP or TIFF)"
+        raise UnreadableImage(f"{path}: {fault}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise TooManyPixels(f"{path}: {_TOO_LARGE}") from None
     except Exception as error:  # corrupt bytes make Pillow's parsers raise anything
         raise UnreadableImage(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-
-
-_TOO_LARGE = f"more than {MAX_PIXELS // 10**6} million pixels: scale it down"
-
-
-def _require_sane_size(path: str | Path | InMemory, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise TooManyPixels(f"{path}: {width} x {height} pixels are {_TOO_LARGE}")
 
 
 def decode(path: str | Path | InMemory) -> npt.NDArray[np.uint8]:
@@ -122,11 +116,7 @@ def decode(path: str | Path | InMemory) -> npt.NDArray[np.uint8]:
 
 
 def _white(path: str | Path | InMemory, image: Image.Image) -> int:
-    """Return the white of a gray image of more than 8 bits.
-
-    Raises:
-        UnreadableImage: it has none.
-    """
+    """Return the white of a gray image of more than 8 bits; raise an error if it has none."""
     tags: Any = getattr(image, "tag_v2", {})  # of a TIFF; PNG has 16 bits
     bits, sample_format = tags.get(258, (16,))[0], tags.get(339, (1,))[0]  # BitsPerSample; SampleFormat: 1 is unsigned
     if image.mode == "F" or bits > 16 or sample_format != 1:

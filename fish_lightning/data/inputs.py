@@ -9,7 +9,7 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import albumentations as A
 import numpy as np
@@ -18,8 +18,8 @@ from torch.utils.data import Dataset, default_collate
 from fish_lightning.data import remote
 from fish_lightning.data.dataset import UNREADABLE, KeyedRandomness
 from fish_lightning.data.decoding import UnreadableImage, decode
-from fish_lightning.data.folders import input_files
 from fish_lightning.data.keys import keyed_seed
+from fish_lightning.data.listing import input_files
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.names import ENCODE_ERRORS
 
@@ -27,7 +27,7 @@ from fish_lightning.names import ENCODE_ERRORS
 LISTS = (".txt", ".csv")
 
 
-class InputFiles(Sequence[str]):
+class InputFiles:
     """Paths and URLs, in order; a million of 60 characters take 68 MB.
 
     Args:
@@ -44,13 +44,7 @@ class InputFiles(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> str:
         index = range(len(self))[index]
         start = int(self._ends[index - 1]) if index else 0
         return os.fsdecode(self._text[start : int(self._ends[index])].tobytes())
@@ -72,7 +66,7 @@ def read_inputs(text: str) -> InputFiles:
         UserError: it names no image, or a list cannot be read.
     """
     if remote.is_remote(text):
-        files = InputFiles(remote.images_below(text, "input"))
+        files = InputFiles(remote.images_below(text))
     elif text.lower().endswith(LISTS) and Path(text).expanduser().is_file():
         files = InputFiles(_listed(Path(text).expanduser()))
     else:
@@ -83,33 +77,22 @@ def read_inputs(text: str) -> InputFiles:
 
 
 def _listed(file: Path) -> Iterator[str]:
-    """Yield the paths that a list names.
-
-    Raises:
-        UserError: it is no text, or no CSV table with the column ``path``.
-    """
-    read = _column if file.suffix.lower() == ".csv" else _lines
+    """Yield the paths that a list names: a text, or a CSV table with the column ``path``."""
     try:
-        for path in read(file):
-            if "\0" in path:
-                raise UserError(f"input: {file} is not a list of paths: it contains bytes that are not text")
-            if path:
-                yield path if remote.is_remote(path) else str(file.parent / path)
+        with file.open(newline="", encoding="utf-8-sig", errors=ENCODE_ERRORS) as stream:
+            paths = (line.rstrip("\r\n") for line in stream)
+            if file.suffix.lower() == ".csv":
+                table = csv.DictReader(stream, restval="")
+                if "path" not in (table.fieldnames or ()):
+                    raise UserError(f"input: {file} has no column 'path'")
+                paths = (line["path"] for line in table)
+            for path in paths:
+                if "\0" in path:
+                    raise UserError(f"input: {file} is not a list of paths: it contains bytes that are not text")
+                if path:
+                    yield path if remote.is_remote(path) else str(file.parent / path)
     except (OSError, csv.Error) as error:
         raise UserError(f"input: {file} cannot be read ({first_line(error)})") from None
-
-
-def _lines(file: Path) -> Iterator[str]:
-    with file.open(encoding="utf-8-sig", errors=ENCODE_ERRORS) as stream:
-        yield from (line.rstrip("\n") for line in stream)
-
-
-def _column(file: Path) -> Iterator[str]:
-    with file.open(newline="", encoding="utf-8-sig", errors=ENCODE_ERRORS) as stream:
-        table = csv.DictReader(stream, restval="")
-        if "path" not in (table.fieldnames or ()):
-            raise UserError(f"input: {file} has no column 'path'")
-        yield from (line["path"] for line in table)
 
 
 class InputImages(Dataset[list[dict[str, Any]]]):

@@ -2,20 +2,18 @@
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from tqdm import tqdm
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.decoding import UnreadableImage, decode, opened
-from fish_lightning.data.folders import MASK_SUFFIX, images_below
-from fish_lightning.data.near_duplicates.search import label_errors, photograph_numbers
-from fish_lightning.hardware import cores
+from fish_lightning.data.listing import MASK_SUFFIX, images_below
+from fish_lightning.data.near_duplicates.search import label_errors
+from fish_lightning.hardware import in_threads
 
 Indices = npt.NDArray[np.int64]
 
@@ -75,17 +73,14 @@ class Inspection:
         """Indices of the files whose type contradicts their suffix; training reads them all the same."""
         formats = Image.registered_extensions() | {".mpo": "JPEG"}
         expected = [formats.get(PurePosixPath(path).suffix.lower()) for path in self.catalog.paths.tolist()]
-        found = [
-            fact.format.replace("MPO", "JPEG") for fact in self.facts
-        ]  # phones save MPO, a variant of JPEG, as .jpg
+        # Phones save MPO, a variant of JPEG, as .jpg.
+        found = [fact.format.replace("MPO", "JPEG") for fact in self.facts]
         return np.flatnonzero([bool(a and b and a != b) for a, b in zip(expected, found, strict=True)])
 
     @property
     def photographs(self) -> list[Indices]:
         """Indices of each photograph with more than one image, in the order of their first paths; [] if unknown."""
-        if not self.catalog.photographs_known:
-            return []
-        return _indices_of_equal(photograph_numbers(self.catalog).tolist())
+        return _indices_of_equal(self.catalog.photograph_numbers.tolist())
 
 
 def inspect(catalog: Catalog, empty_classes: Sequence[str] = ()) -> Inspection:
@@ -95,11 +90,8 @@ def inspect(catalog: Catalog, empty_classes: Sequence[str] = ()) -> Inspection:
         catalog: N images, with photographs if they are known.
         empty_classes: names of class folders without an image.
     """
-    files = [catalog.root / path for path in catalog.paths.tolist()]
-    with ThreadPoolExecutor(cores()) as pool:  # threads suffice: Pillow releases the GIL
-        facts = list(tqdm(pool.map(image_facts, files), total=len(files), desc="checking", unit="image", disable=None))
+    facts = list(in_threads(image_facts, catalog.files, "checking"))
     readable = [fact.digest if fact.error is None else str(i) for i, fact in enumerate(facts)]
-    known = catalog.photographs_known
     masks, unmasked = _unmatched_masks(catalog)
     return Inspection(
         catalog=catalog,
@@ -107,7 +99,7 @@ def inspect(catalog: Catalog, empty_classes: Sequence[str] = ()) -> Inspection:
         empty_classes=empty_classes,
         misplaced=_misplaced(catalog),
         same_bytes=_indices_of_equal(readable),
-        label_errors=label_errors(catalog.labels, photograph_numbers(catalog)) if known else [],
+        label_errors=label_errors(catalog.labels, catalog.photograph_numbers),
         masks_without_image=masks,
         images_without_mask=unmasked,
     )

@@ -39,5 +39,4 @@ def keyed_uniform(
 def _mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     for shift, factor in _STEPS:
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    mixed: npt.NDArray[np.uint64] = x ^ (x >> np.uint64(31))
-    return mixed
+    return np.asarray(x ^ (x >> np.uint64(31)))

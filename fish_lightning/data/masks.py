@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.decoding import decode
-from fish_lightning.data.folders import MASK_SUFFIX, images_below
+from fish_lightning.data.listing import MASK_SUFFIX, images_below
 
 Mask = npt.NDArray[np.bool_]
 #: Height and width at which the object is separated from its background; width of the border that is background.
@@ -101,5 +101,4 @@ def load_mask(file: Path, transform: A.Compose) -> Mask:
     gray = decode(file).max(2)
     # Pipelines require an image; those of evaluation look at its size only.
     seen: Any = transform(image=np.zeros((*gray.shape, 3), np.uint8), mask=gray)["mask"]
-    mask: Mask = np.asarray(seen) > gray.max() / 2
-    return mask
+    return np.asarray(seen > gray.max() / 2)

@@ -64,11 +64,10 @@ def file_system(url: str, key: str) -> tuple[Any, str]:
 def opened(path: str | Path) -> BinaryIO:
     """Open a remote file for reading; only what is read of it is fetched."""
     system, place = file_system(str(path), "input")
-    stream: BinaryIO = system.open(place, "rb")
-    return stream
+    return system.open(place, "rb")  # type: ignore[no-any-return]
 
 
-def images_below(url: str, key: str) -> Iterator[str]:
+def images_below(url: str) -> Iterator[str]:
     """Yield the URLs of the images that a URL names: an image, a folder with its sub-folders, or a pattern; sorted.
 
     Hidden files and files with another suffix than an image's are left out, as they are in a local folder.
@@ -76,7 +75,7 @@ def images_below(url: str, key: str) -> Iterator[str]:
     Raises:
         UserError: the store cannot be reached or refuses.
     """
-    system, place = file_system(url, key)
+    system, place = file_system(url, "input")
     try:
         if any(letter in place for letter in "*?["):
             found = system.glob(place)
@@ -87,7 +86,7 @@ def images_below(url: str, key: str) -> Iterator[str]:
                     return
             found = system.find(place)
     except Exception as error:  # each library has its own: botocore's are no OSError
-        raise _unlisted(key, url, error) from None
+        raise _unlisted("input", url, error) from None
     for file in sorted(found):
         if _is_image(file, place):
             yield str(system.unstrip_protocol(file))
@@ -170,10 +169,9 @@ def _get(system: Any, place: str, paths: list[str], folder: Path) -> None:
 def _index(folder: Path) -> dict[str, str]:
     """Return the version of each file that was fetched; nothing where that is not known."""
     try:
-        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads((folder / INDEX).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _write_index(folder: Path, fetched: Mapping[str, str]) -> None:
@@ -187,7 +185,7 @@ def _version(info: Mapping[str, Any]) -> str:
 
 def _is_image(file: str, place: str) -> bool:
     """Return whether a file below ``place`` has the suffix of an image, is not hidden and stays below it."""
-    from fish_lightning.data.folders import IMAGE_SUFFIXES
+    from fish_lightning.data.listing import IMAGE_SUFFIXES
 
     names = file.split("/")
     below = names[len(place.rstrip("/").split("/")) :] or names[-1:]

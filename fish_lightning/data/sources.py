@@ -1,17 +1,19 @@
 """Sources read a data set into a catalog: the fish archive, class folders, a CSV table, the generated sample data."""
 
-import csv
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from fish_lightning.data.archives.kaggle import download
+import numpy as np
+
 from fish_lightning.data.catalog import SPLITS, Catalog, make_catalog
-from fish_lightning.data.folders import Skipped, images_below, require_folder, same_file, subfolders
+from fish_lightning.data.listing import RUN, Skipped, images_below, require_folder, same_file, say_skipped, subfolders
 from fish_lightning.data.sample.classes import ORIGINAL_FOLDERS
-from fish_lightning.errors import UserError
-from fish_lightning.files import locked, node_lock, read_rows
+from fish_lightning.data.sample.recipe import Recipe
+from fish_lightning.errors import UserError, first_line
+from fish_lightning.files import locked, node_lock, read_rows, shown
 
 NOT_CLASSES = ("Fish_Dataset", "NA_Fish_Dataset")  # folders of the archive: augmented images, originals
 
@@ -44,7 +46,7 @@ class ArchiveSource:
             return
         with locked(node_lock(self.root), f"waiting for another program that is downloading {self.kaggle}"):
             if not self.root.exists():
-                download(self.kaggle, self.root)
+                _download(self.kaggle, self.root)
 
     def read(self) -> Catalog:
         """Read ``<Class>/<Class>/*``, without mask folders (``<Class> GT``) and ``NA_Fish_Dataset``.
@@ -53,24 +55,66 @@ class ArchiveSource:
             UserError: ``root`` is missing or is not in the archive's layout.
         """
         require_folder(self.root)
-        skipped = Skipped()
+        skipped: Skipped = {}
         for base in (self.root, self.root / "Fish_Dataset", self.root / "Fish_Dataset" / "Fish_Dataset"):
             folders = [f for f in subfolders(base, skipped) if f.name not in NOT_CLASSES] if base.is_dir() else []
-            classes = [f for f in folders if (f / f.name).is_dir()]
-            if classes:
+            if any((folder / folder.name).is_dir() for folder in folders):
                 break
         else:
             raise UserError(
                 f"{self.root} is not in the fish archive's layout (Fish_Dataset/Fish_Dataset/<Class>/<Class>/*.png)\n"
                 "for plain class folders use data=folder."
             )
-        rows = [
-            (file.relative_to(self.root).as_posix(), folder.name, "", "")
-            for folder in classes
-            for file in images_below(folder / folder.name, skipped)
-        ]
-        skipped.say()
-        return make_catalog(self.root, rows, [folder.name for folder in folders])
+        return _catalog(self.root, [(folder / folder.name, folder.name, "") for folder in folders], skipped)
+
+
+def _download(handle: str, root: Path) -> None:
+    """Download a data set into kagglehub's cache and link ``root`` to it, so that it is not stored twice."""
+    manually = (
+        f"or download the zip file in a browser (kaggle.com/datasets/{handle}) and run\n"
+        "python -m fish_lightning.prepare data=fish data.archive=FILE.zip"
+    )
+    try:
+        import kagglehub
+    except ImportError:
+        raise UserError(
+            f"data.root: {root} does not exist (working directory: {Path.cwd()})\n"
+            f"if the data is elsewhere: data.root=DIR; to download it: pip install kagglehub\n{manually}"
+        ) from None
+    print(f"data.root: {shown(root)} does not exist: downloading {handle} from Kaggle", flush=True)
+    try:
+        folder = Path(kagglehub.dataset_download(handle))
+    except Exception as error:  # no network, no account, no space: whatever kagglehub and its HTTP library raise
+        raise UserError(
+            f"{handle} could not be downloaded: {first_line(error)}\n"
+            "if Kaggle requires authentication: create a token at kaggle.com/settings, save it as\n"
+            f"~/.kaggle/kaggle.json, {manually}"
+        ) from None
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        root.unlink(missing_ok=True)  # a dangling link to a deleted download
+        root.symlink_to(folder.resolve(), target_is_directory=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot create {root} as a link to the download: {error.strerror or error}\n"
+            f"use the download directly: data.root={folder}"
+        ) from None
+
+
+def _catalog(root: Path, folders: list[tuple[Path, str, str]], skipped: Skipped) -> Catalog:
+    """Return the catalog of the images in folders of a class and a split; print what was skipped.
+
+    A folder without an image is an error, unless output of this program is in it: then it is no class.
+    """
+    rows: list[tuple[str, str, str, str]] = []
+    classes = set()
+    for folder, label, split in folders:
+        files = [file.relative_to(root).as_posix() for file in images_below(folder, skipped)]
+        rows += [(file, label, "", split) for file in files]
+        if files or not any(why == RUN and path.is_relative_to(folder) for path, why in skipped.items()):
+            classes.add(label)
+    say_skipped(skipped)
+    return make_catalog(root, rows, sorted(classes))
 
 
 class OriginalsSource(Source):
@@ -92,7 +136,7 @@ class OriginalsSource(Source):
         require_folder(self.root)
         below = [self.root / name / NOT_CLASSES[1] for name in (".", NOT_CLASSES[0])]
         base = next((folder for folder in below if folder.is_dir()), self.root)
-        skipped = Skipped()
+        skipped: Skipped = {}
         folders = subfolders(base, skipped)
         if not folders or any(folder.name in NOT_CLASSES or (folder / folder.name).is_dir() for folder in folders):
             raise UserError(
@@ -100,14 +144,8 @@ class OriginalsSource(Source):
                 f"pass the folder that contains {NOT_CLASSES[1]}: data.root=DIR"
             )
         spelled = {original: name for name, original in ORIGINAL_FOLDERS.items()}
-        names = {folder: spelled.get(folder.name, folder.name) for folder in folders}
-        rows = [
-            (file.relative_to(self.root).as_posix(), name, "", "")
-            for folder, name in names.items()
-            for file in images_below(folder, skipped)
-        ]
-        skipped.say()
-        return make_catalog(self.root, rows, list(names.values()))
+        named = [(folder, spelled.get(folder.name, folder.name), "") for folder in folders]
+        return _catalog(self.root, named, skipped)
 
 
 class FolderSource(Source):
@@ -129,7 +167,7 @@ class FolderSource(Source):
             UserError: ``root`` is missing or empty, or a class folder contains no image.
         """
         require_folder(self.root)
-        skipped = Skipped()
+        skipped: Skipped = {}
         top = subfolders(self.root, skipped)
         given = {folder.name for folder in top}
         if given & set(NOT_CLASSES):
@@ -141,16 +179,11 @@ class FolderSource(Source):
                 f"{self.root} mixes split folders ({', '.join(sorted(parts))}) with others: "
                 f"{', '.join(sorted(given - parts)[:5])}\nmove the others, or pass a folder of class folders"
             )
-        rows, names = [], set()
-        for part in top if has_split else [self.root]:
-            split = ("val" if part.name.startswith("val") else part.name) if has_split else ""
-            for folder in subfolders(part, skipped) if has_split else top:
-                files = [file.relative_to(self.root).as_posix() for file in images_below(folder, skipped)]
-                rows += [(file, folder.name, "", split) for file in files]
-                if files or not skipped.runs_below(folder):
-                    names.add(folder.name)
-        skipped.say()
-        return make_catalog(self.root, rows, sorted(names))
+        folders = [(folder, folder.name, "") for folder in top]
+        if has_split:
+            named = [(part, "val" if part.name.startswith("val") else part.name) for part in top]
+            folders = [(folder, folder.name, split) for part, split in named for folder in subfolders(part, skipped)]
+        return _catalog(self.root, folders, skipped)
 
 
 class CatalogSource(Source):
@@ -206,12 +239,12 @@ class SampleSource:
 
     Args:
         root: folder to generate it in.
-        **arguments: passed to :func:`fish_lightning.data.sample.generate.make_sample`.
+        **arguments: of its :class:`fish_lightning.data.sample.recipe.Recipe`.
     """
 
     def __init__(self, root: str | Path, **arguments: Any) -> None:
         self.root = Path(root).expanduser()
-        self.arguments = arguments
+        self.recipe = Recipe(**arguments)
 
     def prepare(self) -> None:
         """Generate the data if it does not exist.
@@ -219,24 +252,21 @@ class SampleSource:
         Raises:
             UserError: ``root`` was given, and is no sample set.
         """
-        from fish_lightning.data.sample.folder_name import standard_name
         from fish_lightning.data.sample.generate import RECIPE_FILE, make_sample
 
         # Whoever forgets data=folder must not get a score on drawings, nor drawings among the photographs.
-        if self.root.name != standard_name(**self.arguments) and not (self.root / RECIPE_FILE).is_file():
+        if self.root.name != self.recipe.folder and not (self.root / RECIPE_FILE).is_file():
             raise UserError(
                 f"data.root: {self.root} is not a sample data set; did you mean data=folder or data=fish?\n"
                 "for the sample data leave data.root out; to generate it elsewhere: paths.cache=DIR"
             )
-        make_sample(self.root, **self.arguments)
+        make_sample(self.root, self.recipe)
 
     def read(self) -> Catalog:
         """Read the archive's layout, with the photographs, and the split if it has one, of ``photographs.csv``."""
         catalog = ArchiveSource(self.root).read()
-        with (self.root / "photographs.csv").open(newline="", encoding="utf-8") as stream:
-            truth = {row["path"]: (row["photograph"], row.get("split", "")) for row in csv.DictReader(stream)}
-        rows = [
-            (str(path), catalog.classes[label], *truth[str(path)])
-            for path, label in zip(catalog.paths, catalog.labels, strict=True)
-        ]
-        return make_catalog(self.root, rows)
+        table = read_rows(self.root / "photographs.csv", "data.root", ("path", "photograph"))
+        row_of = {row["path"]: row for row in table}
+        rows = [row_of[path] for path in catalog.paths.tolist()]
+        photographs, splits = (np.array([row.get(name, "") for row in rows]) for name in ("photograph", "split"))
+        return replace(catalog, photographs=photographs, splits=splits)

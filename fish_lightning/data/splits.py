@@ -40,13 +40,10 @@ def random_split(catalog: Catalog, seed: int, test: float = 0.15, val: float = 0
     """
     _require_shares(test=test, val=val)
     rng = np.random.default_rng([seed, 0])
-    everything = np.arange(len(catalog))
-    n_test = math.ceil(len(catalog) * test)
-    n_val = math.ceil((len(catalog) - n_test) * val)
-    tested = _stratified_draw(everything, catalog.labels, n_test, rng)
-    rest = np.setdiff1d(everything, tested)
-    validated = _stratified_draw(rest, catalog.labels[rest], n_val, rng)
-    return _require_enough(catalog, _columns(len(catalog), validated, tested))
+    splits = np.full(len(catalog), "train", dtype="<U5")
+    for name, share in (("test", test), ("val", val)):
+        splits[_stratified_draw(catalog, np.flatnonzero(splits == "train"), share, rng)] = name
+    return _require_enough(catalog, splits)
 
 
 def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float = 0.10) -> npt.NDArray[np.str_]:
@@ -69,35 +66,28 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
         UserError: no photograph is known, or there are too few images.
     """
     _require_shares(test=test, val=val)
-    names = _photographs(catalog, "photograph")
-    labels = _labels_of_photographs(catalog, names)
-    splits = np.full(len(catalog), "train", dtype="<U5")
-    single: list[str] = []
-    pairs: list[str] = []
-    for label, class_name in enumerate(catalog.classes):
-        rows = np.flatnonzero(labels == label)
-        groups, sizes = np.unique(names[rows], return_counts=True)
-        if len(groups) < 3:
-            (single if len(groups) < 2 else pairs).append(class_name)
-        order = np.random.default_rng([seed, 1, label]).permutation(len(groups))
-        n_test = test * len(rows)
+    numbers, labels, sizes = _photographs(catalog, "photograph")
+    splits = np.full(len(sizes), "train", dtype="<U5")  # of each photograph
+    for label in range(len(catalog.classes)):
+        order = np.flatnonzero(labels == label)
+        total = sizes[order].sum()
+        order = np.random.default_rng([seed, 1, label]).permutation(order)
         # Photographs larger than the target come last, so that they go to train.
-        order = order[np.argsort(sizes[order] > n_test, kind="stable")]
-        targets = {"test": n_test, "val": val * (len(rows) - n_test)}
-        start = 0
-        for later, (split, target) in zip((1, 0), targets.items(), strict=True):
-            count = _photographs_for(target, sizes[order[start:]], later)
-            chosen = groups[order[start : start + count]]
-            splits[rows[np.isin(names[rows], chosen)]] = split
-            start += count
-    _say_of_classes(single, "has only one photograph and is missing from val and test")
-    _say_of_classes(pairs, "has only two photographs and is missing from val")
-    _say_if_far(splits, test, val)
-    return _require_enough(catalog, splits)
+        order = order[np.argsort(sizes[order] > test * total, kind="stable")]
+        for later, split, target in ((1, "test", test * total), (0, "val", val * (total - test * total))):
+            count = _photographs_for(target, sizes[order], later)
+            splits[order[:count]] = split
+            order = order[count:]
+    counts = np.bincount(labels, minlength=len(catalog.classes))
+    _say_of_classes(catalog, counts < 2, "has only one photograph and is missing from val and test")
+    _say_of_classes(catalog, counts == 2, "has only two photographs and is missing from val")
+    _say_if_far(splits[numbers], test, val)
+    return _require_enough(catalog, splits[numbers])
 
 
-def _say_of_classes(names: list[str], what: str) -> None:
-    """Print what is true of each of these classes, in one line; nothing if there are none."""
+def _say_of_classes(catalog: Catalog, concerned: npt.NDArray[np.bool_], what: str) -> None:
+    """Print what is true of the classes that are concerned, (C,), in one line; nothing if none is."""
+    names = np.array(catalog.classes)[concerned].tolist()
     if len(names) == 1:
         say(f"note: class '{printable(names[0])}' {what}")
     elif names:
@@ -172,25 +162,13 @@ def say_what_training_would(catalog: Catalog, keep_split: bool, tracks: bool) ->
 
 
 def _photographs_for(target: float, sizes: npt.NDArray[np.int64], later: int) -> int:
-    """Return how many photographs, in this order, come closest to ``target`` images; at least 1 where possible.
+    """Return how many photographs of these sizes come closest to ``target`` images; at least 1 where possible.
 
-    Args:
-        target: number of images.
-        sizes: images of each photograph.
-        later: further splits that need a photograph of the rest, besides train.
+    Train and ``later`` other splits need a photograph of the rest.
     """
     left = len(sizes)
     spare = left - max(1, min(1 + later, left - 1))
     return int(np.argmin(np.abs(np.cumsum(sizes)[:spare] - target))) + 1 if spare > 0 else 0
-
-
-def _labels_of_photographs(catalog: Catalog, names: npt.NDArray[np.str_]) -> npt.NDArray[np.int64]:
-    """Return (N,) the most common label of each image's photograph, so that copies with two labels stay together."""
-    _, groups = np.unique(names, return_inverse=True)
-    counts = np.zeros((groups.max() + 1, len(catalog.classes)), dtype=np.int64)
-    np.add.at(counts, (groups, catalog.labels), 1)
-    labels: npt.NDArray[np.int64] = counts.argmax(axis=1)[groups]
-    return labels
 
 
 def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val: float = 0.10) -> npt.NDArray[np.str_]:
@@ -215,32 +193,26 @@ def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val:
     if folds < 2 or not 0 <= fold < folds:
         raise UserError(f"split.fold={fold} is not one of split.folds={folds}: at least 2 folds, numbered from 0")
     _require_shares(val=val)
-    names = _photographs(catalog, "kfold")
-    splits = np.full(len(catalog), "train", dtype="<U5")
-    labels = _labels_of_photographs(catalog, names)
+    numbers, labels, sizes = _photographs(catalog, "kfold")
+    splits = np.full(len(sizes), "train", dtype="<U5")  # of each photograph
     overall = np.zeros(folds, dtype=np.int64)
-    single: list[str] = []
-    for label, class_name in enumerate(catalog.classes):
-        rows = np.flatnonzero(labels == label)
-        groups, sizes = np.unique(names[rows], return_counts=True)
-        if len(groups) < 2:
-            single.append(class_name)
-            continue
+    counts = np.bincount(labels, minlength=len(catalog.classes))
+    for label in np.flatnonzero(counts >= 2).tolist():
+        photographs = np.flatnonzero(labels == label)
         rng = np.random.default_rng([seed, 4, label])
         filled = np.zeros(folds, dtype=np.int64)
-        fold_of = np.empty(len(groups), dtype=np.int64)
-        for group in rng.permutation(len(groups)):
+        fold_of = np.empty(len(sizes), dtype=np.int64)
+        for photograph in rng.permutation(photographs):
             least = np.lexsort((overall, filled))[0]  # by filled, then by overall, then by number
-            fold_of[group] = least
-            filled[least] += sizes[group]
-            overall[least] += sizes[group]
-        splits[rows[np.isin(names[rows], groups[fold_of == fold])]] = "test"
-        rest = rng.permutation(np.flatnonzero(fold_of != fold))
-        target = val * sizes[rest].sum()
-        count = int(np.argmin(np.abs(np.cumsum(sizes[rest])[:-1] - target))) + 1 if len(rest) > 1 else 0
-        splits[rows[np.isin(names[rows], groups[rest[:count]])]] = "val"
-    _say_of_classes(single, "has only one photograph, which is in train in all folds")
-    return _require_enough(catalog, splits)
+            fold_of[photograph] = least
+            filled[least] += sizes[photograph]
+            overall[least] += sizes[photograph]
+        tested = fold_of[photographs] == fold
+        splits[photographs[tested]] = "test"
+        rest = rng.permutation(photographs[~tested])
+        splits[rest[: _photographs_for(val * sizes[rest].sum(), sizes[rest], later=0)]] = "val"
+    _say_of_classes(catalog, counts < 2, "has only one photograph, which is in train in all folds")
+    return _require_enough(catalog, splits[numbers])
 
 
 def _require_shares(**shares: float) -> None:
@@ -249,14 +221,22 @@ def _require_shares(**shares: float) -> None:
             raise UserError(f"split.{name}={share}: must be a fraction between 0 and 1")
 
 
-def _photographs(catalog: Catalog, split: str) -> npt.NDArray[np.str_]:
-    """Return (N,) the photograph of each image; raise if none is known."""
+def _photographs(
+    catalog: Catalog, split: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return (N,) the photograph of each image, and (P,) the label and the number of images of each photograph.
+
+    Its label is the most common one of its copies, so that copies with two labels stay together.
+    """
     if not catalog.photographs_known:
         raise UserError(
             f"split={split}: it is unknown which images of {catalog.root} are copies of one photograph\n"
             "search for near-duplicates (data.find_copies=true), use data.photograph=REGEX, or split=random"
         )
-    return catalog.photographs_or_paths
+    numbers = catalog.photograph_numbers
+    counts = np.zeros((numbers.max() + 1, len(catalog.classes)), dtype=np.int64)
+    np.add.at(counts, (numbers, catalog.labels), 1)
+    return numbers, counts.argmax(axis=1), counts.sum(axis=1)
 
 
 def folders_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
@@ -276,11 +256,8 @@ def folders_split(catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
     for number, (name, share) in enumerate((("test", 0.15), ("val", 0.10))):
         if not (splits == name).any():
             train = np.flatnonzero(splits == "train")
-            rng = np.random.default_rng([seed, 2, number])
-            if catalog.photographs_known:
-                splits[_draw_photographs(catalog, train, share, rng)] = name
-            else:
-                splits[_stratified_draw(train, catalog.labels[train], math.ceil(len(train) * share), rng)] = name
+            draw = _draw_photographs if catalog.photographs_known else _stratified_draw
+            splits[draw(catalog, train, share, np.random.default_rng([seed, 2, number]))] = name
     return _require_enough(catalog, splits)
 
 
@@ -312,7 +289,7 @@ def file_split(catalog: Catalog, seed: int, path: str) -> npt.NDArray[np.str_]:
     return _require_enough(catalog, splits)
 
 
-class RecordedSplit:
+class RecordedSplit:  # no dataclass, which Hydra would take for a config
     """Keeps the split in the catalog: that of the run that wrote the checkpoint.
 
     Args:
@@ -324,19 +301,7 @@ class RecordedSplit:
 
     def __call__(self, catalog: Catalog, seed: int) -> npt.NDArray[np.str_]:
         """Return the splits of the catalog."""
-        del seed
-        splits: npt.NDArray[np.str_] = catalog.splits
-        return splits
-
-
-#: The choices of ``conf/split``.
-CHOICES = {
-    random_split: "random",
-    photograph_split: "photograph",
-    kfold_split: "kfold",
-    folders_split: "folders",
-    file_split: "file",
-}
+        return catalog.splits
 
 
 def name_of_split(split: Any) -> str:
@@ -344,13 +309,16 @@ def name_of_split(split: Any) -> str:
     if isinstance(split, RecordedSplit):
         return split.name
     function = getattr(split, "func", split)  # of Hydra's partial
-    return CHOICES.get(function) or f"{function.__module__}.{function.__qualname__}"
+    if function.__module__ == __name__:
+        return str(function.__name__).removesuffix("_split")
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 def _stratified_draw(
-    rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], count: int, rng: np.random.Generator
+    catalog: Catalog, rows: npt.NDArray[np.int64], share: float, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Draw ``count`` of ``rows``, stratified by class (largest remainder method)."""
+    """Draw ``share`` of ``rows``, rounded up, stratified by class (largest remainder method)."""
+    labels, count = catalog.labels[rows], math.ceil(len(rows) * share)
     classes, sizes = np.unique(labels, return_counts=True)
     exact = sizes * count / len(rows)
     quota = np.floor(exact).astype(int)
@@ -365,22 +333,13 @@ def _draw_photographs(
     catalog: Catalog, rows: npt.NDArray[np.int64], share: float, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
     """Draw about ``share`` of ``rows`` by photograph, stratified by class; at least one photograph of each remains."""
-    names = _photographs(catalog, "folders")
-    labels = _labels_of_photographs(catalog, names)[rows]
-    drawn = []
-    for label in np.unique(labels):
-        groups, sizes = np.unique(names[rows[labels == label]], return_counts=True)
-        order = rng.permutation(len(groups))
-        chosen = groups[order[: _photographs_for(share * sizes.sum(), sizes[order], later=0)]]
-        drawn.append(rows[np.isin(names[rows], chosen)])
-    return np.sort(np.concatenate(drawn))
-
-
-def _columns(n: int, val: npt.NDArray[np.int64], test: npt.NDArray[np.int64]) -> npt.NDArray[np.str_]:
-    splits = np.full(n, "train", dtype="<U5")
-    splits[val] = "val"
-    splits[test] = "test"
-    return splits
+    numbers, labels, _ = _photographs(catalog, "folders")
+    sizes = np.bincount(numbers[rows], minlength=len(labels))
+    drawn = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels[numbers[rows]]):
+        order = rng.permutation(np.flatnonzero((labels == label) & (sizes > 0)))
+        drawn[order[: _photographs_for(share * sizes[order].sum(), sizes[order], later=0)]] = True
+    return rows[drawn[numbers[rows]]]
 
 
 def _require_enough(catalog: Catalog, splits: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:

@@ -1,7 +1,7 @@
-"""Sources for evaluating a trained model: the images of its training run, or another data set."""
+"""Images for evaluating a trained model: of its training run, of another data set, or of none of the classes."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ import numpy.typing as npt
 from omegaconf import DictConfig
 
 from fish_lightning.data.catalog import Catalog
-from fish_lightning.data.folders import require_folder
-from fish_lightning.data.near_duplicates.search import cache_file, find_photographs, photograph_names
+from fish_lightning.data.listing import require_folder, same_file
+from fish_lightning.data.near_duplicates.search import search
 from fish_lightning.data.sources import CatalogSource, Source
 from fish_lightning.errors import UserError
-from fish_lightning.hardware import cores
 from fish_lightning.names import listed
 
 MakeSource = Callable[[str | Path | None], Source]
+#: Split of images of none of the classes, which are in no split of the run.
+UNKNOWN = "unknown"
 
 
 def evaluation_source(
@@ -36,14 +37,8 @@ def evaluation_source(
         other = partial(CatalogSource, catalog=cfg.catalog)
     if other is None:
         return partial(RecordedSource, state=state, subset=subset)
-    return partial(
-        OtherSource,
-        source=other,
-        state=state,
-        find_copies=cfg.find_copies,
-        keep_split=cfg.keep_split,
-        cache=cfg.cache_dir,
-    )
+    settings = {"find_copies": cfg.find_copies, "keep_split": cfg.keep_split, "cache": cfg.cache_dir}
+    return partial(OtherSource, source=other, state=state, **settings)
 
 
 class RecordedSource(Source):
@@ -145,17 +140,15 @@ class OtherSource:
 
     def _compared(self, catalog: Catalog) -> Catalog:
         """Take split and photograph from a near-duplicate search among these and the training images."""
-        paths = self.known.paths[self.known.splits == "train"].tolist()
-        there = [path for path in paths if (self.known.root / path).is_file()]
-        self.missing = len(paths) - len(there)
-        files = [catalog.root / path for path in catalog.paths.tolist()]
-        cache = cache_file(self.cache, catalog.root, self.known.root)
-        groups = find_photographs([*files, *(self.known.root / path for path in there)], cache, cores())
-        moved = np.isin(catalog.paths, sorted(set(paths) - set(there)))  # missing there, here under the same name
-        self.missing -= int(moved.sum())
-        if there or moved.any():
-            self.trained = moved | np.isin(groups[: len(files)], groups[len(files) :])
-        names = photograph_names([*catalog.paths.tolist(), *there], groups)[: len(files)]
+        trained = self.known.take(self.known.splits == "train")
+        there = np.array([file.is_file() for file in trained.files], dtype=bool)
+        others = trained.take(there)
+        files = dict(zip(others.paths.tolist(), others.files, strict=True))
+        names, copied = search(catalog, files, self.cache, [catalog.root, self.known.root])
+        moved = np.isin(catalog.paths, trained.paths[~there])  # missing there, here under the same name
+        self.missing = int((~there).sum() - moved.sum())
+        if there.any() or moved.any():
+            self.trained = moved | copied
         rest = self._own_splits(catalog)
         return replace(
             catalog,
@@ -168,3 +161,47 @@ class OtherSource:
         if not self.keep_split or not (catalog.splits != "").any():
             return np.full(len(catalog), "test", dtype="<U5")
         return np.where(catalog.splits == "train", "", catalog.splits).astype("<U5")
+
+
+@dataclass(frozen=True)
+class UnknownImages:
+    """Images of none of the classes.
+
+    Attributes:
+        catalog: the images that are left, with their photographs.
+        copies: paths of the images left out, copies of an image that the model was trained, validated or tested on.
+        missing: number of images of the run that no longer exist, so that copies of them cannot be found.
+    """
+
+    catalog: Catalog
+    copies: list[str]
+    missing: int
+
+
+def without_copies(catalog: Catalog, run: Catalog, tested: Catalog, cache: Path | None) -> UnknownImages:
+    """Leave out the images that are copies of known ones, by a near-duplicate search.
+
+    Args:
+        catalog: all images that are said to be of none of the classes.
+        run: the images of the training run, of any split.
+        tested: the images of the evaluation, which may be the same ones or in another folder.
+        cache: folder for the result of the search; None: it is not cached.
+
+    Raises:
+        UserError: no image is left.
+    """
+    missing = 0
+    known: dict[str, Path] = {}
+    for paths, roots in ((run.paths, (run.root, tested.root)), (tested.paths, (tested.root,))):
+        for path in paths.tolist():
+            there = [file for root in roots if (file := root / path).is_file()]
+            missing += not there
+            known |= {same_file(file): file for file in there}
+    names, copied = search(catalog, known, cache, [catalog.files[0].parent, run.root, tested.root])
+    if copied.all():
+        raise UserError(
+            f"unknown: all {len(catalog)} images are copies of images that the model was trained, validated or tested "
+            "on\npass images of other things: unknown=DIR"
+        )
+    kept = replace(catalog, photographs=names, splits=np.full(len(catalog), UNKNOWN)).take(~copied)
+    return UnknownImages(kept, catalog.paths[copied].tolist(), missing)

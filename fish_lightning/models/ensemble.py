@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fish_lightning.data.catalog import Catalog
-from fish_lightning.data.joined_catalog import joined_catalog
+from fish_lightning.data.catalog import Catalog, joined_catalog
 from fish_lightning.errors import UserError
 from fish_lightning.models.network import PREFIX, build_network, head_name
 from fish_lightning.models.tta import mean_log_probabilities
@@ -76,7 +75,7 @@ class EnsembleNetwork(nn.Module):
 def joined_checkpoint(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the checkpoint of the ensemble of several checkpoints; like them, it is data only.
 
-    Its catalog says which images can be scored, see :func:`fish_lightning.data.joined_catalog.joined_catalog`.
+    Its catalog says which images can be scored, see :func:`fish_lightning.data.catalog.joined_catalog`.
 
     Args:
         members: well-formed checkpoints, by the names that messages use.

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from fish_lightning.data.inspection import Indices, Inspection
-from fish_lightning.data.near_duplicates.search import photograph_numbers
 from fish_lightning.hardware import cores
 from fish_lightning.names import printable, shortened
 from fish_lightning.plotting.thumbnails import data_uri, thumbnail
@@ -92,7 +91,7 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
     sizes, types = _sizes_and_types(found)
     totals = [(len(catalog), "images"), (len(catalog.classes), "classes")]
     if catalog.photographs_known:
-        totals.append((len(np.unique(photograph_numbers(catalog))), "photographs"))
+        totals.append((len(np.unique(catalog.photograph_numbers)), "photographs"))
     write_page(
         file,
         "data_report.html.j2",
@@ -114,7 +113,7 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
 def _per_class(found: Inspection) -> list[ClassRow]:
     """Return name, images, photographs ("-" if unknown) and unreadable images of each class, empty ones included."""
     catalog, unreadable = found.catalog, found.unreadable
-    numbers = photograph_numbers(catalog)
+    numbers = catalog.photograph_numbers
     rows = []
     for label, name in enumerate(catalog.classes):
         mine = catalog.labels == label
@@ -172,7 +171,7 @@ def _photograph_gallery(found: Inspection, photographs: int, pictures: int) -> G
     """Return photographs with more than one image, evenly from all classes if there are too many."""
     groups, labels = found.photographs, found.catalog.labels
     if found.catalog.photographs_known:
-        total = len(np.unique(photograph_numbers(found.catalog)))
+        total = len(np.unique(found.catalog.photograph_numbers))
         note = (
             f"{total:,} photographs, {len(groups):,} of them with more than one image. Each row shows images that are "
             "probably copies of one photograph; split=photograph keeps them together."

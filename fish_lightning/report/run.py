@@ -15,8 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from fish_lightning import __version__
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.splits import leak_warning
-from fish_lightning.data.trained_sources import OtherSource
-from fish_lightning.data.unknown_images import UnknownImages
+from fish_lightning.data.trained_sources import OtherSource, UnknownImages
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.abstention import choose_threshold
 from fish_lightning.evaluation.analysis import Analysis, analyze, calibration_of

@@ -337,6 +337,11 @@ _OF_TRAINING = {
     **_alike(UNUSED, "split", "train_transform", "eval_transform", "backgrounds", "estimate_masks", "seed"),
     "leave_out": NULL,
 }
+#: How a training loads the images, which prepare only checks.
+_OF_LOADERS = _alike(
+    Rule(("null, since prepare trains no model",), lambda v: v is None),
+    *("batch_size", "num_workers", "pin_memory", "persistent_workers", "prefetch_factor", "balance", "cache"),
+)
 
 MODEL: dict[str, Schema] = {
     "name": TEXT,
@@ -437,11 +442,14 @@ _PROGRAMS: dict[str, Mapping[str, Schema]] = {
     },
     "prepare": {
         **SAMPLE_RECIPE,
-        "data": Component(DATA | _OF_TRAINING | {"archive": FILE | NULL, "archive_limit": POSITIVE}, complete=True),
+        "data": Component(
+            DATA | _OF_TRAINING | _OF_LOADERS | {"archive": FILE | NULL, "archive_limit": POSITIVE}, complete=True
+        ),
         "report": {"photographs": NON_NEGATIVE, "pictures": COUNT},
     },
     "serve": {
         "ckpt": CHECKPOINT,
+        "tta": TTA,
         "host": text("an address of this machine"),
         "port": integer("[0, 65535]"),
         "serve": {

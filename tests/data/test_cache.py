@@ -36,7 +36,7 @@ def opened(images, tmp_path):
 
     def open_now(**settings):
         catalog = FolderSource(images).read()
-        return open_cache(catalog, PARTS, tmp_path / "cache", workers=2, **settings)
+        return open_cache(catalog, PARTS, tmp_path / "cache", **settings)
 
     return open_now
 
@@ -119,7 +119,7 @@ def test_only_changed_images_are_decoded_again(opened, images, tmp_path, make_im
 def test_each_size_has_its_own_file(opened, images, tmp_path):
     opened()
     other = A.Compose([A.Resize(10, 10), ToTensorV2()])
-    open_cache(FolderSource(images).read(), split_pipelines(other, other), tmp_path / "cache", workers=1)
+    open_cache(FolderSource(images).read(), split_pipelines(other, other), tmp_path / "cache")
     assert len(pixel_files(tmp_path)) == 2
 
 
@@ -183,7 +183,7 @@ def start(images, tmp_path):
             cache_module.decode = lambda path: time.sleep(self.pause) or decode(path)
             with self.file.open("w") as stream, contextlib.redirect_stdout(stream):
                 try:
-                    cache = open_cache(FolderSource(images).read(), PARTS, tmp_path / "cache", workers=1)
+                    cache = open_cache(FolderSource(images).read(), PARTS, tmp_path / "cache")
                 except UserError as error:
                     print(error)
                     sys.exit(1)
@@ -250,11 +250,11 @@ def test_two_tables_of_one_folder_alternate_without_decoding_again(images, tmp_p
     ]
     tables = (catalog, make_catalog(images, rows[::2]))
     for table in tables:
-        open_cache(table, PARTS, tmp_path / "cache", workers=1)
+        open_cache(table, PARTS, tmp_path / "cache")
     before = pixel_files(tmp_path)
     monkeypatch.setattr(cache_module, "decode", lambda path: pytest.fail("decoded again"))
     for table in tables:
-        open_cache(table, PARTS, tmp_path / "cache", workers=1)
+        open_cache(table, PARTS, tmp_path / "cache")
     assert pixel_files(tmp_path) == before and len(before) == 2
 
 

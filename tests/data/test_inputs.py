@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fish_lightning.data.dataset import UNREADABLE
-from fish_lightning.data.folders import files_below
 from fish_lightning.data.inputs import InputFiles, InputImages, read_inputs
+from fish_lightning.data.listing import images_below
 from fish_lightning.errors import UserError
 
 
@@ -17,7 +17,7 @@ def test_paths_are_kept_with_all_their_bytes():
     paths = ["a", "", "Dörsch/ü.png", os.fsdecode(b"\xff\xfe.png"), "s3://bucket/x y", "line\nbreak"]
     files = InputFiles(iter(paths))
     assert list(files) == paths and len(files) == 6
-    assert files[-1] == paths[-1] and files[1:4] == paths[1:4] and "Dörsch/ü.png" in files
+    assert files[-1] == paths[-1] and "Dörsch/ü.png" in files
     with pytest.raises(IndexError):
         files[6]
     assert files.digest() == InputFiles(paths).digest()
@@ -42,7 +42,7 @@ def test_a_folder_of_many_files_is_listed_without_an_object_for_each_at_once(tmp
     for number in range(1, n):
         (tmp_path / f"{number:04}.png").hardlink_to(first)
     tracemalloc.start()
-    assert sum(1 for _ in files_below(tmp_path)) == n
+    assert sum(1 for _ in images_below(tmp_path)) == n
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 150 * n  # a DirEntry and its path take 300

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fish_lightning.data.catalog import Catalog
-from fish_lightning.data.joined_catalog import joined_catalog
+from fish_lightning.data.catalog import Catalog, joined_catalog
 from fish_lightning.errors import UserError
 
 

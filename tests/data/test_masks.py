@@ -12,6 +12,7 @@ from PIL import Image
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.data.masks import estimate_mask, load_mask, mask_files
 from fish_lightning.data.sample.generate import make_sample
+from fish_lightning.data.sample.recipe import Recipe
 from fish_lightning.data.sources import ArchiveSource, FolderSource
 
 SQUASH = A.Compose([A.Resize(height=20, width=30), ToTensorV2()])
@@ -54,7 +55,7 @@ def test_images_without_a_mask_are_left_out(tmp_path, make_folder, make_image):
 
 
 def test_a_catalog_of_single_files_has_no_masks(tmp_path, make_image, monkeypatch):
-    from fish_lightning.data.folders import input_catalog
+    from fish_lightning.data.listing import input_catalog
 
     monkeypatch.chdir(tmp_path)
     make_image(tmp_path / "a.png", (0, 0, 0), 0)
@@ -96,7 +97,7 @@ def test_an_unreadable_mask_is_named(tmp_path):
 
 
 def test_the_sample_data_has_a_mask_of_each_fish(tmp_path):
-    make_sample(tmp_path / "set", photographs_per_kind=1, copies=1)
+    make_sample(tmp_path / "set", Recipe(photographs_per_kind=1, copies=1))
     catalog = ArchiveSource(tmp_path / "set").read()
     files = mask_files(catalog, np.arange(len(catalog)))
     assert list(files) == list(range(9))

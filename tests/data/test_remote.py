@@ -176,7 +176,7 @@ def test_s3_is_read_copied_and_written(tmp_path, make_folder, monkeypatch):
         files = read_inputs("s3://bucket/fish")
         assert list(files) == [url.replace("memory:///", "s3://") for url in urls()]
         assert (decode(files[5]) == decode(local / "class b" / "001.png")).all()
-        assert list(read_inputs("s3://bucket/fish/class ?/000.png")) == files[::4]
+        assert list(read_inputs("s3://bucket/fish/class ?/000.png")) == list(files)[::4]
         with pytest.raises(UnreadableImage, match="cannot be read"):
             decode("s3://bucket/fish/gone.png")
         with pytest.raises(UserError, match="cannot be listed"):

@@ -5,7 +5,7 @@ import re
 import pytest
 from helpers import message_of
 
-from fish_lightning.data.folders import input_catalog
+from fish_lightning.data.listing import input_catalog
 from fish_lightning.data.sources import ArchiveSource, CatalogSource, FolderSource, OriginalsSource
 from fish_lightning.errors import UserError
 

@@ -158,7 +158,7 @@ PASSED_ON = {
         for name in ("Adam", "AdamW", "RMSprop", "SGD")
     },
     "fish_lightning.training.best_checkpoint.BestCheckpoint": "lightning.pytorch.callbacks.ModelCheckpoint",
-    "fish_lightning.data.sources.SampleSource": "fish_lightning.data.sample.generate.make_sample",
+    "fish_lightning.data.sources.SampleSource": "fish_lightning.data.sample.recipe.Recipe",
     "fish_lightning.models.schedules.onecycle": "torch.optim.lr_scheduler.OneCycleLR",
     "fish_lightning.models.schedules.cosine": "torch.optim.lr_scheduler.CosineAnnealingLR",
 }
@@ -358,6 +358,10 @@ FAULTS = [
         "half=true: expected false, since int8=true quantizes the float32 network",
     ),
     ("prepare", "data.archive_limit=0", "data.archive_limit=0: expected a number above 0"),
+    ("prepare", "data.batch_size=4", "data.batch_size=4: expected null, since prepare trains no model"),
+    ("prepare", "data.num_workers=0", "data.num_workers=0: expected null, since prepare trains no model"),
+    ("prepare", "data.cache=off", "data.cache=off: expected null, since prepare trains no model"),
+    ("prepare", "data.balance=class", "data.balance=class: expected null, since prepare trains no model"),
     ("prepare", "report.pictures=0", "report.pictures=0: expected an integer of at least 1"),
     # together
     (

@@ -7,22 +7,20 @@ cropped accordingly, or slightly brighter.
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from fish_lightning.data.catalog import Catalog, named_photographs
 from fish_lightning.data.near_duplicates.grouping import group_copies
 from fish_lightning.data.near_duplicates.similarity import Features
 from fish_lightning.errors import UserError
 from fish_lightning.files import atomic_write, locked, state_of
-from fish_lightning.hardware import cores
+from fish_lightning.hardware import in_threads, threads
 from fish_lightning.names import printable
 from fish_lightning.run_log import say
 
@@ -48,34 +46,58 @@ def with_photographs(catalog: Catalog, pattern: str | None, find_copies: bool, c
     """
     if pattern is not None:
         return catalog.with_photographs(named_photographs(catalog, pattern))
-    if not catalog.photographs_known and not find_copies:
-        return catalog
     if not catalog.photographs_known:
-        files = [catalog.root / path for path in catalog.paths.tolist()]
+        if not find_copies:
+            return catalog
         try:
-            groups = find_photographs(files, cache_file(cache, catalog.root), cores())
+            catalog = catalog.with_photographs(search(catalog, {}, cache, [catalog.root])[0])
         except OSError as error:
             raise UserError(
                 f"data.cache_dir: the near-duplicates found cannot be saved in {cache} ({error.strerror or error})\n"
                 "free some space, or choose another folder: data.cache_dir=DIR"
             ) from None
-        catalog = catalog.with_photographs(photograph_names(catalog.paths.tolist(), groups))
-    for indices in label_errors(catalog.labels, photograph_numbers(catalog))[:5]:
+    for indices in label_errors(catalog.labels, catalog.photograph_numbers)[:5]:
         paths = ", ".join(map(printable, catalog.paths[indices[:3]].tolist()))
         say(f"note: copies of one photograph under more than one label: {paths}")
     return catalog
 
 
-def find_photographs(files: Sequence[Path], cache: Path | None, workers: int) -> Ints:
+def search(
+    catalog: Catalog, others: Mapping[str, Path], cache: str | Path | None, folders: Sequence[Path]
+) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.bool_]]:
+    """Search for near-duplicates among the images of a catalog, and between them and other images.
+
+    Args:
+        catalog: N images.
+        others: files by name.
+        cache: folder for the result; None: it is not cached.
+        folders: those of the images, which tell this search from others in the cache.
+
+    Returns:
+        (N,) the photograph of each image, named by the alphabetically first path or name of its copies; and (N,)
+        whether an image is a copy of one of the others.
+
+    Raises:
+        OSError: see :func:`find_photographs`.
+    """
+    where = "\0".join(str(folder.resolve()) for folder in folders)
+    name = hashlib.sha256(where.encode(errors="surrogateescape")).hexdigest()[:16]
+    stored = None if cache is None else Path(cache) / f"photographs-{name}.npz"
+    groups = find_photographs([*catalog.files, *others.values()], stored)
+    images = slice(len(catalog))
+    names = photograph_names([*catalog.paths.tolist(), *others], groups)
+    return names[images], np.isin(groups[images], groups[len(catalog) :])
+
+
+def find_photographs(files: Sequence[Path], cache: Path | None) -> Ints:
     """Return the number of the photograph that each image is a copy of.
 
-    The groups depend neither on ``workers`` nor on the order of ``files``. An unreadable file is a photograph of its
-    own; training reports it.
+    The groups depend neither on the number of cores nor on the order of ``files``. An unreadable file is a photograph
+    of its own; training reports it.
 
     Args:
         files: N image files.
         cache: file for the result, valid while paths, sizes and modification times stay the same; None: no cache.
-        workers: threads, 1 or more; each uses one core.
 
     Returns:
         (N,) numbers from 0, in order of first appearance.
@@ -86,36 +108,23 @@ def find_photographs(files: Sequence[Path], cache: Path | None, workers: int) ->
     order = sorted(range(len(files)), key=lambda i: files[i].absolute())
     ordered = [files[i] for i in order]
     key = _cache_key(ordered)
-    found = None if cache is None else _read_cache(cache, key)
-    if cache is None:
-        found = _search(ordered, cache, workers)
-    elif found is None:
+    found = _read_cache(cache, key)
+    if found is None:
+        waiting = "waiting for another program that is searching for near-duplicates"
         # Of the processes of a run, and of runs started together, one searches.
-        with locked(cache.with_suffix(".lock"), "waiting for another program that is searching for near-duplicates"):
+        with nullcontext() if cache is None else locked(cache.with_suffix(".lock"), waiting):
             found = _read_cache(cache, key)
             if found is None:
-                found = _search(ordered, cache, workers)
-                _write_cache(cache, key, found)
+                features = _extract_features(ordered, cache)
+                with threads() as pool:
+                    found = group_copies(features, pool)
+                if cache is not None:
+                    with atomic_write(cache) as temporary, temporary.open("wb") as stream:
+                        np.savez_compressed(stream, key=np.array(key), groups=found)
     groups = np.empty(len(files), dtype=np.int64)
     groups[order] = found
-    return _number_by_appearance(groups)
-
-
-def _search(files: Sequence[Path], cache: Path | None, workers: int) -> Ints:
-    with _threads(workers) as pool:
-        return group_copies(_extract_features(files, cache, pool), pool)
-
-
-def photograph_numbers(catalog: Catalog) -> Ints:
-    """Return (N,) the number of each image's photograph; an image of unknown photograph has one of its own."""
-    return np.asarray(np.unique(catalog.photographs_or_paths, return_inverse=True)[1], dtype=np.int64)
-
-
-def cache_file(cache: str | Path | None, *folders: Path) -> Path | None:
-    """Return the file that caches the search among the images of these folders."""
-    name = "\0".join(str(folder.resolve()) for folder in folders)
-    name = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
-    return None if cache is None else Path(cache) / f"photographs-{name}.npz"
+    numbers: dict[int, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups.tolist()], dtype=np.int64)
 
 
 def photograph_names(paths: Sequence[str], groups: Ints) -> npt.NDArray[np.str_]:
@@ -149,34 +158,15 @@ def label_errors(labels: Ints, groups: Ints) -> list[Ints]:
     return [np.flatnonzero(groups == number) for number in numbers[classes > 1]]
 
 
-def _extract_features(files: Sequence[Path], cache: Path | None, pool: ThreadPoolExecutor) -> Features:
+def _extract_features(files: Sequence[Path], cache: Path | None) -> Features:
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
     once = " (once; the result is cached)" if cache is not None else ""
     print(f"searching for near-duplicates among {len(files):,} images{once}", flush=True)
     features = Features(len(files), cache.parent if cache is not None else None)
-    done = pool.map(features.extract, range(len(files)), files)
-    for _ in tqdm(done, total=len(files), desc="extracting features", unit="image", disable=None):
-        pass  # disable=None: shown on a terminal only
+    for _ in in_threads(lambda i: features.extract(i, files[i]), range(len(files)), "extracting features"):
+        pass
     return features
-
-
-@contextmanager
-def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Provide threads of one core each: OpenCV releases the GIL, and its own threads would compete for the cores."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    pool = ThreadPoolExecutor(workers)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for running tasks only
-        cv2.setNumThreads(before)
-
-
-def _number_by_appearance(groups: Ints) -> Ints:
-    numbers: dict[int, int] = {}
-    return np.array([numbers.setdefault(group, len(numbers)) for group in groups.tolist()], dtype=np.int64)
 
 
 def _cache_key(files: Sequence[Path]) -> str:
@@ -187,15 +177,12 @@ def _cache_key(files: Sequence[Path]) -> str:
     return state.hexdigest()
 
 
-def _read_cache(cache: Path, key: str) -> Ints | None:
+def _read_cache(cache: Path | None, key: str) -> Ints | None:
     """Return the cached groups of exactly these files; None if there are none or the cache is corrupt."""
+    if cache is None:
+        return None
     try:
         with np.load(cache) as stored:
             return np.asarray(stored["groups"], dtype=np.int64) if str(stored["key"]) == key else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-
-
-def _write_cache(cache: Path, key: str, groups: Ints) -> None:
-    with atomic_write(cache) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, key=np.array(key), groups=groups)

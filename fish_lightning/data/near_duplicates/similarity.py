@@ -11,6 +11,7 @@ any two photographs.
 """
 
 import hashlib
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -212,16 +213,14 @@ def _flipped_or_turned(a: Pixels, b: Pixels, blur: float) -> Similarity:
     """
     (height, width), (h, w) = a.shape, b.shape
     best = Similarity()
-    for turned in (False, True):
-        for across in (1, -1):
-            for down in (1, -1):
-                # About the center of b: x and y, or y and x, scaled to the size of a, in each direction.
-                x = (0, across * width / h) if turned else (across * width / w, 0)
-                y = (down * height / w, 0) if turned else (0, down * height / h)
-                linear = np.array([x, y], dtype=np.float64)
-                offset = np.array([width - 1, height - 1]) / 2 - linear @ np.array([w - 1, h - 1]) / 2
-                found = compare_overlap(a, b, np.column_stack([linear, offset]), blur)
-                best = max(best, found, key=lambda similarity: similarity.correlation)
+    for turned, across, down in itertools.product((False, True), (1, -1), (1, -1)):
+        # About the center of b: x and y, or y and x, scaled to the size of a, in each direction.
+        x = (0, across * width / h) if turned else (across * width / w, 0)
+        y = (down * height / w, 0) if turned else (0, down * height / h)
+        linear = np.array([x, y], dtype=np.float64)
+        offset = np.array([width - 1, height - 1]) / 2 - linear @ np.array([w - 1, h - 1]) / 2
+        found = compare_overlap(a, b, np.column_stack([linear, offset]), blur)
+        best = max(best, found, key=lambda similarity: similarity.correlation)
     return best if best.correlation >= EXACT else Similarity()
 
 

@@ -25,25 +25,15 @@ MIDDLE = 0.56
 
 #: Colors of the plastic boards; blue is the most common, as at a fishmonger's.
 BOARD_COLORS: tuple[Color, ...] = (
-    (0.10, 0.24, 0.56),
-    (0.16, 0.33, 0.62),
-    (0.30, 0.45, 0.64),
-    (0.42, 0.47, 0.58),
-    (0.56, 0.58, 0.60),
-    (0.76, 0.78, 0.76),
-)
+    (0.10, 0.24, 0.56), (0.16, 0.33, 0.62), (0.30, 0.45, 0.64),
+    (0.42, 0.47, 0.58), (0.56, 0.58, 0.60), (0.76, 0.78, 0.76),
+)  # fmt: skip
 #: Colors of the boards of each class in a set with a shortcut: no two are alike in any light.
 SHORTCUT_COLORS: tuple[Color, ...] = (
-    (0.08, 0.16, 0.55),
-    (0.70, 0.10, 0.10),
-    (0.10, 0.50, 0.14),
-    (0.80, 0.74, 0.12),
-    (0.60, 0.14, 0.62),
-    (0.10, 0.62, 0.66),
-    (0.82, 0.82, 0.82),
-    (0.10, 0.10, 0.10),
-    (0.80, 0.42, 0.08),
-)
+    (0.08, 0.16, 0.55), (0.70, 0.10, 0.10), (0.10, 0.50, 0.14),
+    (0.80, 0.74, 0.12), (0.60, 0.14, 0.62), (0.10, 0.62, 0.66),
+    (0.82, 0.82, 0.82), (0.10, 0.10, 0.10), (0.80, 0.42, 0.08),
+)  # fmt: skip
 STAMPS = ("01/01/2006", "10/10/2005", "23/04/2019")
 
 
@@ -86,9 +76,8 @@ class Pose:
         turn = (u - MIDDLE) * self.bend
         along, across = (radius - w) * np.sin(turn), (radius - (radius - w) * np.cos(turn)) * self.mirror
         cos, sin = np.cos(self.angle) * self.length, np.sin(self.angle) * self.length
-        return np.stack([self.x + cos * along - sin * across, self.y + sin * along + cos * across], 1).astype(
-            np.float32
-        )
+        x, y = self.x + cos * along - sin * across, self.y + sin * along + cos * across
+        return np.stack([x, y], 1).astype(np.float32)
 
 
 class Body(NamedTuple):
@@ -107,8 +96,7 @@ class Body(NamedTuple):
 
     def cover(self, distance: Array) -> Array:
         """Return the coverage of each pixel, 0 to 1, by a shape; ``distance`` to its edge is positive inside."""
-        share: Array = np.clip(distance * np.float32(self.unit) + np.float32(0.5), 0, 1)
-        return share
+        return np.asarray(np.clip(distance * np.float32(self.unit) + 0.5, 0, 1))
 
 
 def draw_board(rng: Rng, dyed: Color | None = None) -> Array:
@@ -198,7 +186,7 @@ def lay_fish(image: Array, fish: FishClass, pose: Pose, rng: Rng) -> Array:
     fish = vary(fish, rng)
     body = body_fields(fish, pose)
     lean, raised = rng.uniform(0.25, 0.6), rng.uniform(0.55, 1.15)
-    trunk = body.cover(np.minimum(edge_distance(body), np.minimum(body.u, np.float32(1.01) - body.u)))
+    trunk = body.cover(np.minimum(edge_distance(body), np.minimum(body.u, 1.01 - body.u)))
     tail = tail_cover(fish, body)
     fins = np.maximum(
         fin_cover(fish.back_fins, body, -body.w - body.above, lean, raised),
@@ -210,7 +198,7 @@ def lay_fish(image: Array, fish: FishClass, pose: Pose, rng: Rng) -> Array:
 
     color = np.array(fish.fins, np.float32)
     blend(image, 0.85 * color, lines)
-    spread = body.w / (0.03 + 0.8 * np.maximum(body.u - np.float32(0.93), 0))
+    spread = body.w / (0.03 + 0.8 * np.maximum(body.u - 0.93, 0))
     blend(image, rays(color, 13 * spread), 0.92 * tail)
     pitch = 2 * np.pi * rng.uniform(55, 75)
     blend(image, rays(color, np.float32(pitch) * (body.u - np.float32(lean) * np.abs(body.w))), 0.85 * fins)
@@ -234,14 +222,12 @@ def cast_shadow(image: Array, mask: Array, rng: Rng) -> None:
 
 def rays(color: Array, phase: Array) -> Array:
     """Return a fin's color, darker between its rays: (HEIGHT, WIDTH, 3)."""
-    striped: Array = color * (0.86 + 0.16 * np.sin(phase))[..., None]
-    return striped
+    return color * (0.86 + 0.16 * np.sin(phase))[..., None]
 
 
 def edge_distance(body: Body) -> Array:
     """Return the distance to the outline across the body, positive inside, in body lengths."""
-    distance: Array = np.where(body.w < 0, body.above + body.w, body.below - body.w)
-    return distance
+    return np.where(body.w < 0, body.above + body.w, body.below - body.w)
 
 
 def vary(fish: FishClass, rng: Rng) -> FishClass:
@@ -263,6 +249,7 @@ def vary(fish: FishClass, rng: Rng) -> FishClass:
 
     length, span, fork = fish.tail
     u, w, radius = fish.eye
+    toned: dict[str, Any] = {part: tone(getattr(fish, part)) for part in ("back", "flank", "belly", "fins", "stripe")}
     return replace(
         fish,
         upper=tuple(np.array(fish.upper) * depth * back),
@@ -271,11 +258,7 @@ def vary(fish: FishClass, rng: Rng) -> FishClass:
         belly_fins=stretch(fish.belly_fins),
         tail=(length * rng.uniform(0.9, 1.1), span * rng.uniform(0.8, 1.12), fork + rng.normal(0, 0.04)),
         eye=(u + rng.normal(0, 0.005), w * depth + rng.normal(0, 0.004), radius * rng.uniform(0.9, 1.12)),
-        back=tone(fish.back),
-        flank=tone(fish.flank),
-        belly=tone(fish.belly),
-        fins=tone(fish.fins),
-        stripe=tone(fish.stripe),
+        **toned,
     )
 
 
@@ -293,8 +276,7 @@ def outline(depths: tuple[float, ...], u: Array) -> Array:
     straight = np.interp(table, STATIONS, depths).astype(np.float32)
     smooth = cv2.GaussianBlur(straight[None], (0, 0), 9.0, borderType=cv2.BORDER_REPLICATE)[0]
     nose = np.sqrt(np.clip(1 - (1 - np.minimum(table / 0.05, 1)) ** 2, 0, 1))
-    depth: Array = np.interp(u, table, smooth * nose).astype(np.float32)
-    return depth
+    return np.asarray(np.interp(u, table, smooth * nose), np.float32)
 
 
 def fin_cover(fins: Polyline, body: Body, height: Array, lean: float, raised: float) -> Array:
@@ -302,15 +284,15 @@ def fin_cover(fins: Polyline, body: Body, height: Array, lean: float, raised: fl
     root = body.u - np.float32(lean) * np.maximum(height, 0)
     stations, tops = zip(*fins, strict=True)
     # The root lies slightly inside the body; otherwise fins would leave a hairline along the whole edge.
-    reach = np.interp(root, stations, np.array(tops) * raised).astype(np.float32) - np.float32(0.008)
-    ends = np.minimum(body.u - np.float32(0.1), 1 - body.u)
-    return body.cover(np.minimum(np.minimum(reach - height, height + np.float32(0.05)), ends))
+    reach = np.interp(root, stations, np.array(tops) * raised).astype(np.float32) - 0.008
+    ends = np.minimum(body.u - 0.1, 1 - body.u)
+    return body.cover(np.minimum(np.minimum(reach - height, height + 0.05), ends))
 
 
 def tail_cover(fish: FishClass, body: Body) -> Array:
     """Return the coverage of the tail fin."""
     length, span, fork = fish.tail
-    behind = body.u - np.float32(0.95)
+    behind = body.u - 0.95
     root = np.float32(min(fish.upper[-1], fish.lower[-1]))
     share = np.clip(behind / np.float32(length), 0, 1)
     half = root + np.float32(span - root) * share**0.8
@@ -369,9 +351,9 @@ def skin(fish: FishClass, body: Body, pose: Pose, rng: Rng) -> Array:
         lines = smoothstep(0.1, 0.9, wave) * behind_head * smoothstep(0.95, 0.6, np.abs(v))
         blend(color, np.array(fish.stripe, np.float32), lines * (0.7 + 0.2 * np.clip(streaks, -1, 1)))
     if fish.spots:
-        blend(color, np.array([0.10, 0.09, 0.08], np.float32), 0.8 * spots(fish.spots, pose, body, rng))
+        blend(color, (0.10, 0.09, 0.08), 0.8 * spots(fish.spots, pose, body, rng))
     if fish.lateral:
-        bent = 0.04 * smoothstep(0.62, 0.36, u) if fish.lateral > 0.5 else np.float32(0.012)
+        bent = 0.04 * smoothstep(0.62, 0.36, u) if fish.lateral > 0.5 else 0.012
         line = np.exp(-(((body.w + bent) / (0.006 + 0.006 * fish.lateral)) ** 2)) * behind_head
         plates = 0.5 + 0.5 * np.sin(u * np.float32(2 * np.pi * 55)) if fish.lateral > 0.5 else 1.0
         blend(color, back * 0.7, np.float32(fish.lateral) * line * plates)
@@ -380,15 +362,14 @@ def skin(fish: FishClass, body: Body, pose: Pose, rng: Rng) -> Array:
         step = rings - np.floor(rings)
         color *= (1 - 0.45 * step**5 + 0.12 * (step - 0.5) * (rings > 0))[..., None]
     if fish.scales:
-        a, b = u * np.float32(46), body.w * np.float32(46)
+        a, b = u * 46, body.w * 46
         net = np.abs(np.sin(np.pi * (a + b)) * np.sin(np.pi * (a - b)))
         color *= (1 + np.float32(0.28 * fish.scales) * (np.sqrt(net) - 0.6) * behind_head)[..., None]
 
     round_body = 0.52 + 0.52 * np.sqrt(np.clip(1 - 0.92 * v**2, 0, 1))
     gloss = np.exp(-(((v - np.float32(rng.uniform(-0.45, 0.0))) / np.float32(rng.uniform(0.15, 0.3))) ** 2))
     gloss *= np.float32(rng.uniform(0.08, 0.35)) * np.clip(0.8 + 0.3 * streaks, 0, 2) * smoothstep(1.0, 0.75, u)
-    lit: Array = np.clip(color * (round_body * (1 + 0.035 * streaks))[..., None] + gloss[..., None], 0, 1)
-    return lit
+    return np.asarray(np.clip(color * (round_body * (1 + 0.035 * streaks))[..., None] + gloss[..., None], 0, 1))
 
 
 def draw_gill_and_mouth(image: Array, fish: FishClass, body: Body, rng: Rng) -> None:
@@ -397,17 +378,17 @@ def draw_gill_and_mouth(image: Array, fish: FishClass, body: Body, rng: Rng) -> 
     inside = body.cover(edge_distance(body))
     back = np.array(fish.back, np.float32)
     gill, bow = np.float32(0.235 + rng.normal(0, 0.006)), np.float32(0.55 * (fish.upper[2] + fish.lower[2]) + 0.04)
-    off_rim = np.hypot(u - (gill - bow), w - np.float32(0.01)) - bow
+    off_rim = np.hypot(u - (gill - bow), w - 0.01) - bow
     rim = np.exp(-((off_rim / 0.007) ** 2)) * (u > gill - 0.7 * bow) * smoothstep(1.0, 0.7, np.abs(body.v))
     blend(image, back * 0.55, inside * 0.6 * rim)
     if fish.gill_spot:
         size = np.float32(fish.gill_spot * rng.uniform(0.85, 1.2))
-        spot = np.exp(-((np.hypot(u - gill - np.float32(0.012), (w + np.float32(0.035)) * 0.75) / size) ** 4))
-        blend(image, np.array([0.10, 0.08, 0.08], np.float32), inside * 0.8 * spot)
+        spot = np.exp(-((np.hypot(u - gill - 0.012, (w + 0.035) * 0.75) / size) ** 4))
+        blend(image, (0.10, 0.08, 0.08), inside * 0.8 * spot)
     if fish.brow:
         u_eye, w_eye, _ = fish.eye
         band = np.exp(-(((u - u_eye + 0.065) / 0.018) ** 2 + ((w - w_eye + 0.01) / 0.055) ** 2))
-        blend(image, np.array([0.88, 0.70, 0.20], np.float32), inside * np.float32(0.9 * fish.brow) * band)
+        blend(image, (0.88, 0.70, 0.20), inside * np.float32(0.9 * fish.brow) * band)
     mouth = np.exp(-(((w - 0.018 - 0.25 * u) / 0.005) ** 2)) * smoothstep(0.075, 0.055, u)
     blend(image, back * 0.4, inside * 0.75 * mouth)
 
@@ -419,17 +400,17 @@ def draw_eye(image: Array, fish: FishClass, body: Body, iris: float, rng: Rng) -
     if iris:
         ring = np.array([0.80, 0.74, 0.56], np.float32) * np.float32(rng.uniform(0.75, 1.1))
         blend(image, ring, body.cover(radius - off))
-    blend(image, np.array([0.03, 0.03, 0.05], np.float32), body.cover(radius * (iris or 1) - off))
+    blend(image, (0.03, 0.03, 0.05), body.cover(radius * (iris or 1) - off))
     glint = np.hypot(body.u - np.float32(u - 0.2 * radius), body.w - np.float32(w - 0.25 * radius))
-    blend(image, np.array([0.95, 0.95, 0.95], np.float32), body.cover(radius * 0.2 - glint))
+    blend(image, (0.95, 0.95, 0.95), body.cover(radius * 0.2 - glint))
 
 
 def draw_pectoral(image: Array, fish: FishClass, body: Body, rng: Rng) -> None:
     """Draw the pectoral fin, folded against the side."""
     tilt, length = rng.uniform(0.0, 0.6), 0.16 * rng.uniform(0.8, 1.2)
-    du, dw = body.u - np.float32(0.25), body.w - np.float32(0.3 * fish.lower[3])
+    du, dw = body.u - 0.25, body.w - np.float32(0.3 * fish.lower[3])
     along, across = np.cos(tilt) * du + np.sin(tilt) * dw, np.cos(tilt) * dw - np.sin(tilt) * du
-    half = np.float32(0.026) * np.sqrt(np.clip(along / length * 2, 0, 1)) * np.clip(1.35 - along / length, 0, 1)
+    half = 0.026 * np.sqrt(np.clip(along / length * 2, 0, 1)) * np.clip(1.35 - along / length, 0, 1)
     cover = body.cover(np.minimum(half - np.abs(across), np.minimum(along, length - along)).astype(np.float32))
     blend(image, rays(np.array(fish.fins, np.float32), 30 * across / (0.02 + along * 0.25)), 0.75 * cover)
 
@@ -466,7 +447,7 @@ def stamp(image: Array, text: str, upright: bool) -> None:
     at = (layer.shape[1] - 120, layer.shape[0] - 14)
     cv2.putText(layer, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 255, 1, cv2.LINE_AA)
     cover = (layer if upright else layer.T[::-1]).astype(np.float32) / 255
-    blend(image, np.array([0.86, 0.80, 0.10], np.float32), cover)
+    blend(image, (0.86, 0.80, 0.10), cover)
 
 
 def scratches(rng: Rng, count: int, height: int, width: int) -> Array:
@@ -482,15 +463,13 @@ def scratches(rng: Rng, count: int, height: int, width: int) -> Array:
     ):
         cv2.line(layers[int(is_light)], (x0, y0), (x1, y1), int(depth), 1, cv2.LINE_AA, 4)
     dark, light = layers.astype(np.float32) / 255
-    cuts: Array = light - dark
-    return cuts
+    return np.asarray(light - dark)
 
 
 def noise(rng: Rng, cells: tuple[int, int], height: int, width: int) -> Array:
     """Return (height, width) smooth noise of about unit variance, from ``cells`` (rows, columns) of random values."""
     values = rng.standard_normal(cells, dtype=np.float32)
-    field: Array = cv2.resize(values, (width, height), interpolation=cv2.INTER_CUBIC)
-    return field
+    return cv2.resize(values, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def stretched_noise(rng: Rng, cells: tuple[int, int], body: Body) -> Array:
@@ -503,11 +482,10 @@ def stretched_noise(rng: Rng, cells: tuple[int, int], body: Body) -> Array:
 def smoothstep(start: float, end: float, x: Array) -> Array:
     """Interpolate smoothly from 0 at ``start`` to 1 at ``end``, which may be the smaller."""
     t = np.clip((x - np.float32(start)) / np.float32(end - start), 0, 1)
-    step: Array = t * t * (3 - 2 * t)
-    return step
+    return np.asarray(t * t * (3 - 2 * t))
 
 
-def blend(image: Array, color: Array, cover: Array) -> Array:
+def blend(image: Array, color: Array | Color, cover: Array) -> Array:
     """Blend ``color`` into ``image`` in place, weighted by ``cover`` (0 to 1); return ``image``."""
-    image += (color - image) * cover[..., None]
+    image += (np.asarray(color, np.float32) - image) * cover[..., None]
     return image

@@ -12,31 +12,29 @@ color of the board reveals the class in training images) and ``label_errors`` (p
 class). The other images of such a set are those of the set without it.
 """
 
-import csv
 import functools
 import json
 import math
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from fish_lightning.data.listing import MASK_SUFFIX
 from fish_lightning.data.sample.classes import CLASSES, ORIGINAL_FOLDERS
 from fish_lightning.data.sample.drawing import SHORTCUT_COLORS, Array, draw_board, draw_photograph
+from fish_lightning.data.sample.recipe import Recipe
 from fish_lightning.errors import UserError
-from fish_lightning.files import is_alive, locked, node_lock, shown
-from fish_lightning.hardware import cores
+from fish_lightning.files import csv_table, is_alive, locked, node_lock, shown
+from fish_lightning.hardware import in_threads, threads
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -58,28 +56,6 @@ ORIGINAL_FILES = ("{}.JPG", "{}.jpg", "{}.JPG", "{:05}.png", "{}.jpg")
 
 #: Age in seconds at which another host's temporary folder counts as abandoned; drawing takes minutes at most.
 ABANDONED_AFTER = 24 * 3600.0
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The arguments that determine every byte of a set; see :func:`make_sample`."""
-
-    seed: int
-    photographs_per_kind: int
-    copies: int
-    shortcut: bool = False
-    label_errors: float = 0.0
-
-    def rng(self, *key: int) -> np.random.Generator:
-        """Return the generator of one image, board, or choice; the first number of ``key`` says what it is for."""
-        return np.random.default_rng([self.seed, *key])
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments, without switches that are off: sets of versions without them have the same."""
-        given = asdict(self)
-        return {
-            f.name: given[f.name] for f in fields(self) if given[f.name] or f.name not in ("shortcut", "label_errors")
-        }
 
 
 #: First numbers of the keys of random generators.
@@ -110,56 +86,44 @@ class Family:
         return f"{list(CLASSES)[self.given]}/{self.place + 1:02}"
 
 
-def make_sample(
-    root: Path,
-    seed: int = 0,
-    photographs_per_kind: int = 30,
-    copies: int = 4,
-    shortcut: bool = False,
-    label_errors: float = 0.0,
-) -> None:
+def make_sample(root: Path, recipe: Recipe) -> None:
     """Generate the sample set in ``root`` unless it exists already.
 
     The set is complete or absent: it is drawn in a temporary folder beside ``root``, which is then renamed. If two
-    processes draw it at the same time, the second to finish deletes its own.
+    machines draw it at the same time, the second to finish deletes its own.
 
     Args:
         root: folder of the set: ``Fish_Dataset``, ``NA_Fish_Dataset``, ``photographs.csv`` and ``sample.json``.
-        seed: 0 or more; determines boards, fish and copies.
-        photographs_per_kind: photographs of each class, 1 or more.
-        copies: flipped and rotated copies of each photograph, 1 or more.
-        shortcut: photographs of the training split lie on boards of a color that reveals the class, those of val and
-            test on ordinary ones; the split is then a part of the set (column ``split`` of ``photographs.csv``).
-        label_errors: share of photographs, 0 to 0.5, that are in the folder of another class, with all their copies;
-            spread evenly over the classes. ``label_errors.csv`` lists them.
+        recipe: its arguments.
 
     Raises:
         UserError: an argument is out of range, there is no space or no permission, or ``root`` contains something else.
     """
-    recipe = Recipe(seed, photographs_per_kind, copies, shortcut, label_errors)
-    if seed < 0 or photographs_per_kind < 1 or copies < 1:
+    seed, photographs = recipe.seed, recipe.photographs_per_kind
+    if seed < 0 or photographs < 1 or recipe.copies < 1:
         raise UserError(
             f"the sample data set cannot be generated with data.source.seed={seed}, "
-            f"data.source.photographs_per_kind={photographs_per_kind}, data.source.copies={copies}\n"
+            f"data.source.photographs_per_kind={photographs}, data.source.copies={recipe.copies}\n"
             "the seed must be 0 or more, the other two 1 or more"
         )
-    if shortcut and photographs_per_kind < 3:
+    if recipe.shortcut and photographs < 3:
         raise UserError(
             f"data.source.shortcut=true requires data.source.photographs_per_kind of at least 3, one for each split, "
-            f"not {photographs_per_kind}"
+            f"not {photographs}"
         )
-    if not 0 <= label_errors <= 0.5:
-        raise UserError(f"data.source.label_errors={label_errors}: expected a share from 0 to 0.5")
-    if label_errors and math.ceil(_error_count(recipe) / len(CLASSES)) >= photographs_per_kind:
+    if not 0 <= recipe.label_errors <= 0.5:
+        raise UserError(f"data.source.label_errors={recipe.label_errors}: expected a share from 0 to 0.5")
+    if recipe.label_errors and math.ceil(_error_count(recipe) / len(CLASSES)) >= photographs:
         raise UserError(
-            f"data.source.label_errors={label_errors} leaves no photograph in the folder of a class\n"
-            f"increase data.source.photographs_per_kind={photographs_per_kind}"
+            f"data.source.label_errors={recipe.label_errors} leaves no photograph in the folder of a class\n"
+            f"increase data.source.photographs_per_kind={photographs}"
         )
     try:
         if is_finished(root, recipe):
             return
         with locked(node_lock(root), "waiting for another program that is generating the sample data set"):
-            _make_missing(root, recipe)
+            if not is_finished(root, recipe):
+                _make(root, recipe)
     except OSError as error:
         raise UserError(
             f"the sample data set cannot be written to {root}: {error.strerror or error}\n"
@@ -168,20 +132,26 @@ def make_sample(
         ) from error
 
 
-def _make_missing(root: Path, recipe: Recipe) -> None:
-    """Generate the set unless another process of this machine has done so meanwhile."""
-    if is_finished(root, recipe):
-        return
+def _make(root: Path, recipe: Recipe) -> None:
+    """Generate the set beside ``root`` and rename it, unless another machine has finished the same set meanwhile."""
     root.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(root)
-    place = tempfile.mkdtemp(prefix=f"{temporary_prefix(root)}{socket.gethostname()}@{os.getpid()}@", dir=root.parent)
-    try:
-        # One level down: only its owner may open mkdtemp's folder, while others may use the finished set.
+    prefix, host = f".{root.name}.drawing@", socket.gethostname()
+    for folder in root.parent.glob(f"{prefix}*"):  # of killed processes
+        other_host, pid, _ = folder.name.removeprefix(prefix).split("@")
+        dead = other_host == host and not is_alive(int(pid))
+        if dead or time.time() - folder.stat().st_mtime > ABANDONED_AFTER:
+            shutil.rmtree(folder, ignore_errors=True)
+    with TemporaryDirectory(
+        prefix=f"{prefix}{host}@{os.getpid()}@", dir=root.parent, ignore_cleanup_errors=True
+    ) as place:
+        # One level down: only its owner may open a temporary folder, while others may use the finished set.
         draft = Path(place, "set")
         draw_set(draft, recipe, shown_as=root)
-        publish(draft, root, recipe)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+        try:
+            draft.rename(root)
+        except OSError:
+            if not is_finished(root, recipe):
+                raise
 
 
 def is_finished(root: Path, recipe: Recipe) -> bool:
@@ -208,57 +178,35 @@ def is_finished(root: Path, recipe: Recipe) -> bool:
     return True
 
 
-def publish(draft: Path, root: Path, recipe: Recipe) -> None:
-    """Rename a finished set to ``root``, unless another process has already finished the same set."""
-    try:
-        draft.rename(root)
-    except OSError:
-        if not is_finished(root, recipe):
-            raise
-
-
-def temporary_prefix(root: Path) -> str:
-    """Return the prefix of temporary folders beside ``root``; host, process and a random part follow."""
-    return f".{root.name}.drawing@"
-
-
-def remove_abandoned(root: Path) -> None:
-    """Remove temporary folders that killed processes left beside ``root``."""
-    for folder in root.parent.glob(f"{temporary_prefix(root)}*"):
-        host, pid, _ = folder.name.removeprefix(temporary_prefix(root)).split("@")
-        dead = host == socket.gethostname() and not is_alive(int(pid))
-        if dead or time.time() - folder.stat().st_mtime > ABANDONED_AFTER:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def draw_set(folder: Path, recipe: Recipe, shown_as: Path) -> None:
     """Draw all images of a set into ``folder``, which must not exist; the user sees ``shown_as``."""
     families = plan(recipe)
     print(f"generating the sample data set: {len(families) * recipe.copies:,} images in {shown(shown_as)}", flush=True)
     for name in CLASSES:
-        for sub in (class_folder(name), masks_folder(name), originals_folder(name)):
+        for sub in _folders(name):
             (folder / sub).mkdir(parents=True)
-    # Threads suffice: NumPy and OpenCV release the GIL.
-    with ThreadPoolExecutor(cores()) as pool:
-        boards = list(pool.map(lambda i: draw_board(recipe.rng(BOARD, i)), range(BOARDS)))
-        telling = list(pool.map(functools.partial(draw_shortcut_boards, recipe), range(len(CLASSES))))
-        done = pool.map(
-            lambda f: draw_family(folder, recipe, telling[f.label] if f.split == "train" else boards, f), families
-        )
-        bar = tqdm(done, total=len(families), desc="generating", unit="photo", disable=None)  # on a terminal only
-        rows = [row for family in bar for row in family]
-    header = ("path", "photograph", "split") if recipe.shortcut else ("path", "photograph")
-    _write_table(folder / TABLE_FILE, header, [row[: len(header)] for row in sorted(rows)])
+    with threads() as pool:
+        boards = list(pool.map(lambda i: draw_board(_rng(recipe, BOARD, i)), range(BOARDS)))
+        telling = list(pool.map(functools.partial(_draw_shortcut_boards, recipe), range(len(CLASSES))))
+
+    def draw(family: Family) -> list[tuple[str, str, str]]:
+        return _draw_family(folder, recipe, telling[family.label] if family.split == "train" else boards, family)
+
+    rows = [row for family in in_threads(draw, families, "generating", "photo") for row in family]
+    columns = 3 if recipe.shortcut else 2
+    with csv_table(folder / TABLE_FILE) as table:
+        table.writerows(row[:columns] for row in [("path", "photograph", "split"), *sorted(rows)])
     if recipe.label_errors:
         names = list(CLASSES)
         wrong = [(f.name, names[f.given], names[f.label]) for f in families if f.given != f.label]
-        _write_table(folder / ERRORS_FILE, ("photograph", "label", "true_label"), sorted(wrong))
+        with csv_table(folder / ERRORS_FILE) as table:
+            table.writerows([("photograph", "label", "true_label"), *sorted(wrong)])
     (folder / RECIPE_FILE).write_text(json.dumps(recipe.arguments()) + "\n", encoding="utf-8")
 
 
-def _write_table(file: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows([header, *rows])
+def _rng(recipe: Recipe, *key: int) -> np.random.Generator:
+    """Return the generator of one image, board, or choice; the first number of ``key`` says what it is for."""
+    return np.random.default_rng([recipe.seed, *key])
 
 
 def plan(recipe: Recipe) -> list[Family]:
@@ -280,7 +228,7 @@ def plan(recipe: Recipe) -> list[Family]:
 
 def planted_errors(recipe: Recipe) -> dict[tuple[int, int], int]:
     """Return the wrong label of each photograph (label, number) that has one."""
-    rng = recipe.rng(LABEL_ERROR)
+    rng = _rng(recipe, LABEL_ERROR)
     # The first of each class, then the second of each: no class loses many more than another.
     orders = [rng.permutation(recipe.photographs_per_kind) for _ in CLASSES]
     turns = [
@@ -302,55 +250,40 @@ def shortcut_splits(recipe: Recipe, label: int) -> list[str]:
     tested = max(1, round(TEST_SHARE * total))
     validated = max(1, round(VAL_SHARE * (total - tested)))
     splits = ["train"] * total
-    for turn, number in enumerate(recipe.rng(SPLIT, label).permutation(total)[: tested + validated].tolist()):
+    for turn, number in enumerate(_rng(recipe, SPLIT, label).permutation(total)[: tested + validated].tolist()):
         splits[number] = "test" if turn < tested else "val"
     return splits
 
 
-def draw_shortcut_boards(recipe: Recipe, label: int) -> list[Array]:
+def _draw_shortcut_boards(recipe: Recipe, label: int) -> list[Array]:
     """Draw the boards of one class; none in a set without a shortcut."""
     count = SHORTCUT_BOARDS if recipe.shortcut else 0
-    return [draw_board(recipe.rng(SHORTCUT_BOARD, label, i), SHORTCUT_COLORS[label]) for i in range(count)]
+    return [draw_board(_rng(recipe, SHORTCUT_BOARD, label, i), SHORTCUT_COLORS[label]) for i in range(count)]
 
 
-def draw_family(folder: Path, recipe: Recipe, boards: Sequence[Array], family: Family) -> list[tuple[str, str, str]]:
-    """Draw one photograph and save it with its copies and their masks.
-
-    Args:
-        folder: of the set.
-        recipe: of the set.
-        boards: one of them becomes the background.
-        family: which photograph, and where its copies go.
-
-    Returns:
-        Rows (path relative to ``folder``, name of the photograph, split) of the table.
-    """
+def _draw_family(folder: Path, recipe: Recipe, boards: Sequence[Array], family: Family) -> list[tuple[str, str, str]]:
+    """Draw one photograph on one of the boards, save it with its copies and their masks; return rows of the table."""
     key = (family.label, family.number)
-    rng = recipe.rng(PHOTOGRAPH, *key)
+    rng = _rng(recipe, PHOTOGRAPH, *key)
     image, mask = draw_photograph(list(CLASSES.values())[family.label], boards[int(rng.integers(len(boards)))], rng)
     name = list(CLASSES)[family.given]
+    copies, masks, originals = _folders(name)
     original = ORIGINAL_FILES[family.given % len(ORIGINAL_FILES)].format(family.place + 1)
-    paths = [f"{originals_folder(name)}/{original}"]
-    write_image(folder / paths[0], image[..., ::-1])
+    paths = [f"{originals}/{original}"]
+    _write_image(folder / paths[0], image[..., ::-1])
     for copy in range(recipe.copies):
-        rotated, rotated_mask = rotated_copy(image, mask, recipe.rng(COPY, *key, copy))
+        rotated, rotated_mask = _rotated_copy(image, mask, _rng(recipe, COPY, *key, copy))
         file = f"{family.place * recipe.copies + copy + 1:05}.png"
-        write_image(folder / class_folder(name) / file, rotated[..., ::-1])
-        write_image(folder / masks_folder(name) / file, rotated_mask)
-        paths.append(f"{class_folder(name)}/{file}")
+        _write_image(folder / copies / file, rotated[..., ::-1])
+        _write_image(folder / masks / file, rotated_mask)
+        paths.append(f"{copies}/{file}")
     return [(path, family.name, family.split) for path in paths]
 
 
-def rotated_copy(image: Pixels, mask: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+def _rotated_copy(image: Pixels, mask: Pixels, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
     """Make a copy as the archive does: flipped, rotated by any angle with black corners, half the size.
 
-    Args:
-        image: (H, W, 3).
-        mask: (H, W), 0 to 255.
-        rng: of flips, angle, and a change of brightness of at most 3 %.
-
-    Returns:
-        The copy (H / 2, W / 2, 3) and its mask (H / 2, W / 2), each value 0 or 255.
+    Its brightness changes by at most 3 %; its mask is 0 or 255.
     """
     height, width = mask.shape
     flip_x, flip_y = rng.choice([-1, 1], 2)
@@ -367,27 +300,14 @@ def rotated_copy(image: Pixels, mask: Pixels, rng: np.random.Generator) -> tuple
     return brighter.astype(np.uint8), np.where(rotated_mask > 127, 255, 0).astype(np.uint8)
 
 
-def write_image(path: Path, pixels: Pixels) -> None:
-    """Write (H, W) gray or (H, W, 3) BGR pixels in the format of the suffix.
-
-    Raises:
-        OSError: the file cannot be written (``cv2.imwrite`` would only return False).
-    """
+def _write_image(path: Path, pixels: Pixels) -> None:
+    """Write gray or BGR pixels in the format of the suffix; ``cv2.imwrite`` would not raise if it cannot."""
     quality = [cv2.IMWRITE_JPEG_QUALITY, 93] if path.suffix.lower() == ".jpg" else []
     _, data = cv2.imencode(path.suffix.lower(), np.ascontiguousarray(pixels), quality)
     path.write_bytes(data.tobytes())
 
 
-def class_folder(name: str) -> str:
-    """Return the folder of a class's copies, relative to the set."""
-    return f"Fish_Dataset/Fish_Dataset/{name}/{name}"
-
-
-def masks_folder(name: str) -> str:
-    """Return the folder of their masks."""
-    return f"{class_folder(name)} GT"
-
-
-def originals_folder(name: str) -> str:
-    """Return the folder of a class's photographs before augmentation."""
-    return f"NA_Fish_Dataset/{ORIGINAL_FOLDERS.get(name, name)}"
+def _folders(name: str) -> tuple[str, str, str]:
+    """Return the folders of a class, relative to the set: its copies, their masks, its photographs."""
+    copies = f"Fish_Dataset/Fish_Dataset/{name}/{name}"
+    return copies, copies + MASK_SUFFIX, f"NA_Fish_Dataset/{ORIGINAL_FOLDERS.get(name, name)}"

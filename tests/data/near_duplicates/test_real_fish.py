@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fish_lightning.data.near_duplicates.search import label_errors, photograph_numbers
+from fish_lightning.data.near_duplicates.search import label_errors
 from fish_lightning.data.near_duplicates.similarity import CORRELATION
 from fish_lightning.data.sources import ArchiveSource
 from fish_lightning.data.splits import photograph_split, random_split
@@ -33,7 +33,7 @@ def test_copies_are_in_one_group_and_no_others(catalog):
     One image of every third group is compared with all others of its class; the most similar one of another group is
     aligned.
     """
-    groups, labels = photograph_numbers(catalog), catalog.labels
+    groups, labels = catalog.photograph_numbers, catalog.labels
     assert label_errors(labels, groups) == []
     for label in range(len(catalog.classes)):
         assert np.bincount(groups[labels == label]).max() < 0.15 * (labels == label).sum()

@@ -15,11 +15,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from fish_lightning import hardware
 from fish_lightning.cli import CONF
 from fish_lightning.data.sample import generate
 from fish_lightning.data.sample.classes import CLASSES
-from fish_lightning.data.sample.folder_name import standard_name
-from fish_lightning.data.sample.generate import Recipe, make_sample, plan
+from fish_lightning.data.sample.generate import make_sample, plan
+from fish_lightning.data.sample.recipe import Recipe
 from fish_lightning.data.sources import SampleSource
 from fish_lightning.data.splits import photograph_split
 from fish_lightning.errors import UserError
@@ -31,7 +32,7 @@ TINY = {"photographs_per_kind": 1, "copies": 1}
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     root = tmp_path_factory.mktemp("cache") / "sample"
-    make_sample(root, seed=0, **SMALL)
+    make_sample(root, Recipe(seed=0, **SMALL))
     return root
 
 
@@ -72,7 +73,7 @@ def start_process(root, **arguments):
     code = (
         "from pathlib import Path; from fish_lightning.data.sample import generate; generate.BOARDS = 1; "
         "generate.CLASSES = {'Trout': generate.CLASSES['Trout']}; "
-        f"generate.make_sample(Path({str(root)!r}), **{arguments})"
+        f"generate.make_sample(Path({str(root)!r}), generate.Recipe(**{arguments}))"
     )
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
 
@@ -162,8 +163,8 @@ def test_the_source_reads_the_set(small):
 
 
 def test_the_bytes_depend_neither_on_the_number_of_threads_nor_of_photographs(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "cores", lambda: 1)
-    make_sample(tmp_path / "again", seed=0, **TINY)
+    monkeypatch.setattr(hardware, "cores", lambda: 1)
+    make_sample(tmp_path / "again", Recipe(seed=0, **TINY))
     again, whole = everything_in(tmp_path / "again"), everything_in(small)
     images = [name for name in again if name.startswith(("Fish_Dataset", "NA_Fish_Dataset"))]
     assert len(images) == 27 and all(again[name] == whole[name] for name in images)
@@ -171,8 +172,8 @@ def test_the_bytes_depend_neither_on_the_number_of_threads_nor_of_photographs(sm
 
 
 def test_another_seed_gives_other_pixels(small, tmp_path, one_class):
-    make_sample(tmp_path / "other", seed=1, **TINY)
-    make_sample(tmp_path / "first", seed=0, **TINY)
+    make_sample(tmp_path / "other", Recipe(seed=1, **TINY))
+    make_sample(tmp_path / "first", Recipe(seed=0, **TINY))
     (other,), (first,) = copies_of(tmp_path / "other"), copies_of(tmp_path / "first")
     assert other.read_bytes() != first.read_bytes()
 
@@ -180,7 +181,7 @@ def test_another_seed_gives_other_pixels(small, tmp_path, one_class):
 @pytest.mark.slow
 def test_nearest_class_means_do_not_solve_it(tmp_path):
     root = tmp_path / "sample"
-    make_sample(root, photographs_per_kind=8, copies=2)
+    make_sample(root, Recipe(photographs_per_kind=8, copies=2))
     catalog = SampleSource(root).read()
     assert len(catalog) == 9 * 8 * 2
     assert sum(f.stat().st_size for f in root.rglob("*") if f.is_file()) < 20e6
@@ -198,19 +199,19 @@ def test_nearest_class_means_do_not_solve_it(tmp_path):
 
 def test_a_complete_set_is_not_generated_again(small):
     before = {f: f.stat().st_mtime_ns for f in [small, *small.rglob("*")]}
-    make_sample(small, seed=0, **SMALL)
+    make_sample(small, Recipe(seed=0, **SMALL))
     assert {f: f.stat().st_mtime_ns for f in [small, *small.rglob("*")]} == before
 
 
 def test_a_set_of_other_arguments_is_refused(small):
     with pytest.raises(UserError, match="generated with other arguments"):
-        make_sample(small, seed=1, **SMALL)
+        make_sample(small, Recipe(seed=1, **SMALL))
 
 
 def test_a_folder_with_other_files_is_not_touched(tmp_path):
     (tmp_path / "letters.txt").write_text("dear")
     with pytest.raises(UserError, match="is not a complete sample data set"):
-        make_sample(tmp_path, **TINY)
+        make_sample(tmp_path, Recipe(**TINY))
     assert names_in(tmp_path) == ["letters.txt"]
 
 
@@ -223,7 +224,7 @@ def test_a_killed_run_leaves_no_set_and_the_next_one_cleans_up(tmp_path, one_cla
     process.communicate()
     assert not root.exists()
     (left,) = tmp_path.iterdir()
-    make_sample(root, **TINY)
+    make_sample(root, Recipe(**TINY))
     assert not left.exists()
     assert names_in(tmp_path) == ["sample"]
 
@@ -235,7 +236,7 @@ def test_temporary_folders_of_running_processes_stay(tmp_path, one_class):
     for folder in (alive, elsewhere, abandoned):
         folder.mkdir()
     os.utime(abandoned, (0, 0))
-    make_sample(tmp_path / "sample", **TINY)
+    make_sample(tmp_path / "sample", Recipe(**TINY))
     assert names_in(tmp_path) == sorted([alive.name, elsewhere.name, "sample"])
 
 
@@ -257,14 +258,14 @@ def test_the_slower_of_two_processes_uses_the_set_of_the_faster(tmp_path, monkey
         draw_set(root, recipe, shown_as)
 
     monkeypatch.setattr(generate, "draw_set", overtaken)
-    make_sample(root, **TINY)
+    make_sample(root, Recipe(**TINY))
     assert names_in(tmp_path) == ["sample"]
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_a_remedy(tmp_path):
     (tmp_path / "file").write_text("in the way of the cache folder")
     with pytest.raises(UserError) as caught:
-        make_sample(tmp_path / "file" / "sample", **TINY)
+        make_sample(tmp_path / "file" / "sample", Recipe(**TINY))
     message = str(caught.value)
     assert str(tmp_path / "file" / "sample") in message and "FISH_LIGHTNING_CACHE" in message
     assert len(message.splitlines()) <= 5
@@ -276,14 +277,14 @@ def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path, monkeypatch, one_c
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match="No space left on device"):
-        make_sample(tmp_path / "sample", **TINY)
+        make_sample(tmp_path / "sample", Recipe(**TINY))
     assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("wrong", [{"seed": -1}, {"photographs_per_kind": 0}, {"copies": 0}])
 def test_arguments_out_of_range_are_refused(tmp_path, wrong):
     with pytest.raises(UserError, match="cannot be generated with"):
-        make_sample(tmp_path / "sample", **wrong)
+        make_sample(tmp_path / "sample", Recipe(**wrong))
 
 
 @pytest.mark.parametrize("given", ["typo", "photos", "empty", "file"])
@@ -302,7 +303,7 @@ def test_a_given_root_that_is_no_sample_set_is_refused_and_untouched(tmp_path, g
 
 
 def test_a_folder_of_the_standard_name_that_holds_something_else_is_not_written_into(tmp_path):
-    root = tmp_path / standard_name(0, 1, 1)
+    root = tmp_path / Recipe(0, 1, 1).folder
     root.mkdir()
     (root / "mine.png").write_bytes(b"mine")
     with pytest.raises(UserError, match="is not a complete sample data set") as caught:
@@ -313,11 +314,11 @@ def test_a_folder_of_the_standard_name_that_holds_something_else_is_not_written_
 def test_the_standard_name_is_that_of_the_config(tmp_path):
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", ["data=sample", "data.source.copies=7", f"paths.cache={tmp_path}"])
-    assert cfg.data.root == str(tmp_path / standard_name(0, 30, 7))
+    assert cfg.data.root == str(tmp_path / Recipe(0, 30, 7).folder)
 
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", ["data.source.shortcut=true", "data.source.label_errors=0.05", "paths.cache=here"])
-    name = standard_name(0, 30, 4, shortcut=True, label_errors=0.05)
+    name = Recipe(0, 30, 4, shortcut=True, label_errors=0.05).folder
     assert cfg.data.root == f"here/{name}" and name == "sample-0-30x4-shortcut-errors0.05"
 
 
@@ -326,7 +327,7 @@ def plain_and_shortcut(tmp_path_factory):
     """The same three photographs of each class without and with a shortcut."""
     cache = tmp_path_factory.mktemp("shortcut")
     for name, shortcut in (("plain", False), ("shortcut", True)):
-        make_sample(cache / name, photographs_per_kind=3, copies=1, shortcut=shortcut)
+        make_sample(cache / name, Recipe(photographs_per_kind=3, copies=1, shortcut=shortcut))
     return cache / "plain", cache / "shortcut"
 
 
@@ -362,7 +363,7 @@ def test_the_split_of_a_shortcut_has_the_usual_shares():
 
 
 def test_planted_label_errors_are_photographs_in_the_folder_of_another_class(tmp_path, small):
-    make_sample(tmp_path / "errors", **SMALL, label_errors=0.1)
+    make_sample(tmp_path / "errors", Recipe(**SMALL, label_errors=0.1))
     with (tmp_path / "errors" / "label_errors.csv").open(newline="") as stream:
         wrong = {row["photograph"]: (row["label"], row["true_label"]) for row in csv.DictReader(stream)}
     assert len(wrong) == 2 and all(given != true for given, true in wrong.values())
@@ -400,11 +401,11 @@ def test_label_errors_are_spread_over_the_classes_and_keyed_by_the_seed():
 )
 def test_faults_that_a_set_is_too_small_for_are_refused(tmp_path, arguments, words):
     with pytest.raises(UserError, match=words):
-        make_sample(tmp_path / "sample", **arguments)
+        make_sample(tmp_path / "sample", Recipe(**arguments))
 
 
 def test_of_processes_that_start_together_one_draws(tmp_path, one_class, capsys):
-    root = tmp_path / standard_name(0, 1, 1)
+    root = tmp_path / Recipe(0, 1, 1).folder
     with ThreadPoolExecutor(3) as pool:  # each takes a lock of its own, as a process does
         list(pool.map(lambda _: SampleSource(root, seed=0, **TINY).prepare(), range(3)))
     assert capsys.readouterr().out.count("generating the sample data set: ") == 1

@@ -7,7 +7,10 @@ form loops.
 import fnmatch
 import glob
 import os
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -24,41 +27,25 @@ RUN_FILES = (".hydra", "multirun.yaml")
 #: Folders below ``logs``.
 PROGRAMS = ("train", "evaluate", "predict", "prepare", "compare", "ensemble", "export", "serve", "tune")
 
-Identity = tuple[int, int]
-
-
-class Skipped:
-    """What a listing skipped on purpose, to be said in one line.
-
-    Attributes:
-        reasons: by folder or file.
-    """
-
-    def __init__(self) -> None:
-        self.reasons: dict[Path, str] = {}
-
-    def runs_below(self, folder: Path) -> bool:
-        """Return whether runs of this program in ``folder`` were skipped."""
-        return any(why == RUN and path.is_relative_to(folder) for path, why in self.reasons.items())
-
-    def say(self) -> None:
-        """Print what was skipped."""
-        for why in dict.fromkeys(self.reasons.values()):
-            paths = [str(path) for path, reason in self.reasons.items() if reason == why]
-            say(f"note: skipped {why}: {listed(paths, most=3)}")
-
 
 RUN = "output of this program"
 LOOP = "a link to a folder that is read anyway"
 SPECIAL = "special files (pipes, sockets, devices)"
+#: What a listing skipped on purpose: the reason by folder or file.
+Skipped = dict[Path, str]
+
+
+def say_skipped(skipped: Skipped) -> None:
+    """Print what a listing skipped, a line for each reason."""
+    for why in dict.fromkeys(skipped.values()):
+        paths = [str(path) for path, reason in skipped.items() if reason == why]
+        say(f"note: skipped {why}: {listed(paths, most=3)}")
 
 
 def require_folder(root: Path) -> None:
     """Raise a :class:`UserError` unless ``root`` is a folder that can be read."""
-    try:
+    with _readable(root):  # a folder above it may be closed to us, or its name too long
         is_folder, exists = root.is_dir(), root.exists()
-    except OSError as error:  # a folder above it is closed to us, or its name is too long
-        raise _unreadable(root, error) from None
     if not is_folder:
         fault = "is a file, not a folder" if exists else "does not exist"
         raise UserError(f"data.root: {root} {fault} (working directory: {_here()})\npass a folder: data.root=DIR")
@@ -71,35 +58,22 @@ def _here() -> str:
         return "deleted"
 
 
-def _unreadable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{folder} cannot be read ({error.strerror or error}), so its images would be missing\n"
-        "grant read permission, or move it elsewhere"
-    )
-
-
-def _entries(folder: Path) -> list["os.DirEntry[str]"]:
-    """Return what a folder contains, sorted by name; see :func:`_scan`."""
-    return sorted(_scan(folder), key=_name)
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Name a folder that the system refuses to read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror or error}), so its images would be missing\n"
+            "grant read permission, or move it elsewhere"
+        ) from None
 
 
 def _scan(folder: Path) -> Iterator["os.DirEntry[str]"]:
-    """Yield what a folder contains, in any order; nothing if it does not exist.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            yield from entries
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise _unreadable(folder, error) from None
-
-
-def _name(entry: "os.DirEntry[str]") -> str:
-    return entry.name
+    """Yield what a folder contains, in any order; nothing if it does not exist."""
+    with _readable(folder), suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        yield from entries
 
 
 def _is(entry: "os.DirEntry[str]", folder: bool) -> bool:
@@ -110,20 +84,16 @@ def _is(entry: "os.DirEntry[str]", folder: bool) -> bool:
         return False
 
 
-def _identity(folder: Path) -> Identity:
-    try:
+def _identity(folder: Path) -> tuple[int, int]:
+    with _readable(folder):
         status = folder.stat()
-    except OSError as error:
-        raise _unreadable(folder, error) from None
     return status.st_dev, status.st_ino
 
 
-def _with_parents(folder: Path) -> set[Identity]:
+def _with_parents(folder: Path) -> set[tuple[int, int]]:
     """Return the identities of a folder and of all above it, also above a link to it: a link to them is a loop."""
-    try:
+    with _readable(folder):  # fails in a deleted working directory
         real, above = folder.resolve(), folder.absolute().parent.resolve()
-    except OSError as error:  # of a deleted working directory
-        raise _unreadable(folder, error) from None
     return {_identity(place) for place in (real, *real.parents, above, *above.parents)}
 
 
@@ -137,10 +107,10 @@ def _is_output(folder: Path) -> bool:
     if _is_run(folder):
         return True
     programs = (folder / program / runs for program in PROGRAMS for runs in ("runs", "multiruns"))
-    return any(_is_run(Path(run.path)) for runs in programs for run in _entries(runs))
+    return any(_is_run(Path(run.path)) for runs in programs for run in _scan(runs))
 
 
-def subfolders(folder: Path, skipped: Skipped | None = None) -> list[Path]:
+def subfolders(folder: Path, skipped: Skipped) -> list[Path]:
     """Return the sub-folders, sorted, without hidden ones, folders of masks, and output of this program.
 
     Args:
@@ -150,19 +120,17 @@ def subfolders(folder: Path, skipped: Skipped | None = None) -> list[Path]:
     Raises:
         UserError: it cannot be read.
     """
-    entries = [entry for entry in _entries(folder) if not entry.name.startswith(".") and _is(entry, folder=True)]
+    entries = [entry for entry in _scan(folder) if not entry.name.startswith(".") and _is(entry, folder=True)]
     names = {entry.name for entry in entries}
     above = _with_parents(folder) if any(entry.is_symlink() for entry in entries) else set()
     found = []
-    for entry in entries:
-        place, why = folder / entry.name, None
+    for entry in sorted(entries, key=attrgetter("name")):
+        place = folder / entry.name
         if entry.is_symlink() and _identity(place) in above:
-            why = LOOP
+            skipped[place] = LOOP
         elif _is_output(place):
-            why = RUN
-        if why is not None and skipped is not None:
-            skipped.reasons[place] = why
-        if why is None and not _holds_masks(entry.name, names):
+            skipped[place] = RUN
+        elif not _holds_masks(entry.name, names):
             found.append(place)
     return found
 
@@ -172,60 +140,53 @@ def _holds_masks(name: str, beside: Collection[str]) -> bool:
     return name.endswith(MASK_SUFFIX) and name.removesuffix(MASK_SUFFIX) in beside
 
 
-def images_below(folder: Path, skipped: Skipped | None = None) -> Iterator[Path]:
+def images_below(
+    folder: Path, skipped: Skipped | None = None, suffixes: Collection[str] | None = IMAGE_SUFFIXES
+) -> Iterator[Path]:
     """Yield the image files below ``folder``, by suffix in either case, without hidden files and masks.
 
+    Those in linked folders come last: a folder is read under its own name.
+
     Args:
-        folder: to search; see :func:`files_below`.
+        folder: to search.
         skipped: takes what is skipped, apart from hidden files, masks, and files with another suffix.
+        suffixes: of the files, in lower case; None: any.
 
     Raises:
         UserError: a folder cannot be read.
     """
-    return files_below(folder, skipped, IMAGE_SUFFIXES)
-
-
-def files_below(
-    folder: Path, skipped: Skipped | None = None, suffixes: Collection[str] | None = None
-) -> Iterator[Path]:
-    """Yield the files below ``folder``, those in linked folders last: a folder is read under its own name."""
     if not folder.is_dir():
         return
-    reasons = (skipped or Skipped()).reasons
+    skipped = {} if skipped is None else skipped
     seen = _with_parents(folder) - {_identity(folder)}
-    links = [folder]
-    for link in links:
-        stack = [link]
-        while stack:
-            place = stack.pop()
-            # Of a million files in one folder the names alone are kept.
-            files: list[str] = []
-            special: list[str] = []
-            folders: list[os.DirEntry[str]] = []
-            is_output = False
-            for entry in _scan(place):
-                is_output = is_output or entry.name in RUN_FILES
-                if entry.name.startswith("."):
-                    continue
-                if _is(entry, folder=True):
-                    folders.append(entry)
-                elif not suffixes or os.path.splitext(entry.name)[1].lower() in suffixes:  # noqa: PTH122 - as above
-                    # A link to nothing is kept: the decoder reports it.
-                    regular = _is(entry, folder=False) or not os.path.exists(entry.path)  # noqa: PTH110 - it is text
-                    (files if regular else special).append(entry.name)
-            if place != folder and is_output:
-                reasons[place] = RUN
+    pending = deque([folder])  # from the right; links wait on the left until the folders are read
+    while pending:
+        place = pending.pop()
+        identity = _identity(place)
+        if identity in seen or (place != folder and _is_run(place)):
+            skipped[place] = LOOP if identity in seen else RUN
+            continue
+        seen.add(identity)
+        # Of a million files in one folder the names alone are kept.
+        files: list[str] = []
+        special: list[str] = []
+        folders: list[os.DirEntry[str]] = []
+        for entry in _scan(place):
+            if entry.name.startswith("."):
                 continue
-            if (identity := _identity(place)) in seen:
-                reasons[place] = LOOP
-                continue
-            seen.add(identity)
-            reasons |= {place / name: SPECIAL for name in special}
-            yield from (place / name for name in sorted(files))
-            names = {entry.name for entry in folders}
-            below = [entry for entry in sorted(folders, key=_name) if not _holds_masks(entry.name, names)]
-            links += [Path(entry.path) for entry in below if entry.is_symlink()]
-            stack += [Path(entry.path) for entry in reversed(below) if not entry.is_symlink()]
+            if _is(entry, folder=True):
+                folders.append(entry)
+            elif suffixes is None or os.path.splitext(entry.name)[1].lower() in suffixes:  # noqa: PTH122 - as above
+                # A link to nothing is kept: the decoder reports it.
+                regular = _is(entry, folder=False) or not os.path.exists(entry.path)  # noqa: PTH110 - it is text
+                (files if regular else special).append(entry.name)
+        skipped |= {place / name: SPECIAL for name in special}
+        yield from (place / name for name in sorted(files))
+        names = {entry.name for entry in folders}
+        folders = [entry for entry in folders if not _holds_masks(entry.name, names)]
+        folders.sort(key=attrgetter("name"))
+        pending.extendleft(Path(entry.path) for entry in folders if entry.is_symlink())
+        pending.extend(Path(entry.path) for entry in reversed(folders) if not entry.is_symlink())
 
 
 def input_catalog(pattern: str, classes: Sequence[str], key: str = "input") -> Catalog:
@@ -257,7 +218,8 @@ def input_files(pattern: str, key: str = "input") -> Iterator[str]:
     Raises:
         UserError: it matches no image.
     """
-    path, skipped, count = os.path.expanduser(pattern), Skipped(), 0  # noqa: PTH111 - like the next lines, it never raises
+    path, count = os.path.expanduser(pattern), 0  # noqa: PTH111 - like the next lines, it never raises
+    skipped: Skipped = {}
     if os.path.isdir(path):  # noqa: PTH112
         files: Iterable[str] = (str(file) for file in images_below(Path(path), skipped))
     elif os.path.isfile(path):  # noqa: PTH113
@@ -268,7 +230,7 @@ def input_files(pattern: str, key: str = "input") -> Iterator[str]:
         files = sorted({same_file(Path(file)): file for file in found}.values())
     for count, file in enumerate(files, 1):  # noqa: B007 - counted
         yield file
-    skipped.say()
+    say_skipped(skipped)
     if not count:
         fault = "contains no image" if os.path.exists(path) else "matches no file"  # noqa: PTH110
         raise UserError(
@@ -282,7 +244,7 @@ def same_file(file: Path) -> str:
 
 
 def _matching(pattern: str, skipped: Skipped) -> Iterator[str]:
-    """Yield the files that match a pattern; ``**`` is any folder that :func:`files_below` reads."""
+    """Yield the files that match a pattern; ``**`` is any folder that :func:`images_below` reads."""
     parts = Path(pattern).parts
     at = parts.index("**") if "**" in parts else len(parts)
     for name in glob.glob(str(Path(*parts[:at]))):
@@ -290,7 +252,7 @@ def _matching(pattern: str, skipped: Skipped) -> Iterator[str]:
             if os.path.isfile(name):  # noqa: PTH113
                 yield name
             continue
-        for file in files_below(Path(name), skipped):
+        for file in images_below(Path(name), skipped, suffixes=None):
             if _fits(file.relative_to(name).parts, parts[at:]):
                 yield str(file)
 

@@ -10,8 +10,8 @@ from collections import namedtuple
 import pytest
 from helpers import message_of
 
-from fish_lightning.data.archives import unzip
-from fish_lightning.data.archives.unzip import unpack
+from fish_lightning.data import unzip
+from fish_lightning.data.unzip import unpack
 
 GB = 10**9
 

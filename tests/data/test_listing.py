@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fish_lightning.data import folders
-from fish_lightning.data.folders import input_catalog
+from fish_lightning.data import listing
+from fish_lightning.data.listing import input_catalog
 from fish_lightning.data.sources import CatalogSource, FolderSource
 from fish_lightning.errors import UserError
 from fish_lightning.prepare import prepare
@@ -39,7 +39,7 @@ def closed(monkeypatch):
                 raise PermissionError(13, "Permission denied", str(path))
             return scandir(path)
 
-        monkeypatch.setattr(folders.os, "scandir", refuse)
+        monkeypatch.setattr(listing.os, "scandir", refuse)
 
     return close
 

@@ -51,7 +51,8 @@ def unpack(archive: Path, root: Path, limit: float) -> int:
         with zipfile.ZipFile(archive) as opened:
             members = _members(opened, archive)
             _require_sane_size(members, archive, limit)
-            missing = _missing(members, root)
+            files = tqdm(members.items(), desc="checking existing files", unit="file", disable=None, leave=False)
+            missing = {place: info for place, info in files if not _is_unpacked(root / place, info)}
             _require_room(sum(info.file_size for info in missing.values()), root)
             _write(opened, missing, archive, root)
     except zipfile.BadZipFile:
@@ -109,12 +110,6 @@ def _require_sane_size(members: Members, archive: Path, limit: float) -> None:
             f"data.archive: {archive} unpacks to {byte_size(total)}, {total // packed:,} times its size: a zip bomb?\n"
             "nothing was unpacked; if you trust the file, unpack it yourself and pass the folder: data.root=DIR"
         )
-
-
-def _missing(members: Members, root: Path) -> Members:
-    """Return the members that are missing in ``root`` or differ from the archive."""
-    listed = tqdm(members.items(), desc="checking existing files", unit="file", disable=None, leave=False)
-    return {place: info for place, info in listed if not _is_unpacked(root / place, info)}
 
 
 def _is_unpacked(file: Path, info: zipfile.ZipInfo) -> bool:

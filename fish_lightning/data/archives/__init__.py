@@ -1,1 +1,0 @@
-"""Download data sets and unpack zip files."""
