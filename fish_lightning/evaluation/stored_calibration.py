@@ -18,7 +18,7 @@ from fish_lightning.errors import UserError, first_line
 from fish_lightning.evaluation.arrays import Bools, Floats, save_arrays, softmax, stored_arrays
 from fish_lightning.evaluation.calibration import COLDEST, HOTTEST
 from fish_lightning.evaluation.unknowns import IMAGE_SCORES, SCORE, image_scores, neighbor_score
-from fish_lightning.files import atomic_write, run_of, shown, write_json
+from fish_lightning.files import run_of, shown, write_json
 
 FILE = "calibration.json"
 FEATURES_FILE = "training_features.npz"

@@ -12,10 +12,9 @@ from PIL import Image
 
 from fish_lightning.data.inspection import Indices, Inspection
 from fish_lightning.hardware import cores
-from fish_lightning.names import printable, shortened
+from fish_lightning.names import aligned, printable, shortened
 from fish_lightning.plotting.thumbnails import data_uri, thumbnail
 from fish_lightning.report.pages import write_page
-from fish_lightning.report.tables import aligned
 
 THUMBNAIL = 96  # pixels, longer side; some 3 KB each
 MAX_NAMES = 20  # maximum number of file names per finding, and of classes in the terminal

@@ -15,7 +15,6 @@ from fish_lightning.plotting.thumbnails import thumbnail
 from fish_lightning.predicting.parts import Parts, Shard
 from fish_lightning.predicting.rows import COLUMNS, NONE, ROWS, UNCERTAIN, PredictionRow, cells_of
 from fish_lightning.predicting.store import Folder, RemoteFolder
-from fish_lightning.report.tables import aligned
 
 #: Files up to which the parts are also merged: 60 MB of JSON for nine classes.
 MERGED = 100_000

@@ -1,6 +1,5 @@
 """The results of a run or an evaluation as text for the terminal."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -8,23 +7,11 @@ from typing import Any
 from fish_lightning.evaluation.scores import leak_sentence
 from fish_lightning.evaluation.stored_calibration import FILE as CALIBRATION_FILE
 from fish_lightning.files import override, shown
-from fish_lightning.names import listed, printable, shortened
+from fish_lightning.names import aligned, listed, printable, shortened
 
 Summary = dict[str, Any]
 
 CLASSES = 20  # of a table at most
-
-
-def aligned(cells: Sequence[tuple[str, ...]], right: Sequence[int]) -> list[str]:
-    """Return rows of a table whose columns are aligned, those in ``right`` to the right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(
-            text.rjust(width) if column in right else text.ljust(width)
-            for column, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
 
 
 def score_table(test: Summary, split: str, subset: str = "test") -> str:

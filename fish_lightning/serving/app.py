@@ -69,7 +69,7 @@ def app_of(cfg: DictConfig) -> FastAPI:
     Raises:
         UserError: there is no such model, or it is corrupt, or this machine does not have its device.
     """
-    trained = open_model(cfg.ckpt)
+    trained = open_model(cfg.ckpt, cfg.tta)
     for line in [trained.note] if trained.note else missing_thresholds(trained.calibration):
         say(line)
     limits, metrics = Limits(**cfg.serve), Metrics()
