@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fish_lightning.settings.rules import FLAG, NON_NEGATIVE
+
 if TYPE_CHECKING:
     import lightning as L
     from omegaconf import DictConfig
@@ -78,18 +80,18 @@ def epochs_processed(checkpoint: dict[str, Any]) -> int:
     return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
 
-#: What a resumed run reads of a checkpoint's ``loops``: the type of each entry, by nested keys.
-_COUNTS: dict[str, Any] = dict.fromkeys(("ready", "started", "processed", "completed"), int)
+#: What a resumed run reads of a checkpoint's ``loops``: the rule for each entry, by nested keys.
+_COUNTS = dict.fromkeys(("ready", "started", "processed", "completed"), NON_NEGATIVE)
 _PROGRESS = {"total": _COUNTS, "current": _COUNTS}
-_STEPS = {"total": {"ready": int, "completed": int}}
+_STEPS = {"total": dict.fromkeys(("ready", "completed"), NON_NEGATIVE)}
 LOOPS: dict[str, Any] = {
     "fit_loop": {
         "epoch_progress": _PROGRESS,
-        "epoch_loop.batch_progress": _PROGRESS | {"is_last_batch": bool},
-        "epoch_loop.state_dict": {"_batches_that_stepped": int},
+        "epoch_loop.batch_progress": _PROGRESS | {"is_last_batch": FLAG},
+        "epoch_loop.state_dict": {"_batches_that_stepped": NON_NEGATIVE},
         "epoch_loop.scheduler_progress": _STEPS,
         "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": _STEPS, "zero_grad": _STEPS}},
-        "epoch_loop.val_loop.batch_progress": _PROGRESS | {"is_last_batch": bool},
+        "epoch_loop.val_loop.batch_progress": _PROGRESS | {"is_last_batch": FLAG},
     }
 }
 

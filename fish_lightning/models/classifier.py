@@ -25,7 +25,7 @@ from fish_lightning.models.metrics import TrainingMean
 from fish_lightning.models.network import accepted_size, build_network, head_name, normalization, weights_record
 from fish_lightning.models.optimizers import NetworkParameters
 from fish_lightning.models.tta import mean_log_probabilities, views
-from fish_lightning.models.whitelist import require_allowed
+from fish_lightning.models.whitelist import pipeline_fault
 
 Batch = dict[str, Any]
 Arrays = tuple[npt.NDArray[Any], ...]
@@ -78,7 +78,8 @@ class FishClassifier(L.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
-        require_allowed(eval_transform or {})
+        if eval_transform and (fault := pipeline_fault(eval_transform)):
+            raise UserError(f"transforms.eval: {fault}")
         super().__init__()
         of_training = ["loss", "class_weights", "optimizer", "scheduler"]
         self.save_hyperparameters(ignore=of_training, logger=False)
@@ -220,14 +221,15 @@ class FishClassifier(L.LightningModule):
         A batch is skipped if unreadable images leave none of its images, or a single one, which batch normalization may
         refuse.
         """
-        images, labels, _ = self._readable(batch)
+        readable = self._readable(batch)
+        labels: Tensor = readable["label"]
         is_skipped = len(labels) < min(2, len(batch["label"]))
         share = share_of_step(0 if is_skipped else len(labels), self.device)
         if is_skipped:
             # Other processes wait for the gradients of this one: return zeros.
             return self(batch["image"]).sum() * 0 if self.trainer.world_size > 1 else None
-        target = labels if "target" not in batch else self._readable_rows(batch, "target", len(labels))
-        logits = self._logits(batch, images)
+        target = readable.get("target", labels)
+        logits = self._logits(readable)
         losses = self.train_criterion(logits, target)
         if self.class_weights is not None:
             losses = losses * (self.class_weights[target] if target.dim() == 1 else target @ self.class_weights)
@@ -241,14 +243,9 @@ class FishClassifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the validation metrics."""
-        images, labels, _ = self._readable(batch)
-        if len(labels) == 0:
-            return
-        logits = self._logits(batch, images).float()
-        self.val_loss.update(self.criterion(logits, labels))
-        self.val_metrics.update(logits, labels)
-        self.log("val/loss", self.val_loss, on_epoch=True, batch_size=len(labels))
-        self.log_dict(self.val_metrics, on_epoch=True, batch_size=len(labels))
+        batch = self._readable(batch)
+        if len(batch["label"]):
+            self._measure("val", self._logits(batch).float(), batch["label"])
 
     def on_test_epoch_start(self) -> None:
         """Clear the predictions of a previous test."""
@@ -256,15 +253,11 @@ class FishClassifier(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the test metrics and keep what :meth:`test_predictions` returns."""
-        images, labels, indices = self._readable(batch)
-        if len(labels) == 0:
-            return
-        logits, features = self.logits_and_features(images)
-        self.test_loss.update(self.criterion(logits, labels))
-        self.test_metrics.update(logits, labels)
-        self.log("test/loss", self.test_loss, on_epoch=True, batch_size=len(labels))
-        self.log_dict(self.test_metrics, on_epoch=True, batch_size=len(labels))
-        self._tested.append(_as_arrays(indices, labels, logits, features))
+        batch = self._readable(batch)
+        if len(batch["label"]):
+            logits, features = self.logits_and_features(batch["image"])
+            self._measure("test", logits, batch["label"])
+            self._tested.append(_as_arrays(batch["index"], batch["label"], logits, features))
 
     def test_predictions(self) -> Predictions:
         """Return the predictions of the last test, gathered from all processes, in catalog order.
@@ -315,36 +308,41 @@ class FishClassifier(L.LightningModule):
         checkpoint["precision"] = str(self.trainer.precision)
         for name in ("train_loss", "train_accuracy"):
             checkpoint[name] = gathered(getattr(self, name).sums())
-        checkpoint["unreadable"] = sorted(set().union(*gathered(self.unreadable)))
+        checkpoint["unreadable"] = self.all_unreadable()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the unreadable images and the sums of the training loss."""
         self.unreadable |= set(checkpoint.get("unreadable", ()))
         self._resumed = {name: checkpoint[name] for name in ("train_loss", "train_accuracy") if name in checkpoint}
 
-    def _logits(self, batch: Batch, images: Tensor) -> Tensor:
-        """Return logits of the readable images of a batch; of ``features`` where the callback ``Freeze`` has them."""
-        if "features" not in batch:
-            logits: Tensor = self(images)
-            return logits
-        head = self.network.get_submodule(head_name(self.hparams["name"]))
-        return head(self._readable_rows(batch, "features", len(images)).to(self.mean.dtype))  # type: ignore[no-any-return]
+    def all_unreadable(self) -> list[int]:
+        """Return the indices of the images that a process of the run could not read; all processes call this."""
+        return sorted(set().union(*gathered(self.unreadable)))
 
-    def _readable_rows(self, batch: Batch, name: str, readable: int) -> Tensor:
-        """Return the rows of a tensor of a batch, of which that many are of readable images."""
-        rows: Tensor = batch[name]
-        return rows if len(rows) == readable else rows[batch["label"] != UNREADABLE]
+    def _measure(self, stage: str, logits: Tensor, labels: Tensor) -> None:
+        """Update and log the loss and the metrics of a stage."""
+        loss, metrics = getattr(self, f"{stage}_loss"), getattr(self, f"{stage}_metrics")
+        loss.update(self.criterion(logits, labels))
+        metrics.update(logits, labels)
+        self.log(f"{stage}/loss", loss, on_epoch=True, batch_size=len(labels))
+        self.log_dict(metrics, on_epoch=True, batch_size=len(labels))
 
-    def _readable(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return images, labels and indices of the readable images, and record the others."""
-        images, labels, indices = batch["image"], batch["label"], batch["index"]
+    def _logits(self, batch: Batch) -> Tensor:
+        """Return logits of the images of a batch; of ``features`` where the callback ``Freeze`` has them."""
+        if "features" in batch:
+            head = self.network.get_submodule(head_name(self.hparams["name"]))
+            return head(batch["features"].to(self.mean.dtype))  # type: ignore[no-any-return]
+        return self(batch["image"])  # type: ignore[no-any-return]
+
+    def _readable(self, batch: Batch) -> Batch:
+        """Return what a batch has of its readable images, and record the others."""
         if batch.get("complete"):  # known without synchronizing the device
-            return images, labels, indices
-        readable = labels != UNREADABLE
+            return batch
+        readable = batch["label"] != UNREADABLE
         if bool(readable.all()):
-            return images, labels, indices
-        self.unreadable.update(indices[~readable].tolist())
-        return images[readable], labels[readable], indices[readable]
+            return batch
+        self.unreadable.update(batch["index"][~readable].tolist())
+        return {name: rows[readable] for name, rows in batch.items() if isinstance(rows, Tensor)}
 
 
 def collect(batches: Sequence[Arrays]) -> Predictions:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fish_lightning.data.catalog import COLUMNS, Catalog
+from fish_lightning.data.catalog import COLUMNS
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.files import read_rows, shown
 from fish_lightning.models.checkpoint_schema import (
@@ -128,15 +128,12 @@ def trained_on(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
     rows, number = read_rows(file, "ckpt", COLUMNS), {name: index for index, name in enumerate(classes)}
     if others := {row["label"] for row in rows} - number.keys():
         raise UserError(f"ckpt: {shown(file)} has a label that is none of the classes: {min(others)}")
-    catalog = Catalog(
-        root=Path(content["data"]["root"]),
-        paths=np.array([row["path"] for row in rows], dtype=np.str_),
-        labels=np.array([number[row["label"]] for row in rows], dtype=np.int64),
-        photographs=np.array([row["photograph"] for row in rows], dtype=np.str_),
-        splits=np.array([row["split"] for row in rows], dtype=np.str_),
-        classes=tuple(classes),
-    )
-    return {"catalog": catalog.state(), **{key: content["data"][key] for key in ("split", "seed", "batch_size")}}
+    catalog = {f"{column}s": [row[column] for row in rows] for column in ("path", "photograph", "split")} | {
+        "root": str(Path(content["data"]["root"]).resolve()),
+        "labels": [number[row["label"]] for row in rows],
+        "classes": classes,
+    }
+    return {"catalog": catalog, **{key: content["data"][key] for key in ("split", "seed", "batch_size")}}
 
 
 class Session:
@@ -221,9 +218,7 @@ class ExportedClassifier(FishClassifier):
         logits, features = (torch.from_numpy(part).to(images.device) for part in computed)
         return logits, features
 
-    def single_view(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return :meth:`logits_and_features`: the views are in the graph."""
-        return self.logits_and_features(images)
+    single_view = logits_and_features  # the views are in the graph
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, C) of images (N, 3, H, W) uint8."""

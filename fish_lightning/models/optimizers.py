@@ -31,18 +31,9 @@ def _create(
     decay_norms: bool = True,
     **arguments: Any,
 ) -> Optimizer:
-    """Create an optimizer, with parameter groups where an option requires them.
+    """Create an optimizer; ``layer_decay`` and ``decay_norms`` require :class:`NetworkParameters`.
 
-    Args:
-        optimizer: class of the optimizer.
-        parameters: to optimize; :class:`NetworkParameters` for ``layer_decay`` and ``decay_norms``.
-        lr: learning rate; with ``layer_decay`` that of the last block.
-        layer_decay: see :func:`parameter_groups`.
-        decay_norms: see :func:`parameter_groups`.
-        **arguments: of the optimizer.
-
-    Raises:
-        UserError: an option requires the network.
+    See :func:`parameter_groups` for these.
     """
     if layer_decay in (None, 1) and decay_norms:
         return optimizer(parameters, lr=lr, **arguments)
