@@ -29,7 +29,8 @@ def train(cfg: DictConfig) -> float | None:
     from hydra.utils import instantiate
     from lightning.pytorch.callbacks import LearningRateMonitor
 
-    from fish_lightning.distributed.ranks import SameConfig, announce_parent
+    from fish_lightning.distributed.ranks import announce_parent
+    from fish_lightning.distributed.same_config import SameConfig
     from fish_lightning.report import run as report
     from fish_lightning.resume.checkpoints import LastCheckpoint
     from fish_lightning.resume.compatibility import checkpoint_to_resume, finished, require_resumable

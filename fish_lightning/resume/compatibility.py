@@ -15,8 +15,7 @@ from omegaconf import DictConfig
 
 from fish_lightning import compat
 from fish_lightning.data.datamodule import FishDataModule
-from fish_lightning.distributed.ranks import SameConfig
-from fish_lightning.distributed.same_config import fingerprint, settings
+from fish_lightning.distributed.same_config import SameConfig, fingerprint, settings
 from fish_lightning.errors import UserError
 from fish_lightning.files import override, read_summary, remove_strays, run_of, shown
 from fish_lightning.models.checkpoint import load_checkpoint, reporting_corruption

@@ -73,11 +73,6 @@ class ResumableCSVLogger(Logger):
         self._pending.clear()
 
     @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Write the pending rows."""
-        self.save()
-
-    @rank_zero_only
     def drop_from(self, step: int, within_epoch: bool = False) -> None:
         """Drop the rows of ``step`` and later: they were logged after the checkpoint.
 

@@ -30,15 +30,12 @@ class WeightAverage(Callback):
     """
 
     def __init__(self, decay: float | None = 0.999, start: float = 0.0) -> None:
-        for name, value in (("decay", decay), ("start", start)):
-            if value is not None and not 0 <= value < 1:
-                raise UserError(f"callbacks.average.{name}={value}: expected a number in [0, 1)")
         self.decay, self.start = decay, start
         self._average: AveragedModel | None = None
         self._steps = 0  # whose weights were averaged
         self._first = 0.0  # step after which averaging begins
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Copy the network.
 
         Raises:
@@ -50,7 +47,7 @@ class WeightAverage(Callback):
                     f"callbacks.average requires weights in float32, not trainer.precision={trainer.precision}\n"
                     "use bf16-mixed, 16-mixed or 32-true"
                 )
-            self._average = AveragedModel(_network(pl_module), multi_avg_fn=self._update, use_buffers=True)
+            self._average = AveragedModel(pl_module.network, multi_avg_fn=self._update, use_buffers=True)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Move the copy to the device: a checkpoint is loaded before the network is there."""
@@ -59,15 +56,13 @@ class WeightAverage(Callback):
         if self.start:
             self._first = self.start * trainer.estimated_stepping_batches
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         """Add the weights of this step to the average."""
         assert self._average is not None
         if trainer.global_step == self._steps:  # accumulating
             return
         self._steps = trainer.global_step
-        self._average.update_parameters(_network(pl_module))
+        self._average.update_parameters(pl_module.network)
         if self._steps <= self._first:
             self._average.n_averaged.zero_()  # the next update copies the weights
 
@@ -117,21 +112,14 @@ class WeightAverage(Callback):
                 average.copy_(weight)  # the number of batches that batch normalization has seen
 
     @torch.no_grad()
-    def _swap(self, pl_module: L.LightningModule) -> None:
+    def _swap(self, pl_module: Any) -> None:
         """Exchange average and weights in place: optimizers and compiled networks refer to the tensors."""
         if self._average is None:
             return
-        pairs = zip(_tensors(self._average.module), _tensors(_network(pl_module)), strict=True)
-        for average, weight in pairs:
+        for average, weight in zip(_tensors(self._average.module), _tensors(pl_module.network), strict=True):
             kept = average.clone()
             average.copy_(weight)
             weight.copy_(kept)
-
-
-def _network(pl_module: L.LightningModule) -> nn.Module:
-    network = pl_module.network
-    assert isinstance(network, nn.Module)
-    return network
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

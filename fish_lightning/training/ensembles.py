@@ -15,11 +15,10 @@ from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.evaluation.members import Tested, best_by_validation, gain_over, pooled_members, validated
 from fish_lightning.evaluation.outputs import Outputs
-from fish_lightning.evaluation.scores import score_test
 from fish_lightning.models.checkpoint import restore
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.models.ensemble import EnsembleNetwork
-from fish_lightning.training.summary import Summary, test_and_val_outputs
+from fish_lightning.training.summary import Summary, scores_of_test, test_and_val_outputs
 
 TIMED = 5  # forward passes of each network, after one that is not counted
 
@@ -45,10 +44,7 @@ def test_ensemble(
         members: checkpoints by name.
     """
     trainer.test(model, datamodule=data, verbose=False)
-    predictions = model.test_predictions()
-    scores = score_test(predictions, data.catalog, model.class_names, trainer.callback_metrics) | {
-        "images_in_split": len(data.catalog.indices(data.test_subset))
-    }
+    predictions, scores = model.test_predictions(), scores_of_test(trainer, model, data)
     outputs = Outputs.of(predictions, data.catalog)
     if data.test_subset == "test" and len(data.catalog.indices("val")):
         outputs = test_and_val_outputs(trainer, model, data)

@@ -34,9 +34,7 @@ class Mix(Callback):
             raise UserError("callbacks.mix: set mixup or cutmix, or leave out both with mix=none")
         self.seed, self.mixup, self.cutmix, self.p = seed, mixup, cutmix, p
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Mix the batch before the step."""
         images, labels = (gathered_rows(batch[name]) for name in ("image", "label"))
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's generator of the CPU
@@ -44,7 +42,7 @@ class Mix(Callback):
             readable = labels != UNREADABLE
             if len(labels[readable]) < 2 or torch.rand(()) >= self.p:
                 return
-            images[readable], targets = self._mixed(images[readable], labels[readable], len(pl_module.class_names))  # type: ignore[arg-type]
+            images[readable], targets = self._mixed(images[readable], labels[readable], len(pl_module.class_names))
         target = torch.zeros(len(labels), targets.shape[1], device=targets.device)
         target[readable] = targets
         own = slice(trainer.global_rank, None, trainer.world_size)

@@ -100,9 +100,7 @@ class TensorBoardPictures(Callback):
         if (writer := _writer(trainer)) is not None:
             writer.add_custom_scalars(LAYOUT)
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Show the first batch as the model gets it, augmented."""
         assert isinstance(pl_module, FishClassifier)
         writer = _writer(trainer)
