@@ -1,10 +1,11 @@
-"""``ckpt=RUN`` alone resumes a run: the overrides it was started with are read from its folder.
+"""What Hydra has written about a run, and that ``ckpt=RUN`` alone resumes it, with the overrides it was started with.
 
 Used before Hydra composes the config, so nothing heavy is imported.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
@@ -26,26 +27,32 @@ def with_overrides_of_run(arguments: Sequence[str]) -> list[str]:
     ckpt = next((word.partition("=")[2] for word in own if word.startswith("ckpt=")), None)
     if not names_run(ckpt) or {"-m", "--multirun"} & set(arguments):
         return list(arguments)
-    begun = _overrides_of(run_of(Path(_unquoted(str(ckpt))).expanduser()))
-    given = {_key(word) for word in own}
-    kept = [word for word in begun if _key(word) not in given and not _key(word).startswith("callbacks.pruning.")]
-    if any(_key(word) == "sweep" for word in kept) and "hydra.mode" not in given:
+    begun = overrides_of(run_of(Path(_unquoted(str(ckpt))).expanduser()))
+    given = {key_of(word) for word in own}  # ckpt among them
+    kept = [word for word in begun if key_of(word) not in given and not key_of(word).startswith("callbacks.pruning.")]
+    if "sweep" in map(key_of, kept) and "hydra.mode" not in given:
         kept.append("hydra.mode=RUN")  # a sweep's choices, for one of its jobs
     first = next((i for i, word in enumerate(arguments) if word in own), len(arguments))
     return [*arguments[:first], *kept, *arguments[first:]]
 
 
-def _overrides_of(run: Path) -> list[str]:
+def overrides_of(run: Path) -> list[str]:
     """Return the overrides that a run was started with; none where its folder does not say."""
+    words = loaded(run / ".hydra" / "overrides.yaml")
+    return list(map(str, words)) if OmegaConf.is_list(words) else []
+
+
+def key_of(override: str) -> str:
+    """Return the setting or the group that an override is about."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def loaded(file: Path) -> Any:
+    """Return a YAML file as OmegaConf reads it; empty where it cannot be read."""
     try:
-        words = OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "overrides.yaml"))
+        return OmegaConf.load(file)
     except (OSError, YAMLError, UnicodeDecodeError):
-        return []
-    return [str(word) for word in words if _key(str(word)) != "ckpt"] if isinstance(words, list) else []
-
-
-def _key(word: str) -> str:
-    return word.lstrip("+~").partition("=")[0].partition("@")[0]
+        return OmegaConf.create()
 
 
 def _unquoted(value: str) -> str:
