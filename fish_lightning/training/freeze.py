@@ -145,11 +145,7 @@ class Freeze(Callback):
 
 @torch.no_grad()
 def _features(trainer: L.Trainer, model: FishClassifier) -> Tensor:
-    """Return (N, D) what the head is given for training and validation images, 0 for others, on the device.
-
-    Raises:
-        UserError: the network's last layer is not linear, or there are two.
-    """
+    """Return (N, D) what the head is given for training and validation images, 0 for others, on the device."""
     heads = [model.network.get_submodule(head) for head in head_names(model.hparams["name"])]
     if len(heads) > 1 or not isinstance(heads[0], nn.Linear):
         raise UserError(

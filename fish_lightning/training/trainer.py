@@ -87,11 +87,7 @@ def build_model(cfg: DictConfig, data: FishDataModule) -> FishClassifier:
 
 
 def _require_resources(trainer: L.Trainer) -> None:
-    """Check devices and nodes against this machine and Slurm's allocation, before the ranks wait for one another.
-
-    Raises:
-        UserError: they do not match.
-    """
+    """Check devices and nodes against this machine and Slurm's allocation, before the ranks wait for one another."""
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > max(2, cores()):
         raise UserError(
             f"trainer.devices={trainer.num_devices}: at most one process per core, and this machine has {cores()}"
