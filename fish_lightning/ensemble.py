@@ -15,9 +15,6 @@ from fish_lightning.settings.command import entry_point
 def ensemble(cfg: DictConfig) -> float | None:
     """Join the best checkpoints of several runs, test the result and write its folder.
 
-    Args:
-        cfg: the composed ``conf/ensemble.yaml``.
-
     Returns:
         Accuracy, 0 to 1; None where no photograph can be scored.
 
@@ -32,7 +29,7 @@ def ensemble(cfg: DictConfig) -> float | None:
     from fish_lightning.models.checkpoint import load_checkpoint, restore
     from fish_lightning.models.ensemble import joined_checkpoint
     from fish_lightning.report.ensemble import write_ensemble
-    from fish_lightning.training.ensembles import scored_subset, summarize_ensemble, test_ensemble
+    from fish_lightning.training.ensembles import summarize_ensemble, test_ensemble
     from fish_lightning.training.trainer import build_trainer
 
     members = find_members(cfg.runs)
@@ -41,7 +38,9 @@ def ensemble(cfg: DictConfig) -> float | None:
     model, transform = restore(checkpoint, "the ensemble")
     model.tta = cfg.tta
     recorded = checkpoint["FishDataModule"]
-    subset = scored_subset(Catalog.from_state(recorded["catalog"]))
+    catalog = Catalog.from_state(recorded["catalog"])
+    # Test images of each member; else images that no member was trained on.
+    subset = next((split for split in ("test", "val") if len(catalog.indices(split))), None)
     data = FishDataModule(
         cfg.data.root,
         partial(RecordedSource, state=recorded["catalog"], subset=subset or "train"),

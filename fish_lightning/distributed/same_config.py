@@ -42,9 +42,6 @@ class SameConfig(Callback):
     """Compares a hash of the config across all processes and ends the run if it differs.
 
     No curve shows that ranks train with different hyperparameters (lightning-hydra-template issue 393).
-
-    Args:
-        cfg: the whole config of this process.
     """
 
     def __init__(self, cfg: DictConfig) -> None:

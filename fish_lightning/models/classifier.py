@@ -156,10 +156,7 @@ class FishClassifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip gradients as configured; a skipped batch has none, which torch refuses to clip."""
         if any(parameter.grad is not None for parameter in self.parameters()):
@@ -182,11 +179,7 @@ class FishClassifier(L.LightningModule):
         return output if isinstance(output, Tensor) else output[0]
 
     def _explain_size(self, error: Exception, n: int, height: int, width: int) -> None:
-        """Explain an error of the network about the size of images.
-
-        Raises:
-            UserError: ``error`` is about the size.
-        """
+        """Raise a ``UserError`` if an error of the network is about the size of images."""
         name = self.hparams["name"]
         if compat.is_too_small_for_batch_norm(error):
             raise UserError(
@@ -371,11 +364,7 @@ def _as_arrays(indices: Tensor, labels: Tensor, logits: Tensor, features: Tensor
 
 
 def _create(group: str, create: Callable[..., T], *arguments: Any) -> T:
-    """Return ``create(*arguments)``.
-
-    Raises:
-        UserError: a setting of the config group is invalid.
-    """
+    """Return ``create(*arguments)``; a ``UserError`` shows the settings of the config group if one is invalid."""
     try:
         return create(*arguments)
     except (TypeError, ValueError, ZeroDivisionError) as error:

@@ -234,11 +234,7 @@ class ExportedClassifier(FishClassifier):
 
 
 def restore_export(content: dict[str, Any], graph: bytes) -> tuple[ExportedClassifier, A.Compose]:
-    """Return the classifier, in evaluation mode, and the transform of an export.
-
-    Args:
-        content: of ``model.json``.
-        graph: the ONNX file.
+    """Return the classifier, in evaluation mode, and the transform of what :func:`read_export` returns.
 
     Raises:
         UserError: the graph lacks a tensor that exports have, or a package is missing.

@@ -12,11 +12,7 @@ from fish_lightning.errors import UserError
 
 
 class NetworkParameters(list[nn.Parameter]):
-    """The parameters of a network in its order; optimizers of this module also see their names.
-
-    Args:
-        network: whose parameters they are.
-    """
+    """The parameters of a network in its order; optimizers of this module also see their names."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network.parameters())

@@ -17,9 +17,6 @@ from fish_lightning.resume.folders import names_run
 def with_overrides_of_run(arguments: Sequence[str]) -> list[str]:
     """Put the overrides of the run that ``ckpt`` names before the command line's own, which take precedence.
 
-    Args:
-        arguments: of the command line, without the program.
-
     Returns:
         The same where ``ckpt`` names no run, or in a multirun.
     """

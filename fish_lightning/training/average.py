@@ -31,7 +31,7 @@ class WeightAverage(Callback):
 
     def __init__(self, decay: float | None = 0.999, start: float = 0.0) -> None:
         self.decay, self.start = decay, start
-        self._average: AveragedModel | None = None
+        self._average: Any = None  # an AveragedModel during a fit
         self._steps = 0  # whose weights were averaged
         self._first = 0.0  # step after which averaging begins
 
@@ -51,14 +51,12 @@ class WeightAverage(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Move the copy to the device: a checkpoint is loaded before the network is there."""
-        assert self._average is not None
         self._average.module.to(pl_module.device)  # its counter stays on the CPU: reading it must not wait for a GPU
         if self.start:
             self._first = self.start * trainer.estimated_stepping_batches
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
         """Add the weights of this step to the average."""
-        assert self._average is not None
         if trainer.global_step == self._steps:  # accumulating
             return
         self._steps = trainer.global_step
@@ -87,7 +85,6 @@ class WeightAverage(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        assert self._average is not None
         self._average.load_state_dict(state_dict["average"])
         self._steps = state_dict["steps"]
 
@@ -102,7 +99,6 @@ class WeightAverage(Callback):
 
     def _update(self, averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
         """Update the averages of ``count`` steps by the weights of the next."""
-        assert self._average is not None
         n = int(self._average.n_averaged)
         share = 1 / (n + 1) if self.decay is None else 1 - min(self.decay, (1 + n) / (10 + n))
         for average, weight in zip(averages, weights, strict=True):

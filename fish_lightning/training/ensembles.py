@@ -1,7 +1,6 @@
 """Test an ensemble and its members on the images that none of them was trained on."""
 
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from torch import nn
+from torch.utils.benchmark import Timer
 
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.datamodule import FishDataModule
@@ -20,29 +19,13 @@ from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.models.ensemble import EnsembleNetwork
 from fish_lightning.training.summary import Summary, scores_of_test, test_and_val_outputs
 
-TIMED = 5  # forward passes of each network, after one that is not counted
-
-
-def scored_subset(catalog: Catalog) -> str | None:
-    """Return the split of an ensemble's catalog that it is scored on.
-
-    ``test`` if there is any image that is a test image of each member; else ``val``, images that no member was trained
-    on; None without those.
-    """
-    return next((split for split in ("test", "val") if len(catalog.indices(split))), None)
+TIMED = 5  # forward passes of each network, after two that are not counted
 
 
 def test_ensemble(
     trainer: L.Trainer, model: FishClassifier, data: FishDataModule, members: Mapping[str, dict[str, Any]]
 ) -> Tested:
-    """Test an ensemble and each of its members on the images of ``data.test_subset``. Call it on every process.
-
-    Args:
-        trainer: of the test.
-        model: the ensemble.
-        data: its data.
-        members: checkpoints by name.
-    """
+    """Test an ensemble and its members (checkpoints by name) on ``data.test_subset``. Call it on every process."""
     trainer.test(model, datamodule=data, verbose=False)
     predictions, scores = model.test_predictions(), scores_of_test(trainer, model, data)
     outputs = Outputs.of(predictions, data.catalog)
@@ -74,17 +57,12 @@ def summarize_ensemble(
     member's; ``mb`` of the weights, ``member_mb``), and, where no photograph can be scored, ``members_pooled``
     (:func:`~fish_lightning.evaluation.members.pooled_members`).
 
-    Args:
-        trainer: of the test.
-        model: the ensemble.
-        data: its data.
-        files: checkpoints of the members by name.
-        tested: None where there is no image to score.
-        margin: difference in accuracy that does not matter.
+    ``files`` are the checkpoints of the members by name; ``tested`` is None where there is no image to score;
+    ``margin`` is a difference in accuracy that does not matter, 0 to 1.
     """
     network, catalog = model.network, data.catalog
     assert isinstance(network, EnsembleNetwork)
-    sizes = [_megabytes(member) for member in network]
+    sizes = [sum(tensor.nbytes for tensor in member.state_dict().values()) / 1e6 for member in network]
     members = [
         {
             "run": name,
@@ -125,10 +103,6 @@ def _gain(files: Mapping[str, Path], tested: Tested, catalog: Catalog, margin: f
     return {"mean_member": over(*files), "best_by_validation": {"run": best} | over(best) if best else None}
 
 
-def _megabytes(network: nn.Module) -> float:
-    return float(sum(tensor.nbytes for tensor in network.state_dict().values())) / 1e6
-
-
 def _forward_ratio(model: FishClassifier, data: FishDataModule) -> float:
     """Return how many times the forward pass of a member, on average over them, one of the ensemble takes."""
     network = model.network
@@ -136,17 +110,11 @@ def _forward_ratio(model: FishClassifier, data: FishDataModule) -> float:
     batch: Any = next(iter(data.test_dataloader()))
     model.to(model.trainer.strategy.root_device)  # the test has left it on the CPU
     images = model.normalize(batch["image"].to(model.device))
-    whole, *single = (_seconds(part, images, model) for part in (network, *network))
+    timers = [
+        Timer("network(images)", globals={"network": part, "images": images}, num_threads=torch.get_num_threads())
+        for part in (network, *network)
+    ]
+    with torch.inference_mode(), model.trainer.precision_plugin.forward_context():
+        whole, *single = (timer.timeit(TIMED).mean for timer in timers)
     model.cpu()
     return whole / float(np.mean(single))
-
-
-def _seconds(network: nn.Module, images: torch.Tensor, model: FishClassifier) -> float:
-    """Return the median duration of a forward pass, in the precision of the test."""
-    taken = []
-    with torch.inference_mode(), model.trainer.precision_plugin.forward_context():
-        for _ in range(1 + TIMED):
-            start = time.perf_counter()
-            network(images).sum().item()  # which waits for the device
-            taken.append(time.perf_counter() - start)
-    return float(np.median(taken[1:]))

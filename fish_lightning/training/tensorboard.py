@@ -176,13 +176,7 @@ def log_config(trainer: L.Trainer, cfg: DictConfig) -> None:
 
 
 def log_hyperparameters(trainer: L.Trainer, cfg: DictConfig, folder: Path) -> None:
-    """Show what was chosen for this run in the HParams tab, beside its scores; TensorBoard puts first what differs.
-
-    Args:
-        trainer: of the run.
-        cfg: the whole config.
-        folder: of the run, where Hydra has written choices and overrides.
-    """
+    """Show what was chosen for this run in the HParams tab, beside its scores; TensorBoard puts first what differs."""
     writer = _writer(trainer)
     if writer is not None:
         trial = " ".join(filter(None, (folder.name, job_name(folder), f"({folder.absolute().parent.name})")))
@@ -191,7 +185,10 @@ def log_hyperparameters(trainer: L.Trainer, cfg: DictConfig, folder: Path) -> No
 
 
 def hyperparameters(cfg: DictConfig, folder: Path) -> dict[str, bool | int | float | str]:
-    """Return the choices of a run: of some groups and keys always, of others where the command line has set them."""
+    """Return the choices of a run: of some groups and keys always, of others where the command line has set them.
+
+    Hydra has written choices and overrides in the folder of the run.
+    """
     choices = OmegaConf.select(loaded(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.choices") or {}
     chosen: dict[str, Any] = {group: choices[group] for group in GROUPS if choices.get(group) not in (None, "none")}
     for key in dict.fromkeys([*KEYS, *map(key_of, overrides_of(folder))]):
