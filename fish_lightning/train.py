@@ -8,8 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fish_lightning.distributed.jobs import end_with_parent, needs_own_process, run_in_own_process
-from fish_lightning.resume.folders import run_folder_lock
-from fish_lightning.resume.overrides import with_overrides_of_run
+from fish_lightning.resume.folders import run_folder_lock, with_overrides_of_run
 from fish_lightning.settings.command import entry_point
 
 

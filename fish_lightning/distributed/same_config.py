@@ -53,11 +53,7 @@ class SameConfig(Callback):
         return {"settings": self.settings}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Compare, as soon as there is a process group.
-
-        Raises:
-            UserError: the configs differ, or a split has fewer images than there are processes.
-        """
+        """Compare, as soon as there is a process group; refuse a split with fewer images than processes."""
         if trainer.world_size == 1:
             return
         if len(set(gathered(self.hash))) > 1:

@@ -74,13 +74,13 @@ CLASSES = Rule(
     ("at least two different names",),
     lambda v: list_of(NAME, "", 2).accepts(v) and len(set(v)) == len(v),
 )
-THREE = Rule(("three numbers",), lambda v: list_of(number(), "", 3).accepts(v) and len(v) == 3)
-THREE_POSITIVE = Rule(("three numbers above 0",), lambda v: THREE.accepts(v) and min(v) > 0)
+MEAN = Rule(("three numbers",), lambda v: list_of(number(), "", 3).accepts(v) and len(v) == 3)
+STD = Rule(("three numbers above 0",), lambda v: MEAN.accepts(v) and min(v) > 0)
 PIPELINE = Rule(("a pipeline of allowed transforms that ends in ToTensorV2",), lambda v: pipeline_fault(v) is None)
 INDICES = list_of(NON_NEGATIVE, "a list of indices")
 SUMS = list_of(list_of(FLOAT, ""), "a list of sums and numbers of images")
 
-MEMBER: dict[str, Description] = {"name": TEXT, "mean": THREE, "std": THREE_POSITIVE}
+MEMBER: dict[str, Description] = {"name": TEXT, "mean": MEAN, "std": STD}
 MEMBERS = Rule(
     ("at least two dicts of name, mean and std",),
     lambda v: list_of(DICT, "", 2).accepts(v) and not any(next(undescribed(of, MEMBER), "") for of in v),
@@ -92,8 +92,8 @@ CHECKPOINT: dict[str, Description] = {
         "class_names": CLASSES,
         "name": TEXT,
         "eval_transform": PIPELINE,
-        "mean?": THREE,
-        "std?": THREE_POSITIVE,
+        "mean?": MEAN,
+        "std?": STD,
         "label_smoothing?": PROBABILITY,
         "channels_last?": FLAG,
         "compile?": FLAG,

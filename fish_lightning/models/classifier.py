@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Accuracy, F1Score, MeanMetric, MetricCollection
+from torchmetrics import Accuracy, F1Score, MeanMetric, Metric, MetricCollection
 
 from fish_lightning import compat
 from fish_lightning.data.dataset import UNREADABLE
@@ -21,7 +21,6 @@ from fish_lightning.distributed.ranks import gathered, share_of_step
 from fish_lightning.errors import UserError, first_line, one_line
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.models.ensemble import EnsembleNetwork
-from fish_lightning.models.metrics import TrainingMean
 from fish_lightning.models.network import accepted_size, build_network, head_name, normalization, weights_record
 from fish_lightning.models.optimizers import NetworkParameters
 from fish_lightning.models.tta import mean_log_probabilities, views
@@ -336,6 +335,40 @@ class FishClassifier(L.LightningModule):
             return batch
         self.unreadable.update(batch["index"][~readable].tolist())
         return {name: rows[readable] for name, rows in batch.items() if isinstance(rows, Tensor)}
+
+
+class TrainingMean(Metric):
+    """Mean over the images of an epoch of what their batches have as a mean, without NaN and infinite values.
+
+    ``torchmetrics.MeanMetric`` checks for such values on the host, which synchronizes a GPU at each step.
+    """
+
+    total: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("images", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, images: int) -> None:
+        """Add the mean of a batch."""
+        finite = mean.isfinite()
+        self.total += torch.where(finite, mean, 0.0) * images
+        self.images += finite * images
+
+    def compute(self) -> Tensor:
+        """Return the mean."""
+        return self.total / self.images
+
+    def sums(self) -> tuple[float, float]:
+        """Return total and images of this process, for a checkpoint within an epoch."""
+        return float(self.total), float(self.images)
+
+    def restore(self, sums: tuple[float, float]) -> None:
+        """Continue from what :meth:`sums` returned."""
+        self.total.fill_(sums[0])
+        self.images.fill_(sums[1])
 
 
 def collect(batches: Sequence[Arrays]) -> Predictions:

@@ -24,15 +24,7 @@ from torch import Tensor
 from fish_lightning.data.catalog import COLUMNS
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.files import read_rows, shown
-from fish_lightning.models.checkpoint_schema import (
-    CLASSES,
-    NAME,
-    PIPELINE,
-    THREE,
-    THREE_POSITIVE,
-    Description,
-    undescribed,
-)
+from fish_lightning.models.checkpoint_schema import CLASSES, MEAN, NAME, PIPELINE, STD, Description, undescribed
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.settings.rules import COUNT, MODEL_NAME, SEED, SIZE, TEXT, TTA, Rule, choice
 
@@ -51,7 +43,7 @@ DESCRIPTION: dict[str, Description] = {
     "sha256": _HASH,
     "classes": CLASSES,
     "size": {"height": SIZE, "width": SIZE},
-    "preprocessing": {"transform": PIPELINE, "mean": THREE, "std": THREE_POSITIVE},
+    "preprocessing": {"transform": PIPELINE, "mean": MEAN, "std": STD},
     "tta": TTA,
     "checkpoint": {"file": NAME, "sha256": _HASH, "weights": _HASH, "precision": TEXT},
     "data": {"root": NAME, "split": TEXT, "seed": SEED, "batch_size": COUNT},
@@ -180,15 +172,10 @@ def parts(graph: bytes) -> tuple[bytes, bytes]:
 
 
 class GraphPreprocessing(A.DualTransform):
-    """The preprocessing of an export: images go through its graph, masks through the pipeline that it was made from.
+    """The preprocessing of an export: images go through its graph, masks through the pipeline that it was made from."""
 
-    Attributes:
-        session: of the graph's first part.
-        pipeline: the pipeline, without ``ToTensorV2``.
-    """
-
-    session: Session
-    pipeline: A.Compose
+    session: Session  # of the graph's first part
+    pipeline: A.Compose  # without ToTensorV2
 
     def apply(self, img: npt.NDArray[np.uint8], **params: Any) -> npt.NDArray[np.uint8]:
         """Return (height, width, 3) of an image (H, W, 3) uint8."""
@@ -201,13 +188,9 @@ class GraphPreprocessing(A.DualTransform):
 
 
 class ExportedClassifier(FishClassifier):
-    """A classifier whose network is the graph of an export.
+    """A classifier whose network is the graph of an export."""
 
-    Attributes:
-        session: of the graph's second part.
-    """
-
-    session: Session
+    session: Session  # of the graph's second part
 
     def configure_network(self) -> None:
         """Build nothing: the network is in the graph."""

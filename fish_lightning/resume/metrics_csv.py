@@ -14,7 +14,6 @@ from fish_lightning.files import atomic_write
 from fish_lightning.models.classifier import FishClassifier
 
 Row = dict[str, Any]
-FILE = "metrics.csv"
 
 
 class ResumableCSVLogger(Logger):
@@ -30,7 +29,7 @@ class ResumableCSVLogger(Logger):
 
     def __init__(self, save_dir: str | Path) -> None:
         super().__init__()
-        self.file = Path(save_dir, FILE)
+        self.file = Path(save_dir, "metrics.csv")
         self._pending: list[Row] = []
         self._columns: list[str] | None = None  # of the file; None before it is read
 

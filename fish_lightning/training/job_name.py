@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from fish_lightning.resume.overrides import key_of, loaded, overrides_of
+from fish_lightning.resume.folders import key_of, loaded, overrides_of
 
 #: Characters of a name at most; where it would be longer, ``optimizer.lr`` is ``lr``.
 LONGEST = 100

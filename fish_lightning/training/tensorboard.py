@@ -30,7 +30,7 @@ from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import printable
 from fish_lightning.plotting import figures
 from fish_lightning.plotting.thumbnails import thumbnail
-from fish_lightning.resume.overrides import key_of, loaded, overrides_of
+from fish_lightning.resume.folders import key_of, loaded, overrides_of
 from fish_lightning.training.job_name import job_name
 
 #: Charts of the Custom Scalars tab: tags as regular expressions.
