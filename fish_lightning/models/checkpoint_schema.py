@@ -70,10 +70,7 @@ TENSOR = Rule(
 )
 SCORE = FLOAT | NULL
 DICT = Rule(("a dict",), lambda v: isinstance(v, dict))
-CLASSES = Rule(
-    ("at least two different names",),
-    lambda v: list_of(NAME, "", 2).accepts(v) and len(set(v)) == len(v),
-)
+CLASSES = Rule(("at least two different names",), lambda v: list_of(NAME, "", 2).accepts(v) and len(set(v)) == len(v))
 MEAN = Rule(("three numbers",), lambda v: list_of(number(), "", 3).accepts(v) and len(v) == 3)
 STD = Rule(("three numbers above 0",), lambda v: MEAN.accepts(v) and min(v) > 0)
 PIPELINE = Rule(("a pipeline of allowed transforms that ends in ToTensorV2",), lambda v: pipeline_fault(v) is None)

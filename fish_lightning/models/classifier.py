@@ -80,8 +80,7 @@ class FishClassifier(L.LightningModule):
         if eval_transform and (fault := pipeline_fault(eval_transform)):
             raise UserError(f"transforms.eval: {fault}")
         super().__init__()
-        of_training = ["loss", "class_weights", "optimizer", "scheduler"]
-        self.save_hyperparameters(ignore=of_training, logger=False)
+        self.save_hyperparameters(ignore=["loss", "class_weights", "optimizer", "scheduler"], logger=False)
         self.class_names = tuple(class_names)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         if optimizer is not None:
@@ -128,8 +127,8 @@ class FishClassifier(L.LightningModule):
         """Create one metric collection per stage."""
         # Validating labels and logits would synchronize a GPU at each batch.
         task: dict[str, Any] = {"task": "multiclass", "num_classes": len(self.class_names), "validate_args": False}
-        self.train_loss, self.val_loss, self.test_loss = TrainingMean(), MeanMetric(), MeanMetric()
-        self.train_accuracy = TrainingMean()
+        self.train_means: Any = nn.ModuleDict({"loss": TrainingMean(), "accuracy": TrainingMean()})
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         scores = MetricCollection(
             {"accuracy": Accuracy(average="micro", **task), "macro_f1": F1Score(average="macro", **task)}
         )
@@ -199,13 +198,13 @@ class FishClassifier(L.LightningModule):
     def on_train_start(self) -> None:
         """Restore the training means of an epoch that is continued."""
         for name, sums in self._resumed.items():
-            getattr(self, name).restore(sums[self.trainer.global_rank])
+            self.train_means[name].restore(sums[self.trainer.global_rank])
         self._resumed = {}
 
     def on_train_epoch_start(self) -> None:
-        """Reset the mean loss; Lightning does not call this when a run is resumed within an epoch."""
-        self.train_loss.reset()
-        self.train_accuracy.reset()
+        """Reset the training means; Lightning does not call this when a run is resumed within an epoch."""
+        for mean in self.train_means.values():
+            mean.reset()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss of one batch.
@@ -226,9 +225,9 @@ class FishClassifier(L.LightningModule):
         if self.class_weights is not None:
             losses = losses * (self.class_weights[target] if target.dim() == 1 else target @ self.class_weights)
         loss: Tensor = losses.mean()
-        self.train_loss.update(loss.detach(), len(labels))
-        self.train_accuracy.update((logits.detach().argmax(1) == labels).float().mean(), len(labels))
-        for name, mean in (("loss", self.train_loss), ("accuracy", self.train_accuracy)):
+        self.train_means["loss"].update(loss.detach(), len(labels))
+        self.train_means["accuracy"].update((logits.detach().argmax(1) == labels).float().mean(), len(labels))
+        for name, mean in self.train_means.items():
             self.log(f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=len(labels))
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=len(labels))
         return loss * share
@@ -298,14 +297,15 @@ class FishClassifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the precision for evaluations, and training-loss sums and unreadable images for resumed runs."""
         checkpoint["precision"] = str(self.trainer.precision)
-        for name in ("train_loss", "train_accuracy"):
-            checkpoint[name] = gathered(getattr(self, name).sums())
+        for name, mean in self.train_means.items():
+            checkpoint[f"train_{name}"] = gathered(mean.sums())
         checkpoint["unreadable"] = self.all_unreadable()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the unreadable images and the sums of the training loss."""
         self.unreadable |= set(checkpoint.get("unreadable", ()))
-        self._resumed = {name: checkpoint[name] for name in ("train_loss", "train_accuracy") if name in checkpoint}
+        stored = {name: checkpoint.get(f"train_{name}") for name in self.train_means}
+        self._resumed = {name: sums for name, sums in stored.items() if sums}
 
     def all_unreadable(self) -> list[int]:
         """Return the indices of the images that a process of the run could not read; all processes call this."""

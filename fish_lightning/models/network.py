@@ -81,13 +81,7 @@ def weights_record(name: str, weights: str | None) -> dict[str, str | None] | No
     """
     if weights is None:
         return None
-    source, file, license = weights, Path(weights), None
-    if weights == "imagenet" and is_timm(name):
-        source, file = timm_networks.pretrained_file(name)
-        license = timm_networks.pretrained_config(name).license
-    elif weights == "imagenet":
-        published = _published(name)
-        source, file = published.url, _cached(published)
+    source, file, license = _imagenet(name) if weights == "imagenet" else (weights, Path(weights), None)
     return {"source": source, "sha256": sha256_of(file), "license": license}
 
 
@@ -128,22 +122,25 @@ def _published(name: str) -> Any:
     return get_model_weights(name)["DEFAULT"]  # an alias of the enum's best member
 
 
-def _cached(weights: Any) -> Path:
-    return Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+def _imagenet(name: str) -> tuple[str, Path, str | None]:
+    """Return source, file and license of the pretrained weights; of torchvision, the file may not be there yet."""
+    if is_timm(name):
+        return *timm_networks.pretrained_file(name), timm_networks.pretrained_config(name).license
+    url = _published(name).url
+    return url, Path(torch.hub.get_dir(), "checkpoints", Path(url).name), None
 
 
 def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
+    source, file, _ = _imagenet(name)
     if is_timm(name):
-        return _file_state(timm_networks.pretrained_file(name)[1])
-    weights = _published(name)
-    file = _cached(weights)
+        return _file_state(file)
     try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+        return dict(_published(name).get_state_dict(progress=False, check_hash=True, weights_only=True))
     except (pickle.UnpicklingError, EOFError, LookupError, ValueError) as error:
         raise UserError(f"model.weights=imagenet: {file} is corrupt ({first_line(error)})\nremove it") from None
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise UserError(
-            f"model.weights=imagenet: {weights.url} could not be downloaded ({getattr(error, 'reason', error)})\n"
+            f"model.weights=imagenet: {source} could not be downloaded ({getattr(error, 'reason', error)})\n"
             f"save that file as {file}, pass a copy of it (model.weights=FILE.pth)\n"
             "or start from random weights (model.weights=null)"
         ) from None

@@ -18,10 +18,6 @@ class ResumableEarlyStopping(EarlyStopping):
         if self.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
             trainer.should_stop = True
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return Lightning's state and the reason for a stop."""
-        return super().state_dict() | {"stopping_reason": int(self.stopping_reason.value)}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state."""
         super().load_state_dict(state_dict)

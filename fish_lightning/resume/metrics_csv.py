@@ -150,15 +150,12 @@ class DropLaterRows(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the training means of an epoch that had no step since the resume: Lightning has none."""
         if "train/loss" not in trainer.callback_metrics and isinstance(pl_module, FishClassifier):
-            for name, mean in (("loss", pl_module.train_loss), ("accuracy", pl_module.train_accuracy)):
+            for name, mean in pl_module.train_means.items():
                 pl_module.log(f"train/{name}", mean.compute())
 
 
 def _read(file: Path) -> list[Row]:
-    """Return the rows of a CSV file without empty cells; none where there is no file.
-
-    A last line that was cut off by a kill is dropped.
-    """
+    """Return the rows of a CSV file without empty cells, and without a last line that was cut off by a kill."""
     if not file.is_file():
         return []
     text = file.read_text(encoding="utf-8")

@@ -61,12 +61,10 @@ class WeightAverage(Callback):
             self._average.n_averaged.zero_()  # the next update copies the weights
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validate the average."""
+        """Exchange weights and average, which is validated."""
         self._swap(pl_module)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Continue with the weights that are trained."""
-        self._swap(pl_module)
+    on_validation_end = on_validation_start
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the average in the model, for a test without ``best.ckpt``."""

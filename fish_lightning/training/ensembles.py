@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -60,8 +61,7 @@ def summarize_ensemble(
     ``files`` are the checkpoints of the members by name; ``tested`` is None where there is no image to score;
     ``margin`` is a difference in accuracy that does not matter, 0 to 1.
     """
-    network, catalog = model.network, data.catalog
-    assert isinstance(network, EnsembleNetwork)
+    catalog, network = data.catalog, cast(EnsembleNetwork, model.network)
     sizes = [sum(tensor.nbytes for tensor in member.state_dict().values()) / 1e6 for member in network]
     members = [
         {
@@ -72,13 +72,13 @@ def summarize_ensemble(
         }
         for (name, file), of in zip(files.items(), model.hparams["members"], strict=True)
     ]
-    compared = [validated(file).get("compared_checkpoints", 1) for file in files.values()]
+    compared = (int(validated(file).get("compared_checkpoints", 1)) for file in files.values())
     return {
         "test": {},
         "val": {},
         **({tested.subset: tested.scores} if tested else {}),
         "members": members,
-        "compared_checkpoints": math.prod(map(int, compared)),  # each member's epoch was chosen by its validation
+        "compared_checkpoints": math.prod(compared),  # each member's epoch was chosen by its validation
         "gain": _gain(files, tested, catalog, margin) if tested else None,
         "cost": {"forward": tested.forward if tested else None, "mb": sum(sizes), "member_mb": float(np.mean(sizes))},
         "members_pooled": None if tested else pooled_members(files),
@@ -96,17 +96,14 @@ def summarize_ensemble(
 
 def _gain(files: Mapping[str, Path], tested: Tested, catalog: Catalog, margin: float) -> Summary:
     units, best = catalog.photographs_or_paths[tested.predictions.indices], best_by_validation(files)
-
-    def over(*names: str) -> Summary:
-        return gain_over([tested.correct[name] for name in names], tested.predictions.correct, units, margin)
-
-    return {"mean_member": over(*files), "best_by_validation": {"run": best} | over(best) if best else None}
+    over = partial(gain_over, ensemble=tested.predictions.correct, units=units, margin=margin)
+    of_best = {"run": best} | over([tested.correct[best]]) if best else None
+    return {"mean_member": over([*tested.correct.values()]), "best_by_validation": of_best}
 
 
 def _forward_ratio(model: FishClassifier, data: FishDataModule) -> float:
     """Return how many times the forward pass of a member, on average over them, one of the ensemble takes."""
-    network = model.network
-    assert isinstance(network, EnsembleNetwork)
+    network = cast(EnsembleNetwork, model.network)
     batch: Any = next(iter(data.test_dataloader()))
     model.to(model.trainer.strategy.root_device)  # the test has left it on the CPU
     images = model.normalize(batch["image"].to(model.device))
