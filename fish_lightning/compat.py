@@ -124,10 +124,9 @@ def requeue_signal(trainer: "L.Trainer") -> int | None:
     """
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-    environment = trainer._accelerator_connector.cluster_environment
-    return (
-        environment.requeue_signal if isinstance(environment, SLURMEnvironment) and environment.auto_requeue else None
-    )
+    environment: Any = trainer._accelerator_connector.cluster_environment
+    requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+    return environment.requeue_signal if requeues else None
 
 
 def disable_sigterm_broadcast(trainer: "L.Trainer") -> None:

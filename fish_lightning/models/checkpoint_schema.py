@@ -147,7 +147,7 @@ CALLBACKS: dict[str, Description] = {
         "stopped_epoch": NON_NEGATIVE,
         "best_score": TENSOR,
         "patience": NON_NEGATIVE,
-        "stopping_reason?": number("[0, 3]", "an integer", int),
+        "stopping_reason?": number("[0, 4]", "an integer", int),
     },
     "BestCheckpoint": {
         "monitor": TEXT | NULL,
@@ -183,8 +183,7 @@ def require_well_formed(checkpoint: dict[str, Any], file: Any, resumable: bool =
     """
     for fault in _faults(checkpoint, resumable):
         raise UserError(f"ckpt: {file} is corrupt or incomplete ({fault})")
-    bad = non_finite(checkpoint["state_dict"])
-    if bad:
+    if bad := non_finite(checkpoint["state_dict"]):
         raise UserError(f"ckpt: {file} contains NaN or infinite weights ({bad})\n{DIVERGED}")
 
 

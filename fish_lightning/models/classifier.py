@@ -86,8 +86,7 @@ class FishClassifier(L.LightningModule):
         if optimizer is not None:
             _create("optimizer", optimizer, NetworkParameters(nn.ParameterList([torch.zeros(1)])))  # fail early
         if mean is None or std is None:
-            known = normalization(name)
-            mean, std = (given or own for given, own in zip((mean, std), known, strict=True))
+            mean, std = (given or own for given, own in zip((mean, std), normalization(name), strict=True))
             self.hparams.update({"mean": mean, "std": std})  # a checkpoint is complete
         self.configure_network()
         self.pretrained = weights_record(name, weights)
@@ -105,11 +104,10 @@ class FishClassifier(L.LightningModule):
     def configure_network(self) -> None:
         """Build the network, in its memory format and compiled if asked for."""
         classes, members = len(self.class_names), self.hparams["members"]
-        network: nn.Module = (
-            EnsembleNetwork(members, classes)
-            if members
-            else build_network(self.hparams["name"], classes, self.hparams["weights"])
-        )
+        if members:
+            network: nn.Module = EnsembleNetwork(members, classes)
+        else:
+            network = build_network(self.hparams["name"], classes, self.hparams["weights"])
         if self.hparams["channels_last"]:
             network = network.to(memory_format=torch.channels_last)
         if self.hparams["compile"]:

@@ -61,11 +61,7 @@ def is_export(path: str | Path) -> bool:
 
 
 def require_onnx() -> None:
-    """Require the packages that read and compute ONNX files.
-
-    Raises:
-        UserError: one of them is not installed.
-    """
+    """Raise a ``UserError`` unless the packages that read and compute ONNX files are installed."""
     for package in ("onnx", "onnxruntime"):
         if find_spec(package) is None:
             raise UserError(f"exports require {package}: pip install onnx onnxruntime")
@@ -92,9 +88,8 @@ def read_export(path: str | Path) -> tuple[dict[str, Any], bytes]:
             f"ckpt: {shown(folder)} is an export of format {version}, this version of fish_lightning reads {FORMAT}\n"
             "export the checkpoint again, or install the version that wrote it"
         )
-    faults = list(undescribed(content, {"format": choice(FORMAT), **DESCRIPTION}))
-    if faults:
-        raise UserError(f"ckpt: {shown(file)} is corrupt or incomplete ({faults[0]})\nexport the checkpoint again")
+    for fault in undescribed(content, {"format": choice(FORMAT), **DESCRIPTION}):
+        raise UserError(f"ckpt: {shown(file)} is corrupt or incomplete ({fault})\nexport the checkpoint again")
     model = model_file(folder, content["name"])
     try:
         graph = model.read_bytes()
