@@ -85,14 +85,14 @@ class StopOnSignal(Callback):
 
     # Lightning installs its own handlers before these hooks, and restores the previous ones at the end.
 
-    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals."""
-        self.on_validation_start(trainer)
+        self.on_validation_start(trainer, pl_module)
         if trainer.world_size > 1:
             self._group = torch.distributed.new_group(backend="gloo")  # NCCL would wait for the devices
             compat.disable_sigterm_broadcast(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Replace Lightning's handlers: that of SIGTERM exits with code 0, that of Slurm saves immediately."""
         requeue_signal = compat.requeue_signal(trainer)
         if take_signals(partial(self._note, trainer), requeue_signal):
