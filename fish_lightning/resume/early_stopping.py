@@ -17,8 +17,3 @@ class ResumableEarlyStopping(EarlyStopping):
         """Stop a run that was stopped before its checkpoint was saved."""
         if self.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
             trainer.should_stop = True
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state."""
-        super().load_state_dict(state_dict)
-        self.stopping_reason = EarlyStoppingReason(state_dict.get("stopping_reason", 0))
