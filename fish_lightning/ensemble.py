@@ -29,7 +29,7 @@ def ensemble(cfg: DictConfig) -> float | None:
     from fish_lightning.models.checkpoint import load_checkpoint, restore
     from fish_lightning.models.ensemble import joined_checkpoint
     from fish_lightning.report.ensemble import write_ensemble
-    from fish_lightning.training.ensembles import summarize_ensemble, test_ensemble
+    from fish_lightning.training.ensemble import summarize_ensemble, test_ensemble
     from fish_lightning.training.trainer import build_trainer
 
     members = find_members(cfg.runs)
