@@ -311,12 +311,19 @@ def quiet_hydra() -> None:
 
 
 class FailedTarget(NamedTuple):
-    """What Hydra says of a target that it cannot instantiate."""
+    """What Hydra says of a target that it cannot instantiate.
 
-    key: str  # of the node with the ``_target_``; "" at the top
-    target: str  # its dotted name; "" where Hydra does not name it
-    words: str  # the rest of the message
-    was_called: bool  # whether the target itself failed; else there is no such target
+    Attributes:
+        key: of the node with the ``_target_``; ``""`` at the top.
+        target: its dotted name; ``""`` where Hydra does not name it.
+        words: the rest of the message.
+        was_called: whether the target itself failed; else there is no such target.
+    """
+
+    key: str
+    target: str
+    words: str
+    was_called: bool
 
 
 def failed_target(error: BaseException) -> FailedTarget | None:

@@ -15,6 +15,9 @@ from fish_lightning.settings.command import entry_point
 def ensemble(cfg: DictConfig) -> float | None:
     """Join the best checkpoints of several runs, test the result and write its folder.
 
+    Args:
+        cfg: the composed ``conf/ensemble.yaml``.
+
     Returns:
         Accuracy, 0 to 1; None where no photograph can be scored.
 

@@ -15,6 +15,9 @@ from fish_lightning.settings.command import entry_point
 def train(cfg: DictConfig) -> float | None:
     """Run one training job; its callbacks print the epochs and write the run folder.
 
+    Args:
+        cfg: the composed ``conf/train.yaml``.
+
     Returns:
         The metric named by ``optimized_metric``, for sweepers; with ``tune``, the setting that was found.
 

@@ -48,7 +48,10 @@ def slurm_restarts() -> int:
 
 
 def requeue() -> str:
-    """Put this Slurm job back into the queue, and return its id.
+    """Put this Slurm job back into the queue.
+
+    Returns:
+        The job's id.
 
     Raises:
         OSError: scontrol cannot be run.

@@ -78,6 +78,9 @@ def needs_own_process(cfg: DictConfig) -> bool:
 def run_in_own_process(cfg: DictConfig) -> float | None:
     """Run the job of a multirun as a single run in a process of its own, and wait for it.
 
+    Args:
+        cfg: the job's config.
+
     Returns:
         The metric named by ``optimized_metric``.
 

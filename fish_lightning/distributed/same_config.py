@@ -42,6 +42,9 @@ class SameConfig(Callback):
     """Compares a hash of the config across all processes and ends the run if it differs.
 
     No curve shows that ranks train with different hyperparameters (lightning-hydra-template issue 393).
+
+    Args:
+        cfg: the whole config of this process.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -53,7 +56,11 @@ class SameConfig(Callback):
         return {"settings": self.settings}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Compare, as soon as there is a process group; refuse a split with fewer images than processes."""
+        """Compare, as soon as there is a process group.
+
+        Raises:
+            UserError: the configs differ, or a split has fewer images than there are processes.
+        """
         if trainer.world_size == 1:
             return
         if len(set(gathered(self.hash))) > 1:

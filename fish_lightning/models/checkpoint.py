@@ -68,11 +68,15 @@ def restore(checkpoint: dict[str, Any], file: str | Path) -> tuple[FishClassifie
 
     ``albumentations.from_dict`` runs after ``FishClassifier`` has checked :mod:`fish_lightning.models.whitelist`.
 
+    Args:
+        checkpoint: from :func:`load_checkpoint`.
+        file: its path, for the error message.
+
     Returns:
         The classifier in evaluation mode and its transform.
 
     Raises:
-        UserError: the checkpoint, which was in ``file``, is corrupt or incomplete.
+        UserError: the checkpoint is corrupt or incomplete.
     """
     with reporting_corruption(file):
         arguments = dict(checkpoint["hyper_parameters"]) | {"weights": None, "compile": False}

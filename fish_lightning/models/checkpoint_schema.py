@@ -175,7 +175,12 @@ _KEPT = {
 
 
 def require_well_formed(checkpoint: dict[str, Any], file: Any, resumable: bool = False) -> None:
-    """Check what was loaded from ``file`` against the description; also what a resumed run reads, if ``resumable``.
+    """Check a checkpoint against the description.
+
+    Args:
+        checkpoint: what was loaded.
+        file: its path, for the error message.
+        resumable: whether a run is to be resumed from it.
 
     Raises:
         UserError: names the first entry that is missing or not as described, or weights that are NaN or infinite; or

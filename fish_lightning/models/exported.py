@@ -61,7 +61,11 @@ def is_export(path: str | Path) -> bool:
 
 
 def require_onnx() -> None:
-    """Raise a ``UserError`` unless the packages that read and compute ONNX files are installed."""
+    """Require the packages that read and compute ONNX files.
+
+    Raises:
+        UserError: one of them is not installed.
+    """
     for package in ("onnx", "onnxruntime"):
         if find_spec(package) is None:
             raise UserError(f"exports require {package}: pip install onnx onnxruntime")
@@ -167,10 +171,15 @@ def parts(graph: bytes) -> tuple[bytes, bytes]:
 
 
 class GraphPreprocessing(A.DualTransform):
-    """The preprocessing of an export: images go through its graph, masks through the pipeline that it was made from."""
+    """The preprocessing of an export: images go through its graph, masks through the pipeline that it was made from.
 
-    session: Session  # of the graph's first part
-    pipeline: A.Compose  # without ToTensorV2
+    Attributes:
+        session: of the graph's first part.
+        pipeline: the pipeline, without ``ToTensorV2``.
+    """
+
+    session: Session
+    pipeline: A.Compose
 
     def apply(self, img: npt.NDArray[np.uint8], **params: Any) -> npt.NDArray[np.uint8]:
         """Return (height, width, 3) of an image (H, W, 3) uint8."""
@@ -183,9 +192,13 @@ class GraphPreprocessing(A.DualTransform):
 
 
 class ExportedClassifier(FishClassifier):
-    """A classifier whose network is the graph of an export."""
+    """A classifier whose network is the graph of an export.
 
-    session: Session  # of the graph's second part
+    Attributes:
+        session: of the graph's second part.
+    """
+
+    session: Session
 
     def configure_network(self) -> None:
         """Build nothing: the network is in the graph."""
@@ -212,7 +225,11 @@ class ExportedClassifier(FishClassifier):
 
 
 def restore_export(content: dict[str, Any], graph: bytes) -> tuple[ExportedClassifier, A.Compose]:
-    """Return the classifier, in evaluation mode, and the transform of what :func:`read_export` returns.
+    """Return the classifier, in evaluation mode, and the transform of an export.
+
+    Args:
+        content: of ``model.json``.
+        graph: the ONNX file.
 
     Raises:
         UserError: the graph lacks a tensor that exports have, or a package is missing.

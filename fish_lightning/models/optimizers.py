@@ -12,7 +12,11 @@ from fish_lightning.errors import UserError
 
 
 class NetworkParameters(list[nn.Parameter]):
-    """The parameters of a network in its order; optimizers of this module also see their names."""
+    """The parameters of a network in its order; optimizers of this module also see their names.
+
+    Args:
+        network: whose parameters they are.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network.parameters())
@@ -27,9 +31,18 @@ def _create(
     decay_norms: bool = True,
     **arguments: Any,
 ) -> Optimizer:
-    """Create an optimizer; ``layer_decay`` and ``decay_norms`` require :class:`NetworkParameters`.
+    """Create an optimizer, with parameter groups where an option requires them.
 
-    See :func:`parameter_groups` for these.
+    Args:
+        optimizer: class of the optimizer.
+        parameters: to optimize; :class:`NetworkParameters` for ``layer_decay`` and ``decay_norms``.
+        lr: learning rate; with ``layer_decay`` that of the last block.
+        layer_decay: see :func:`parameter_groups`.
+        decay_norms: see :func:`parameter_groups`.
+        **arguments: of the optimizer.
+
+    Raises:
+        UserError: an option requires the network.
     """
     if layer_decay in (None, 1) and decay_norms:
         return optimizer(parameters, lr=lr, **arguments)

@@ -102,11 +102,16 @@ def pretrained_file(name: str) -> tuple[str, Path]:
 def converted(name: str, state: dict[str, Tensor], heads: tuple[str, ...], origin: str) -> dict[str, Tensor]:
     """Return weights under the names and in the shapes of timm's network, with the head that they were trained with.
 
-    timm converts files of other projects and versions (``checkpoint_filter_fn`` of a model's module). ``heads`` are the
-    paths of the network's last layers.
+    timm converts files of other projects and versions (``checkpoint_filter_fn`` of a model's module).
+
+    Args:
+        name: of the network.
+        state: what a file of weights contains.
+        heads: paths of the network's last layers.
+        origin: of the weights, for the error message.
 
     Raises:
-        UserError: the weights, which come from ``origin``, are not of this network.
+        UserError: they are not of this network.
     """
     import timm
 

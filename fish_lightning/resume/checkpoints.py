@@ -23,6 +23,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write the file atomically.
 
+        Args:
+            checkpoint: what to save.
+            path: the file to create or replace.
+            storage_options: not used.
+
         Raises:
             UserError: the disk is full; the previous file is unchanged.
         """

@@ -58,10 +58,11 @@ def finished(folder: Path, cfg: DictConfig) -> dict[str, Any] | None:
 
 
 def checkpoint_to_resume(cfg: DictConfig) -> Path | None:
-    """Return the checkpoint that ``cfg.ckpt`` names; None for a new run.
+    """Return the checkpoint that ``ckpt`` names; None for a new run.
 
-    It is a file, a run folder (its ``last.ckpt``), ``last`` (that of this run's folder), ``auto`` (the same if it
-    exists), or None, which means ``auto`` in a job restarted by Slurm.
+    Args:
+        cfg: the whole config. ``ckpt`` is a file, a run folder (its ``last.ckpt``), ``last`` (that of this run's
+            folder), ``auto`` (the same if it exists), or None, which means ``auto`` in a job restarted by Slurm.
 
     Raises:
         UserError: there is no such checkpoint.
@@ -81,7 +82,11 @@ def checkpoint_to_resume(cfg: DictConfig) -> Path | None:
 def require_resumable(file: Path, cfg: DictConfig, trainer: L.Trainer, data: FishDataModule) -> None:
     """Check that a run can be resumed exactly, before anything in its folder is changed.
 
-    Compared are settings, precision, number of processes, images and their split.
+    Args:
+        file: the checkpoint.
+        cfg: the whole config.
+        trainer: of the resumed run; its precision and number of processes are compared.
+        data: of the resumed run; its images and their split are compared.
 
     Raises:
         UserError: the file is no checkpoint or contains weights only, or settings, images or the split differ.

@@ -46,6 +46,9 @@ def run_folder(ckpt: str | None, new: str) -> str:
 def with_overrides_of_run(arguments: Sequence[str]) -> list[str]:
     """Put the overrides of the run that ``ckpt`` names before the command line's own, which take precedence.
 
+    Args:
+        arguments: of the command line, without the program.
+
     Returns:
         The same where ``ckpt`` names no run, or in a multirun.
     """

@@ -17,10 +17,12 @@ Row = dict[str, Any]
 
 
 class ResumableCSVLogger(Logger):
-    """Writes one row per call to ``metrics.csv`` in the run folder ``save_dir``.
+    """Writes one row per call to ``metrics.csv``; Lightning's ``CSVLogger`` deletes the file of an interrupted run.
 
-    Rows are appended; a new column rewrites the file atomically. Lightning's ``CSVLogger`` deletes the file of an
-    interrupted run.
+    Rows are appended; a new column rewrites the file atomically.
+
+    Args:
+        save_dir: the run folder.
     """
 
     name = version = ""  # a run has one folder

@@ -13,6 +13,9 @@ class StepSeeds(Callback):
     """Seeds torch before each training step, so that a resumed run draws the same numbers as an uninterrupted one.
 
     Restoring the state of the generator would not suffice: each loader that a resumed run creates draws from it too.
+
+    Args:
+        seed: of the run.
     """
 
     def __init__(self, seed: int) -> None:

@@ -36,7 +36,11 @@ class WeightAverage(Callback):
         self._first = 0.0  # step after which averaging begins
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
-        """Copy the network; refuse weights that are not in float32: steps of an average would vanish in 16 bits."""
+        """Copy the network.
+
+        Raises:
+            UserError: weights are not in float32; steps of an average would vanish in 16 bits.
+        """
         if stage == "fit":
             if str(trainer.precision).endswith("-true") and trainer.precision != "32-true":
                 raise UserError(

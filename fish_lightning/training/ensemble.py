@@ -26,7 +26,14 @@ TIMED = 5  # forward passes of each network, after two that are not counted
 def test_ensemble(
     trainer: L.Trainer, model: FishClassifier, data: FishDataModule, members: Mapping[str, dict[str, Any]]
 ) -> Tested:
-    """Test an ensemble and its members (checkpoints by name) on ``data.test_subset``. Call it on every process."""
+    """Test an ensemble and each of its members on the images of ``data.test_subset``. Call it on every process.
+
+    Args:
+        trainer: of the test.
+        model: the ensemble.
+        data: its data.
+        members: checkpoints by name.
+    """
     trainer.test(model, datamodule=data, verbose=False)
     predictions, scores = model.test_predictions(), scores_of_test(trainer, model, data)
     outputs = Outputs.of(predictions, data.catalog)
@@ -58,8 +65,13 @@ def summarize_ensemble(
     member's; ``mb`` of the weights, ``member_mb``), and, where no photograph can be scored, ``members_pooled``
     (:func:`~fish_lightning.evaluation.members.pooled_members`).
 
-    ``files`` are the checkpoints of the members by name; ``tested`` is None where there is no image to score;
-    ``margin`` is a difference in accuracy that does not matter, 0 to 1.
+    Args:
+        trainer: of the test.
+        model: the ensemble.
+        data: its data.
+        files: checkpoints of the members by name.
+        tested: None where there is no image to score.
+        margin: difference in accuracy that does not matter, 0 to 1.
     """
     catalog, network = data.catalog, cast(EnsembleNetwork, model.network)
     sizes = [sum(tensor.nbytes for tensor in member.state_dict().values()) / 1e6 for member in network]

@@ -74,7 +74,11 @@ class Freeze(Callback):
             trainer.datamodule.augments = False  # type: ignore[attr-defined]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Compute the features, unless training images are to be mixed."""
+        """Compute the features.
+
+        Raises:
+            UserError: training images are also to be mixed.
+        """
         if self.features:
             if callback_of(trainer, Mix):
                 raise UserError(

@@ -63,7 +63,11 @@ class NonFiniteLoss(Callback):
         self._bad.append(bad)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Stop, or drop the gradients: an optimizer skips parameters without one, and their momentum."""
+        """Stop, or drop the gradients: an optimizer skips parameters without one, and their momentum.
+
+        Raises:
+            UserError: the loss of a batch is NaN or infinite and is not to be skipped, or a weight is.
+        """
         if self._copied is not None:
             self._copied.synchronize()
         if not any(map(bool, self._bad)):
@@ -87,7 +91,11 @@ class NonFiniteLoss(Callback):
             self._require_finite([*pl_module.parameters(), *pl_module.buffers()])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End a run of which no training loss of the epoch was finite, and the validation loss is not either."""
+        """End a run that skips every batch.
+
+        Raises:
+            UserError: no training loss of the epoch was finite, and the validation loss is not either.
+        """
         train, val = (trainer.callback_metrics.get(f"{stage}/loss") for stage in ("train", "val"))
         if train is not None and not train.isfinite() and (val is None or not val.isfinite()):
             raise UserError(

@@ -69,8 +69,13 @@ def test_and_val_outputs(
 ) -> Outputs:
     """Return what the best checkpoint computes for test and validation images. Call it on every process.
 
-    The validation images are for what must not be chosen on the test: temperature and thresholds. A test has loaded the
-    best checkpoint; without one (``tested=False``) it is loaded here, for validation images only.
+    The validation images are for what must not be chosen on the test: temperature and thresholds.
+
+    Args:
+        trainer: after the test, if there was one.
+        model: of the run.
+        data: of the run.
+        tested: whether there was a test, which has loaded the best checkpoint; False: validation images only.
     """
     ckpt = None if tested else best_checkpoint(trainer)
     validated: Any = trainer.predict(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
@@ -81,8 +86,13 @@ def test_and_val_outputs(
 def unknown_outputs(trainer: L.Trainer, model: FishClassifier, data: FishDataModule, catalog: Catalog) -> Outputs:
     """Return what the model computes for unknown images, whose label is -1.
 
-    Unreadable images are excluded. The transform, batch size and workers are those of ``data``. Call it on every
-    process.
+    Unreadable images are excluded. Call it on every process.
+
+    Args:
+        trainer: of an evaluation.
+        model: the tested model.
+        data: of the evaluation: its transform, batch size and workers are used.
+        catalog: the images.
 
     Raises:
         UserError: none of the images can be read.
@@ -97,9 +107,13 @@ def unknown_outputs(trainer: L.Trainer, model: FishClassifier, data: FishDataMod
 
 
 def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModule, cfg: DictConfig) -> Summary:
-    """Return ``summary.json`` of a training run after its fit and, with ``cfg.test``, its test.
+    """Return ``summary.json`` of a training run; called on every process, since predictions are gathered.
 
-    Call it on every process, since predictions are gathered.
+    Args:
+        trainer: after the fit, and the test if there was one.
+        model: the trained model.
+        data: the data it was trained on.
+        cfg: the whole config; ``test`` says whether the best checkpoint was tested.
     """
     history, best = callback_of(trainer, History), callback_of(trainer, BestCheckpoint)
     nonfinite = callback_of(trainer, NonFiniteLoss)
@@ -159,7 +173,14 @@ def summarize_evaluation(
 
     On another data set, images that are copies of training images are tested separately: ``left_out`` contains their
     accuracy, interval, n and paths (None where copies are unknown). ``missing_training_images`` counts the training
-    images that no longer exist, whose copies could not be found. ``split`` is the name of the training run's split.
+    images that no longer exist, whose copies could not be found.
+
+    Args:
+        trainer: after the test.
+        model: the tested model.
+        data: the data it was tested on.
+        cfg: the whole config.
+        split: name of the training run's split.
     """
     given = Path(cfg.ckpt).expanduser().absolute()
     best = given / "checkpoints" / "best.ckpt"  # which a run folder stands for

@@ -173,7 +173,13 @@ def log_config(trainer: L.Trainer, cfg: DictConfig) -> None:
 
 
 def log_hyperparameters(trainer: L.Trainer, cfg: DictConfig, folder: Path) -> None:
-    """Show what was chosen for this run in the HParams tab, beside its scores; TensorBoard puts first what differs."""
+    """Show what was chosen for this run in the HParams tab, beside its scores; TensorBoard puts first what differs.
+
+    Args:
+        trainer: of the run.
+        cfg: the whole config.
+        folder: of the run, where Hydra has written choices and overrides.
+    """
     writer = _writer(trainer)
     if writer is not None:
         trial = " ".join(filter(None, (folder.name, job_name(folder), f"({folder.absolute().parent.name})")))

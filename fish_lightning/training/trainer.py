@@ -66,7 +66,12 @@ def build_trainer(
 
 
 def build_model(cfg: DictConfig, data: FishDataModule) -> FishClassifier:
-    """Instantiate the model of a run, with its optimizer and schedule, for data that are set up."""
+    """Instantiate the model of a run, with its optimizer and schedule.
+
+    Args:
+        cfg: the whole config.
+        data: of the run, after ``setup``.
+    """
     model: FishClassifier = hydra.utils.instantiate(
         cfg.model,
         class_names=data.catalog.classes,

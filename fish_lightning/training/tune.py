@@ -156,11 +156,17 @@ class _Losses(L.Callback):
 
 @dataclass(frozen=True)
 class Trial:
-    """A batch size that fits."""
+    """A batch size that fits.
 
-    batch_size: int  # images
-    images_per_second: float  # of training steps after the first
-    memory: int  # peak in bytes, of the device, or of this process on the CPU
+    Attributes:
+        batch_size: images.
+        images_per_second: of training steps after the first.
+        memory: peak in bytes, of the device, or of this process on the CPU.
+    """
+
+    batch_size: int
+    images_per_second: float
+    memory: int
 
 
 def batch_size(cfg: DictConfig, data: FishDataModule, start: int, steps: int) -> int:
