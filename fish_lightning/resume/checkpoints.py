@@ -64,11 +64,15 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, path: str | Path, every_n_steps: int | None = None, keep: bool = True) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise UserError(f"callbacks.last.every_n_steps={every_n_steps}: expected 1 or more, or null")
         self.path, self.every_n_steps, self.keep = Path(path), every_n_steps, keep
         self.requested = False
         self._cut = False  # the epoch ends before its last step
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Save if it is due; the last step of an epoch is saved after its validation."""
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         between = compat.is_between_steps(trainer, batch_idx)

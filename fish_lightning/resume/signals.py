@@ -87,18 +87,28 @@ class StopOnSignal(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals."""
-        self.on_validation_start(trainer, pl_module)
+        self._take_signals(trainer)
         if trainer.world_size > 1:
             self._group = torch.distributed.new_group(backend="gloo")  # NCCL would wait for the devices
             compat.disable_sigterm_broadcast(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the signals."""
+        self._take_signals(trainer)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the signals."""
+        self._take_signals(trainer)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the signals."""
+        self._take_signals(trainer)
+
+    def _take_signals(self, trainer: L.Trainer) -> None:
         """Replace Lightning's handlers: that of SIGTERM exits with code 0, that of Slurm saves immediately."""
         requeue_signal = compat.requeue_signal(trainer)
         if take_signals(partial(self._note, trainer), requeue_signal):
             self._requeue_signal = requeue_signal
-
-    on_test_start = on_predict_start = on_validation_start
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Request a checkpoint of the step during which a signal was received."""
@@ -114,7 +124,9 @@ class StopOnSignal(Callback):
 
     # The run stops in the next hook: Lightning logs the metrics of the step or the epoch after saving it.
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Stop before the next step; an accumulation over several batches is completed first."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._stop(trainer)

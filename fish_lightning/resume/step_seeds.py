@@ -21,7 +21,9 @@ class StepSeeds(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Seed this process's generators, on all devices."""
         step = keyed_seed(self.seed, trainer.current_epoch, batch_idx)
         torch.manual_seed(keyed_seed(step, trainer.global_rank, 0))

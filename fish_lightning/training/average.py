@@ -30,12 +30,15 @@ class WeightAverage(Callback):
     """
 
     def __init__(self, decay: float | None = 0.999, start: float = 0.0) -> None:
+        for name, value in (("decay", decay), ("start", start)):
+            if value is not None and not 0 <= value < 1:
+                raise UserError(f"callbacks.average.{name}={value}: expected a number in [0, 1)")
         self.decay, self.start = decay, start
-        self._average: Any = None  # an AveragedModel during a fit
+        self._average: AveragedModel | None = None
         self._steps = 0  # whose weights were averaged
         self._first = 0.0  # step after which averaging begins
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Copy the network.
 
         Raises:
@@ -47,28 +50,34 @@ class WeightAverage(Callback):
                     f"callbacks.average requires weights in float32, not trainer.precision={trainer.precision}\n"
                     "use bf16-mixed, 16-mixed or 32-true"
                 )
-            self._average = AveragedModel(pl_module.network, multi_avg_fn=self._update, use_buffers=True)
+            self._average = AveragedModel(_network(pl_module), multi_avg_fn=self._update, use_buffers=True)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Move the copy to the device: a checkpoint is loaded before the network is there."""
+        assert self._average is not None
         self._average.module.to(pl_module.device)  # its counter stays on the CPU: reading it must not wait for a GPU
         if self.start:
             self._first = self.start * trainer.estimated_stepping_batches
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Add the weights of this step to the average."""
+        assert self._average is not None
         if trainer.global_step == self._steps:  # accumulating
             return
         self._steps = trainer.global_step
-        self._average.update_parameters(pl_module.network)
+        self._average.update_parameters(_network(pl_module))
         if self._steps <= self._first:
             self._average.n_averaged.zero_()  # the next update copies the weights
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Exchange weights and average, which is validated."""
+        """Validate the average."""
         self._swap(pl_module)
 
-    on_validation_end = on_validation_start
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Continue with the weights that are trained."""
+        self._swap(pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the average in the model, for a test without ``best.ckpt``."""
@@ -83,6 +92,7 @@ class WeightAverage(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
+        assert self._average is not None
         self._average.load_state_dict(state_dict["average"])
         self._steps = state_dict["steps"]
 
@@ -97,6 +107,7 @@ class WeightAverage(Callback):
 
     def _update(self, averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
         """Update the averages of ``count`` steps by the weights of the next."""
+        assert self._average is not None
         n = int(self._average.n_averaged)
         share = 1 / (n + 1) if self.decay is None else 1 - min(self.decay, (1 + n) / (10 + n))
         for average, weight in zip(averages, weights, strict=True):
@@ -106,14 +117,21 @@ class WeightAverage(Callback):
                 average.copy_(weight)  # the number of batches that batch normalization has seen
 
     @torch.no_grad()
-    def _swap(self, pl_module: Any) -> None:
+    def _swap(self, pl_module: L.LightningModule) -> None:
         """Exchange average and weights in place: optimizers and compiled networks refer to the tensors."""
         if self._average is None:
             return
-        for average, weight in zip(_tensors(self._average.module), _tensors(pl_module.network), strict=True):
+        pairs = zip(_tensors(self._average.module), _tensors(_network(pl_module)), strict=True)
+        for average, weight in pairs:
             kept = average.clone()
             average.copy_(weight)
             weight.copy_(kept)
+
+
+def _network(pl_module: L.LightningModule) -> nn.Module:
+    network = pl_module.network
+    assert isinstance(network, nn.Module)
+    return network
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -73,7 +73,8 @@ def summarize_ensemble(
         tested: None where there is no image to score.
         margin: difference in accuracy that does not matter, 0 to 1.
     """
-    catalog, network = data.catalog, cast(EnsembleNetwork, model.network)
+    network, catalog = model.network, data.catalog
+    assert isinstance(network, EnsembleNetwork)
     sizes = [sum(tensor.nbytes for tensor in member.state_dict().values()) / 1e6 for member in network]
     members = [
         {
@@ -115,7 +116,8 @@ def _gain(files: Mapping[str, Path], tested: Tested, catalog: Catalog, margin: f
 
 def _forward_ratio(model: FishClassifier, data: FishDataModule) -> float:
     """Return how many times the forward pass of a member, on average over them, one of the ensemble takes."""
-    network = cast(EnsembleNetwork, model.network)
+    network = model.network
+    assert isinstance(network, EnsembleNetwork)
     batch: Any = next(iter(data.test_dataloader()))
     model.to(model.trainer.strategy.root_device)  # the test has left it on the CPU
     images = model.normalize(batch["image"].to(model.device))

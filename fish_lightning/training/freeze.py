@@ -44,10 +44,14 @@ class Freeze(Callback):
     def __init__(
         self, epochs: int | None = 1, every: int = 0, features: bool = False, lr: Sequence[float] = (1.0,)
     ) -> None:
+        if epochs is not None and epochs < 1:
+            raise UserError(f"callbacks.freeze.epochs={epochs}: expected 1 or more, or null")
+        if every < 0:
+            raise UserError(f"callbacks.freeze.every={every}: expected 0 or more")
         if features and epochs is not None:
             raise UserError("callbacks.freeze.features=true requires callbacks.freeze.epochs=null")
-        if not lr:
-            raise UserError("callbacks.freeze.lr=[]: expected factors above 0, one or more")
+        if not lr or min(lr) <= 0:
+            raise UserError(f"callbacks.freeze.lr={list(lr)}: expected factors above 0, one or more")
         self.epochs, self.every, self.features, self.lr = epochs, every, features, lr
         self._table: Tensor | None = None  # (N, D) features of all training and validation images, by index
         self._frozen: list[nn.Parameter] = []
@@ -64,16 +68,16 @@ class Freeze(Callback):
             return 0
         return 1 if self.every == 0 else 1 + (epoch - self.epochs) // self.every
 
-    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Freeze what is never trained before DDP asks which parameters will have gradients."""
         if stage == "fit" and self.epochs is None:
             heads = head_names(pl_module.hparams["name"])
-            for name, parameter in pl_module.network.named_parameters():
+            for name, parameter in pl_module.network.named_parameters():  # type: ignore[union-attr]
                 parameter.requires_grad_(_is_of(name, heads))
         if stage == "fit" and self.features:
             trainer.datamodule.augments = False  # type: ignore[attr-defined]
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compute the features.
 
         Raises:
@@ -86,7 +90,7 @@ class Freeze(Callback):
                     "use mix=none, or freeze=head_first"
                 )
             say("computing the features of the training and validation images, once")
-            self._table = _features(trainer, pl_module)
+            self._table = _features(trainer, pl_module)  # type: ignore[arg-type]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Scale the learning rate within each step only: schedules continue from the rate of the step before."""
@@ -106,15 +110,21 @@ class Freeze(Callback):
                 optimizer.register_step_pre_hook(scale)
                 optimizer.register_step_post_hook(restore)
 
-    def on_validation_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, *_: Any) -> None:
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Give the head its features."""
         if self._table is not None:
             batch["features"] = self._table[batch["index"]]
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Freeze what is not trained in this epoch; validation has set the modules to training mode."""
-        self.on_validation_batch_start(trainer, pl_module, batch)
-        network: nn.Module = pl_module.network
+        if self._table is not None:
+            batch["features"] = self._table[batch["index"]]
+        network = pl_module.network
+        assert isinstance(network, nn.Module)
         block_of = _blocks(network, head_names(pl_module.hparams["name"]))
         blocks = list(dict.fromkeys(block_of.values()))
         frozen = set(blocks[: len(blocks) - self.trained_blocks(trainer.current_epoch, len(blocks))])

@@ -55,7 +55,9 @@ class History(Callback):
         self.seconds_before_epoch = self.seconds
         self.validated = {}
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Count images and the time they took."""
         self.train_seconds += self._tick()
         self.train_images += len(batch["label"]) * trainer.world_size

@@ -33,7 +33,9 @@ class Mix(Callback):
             raise UserError("callbacks.mix: set mixup or cutmix, or leave out both with mix=none")
         self.seed, self.mixup, self.cutmix, self.p = seed, mixup, cutmix, p
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Mix the batch before the step."""
         images, labels = (gathered_rows(batch[name]) for name in ("image", "label"))
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's generator of the CPU
@@ -41,7 +43,7 @@ class Mix(Callback):
             readable = labels != UNREADABLE
             if len(labels[readable]) < 2 or torch.rand(()) >= self.p:
                 return
-            classes = len(pl_module.class_names)
+            classes = len(pl_module.class_names)  # type: ignore[arg-type]
             chosen = ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
             mixes = [mix(alpha=alpha, num_classes=classes) for mix, alpha in chosen if alpha is not None]
             mixed, targets = v2.RandomChoice(mixes)(images[readable].float(), labels[readable])

@@ -35,6 +35,8 @@ class NonFiniteLoss(Callback):
     """
 
     def __init__(self, action: str, path: str | Path) -> None:
+        if action not in ("stop", "skip"):
+            raise UserError(f"on_nan={action}: expected stop or skip")
         self.action, self.path = action, Path(path)
         self.skipped = 0
         self._indices: list[Tensor] = []
@@ -42,7 +44,9 @@ class NonFiniteLoss(Callback):
         self._copied: Any = None
         self._buffers: list[Tensor] = []
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Copy the buffers, since the forward pass updates the running statistics of batch normalization."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._indices.clear()

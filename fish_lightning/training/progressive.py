@@ -6,6 +6,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torchvision.transforms.v2.functional import resize
 
+from fish_lightning.errors import UserError
+
 #: Sizes are multiples of this, in pixels, so that the first four halvings of a network leave no remainder.
 MULTIPLE = 16
 
@@ -24,6 +26,9 @@ class ProgressiveResize(Callback):
     """
 
     def __init__(self, start: float = 0.5, full_from: float = 0.75) -> None:
+        for name, value in (("start", start), ("full_from", full_from)):
+            if not isinstance(value, int | float) or not 0 <= value <= 1 or (name == "start" and value == 0):
+                raise UserError(f"callbacks.progressive.{name}={value}: expected a fraction, at most 1")
         self.start, self.full_from = start, full_from
 
     def scale(self, epoch: int, epochs: int) -> float:
@@ -31,7 +36,9 @@ class ProgressiveResize(Callback):
         small = round(epochs * self.full_from)
         return 1.0 if epoch >= small else self.start + (1 - self.start) * epoch / small
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Resize the batch before the step."""
         scale = self.scale(trainer.current_epoch, trainer.max_epochs or 1)
         if scale < 1:

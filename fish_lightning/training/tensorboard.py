@@ -26,6 +26,7 @@ from fish_lightning import compat
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.evaluation.predictions import Predictions
 from fish_lightning.evaluation.scores import confusion_matrix, leak_warning, score_test
+from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import printable
 from fish_lightning.plotting import figures
 from fish_lightning.plotting.thumbnails import thumbnail
@@ -100,8 +101,11 @@ class TensorBoardPictures(Callback):
         if (writer := _writer(trainer)) is not None:
             writer.add_custom_scalars(LAYOUT)
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Show the first batch as the model gets it, augmented."""
+        assert isinstance(pl_module, FishClassifier)
         writer = _writer(trainer)
         if writer is None or trainer.global_step > 0 or batch_idx > 0:
             return
@@ -112,8 +116,9 @@ class TensorBoardPictures(Callback):
             figure = figures.picture_figure(shown, names[start : start + PAGE], columns=3)
             writer.add_figure("train/first_batch", figure, page)
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show confusion matrix, wrong and correct images, precision-recall curves and embeddings."""
+        assert isinstance(pl_module, FishClassifier)
         predictions = pl_module.test_predictions()  # a collective call: before the next line
         writer = _writer(trainer)
         if writer is None:

@@ -136,7 +136,9 @@ class _Losses(L.Callback):
         self._parts: list[float] = []
         self._best = math.inf
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Record the loss of a batch, of which an accumulated step has several."""
         loss = outputs["loss"] if isinstance(outputs, dict) and outputs else outputs
         if isinstance(loss, Tensor):
@@ -242,7 +244,9 @@ class _Clock(L.Callback):
     def __init__(self) -> None:
         self.images, self.seconds, self._began = 0, 0.0, 0.0
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Count a batch."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()

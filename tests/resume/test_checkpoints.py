@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import SHORT, checkpoint_of, same
 
+from fish_lightning.errors import UserError
 from fish_lightning.resume.checkpoints import LastCheckpoint
 
 
@@ -34,6 +35,12 @@ def test_a_requested_checkpoint_is_saved_after_the_step(make_scripted, make_trai
     last.requested = True
     make_trainer(callbacks=[last], max_steps=2).fit(make_scripted([0.5], [0.5]))
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_a_number_of_steps_below_one_is_an_error(tmp_path, every):
+    with pytest.raises(UserError, match=rf"callbacks\.last\.every_n_steps={every}: expected 1 or more, or null"):
+        LastCheckpoint(tmp_path / "last.ckpt", every)
 
 
 def test_a_run_killed_while_it_writes_a_checkpoint_resumes_from_the_previous_one(tmp_path, attempts):

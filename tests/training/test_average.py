@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import same
 
+from fish_lightning.errors import UserError
 from fish_lightning.resume.checkpoints import LastCheckpoint
 from fish_lightning.training.average import WeightAverage
 from fish_lightning.training.best_checkpoint import BestCheckpoint
@@ -87,3 +88,9 @@ def test_a_step_of_accumulated_batches_counts_once(averaged):
     steps = [*watch.steps[2:-1:3], watch.steps[-1]]  # the last of an epoch takes what is left
     assert len(steps) < len(watch.steps)
     assert torch.allclose(watch.validated[0][WEIGHT], torch.stack(steps).mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize(("settings", "named"), [({"decay": 1.0}, "decay=1.0"), ({"start": -0.1}, "start=-0.1")])
+def test_a_setting_out_of_range_is_an_error(settings, named):
+    with pytest.raises(UserError, match=rf"callbacks\.average\.{named}: expected a number in \[0, 1\)"):
+        WeightAverage(**settings)

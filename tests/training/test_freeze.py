@@ -144,8 +144,11 @@ def test_unreadable_images_have_no_features(make_data, make_model, make_trainer,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"epochs": 0}, "epochs=0: expected 1 or more, or null"),
+        ({"every": -1}, "every=-1: expected 0 or more"),
         ({"features": True}, "features=true requires callbacks.freeze.epochs=null"),
         ({"lr": []}, "lr=[]: expected factors above 0, one or more"),
+        ({"lr": [2, 0]}, "lr=[2, 0]: expected factors above 0, one or more"),
     ],
 )
 def test_an_impossible_setting_is_an_error(settings, message):

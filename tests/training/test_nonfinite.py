@@ -107,10 +107,12 @@ def test_nan_gradients_of_a_finite_loss_stop_the_run_in_either_case(fit, action)
     assert fit.guard.skipped == 0
 
 
-def test_the_count_is_saved(tmp_path):
+def test_the_count_is_saved_and_another_action_is_an_error(tmp_path):
     guard = NonFiniteLoss("skip", tmp_path)
     guard.load_state_dict({"skipped": 4})
     assert guard.state_dict() == {"skipped": 4}
+    with pytest.raises(UserError, match="on_nan=ignore: expected stop or skip"):
+        NonFiniteLoss("ignore", tmp_path)
 
 
 def poison(steps, inside=False):

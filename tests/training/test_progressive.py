@@ -2,6 +2,7 @@
 
 import pytest
 
+from fish_lightning.errors import UserError
 from fish_lightning.training.progressive import ProgressiveResize
 
 
@@ -30,3 +31,9 @@ def test_steps_see_small_images_first_and_validation_full_ones(make_data, make_m
     steps = len(seen["train"]) // 2
     assert seen["train"] == [(16, 16)] * steps + [(32, 32)] * steps
     assert set(seen["val"]) == {(32, 32)}
+
+
+@pytest.mark.parametrize("start", [0, -1, 2, "abc"])
+def test_a_start_that_is_no_fraction_is_an_error(start):
+    with pytest.raises(UserError, match=rf"callbacks\.progressive\.start={start}: expected a fraction"):
+        ProgressiveResize(start=start)
