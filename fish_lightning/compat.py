@@ -124,9 +124,10 @@ def requeue_signal(trainer: "L.Trainer") -> int | None:
     """
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-    environment: Any = trainer._accelerator_connector.cluster_environment
-    requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-    return environment.requeue_signal if requeues else None
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        return environment.requeue_signal
+    return None
 
 
 def disable_sigterm_broadcast(trainer: "L.Trainer") -> None:

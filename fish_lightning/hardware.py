@@ -20,7 +20,9 @@ def default_workers(accelerator: str, cache: str) -> int:
     an image from the cache takes 0.3 ms, less than a worker would take away. Without the cache decoding takes 20 times
     that, and has one worker.
     """
-    return max(int(cache == "off"), cores() // 8) if _device(accelerator) == "cpu" else min(8, cores())
+    if _device(accelerator) == "cpu":
+        return max(0 if cache != "off" else 1, cores() // 8)
+    return min(8, cores())
 
 
 def busy_note(accelerator: str) -> str | None:
@@ -62,8 +64,9 @@ def fastest_precision(accelerator: str) -> str:
     import torch
 
     device = _device(accelerator)
-    has_bf16 = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
-    return "bf16-mixed" if has_bf16 or (device == "cpu" and cpu_has_bf16()) else "32-true"
+    if device == "cuda":
+        return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "32-true"
+    return "bf16-mixed" if device == "cpu" and cpu_has_bf16() else "32-true"
 
 
 def cpu_has_bf16() -> bool:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_original_cwd
@@ -132,8 +133,13 @@ def _as_single_run(cfg: DictConfig, folder: Path) -> DictConfig:
 @contextmanager
 def _signals_forwarded(group: int) -> Iterator[None]:
     """Forward Ctrl-C and SIGTERM to the job, which saves and stops; Python allows this in the main thread only."""
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    former = {number: signal.signal(number, lambda received, _: _signal_group(group, received)) for number in numbers}
+    former = {}
+    if threading.current_thread() is threading.main_thread():
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            _signal_group(group, number)
+
+        former = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

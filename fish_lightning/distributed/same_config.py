@@ -14,8 +14,16 @@ from fish_lightning.errors import UserError
 
 #: Settings that do not affect the results of a run.
 _WITHOUT_EFFECT = (
-    *("ckpt", "report", "evaluate.target_error", "trainer.enable_progress_bar", "data.num_workers", "data.pin_memory"),
-    *("data.persistent_workers", "data.prefetch_factor", "data.cache", "data.cache_dir"),
+    "ckpt",
+    "report",
+    "evaluate.target_error",
+    "trainer.enable_progress_bar",
+    "data.num_workers",
+    "data.pin_memory",
+    "data.persistent_workers",
+    "data.prefetch_factor",
+    "data.cache",
+    "data.cache_dir",
 )
 
 

@@ -188,7 +188,8 @@ def require_well_formed(checkpoint: dict[str, Any], file: Any, resumable: bool =
     """
     for fault in _faults(checkpoint, resumable):
         raise UserError(f"ckpt: {file} is corrupt or incomplete ({fault})")
-    if bad := non_finite(checkpoint["state_dict"]):
+    bad = non_finite(checkpoint["state_dict"])
+    if bad:
         raise UserError(f"ckpt: {file} contains NaN or infinite weights ({bad})\n{DIVERGED}")
 
 

@@ -3,8 +3,8 @@
 Its checkpoints contain class names and evaluation transform: evaluation and prediction require nothing else.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import lightning as L
 import numpy as np
@@ -77,7 +77,8 @@ class FishClassifier(L.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
-        if eval_transform and (fault := pipeline_fault(eval_transform)):
+        fault = pipeline_fault(eval_transform) if eval_transform else None
+        if fault:
             raise UserError(f"transforms.eval: {fault}")
         super().__init__()
         self.save_hyperparameters(ignore=["loss", "class_weights", "optimizer", "scheduler"], logger=False)
@@ -86,7 +87,8 @@ class FishClassifier(L.LightningModule):
         if optimizer is not None:
             _create("optimizer", optimizer, NetworkParameters(nn.ParameterList([torch.zeros(1)])))  # fail early
         if mean is None or std is None:
-            mean, std = (given or own for given, own in zip((mean, std), normalization(name), strict=True))
+            known = normalization(name)
+            mean, std = (given or own for given, own in zip((mean, std), known, strict=True))
             self.hparams.update({"mean": mean, "std": std})  # a checkpoint is complete
         self.configure_network()
         self.pretrained = weights_record(name, weights)
@@ -125,7 +127,8 @@ class FishClassifier(L.LightningModule):
         """Create one metric collection per stage."""
         # Validating labels and logits would synchronize a GPU at each batch.
         task: dict[str, Any] = {"task": "multiclass", "num_classes": len(self.class_names), "validate_args": False}
-        self.train_means: Any = nn.ModuleDict({"loss": TrainingMean(), "accuracy": TrainingMean()})
+        means = nn.ModuleDict({"loss": TrainingMean(), "accuracy": TrainingMean()})
+        self.train_means = cast("Mapping[str, TrainingMean]", means)  # torch does not type the values
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         scores = MetricCollection(
             {"accuracy": Accuracy(average="micro", **task), "macro_f1": F1Score(average="macro", **task)}

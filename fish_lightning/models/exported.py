@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fish_lightning.data.catalog import COLUMNS
+from fish_lightning.data.catalog import COLUMNS, Catalog
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.files import read_rows, shown
 from fish_lightning.models.checkpoint_schema import CLASSES, MEAN, NAME, PIPELINE, STD, Description, undescribed
@@ -92,8 +92,9 @@ def read_export(path: str | Path) -> tuple[dict[str, Any], bytes]:
             f"ckpt: {shown(folder)} is an export of format {version}, this version of fish_lightning reads {FORMAT}\n"
             "export the checkpoint again, or install the version that wrote it"
         )
-    for fault in undescribed(content, {"format": choice(FORMAT), **DESCRIPTION}):
-        raise UserError(f"ckpt: {shown(file)} is corrupt or incomplete ({fault})\nexport the checkpoint again")
+    faults = list(undescribed(content, {"format": choice(FORMAT), **DESCRIPTION}))
+    if faults:
+        raise UserError(f"ckpt: {shown(file)} is corrupt or incomplete ({faults[0]})\nexport the checkpoint again")
     model = model_file(folder, content["name"])
     try:
         graph = model.read_bytes()
@@ -119,12 +120,15 @@ def trained_on(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
     rows, number = read_rows(file, "ckpt", COLUMNS), {name: index for index, name in enumerate(classes)}
     if others := {row["label"] for row in rows} - number.keys():
         raise UserError(f"ckpt: {shown(file)} has a label that is none of the classes: {min(others)}")
-    catalog = {f"{column}s": [row[column] for row in rows] for column in ("path", "photograph", "split")} | {
-        "root": str(Path(content["data"]["root"]).resolve()),
-        "labels": [number[row["label"]] for row in rows],
-        "classes": classes,
-    }
-    return {"catalog": catalog, **{key: content["data"][key] for key in ("split", "seed", "batch_size")}}
+    catalog = Catalog(
+        root=Path(content["data"]["root"]),
+        paths=np.array([row["path"] for row in rows], dtype=np.str_),
+        labels=np.array([number[row["label"]] for row in rows], dtype=np.int64),
+        photographs=np.array([row["photograph"] for row in rows], dtype=np.str_),
+        splits=np.array([row["split"] for row in rows], dtype=np.str_),
+        classes=tuple(classes),
+    )
+    return {"catalog": catalog.state(), **{key: content["data"][key] for key in ("split", "seed", "batch_size")}}
 
 
 class Session:
@@ -209,7 +213,9 @@ class ExportedClassifier(FishClassifier):
         logits, features = (torch.from_numpy(part).to(images.device) for part in computed)
         return logits, features
 
-    single_view = logits_and_features  # the views are in the graph
+    def single_view(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return :meth:`logits_and_features`: the views are in the graph."""
+        return self.logits_and_features(images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, C) of images (N, 3, H, W) uint8."""

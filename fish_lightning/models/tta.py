@@ -7,7 +7,12 @@ from torch import Tensor
 
 #: The views of each setting, the plain image first; an image costs as many times as there are views.
 VIEWS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
-    "flips": (lambda x: x, lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.flip(2, 3)),
+    "flips": (
+        lambda x: x,
+        lambda x: x.flip(3),
+        lambda x: x.flip(2),
+        lambda x: x.flip(2, 3),
+    ),
     "turns": (  # by transposing and flipping, which ONNX has; rot90 gives the same
         lambda x: x,
         lambda x: x.transpose(2, 3).flip(2),

@@ -125,13 +125,14 @@ def _setting_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]
     differing = {key: (was, is_now) for key, (was, is_now) in pairs.items() if was != is_now}
     # The other settings of another optimizer differ too, and need not be named.
     replaced = tuple(key.removesuffix("_target_") for key in differing if key.endswith("._target_"))
-    return [
-        f"another {key}"
-        if any(isinstance(value, list | dict) for value in (was, is_now))
-        else f"{key.removesuffix('._target_')}={as_typed(was)}, not {as_typed(is_now)}"
-        for key, (was, is_now) in differing.items()
-        if key.endswith("._target_") or not key.startswith(replaced)
-    ]
+    named = {key: pair for key, pair in differing.items() if key.endswith("._target_") or not key.startswith(replaced)}
+
+    def difference(key: str, was: Any, is_now: Any) -> str:
+        if isinstance(was, list | dict) or isinstance(is_now, list | dict):
+            return f"another {key}"
+        return f"{key.removesuffix('._target_')}={as_typed(was)}, not {as_typed(is_now)}"
+
+    return [difference(key, was, is_now) for key, (was, is_now) in named.items()]
 
 
 def _value(of: dict[str, Any], key: str) -> Any:

@@ -44,7 +44,9 @@ def build_trainer(
         UserError: a setting is invalid, such as an accelerator that this machine does not have.
     """
     compat.quiet_lightning()
-    chosen = (precision or fastest_precision(cfg.accelerator)) if cfg.precision == "auto" else cfg.precision
+    chosen = cfg.precision
+    if chosen == "auto":
+        chosen = precision or fastest_precision(cfg.accelerator)
     extra: dict[str, Any] = {"precision": chosen, "callbacks": list(callbacks), "logger": list(loggers)}
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):
         extra["enable_checkpointing"] = False
