@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fish_lightning.settings.rules import FLAG, NON_NEGATIVE
+
 if TYPE_CHECKING:
     import lightning as L
     from omegaconf import DictConfig
@@ -78,18 +80,18 @@ def epochs_processed(checkpoint: dict[str, Any]) -> int:
     return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
 
-#: What a resumed run reads of a checkpoint's ``loops``: the type of each entry, by nested keys.
-_COUNTS: dict[str, Any] = dict.fromkeys(("ready", "started", "processed", "completed"), int)
+#: What a resumed run reads of a checkpoint's ``loops``: the rule for each entry, by nested keys.
+_COUNTS = dict.fromkeys(("ready", "started", "processed", "completed"), NON_NEGATIVE)
 _PROGRESS = {"total": _COUNTS, "current": _COUNTS}
-_STEPS = {"total": {"ready": int, "completed": int}}
+_STEPS = {"total": dict.fromkeys(("ready", "completed"), NON_NEGATIVE)}
 LOOPS: dict[str, Any] = {
     "fit_loop": {
         "epoch_progress": _PROGRESS,
-        "epoch_loop.batch_progress": _PROGRESS | {"is_last_batch": bool},
-        "epoch_loop.state_dict": {"_batches_that_stepped": int},
+        "epoch_loop.batch_progress": _PROGRESS | {"is_last_batch": FLAG},
+        "epoch_loop.state_dict": {"_batches_that_stepped": NON_NEGATIVE},
         "epoch_loop.scheduler_progress": _STEPS,
         "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": _STEPS, "zero_grad": _STEPS}},
-        "epoch_loop.val_loop.batch_progress": _PROGRESS | {"is_last_batch": bool},
+        "epoch_loop.val_loop.batch_progress": _PROGRESS | {"is_last_batch": FLAG},
     }
 }
 
@@ -123,9 +125,9 @@ def requeue_signal(trainer: "L.Trainer") -> int | None:
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     environment = trainer._accelerator_connector.cluster_environment
-    return (
-        environment.requeue_signal if isinstance(environment, SLURMEnvironment) and environment.auto_requeue else None
-    )
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        return environment.requeue_signal
+    return None
 
 
 def disable_sigterm_broadcast(trainer: "L.Trainer") -> None:
@@ -188,9 +190,6 @@ WRONG_SIZE = (
     "divisible by",
     "must match the size of tensor",  # of positions that are added to or multiplied with maps of another size
 )
-TOO_SMALL_FOR_BATCH_NORM = "Expected more than 1 value per channel when training"
-#: Of gloo, when another process of the run is gone.
-LOST_PEER = r"Connection (closed|reset) by peer|Broken pipe"
 
 
 def is_wrong_image_size(error: Exception) -> bool:
@@ -200,18 +199,23 @@ def is_wrong_image_size(error: Exception) -> bool:
 
 def is_too_small_for_batch_norm(error: Exception) -> bool:
     """Return whether batch normalization rejected a batch with one value per channel."""
-    return TOO_SMALL_FOR_BATCH_NORM in str(error)
+    return "Expected more than 1 value per channel when training" in str(error)
 
 
 def is_lost_peer(error: Exception) -> bool:
-    """Return whether a collective operation failed because another process is gone."""
-    return re.search(LOST_PEER, str(error)) is not None
+    """Return whether a collective operation of gloo failed because another process of the run is gone."""
+    return re.search(r"Connection (closed|reset) by peer|Broken pipe", str(error)) is not None
 
 
 def refused_global(error: Exception) -> str | None:
     """Return what a checkpoint would have executed when ``torch.load`` refused it; None if that is not the reason."""
     named = re.search(r"GLOBAL (\S+)", str(error))
     return named[1] if named else None
+
+
+def without_worker_traceback(error: BaseException) -> str:
+    """Return the text of an error without the traceback that torch puts before it in a loader worker."""
+    return str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
 
 
 def forget_later_points(writer: Any, step: int) -> None:
@@ -225,14 +229,6 @@ def forget_later_points(writer: Any, step: int) -> None:
 def has_started(logger: Any) -> bool:
     """Return whether a Lightning logger has created its writer, as reading ``logger.experiment`` would."""
     return logger._experiment is not None
-
-
-# torch: errors of loader workers
-
-
-def without_worker_traceback(error: BaseException) -> str:
-    """Return the text of an error without the traceback that torch puts before it in a loader worker."""
-    return str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].strip()
 
 
 # Hydra: one composition of the config, and our own sweepers

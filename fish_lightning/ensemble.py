@@ -32,7 +32,7 @@ def ensemble(cfg: DictConfig) -> float | None:
     from fish_lightning.models.checkpoint import load_checkpoint, restore
     from fish_lightning.models.ensemble import joined_checkpoint
     from fish_lightning.report.run import write_ensemble
-    from fish_lightning.training.ensembles import scored_subset, summarize_ensemble, test_ensemble
+    from fish_lightning.training.ensemble import summarize_ensemble, test_ensemble
     from fish_lightning.training.trainer import build_trainer
 
     members = find_members(cfg.runs)
@@ -41,7 +41,9 @@ def ensemble(cfg: DictConfig) -> float | None:
     model, transform = restore(checkpoint, "the ensemble")
     model.tta = cfg.tta
     recorded = checkpoint["FishDataModule"]
-    subset = scored_subset(Catalog.from_state(recorded["catalog"]))
+    catalog = Catalog.from_state(recorded["catalog"])
+    # Test images of each member; else images that no member was trained on.
+    subset = next((split for split in ("test", "val") if len(catalog.indices(split))), None)
     data = FishDataModule(
         cfg.data.root,
         partial(RecordedSource, state=recorded["catalog"], subset=subset or "train"),

@@ -59,7 +59,7 @@ def default_workers(accelerator: str, cache: str) -> int:
     an image from the cache takes 0.3 ms, less than a worker would take away. Without the cache decoding takes 20 times
     that, and has one worker.
     """
-    if _trains_on_cpu(accelerator):
+    if _device(accelerator) == "cpu":
         return max(0 if cache != "off" else 1, cores() // 8)
     return min(8, cores())
 
@@ -72,7 +72,7 @@ def busy_note(accelerator: str) -> str | None:
     import torch
 
     threads = torch.get_num_threads()
-    if not hasattr(os, "getloadavg") or threads == 1 or not _trains_on_cpu(accelerator):
+    if not hasattr(os, "getloadavg") or threads == 1 or _device(accelerator) != "cpu":
         return None
     load = os.getloadavg()[0]  # of the minute before this program began
     if load + threads <= cores() * 1.5:
@@ -83,12 +83,15 @@ def busy_note(accelerator: str) -> str | None:
     )
 
 
-def _trains_on_cpu(accelerator: str) -> bool:
+def _device(accelerator: str) -> str:
+    """Return the type of device that an accelerator is on this machine: ``cuda``, ``mps``, ``cpu`` …."""
     if accelerator not in ("auto", "gpu", "cuda"):
-        return accelerator == "cpu"
+        return accelerator
     import torch
 
-    return not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def fastest_precision(accelerator: str) -> str:
@@ -99,11 +102,10 @@ def fastest_precision(accelerator: str) -> str:
     """
     import torch
 
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    device = _device(accelerator)
+    if device == "cuda":
         return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "32-true"
-    if accelerator in ("gpu", "cuda", "mps") or (accelerator == "auto" and torch.backends.mps.is_available()):
-        return "32-true"
-    return "bf16-mixed" if cpu_has_bf16() else "32-true"
+    return "bf16-mixed" if device == "cpu" and cpu_has_bf16() else "32-true"
 
 
 def cpu_has_bf16() -> bool:
@@ -118,11 +120,7 @@ def cpu_has_bf16() -> bool:
 
 def uses_cuda(accelerator: str) -> bool:
     """Return whether this accelerator is a CUDA GPU on this machine."""
-    if accelerator not in ("auto", "gpu", "cuda"):
-        return False
-    import torch
-
-    return torch.cuda.is_available()
+    return _device(accelerator) == "cuda"
 
 
 def memory() -> float:

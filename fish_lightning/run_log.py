@@ -28,10 +28,6 @@ class _Logged:
     """A stream whose complete lines are also logged; a progress bar is, when it ends.
 
     What a signal handler prints while a line is being logged is not logged: files refuse a write within a write.
-
-    Args:
-        stream: of the terminal.
-        log: called with each line.
     """
 
     _of_thread = threading.local()  # has the attribute "logs" while this thread logs a line

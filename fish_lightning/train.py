@@ -8,8 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fish_lightning.distributed.jobs import end_with_parent, needs_own_process, run_in_own_process
-from fish_lightning.resume.folders import run_folder_lock
-from fish_lightning.resume.overrides import with_overrides_of_run
+from fish_lightning.resume.folders import run_folder_lock, with_overrides_of_run
 from fish_lightning.settings.command import entry_point
 
 
@@ -29,7 +28,8 @@ def train(cfg: DictConfig) -> float | None:
     from hydra.utils import instantiate
     from lightning.pytorch.callbacks import LearningRateMonitor
 
-    from fish_lightning.distributed.ranks import SameConfig, announce_parent
+    from fish_lightning.distributed.ranks import announce_parent
+    from fish_lightning.distributed.same_config import SameConfig
     from fish_lightning.report import run as report
     from fish_lightning.resume.checkpoints import LastCheckpoint
     from fish_lightning.resume.compatibility import checkpoint_to_resume, finished, require_resumable

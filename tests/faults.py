@@ -109,6 +109,16 @@ class Poison(L.Callback):
         (first if self.inside else module.network).register_forward_hook(poison)
 
 
+class PoisonValidation(L.Callback):
+    """Makes the output of the network NaN in validations; training is not affected."""
+
+    def on_validation_start(self, trainer, module):
+        self.hook = module.network.register_forward_hook(lambda layer, inputs, output: output * float("nan"))
+
+    def on_validation_end(self, *_):
+        self.hook.remove()
+
+
 class OutOfTime(L.Callback):
     """Ends the run after a step, as Lightning's timer does with ``trainer.max_time``."""
 

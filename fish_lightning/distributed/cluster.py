@@ -7,13 +7,12 @@ from typing import Any
 
 #: Environment variable with the id of the parent process, if that is a process of this program.
 PARENT = "FISH_LIGHTNING_PARENT"
-#: Variables that are not 0 in processes other than the first of a run.
-_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
 def is_first_process() -> bool:
     """Return whether this is the first process of its run, according to the environment."""
-    return all(os.environ.get(name, "0") in ("", "0") for name in _RANK_VARIABLES)
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") in ("", "0") for name in ranks)
 
 
 def is_started_as_tasks() -> bool:

@@ -1,16 +1,12 @@
-"""What the processes of a run share: gathered values and one config."""
+"""What the processes of a run exchange, and who starts them."""
 
 import os
 from typing import Any, TypeVar
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig
 
 from fish_lightning.distributed.cluster import PARENT
-from fish_lightning.distributed.same_config import fingerprint, settings
-from fish_lightning.errors import UserError
 
 T = TypeVar("T")
 
@@ -72,46 +68,3 @@ def announce_parent(trainer: L.Trainer) -> None:
     """Give the ranks that Lightning will start the id of this process, so that they end when it does."""
     if starts_processes(trainer):
         os.environ[PARENT] = str(os.getpid())
-
-
-class SameConfig(Callback):
-    """Compares a hash of the config across all processes and ends the run if it differs.
-
-    No curve shows that ranks train with different hyperparameters (lightning-hydra-template issue 393).
-
-    Args:
-        cfg: the whole config of this process.
-    """
-
-    def __init__(self, cfg: DictConfig) -> None:
-        self.settings = settings(cfg)
-        self.hash = fingerprint(self.settings)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the settings, which a resumed run compares (:mod:`fish_lightning.resume.compatibility`)."""
-        return {"settings": self.settings}
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Compare, as soon as there is a process group.
-
-        Raises:
-            UserError: the configs differ, or a split has fewer images than there are processes.
-        """
-        if trainer.world_size == 1:
-            return
-        if len(set(gathered(self.hash))) > 1:
-            first, *others = gathered(self.settings)
-            named = {key for other in others for key in other.keys() | first.keys() if other.get(key) != first.get(key)}
-            shown = ", ".join(f"{key} ({self._values(key, [first, *others])})" for key in sorted(named)[:3])
-            raise UserError(f"the processes of this run have different configs: {shown}")
-        counts = trainer.datamodule.catalog.counts()  # type: ignore[attr-defined]
-        for split in ("train", "val", "test"):
-            if 0 < counts[split] < trainer.world_size:
-                raise UserError(
-                    f"{counts[split]} {split} images for {trainer.world_size} processes: each needs at least one\n"
-                    "use fewer processes: trainer.devices, trainer.num_nodes"
-                )
-
-    @staticmethod
-    def _values(key: str, configs: list[dict[str, Any]]) -> str:
-        return " / ".join(dict.fromkeys(str(config.get(key)) for config in configs))

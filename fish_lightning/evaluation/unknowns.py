@@ -169,10 +169,10 @@ def keep_threshold(scores: Floats, photographs: Names | None = None) -> float:
 
 
 class _Side(NamedTuple):
-    """Scores (N,) of known or of unknown images, sorted to fall, each with its photograph and its weight."""
+    """Scores (N,) of known or of unknown images, sorted to fall, each with its photograph (an index) and its weight."""
 
     scores: Floats
-    index: Ints
+    groups: Ints
     weights: Floats
 
 
@@ -195,10 +195,10 @@ def _figures(
     above = np.searchsorted(-known.scores, -unknown.scores, side="left")
     not_below = np.searchsorted(-known.scores, -unknown.scores, side="right")
     accepted = np.searchsorted(-unknown.scores, -known.scores, side="right")
-    drawn = unknown.weights * unknown_counts[:, unknown.index]
+    drawn = unknown.weights * unknown_counts[:, unknown.groups]
     kept, taken = (
         np.pad(np.cumsum(weights, axis=1), ((0, 0), (1, 0)))
-        for weights in (known.weights * known_counts[:, known.index], drawn)
+        for weights in (known.weights * known_counts[:, known.groups], drawn)
     )
     auroc = ((kept[:, above] + kept[:, not_below]) * drawn).sum(axis=1) / (2 * kept[:, -1] * taken[:, -1])
     last = (kept[:, 1:] >= KEPT * kept[:, -1:] - 1e-9).argmax(axis=1)

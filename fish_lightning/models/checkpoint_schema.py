@@ -21,6 +21,7 @@ from fish_lightning.models.optimizers import parameter_groups
 from fish_lightning.models.timm_networks import NotInstalled
 from fish_lightning.models.whitelist import pipeline_fault
 from fish_lightning.settings.rules import (
+    ANYTHING,
     COUNT,
     FLAG,
     NON_NEGATIVE,
@@ -47,10 +48,17 @@ def dict_of(item: Rule, words: str, least: int = 0) -> Rule:
     return Rule(
         (words,),
         lambda v: (
-            isinstance(v, dict)
-            and len(v) >= least
-            and all(isinstance(key, str) and item.accepts(part) for key, part in v.items())
+            isinstance(v, dict) and len(v) >= least and all(map(TEXT.accepts, v)) and all(map(item.accepts, v.values()))
         ),
+    )
+
+
+def like(part: torch.Tensor) -> Rule:
+    """Return a rule for tensors with the shape of ``part`` and, as it has, numbers or integers."""
+    noun = "numbers" if part.is_floating_point() else "integers"
+    return Rule(
+        (f"{noun} of shape {tuple(part.shape)}",),
+        lambda v: TENSOR.accepts(v) and v.shape == part.shape and v.is_floating_point() == part.is_floating_point(),
     )
 
 
@@ -62,16 +70,14 @@ TENSOR = Rule(
 )
 SCORE = FLOAT | NULL
 DICT = Rule(("a dict",), lambda v: isinstance(v, dict))
-CLASSES = Rule(
-    ("at least two different names",),
-    lambda v: list_of(NAME, "", 2).accepts(v) and len(set(v)) == len(v),
-)
-THREE = Rule(("three numbers",), lambda v: list_of(number(), "", 3).accepts(v) and len(v) == 3)
-THREE_POSITIVE = Rule(("three numbers above 0",), lambda v: THREE.accepts(v) and min(v) > 0)
+CLASSES = Rule(("at least two different names",), lambda v: list_of(NAME, "", 2).accepts(v) and len(set(v)) == len(v))
+MEAN = Rule(("three numbers",), lambda v: list_of(number(), "", 3).accepts(v) and len(v) == 3)
+STD = Rule(("three numbers above 0",), lambda v: MEAN.accepts(v) and min(v) > 0)
 PIPELINE = Rule(("a pipeline of allowed transforms that ends in ToTensorV2",), lambda v: pipeline_fault(v) is None)
+INDICES = list_of(NON_NEGATIVE, "a list of indices")
 SUMS = list_of(list_of(FLOAT, ""), "a list of sums and numbers of images")
 
-MEMBER: dict[str, Description] = {"name": TEXT, "mean": THREE, "std": THREE_POSITIVE}
+MEMBER: dict[str, Description] = {"name": TEXT, "mean": MEAN, "std": STD}
 MEMBERS = Rule(
     ("at least two dicts of name, mean and std",),
     lambda v: list_of(DICT, "", 2).accepts(v) and not any(next(undescribed(of, MEMBER), "") for of in v),
@@ -83,8 +89,8 @@ CHECKPOINT: dict[str, Description] = {
         "class_names": CLASSES,
         "name": TEXT,
         "eval_transform": PIPELINE,
-        "mean?": THREE,
-        "std?": THREE_POSITIVE,
+        "mean?": MEAN,
+        "std?": STD,
         "label_smoothing?": PROBABILITY,
         "channels_last?": FLAG,
         "compile?": FLAG,
@@ -107,17 +113,10 @@ CHECKPOINT: dict[str, Description] = {
         "processes": COUNT,
     },
     "precision": PRECISION,
-    "unreadable?": list_of(NON_NEGATIVE, "a list of indices"),
+    "unreadable?": INDICES,
     "train_loss?": SUMS,
     "train_accuracy?": SUMS,
 }
-
-
-def _typed(types: Any) -> Description:
-    """Return the description of nested counts and flags (:data:`fish_lightning.compat.LOOPS`)."""
-    if isinstance(types, dict):
-        return {key: _typed(part) for key, part in types.items()}
-    return FLAG if types is bool else NON_NEGATIVE
 
 
 RESUMABLE: dict[str, Description] = {
@@ -128,16 +127,14 @@ RESUMABLE: dict[str, Description] = {
     "lr_schedulers": list_of(
         Rule((), lambda v: isinstance(v, dict) and NON_NEGATIVE.accepts(v.get("last_epoch"))), "a list of states"
     ),
-    "loops": _typed(compat.LOOPS),
+    "loops": compat.LOOPS,
     "callbacks": dict_of(DICT, "a dict of states", 1),
     "next_row?": dict_of(FLOAT, "a dict of numbers"),
 }
 
 #: By name, without the arguments that Lightning adds; those of other callbacks are not described.
 CALLBACKS: dict[str, Description] = {
-    "SameConfig": {
-        "settings": Rule(("a dict of settings",), lambda v: isinstance(v, dict) and all(map(TEXT.accepts, v)))
-    },
+    "SameConfig": {"settings": dict_of(ANYTHING, "a dict of settings")},
     "History": {
         "rows": list_of(dict_of(SCORE, ""), "a list of epochs"),
         **dict.fromkeys(("seconds", "train_seconds", "seconds_before_epoch"), number("[0, inf)")),
@@ -150,7 +147,7 @@ CALLBACKS: dict[str, Description] = {
         "stopped_epoch": NON_NEGATIVE,
         "best_score": TENSOR,
         "patience": NON_NEGATIVE,
-        "stopping_reason?": number("[0, 3]", "an integer", int),
+        "stopping_reason?": number("[0, 4]", "an integer", int),
     },
     "BestCheckpoint": {
         "monitor": TEXT | NULL,
@@ -164,6 +161,9 @@ CALLBACKS: dict[str, Description] = {
         "best_metrics": dict_of(FLOAT, "a dict of scores"),
     },
 }
+GROUP = Rule((), lambda v: DICT.accepts(v) and FLOAT.accepts(v.get("lr")) and INDICES.accepts(v.get("params")))
+GROUPS = list_of(GROUP, "a list of settings with params and lr")
+STEP = Rule(("a number",), lambda v: (TENSOR | FLOAT).accepts(v) and torch.as_tensor(v).numel() == 1)
 #: What an optimizer keeps for each weight, in its shape, by the setting of a group that makes it.
 _KEPT = {
     "betas": ("exp_avg", "exp_avg_sq"),
@@ -196,8 +196,8 @@ def require_well_formed(checkpoint: dict[str, Any], file: Any, resumable: bool =
 def _faults(checkpoint: dict[str, Any], resumable: bool) -> Iterator[str]:
     """Yield what is wrong; each part may rely on those before it."""
     yield from undescribed(checkpoint, CHECKPOINT)
-    yield from _lengths(checkpoint)
-    arguments = checkpoint["hyper_parameters"]
+    yield from undescribed(checkpoint, _related(checkpoint))
+    arguments, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
     try:
         with torch.device("meta"):  # names and shapes only
             members, classes = arguments.get("members"), len(arguments["class_names"])
@@ -207,7 +207,9 @@ def _faults(checkpoint: dict[str, Any], resumable: bool) -> Iterator[str]:
     except UserError as error:
         yield f"hyper_parameters.name: {first_line(error)}"
         return
-    yield from _weights(checkpoint["state_dict"], network)
+    expected = {PREFIX + name: like(part) for name, part in network.state_dict().items()}
+    yield from (f"state_dict.{name} belongs to another network" for name in sorted(weights.keys() - expected.keys()))
+    yield from undescribed(weights, expected, "state_dict")
     if resumable:
         yield from undescribed(checkpoint, RESUMABLE)
         callbacks = compat.callback_states(checkpoint)
@@ -238,46 +240,36 @@ def undescribed(value: Any, description: Description, where: str = "") -> Iterat
                 yield f"{path} is missing"
 
 
-def _lengths(checkpoint: dict[str, Any]) -> Iterator[str]:
-    """Yield entries that do not fit the number of images, classes or processes."""
-    data = checkpoint["FishDataModule"]
-    catalog = data["catalog"]
-    images, classes = len(catalog["paths"]), len(catalog["classes"])
-    if list(catalog["classes"]) != list(checkpoint["hyper_parameters"]["class_names"]):
-        yield "FishDataModule.catalog.classes: expected those of hyper_parameters.class_names"
-    if len(catalog["labels"]) != images or max(catalog["labels"]) >= classes:
-        yield f"FishDataModule.catalog.labels: expected {images} integers from 0 to {classes - 1}"
-    for column in ("photographs", "splits"):
-        if len(catalog[column]) != images:
-            yield f"FishDataModule.catalog.{column}: expected {images} entries"
-    files = data.get("files")
-    if files is not None and (files.shape != (images, 2) or files.dtype != torch.int64):
-        yield f"FishDataModule.files: expected integers of shape {(images, 2)}"
-    if max(checkpoint.get("unreadable", ()), default=0) >= images:
-        yield f"unreadable: expected integers from 0 to {images - 1}"
-    for name in ("train_loss", "train_accuracy"):
-        sums = checkpoint.get(name)
-        if sums is not None and [len(pair) for pair in sums] != [2] * data["processes"]:
-            yield f"{name}: expected {data['processes']} pairs of numbers, one for each process"
-
-
-def _weights(weights: dict[str, torch.Tensor], network: nn.Module) -> Iterator[str]:
-    """Yield weights that are not those of the network."""
-    expected = {PREFIX + name: part for name, part in network.state_dict().items()}
-    for name in sorted(weights.keys() ^ expected.keys()):
-        yield f"state_dict.{name} " + ("is missing" if name in expected else "belongs to another network")
-    for name, part in expected.items():
-        found = weights[name]
-        if found.shape != part.shape or found.is_floating_point() != part.is_floating_point():
-            noun = "numbers" if part.is_floating_point() else "integers"
-            yield f"state_dict.{name}: expected {noun} of shape {tuple(part.shape)}"
+def _related(checkpoint: dict[str, Any]) -> Description:
+    """Return the description of what follows from the number of images, classes or processes."""
+    data, names = checkpoint["FishDataModule"], list(checkpoint["hyper_parameters"]["class_names"])
+    images, processes = len(data["catalog"]["paths"]), data["processes"]
+    entries = Rule((f"{images} entries",), lambda v: len(v) == images)
+    pairs = Rule((f"{processes} pairs of numbers, one for each process",), lambda v: [*map(len, v)] == [2] * processes)
+    return {
+        "FishDataModule": {
+            "catalog": {
+                "classes": Rule(("those of hyper_parameters.class_names",), lambda v: list(v) == names),
+                "labels": Rule(
+                    (f"{images} integers from 0 to {len(names) - 1}",),
+                    lambda v: len(v) == images and max(v) < len(names),
+                ),
+                "photographs": entries,
+                "splits": entries,
+            },
+            "files?": Rule(
+                (f"integers of shape {(images, 2)}",), lambda v: v.shape == (images, 2) and v.dtype == torch.int64
+            ),
+        },
+        "unreadable?": Rule((f"integers from 0 to {images - 1}",), lambda v: max(v, default=0) < images),
+        "train_loss?": pairs,
+        "train_accuracy?": pairs,
+    }
 
 
 def _in_groups(network: nn.Module, layer_decay: Any, decay_norms: Any) -> list[tuple[str, nn.Parameter]]:
     """Return the weights of the network in the order of the optimizer's parameter groups, which numbers them."""
     names = {id(weight): name for name, weight in network.named_parameters()}
-    if layer_decay is None and decay_norms:
-        return [(names[id(weight)], weight) for weight in network.parameters()]
     groups = parameter_groups(network, 1.0, layer_decay, bool(decay_norms))
     return [(names[id(weight)], weight) for group in groups for weight in group["params"]]
 
@@ -287,51 +279,32 @@ def _optimizer(
 ) -> Iterator[str]:
     """Yield what an optimizer's state lacks for the weights of the network; there is none for frozen ones."""
     indices = list(range(len(weights)))
-    stepped = checkpoint["global_step"] > skipped
-    for number_, state in enumerate(checkpoint["optimizer_states"]):
-        where = f"optimizer_states.{number_}"
-        groups, of_weights = state.get("param_groups"), state.get("state")
-        if not isinstance(groups, list) or not all(map(_is_group, groups)):
-            yield f"{where}.param_groups: expected a list of settings with params and lr"
-            return
+    described = {
+        "param_groups": GROUPS,
+        "state": Rule(
+            (f"a dict for each of {len(weights)} weights",),
+            lambda v: DICT.accepts(v) and v.keys() <= {*indices} and all(map(DICT.accepts, v.values())),
+        ),
+    }
+    for place, optimizer in enumerate(checkpoint["optimizer_states"]):
+        where = f"optimizer_states.{place}"
+        yield from undescribed(optimizer, described, where)
+        groups, states = optimizer["param_groups"], optimizer["state"]
         if sorted(index for group in groups for index in group["params"]) != indices:
             yield f"{where}.param_groups: expected each of {len(weights)} weights once"
-            return
-        if not isinstance(of_weights, dict) or not all(
-            index in indices and isinstance(part, dict) for index, part in of_weights.items()
-        ):
-            yield f"{where}.state: expected a dict for each of {len(weights)} weights"
-            return
         for group in groups:
             kept = [name for setting, names in _KEPT.items() if group.get(setting) for name in names]
-            if kept and stepped and not of_weights:
+            if kept and not states and checkpoint["global_step"] > skipped:
                 yield f"{where}.state is empty"
             for index in group["params"]:
                 name, weight = weights[index]
-                if index in of_weights:
-                    yield from _state_of_weight(of_weights[index], kept, weight.shape, f"{where}.state.{index}")
-                elif kept and of_weights and not frozen and not name.startswith(AUXILIARY):
+                if index in states:
+                    yield from _state_of_weight(states[index], kept, weight, f"{where}.state.{index}")
+                elif kept and states and not frozen and not name.startswith(AUXILIARY):
                     yield f"{where}.state.{index} is missing ({name})"
 
 
-def _state_of_weight(state: dict[str, Any], kept: list[str], shape: torch.Size, where: str) -> Iterator[str]:
+def _state_of_weight(state: dict[str, Any], kept: list[str], weight: torch.Tensor, where: str) -> Iterator[str]:
     """Yield what is wrong with the state that an optimizer keeps for a weight."""
-    steps = state.get("step", 0)
-    if not (TENSOR | FLOAT).accepts(steps) or torch.as_tensor(steps).numel() != 1:
-        yield f"{where}.step: expected a number"
-    for name in kept:
-        part = state.get(name)
-        if part is None:
-            yield f"{where}.{name} is missing"
-        elif not TENSOR.accepts(part) or part.shape != shape or not part.is_floating_point():
-            yield f"{where}.{name}: expected numbers of shape {tuple(shape)}"
-        elif bool(part.isnan().any()):
-            yield f"{where}.{name} contains NaN"
-
-
-def _is_group(group: Any) -> bool:
-    return (
-        isinstance(group, dict)
-        and FLOAT.accepts(group.get("lr"))
-        and list_of(NON_NEGATIVE, "").accepts(group.get("params"))
-    )
+    yield from undescribed(state, {"step?": STEP, **dict.fromkeys(kept, like(weight))}, where)
+    yield from (f"{where}.{name} contains NaN" for name in kept if state[name].isnan().any())

@@ -3,8 +3,8 @@
 Its checkpoints contain class names and evaluation transform: evaluation and prediction require nothing else.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import lightning as L
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Accuracy, F1Score, MeanMetric, MetricCollection
+from torchmetrics import Accuracy, F1Score, MeanMetric, Metric, MetricCollection
 
 from fish_lightning import compat
 from fish_lightning.data.dataset import UNREADABLE
@@ -21,11 +21,10 @@ from fish_lightning.distributed.ranks import gathered, share_of_step
 from fish_lightning.errors import UserError, first_line, one_line
 from fish_lightning.evaluation.outputs import Predictions
 from fish_lightning.models.ensemble import EnsembleNetwork
-from fish_lightning.models.metrics import TrainingMean
 from fish_lightning.models.network import accepted_size, build_network, head_name, normalization, weights_record
 from fish_lightning.models.optimizers import NetworkParameters
 from fish_lightning.models.tta import mean_log_probabilities, views
-from fish_lightning.models.whitelist import require_allowed
+from fish_lightning.models.whitelist import pipeline_fault
 
 Batch = dict[str, Any]
 Arrays = tuple[npt.NDArray[Any], ...]
@@ -78,10 +77,11 @@ class FishClassifier(L.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
     ) -> None:
-        require_allowed(eval_transform or {})
+        fault = pipeline_fault(eval_transform) if eval_transform else None
+        if fault:
+            raise UserError(f"transforms.eval: {fault}")
         super().__init__()
-        of_training = ["loss", "class_weights", "optimizer", "scheduler"]
-        self.save_hyperparameters(ignore=of_training, logger=False)
+        self.save_hyperparameters(ignore=["loss", "class_weights", "optimizer", "scheduler"], logger=False)
         self.class_names = tuple(class_names)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         if optimizer is not None:
@@ -106,11 +106,10 @@ class FishClassifier(L.LightningModule):
     def configure_network(self) -> None:
         """Build the network, in its memory format and compiled if asked for."""
         classes, members = len(self.class_names), self.hparams["members"]
-        network: nn.Module = (
-            EnsembleNetwork(members, classes)
-            if members
-            else build_network(self.hparams["name"], classes, self.hparams["weights"])
-        )
+        if members:
+            network: nn.Module = EnsembleNetwork(members, classes)
+        else:
+            network = build_network(self.hparams["name"], classes, self.hparams["weights"])
         if self.hparams["channels_last"]:
             network = network.to(memory_format=torch.channels_last)
         if self.hparams["compile"]:
@@ -128,8 +127,9 @@ class FishClassifier(L.LightningModule):
         """Create one metric collection per stage."""
         # Validating labels and logits would synchronize a GPU at each batch.
         task: dict[str, Any] = {"task": "multiclass", "num_classes": len(self.class_names), "validate_args": False}
-        self.train_loss, self.val_loss, self.test_loss = TrainingMean(), MeanMetric(), MeanMetric()
-        self.train_accuracy = TrainingMean()
+        means = nn.ModuleDict({"loss": TrainingMean(), "accuracy": TrainingMean()})
+        self.train_means = cast("Mapping[str, TrainingMean]", means)  # torch does not type the values
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         scores = MetricCollection(
             {"accuracy": Accuracy(average="micro", **task), "macro_f1": F1Score(average="macro", **task)}
         )
@@ -155,10 +155,7 @@ class FishClassifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip gradients as configured; a skipped batch has none, which torch refuses to clip."""
         if any(parameter.grad is not None for parameter in self.parameters()):
@@ -181,11 +178,7 @@ class FishClassifier(L.LightningModule):
         return output if isinstance(output, Tensor) else output[0]
 
     def _explain_size(self, error: Exception, n: int, height: int, width: int) -> None:
-        """Explain an error of the network about the size of images.
-
-        Raises:
-            UserError: ``error`` is about the size.
-        """
+        """Raise a ``UserError`` if an error of the network is about the size of images."""
         name = self.hparams["name"]
         if compat.is_too_small_for_batch_norm(error):
             raise UserError(
@@ -206,13 +199,13 @@ class FishClassifier(L.LightningModule):
     def on_train_start(self) -> None:
         """Restore the training means of an epoch that is continued."""
         for name, sums in self._resumed.items():
-            getattr(self, name).restore(sums[self.trainer.global_rank])
+            self.train_means[name].restore(sums[self.trainer.global_rank])
         self._resumed = {}
 
     def on_train_epoch_start(self) -> None:
-        """Reset the mean loss; Lightning does not call this when a run is resumed within an epoch."""
-        self.train_loss.reset()
-        self.train_accuracy.reset()
+        """Reset the training means; Lightning does not call this when a run is resumed within an epoch."""
+        for mean in self.train_means.values():
+            mean.reset()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss of one batch.
@@ -220,35 +213,31 @@ class FishClassifier(L.LightningModule):
         A batch is skipped if unreadable images leave none of its images, or a single one, which batch normalization may
         refuse.
         """
-        images, labels, _ = self._readable(batch)
+        readable = self._readable(batch)
+        labels: Tensor = readable["label"]
         is_skipped = len(labels) < min(2, len(batch["label"]))
         share = share_of_step(0 if is_skipped else len(labels), self.device)
         if is_skipped:
             # Other processes wait for the gradients of this one: return zeros.
             return self(batch["image"]).sum() * 0 if self.trainer.world_size > 1 else None
-        target = labels if "target" not in batch else self._readable_rows(batch, "target", len(labels))
-        logits = self._logits(batch, images)
+        target = readable.get("target", labels)
+        logits = self._logits(readable)
         losses = self.train_criterion(logits, target)
         if self.class_weights is not None:
             losses = losses * (self.class_weights[target] if target.dim() == 1 else target @ self.class_weights)
         loss: Tensor = losses.mean()
-        self.train_loss.update(loss.detach(), len(labels))
-        self.train_accuracy.update((logits.detach().argmax(1) == labels).float().mean(), len(labels))
-        for name, mean in (("loss", self.train_loss), ("accuracy", self.train_accuracy)):
+        self.train_means["loss"].update(loss.detach(), len(labels))
+        self.train_means["accuracy"].update((logits.detach().argmax(1) == labels).float().mean(), len(labels))
+        for name, mean in self.train_means.items():
             self.log(f"train/{name}", mean, on_step=False, on_epoch=True, batch_size=len(labels))
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=len(labels))
         return loss * share
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the validation metrics."""
-        images, labels, _ = self._readable(batch)
-        if len(labels) == 0:
-            return
-        logits = self._logits(batch, images).float()
-        self.val_loss.update(self.criterion(logits, labels))
-        self.val_metrics.update(logits, labels)
-        self.log("val/loss", self.val_loss, on_epoch=True, batch_size=len(labels))
-        self.log_dict(self.val_metrics, on_epoch=True, batch_size=len(labels))
+        batch = self._readable(batch)
+        if len(batch["label"]):
+            self._measure("val", self._logits(batch).float(), batch["label"])
 
     def on_test_epoch_start(self) -> None:
         """Clear the predictions of a previous test."""
@@ -256,15 +245,11 @@ class FishClassifier(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the test metrics and keep what :meth:`test_predictions` returns."""
-        images, labels, indices = self._readable(batch)
-        if len(labels) == 0:
-            return
-        logits, features = self.logits_and_features(images)
-        self.test_loss.update(self.criterion(logits, labels))
-        self.test_metrics.update(logits, labels)
-        self.log("test/loss", self.test_loss, on_epoch=True, batch_size=len(labels))
-        self.log_dict(self.test_metrics, on_epoch=True, batch_size=len(labels))
-        self._tested.append(_as_arrays(indices, labels, logits, features))
+        batch = self._readable(batch)
+        if len(batch["label"]):
+            logits, features = self.logits_and_features(batch["image"])
+            self._measure("test", logits, batch["label"])
+            self._tested.append(_as_arrays(batch["index"], batch["label"], logits, features))
 
     def test_predictions(self) -> Predictions:
         """Return the predictions of the last test, gathered from all processes, in catalog order.
@@ -313,38 +298,78 @@ class FishClassifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the precision for evaluations, and training-loss sums and unreadable images for resumed runs."""
         checkpoint["precision"] = str(self.trainer.precision)
-        for name in ("train_loss", "train_accuracy"):
-            checkpoint[name] = gathered(getattr(self, name).sums())
-        checkpoint["unreadable"] = sorted(set().union(*gathered(self.unreadable)))
+        for name, mean in self.train_means.items():
+            checkpoint[f"train_{name}"] = gathered(mean.sums())
+        checkpoint["unreadable"] = self.all_unreadable()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the unreadable images and the sums of the training loss."""
         self.unreadable |= set(checkpoint.get("unreadable", ()))
-        self._resumed = {name: checkpoint[name] for name in ("train_loss", "train_accuracy") if name in checkpoint}
+        stored = {name: checkpoint.get(f"train_{name}") for name in self.train_means}
+        self._resumed = {name: sums for name, sums in stored.items() if sums}
 
-    def _logits(self, batch: Batch, images: Tensor) -> Tensor:
-        """Return logits of the readable images of a batch; of ``features`` where the callback ``Freeze`` has them."""
-        if "features" not in batch:
-            logits: Tensor = self(images)
-            return logits
-        head = self.network.get_submodule(head_name(self.hparams["name"]))
-        return head(self._readable_rows(batch, "features", len(images)).to(self.mean.dtype))  # type: ignore[no-any-return]
+    def all_unreadable(self) -> list[int]:
+        """Return the indices of the images that a process of the run could not read; all processes call this."""
+        return sorted(set().union(*gathered(self.unreadable)))
 
-    def _readable_rows(self, batch: Batch, name: str, readable: int) -> Tensor:
-        """Return the rows of a tensor of a batch, of which that many are of readable images."""
-        rows: Tensor = batch[name]
-        return rows if len(rows) == readable else rows[batch["label"] != UNREADABLE]
+    def _measure(self, stage: str, logits: Tensor, labels: Tensor) -> None:
+        """Update and log the loss and the metrics of a stage."""
+        loss, metrics = getattr(self, f"{stage}_loss"), getattr(self, f"{stage}_metrics")
+        loss.update(self.criterion(logits, labels))
+        metrics.update(logits, labels)
+        self.log(f"{stage}/loss", loss, on_epoch=True, batch_size=len(labels))
+        self.log_dict(metrics, on_epoch=True, batch_size=len(labels))
 
-    def _readable(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return images, labels and indices of the readable images, and record the others."""
-        images, labels, indices = batch["image"], batch["label"], batch["index"]
+    def _logits(self, batch: Batch) -> Tensor:
+        """Return logits of the images of a batch; of ``features`` where the callback ``Freeze`` has them."""
+        if "features" in batch:
+            head = self.network.get_submodule(head_name(self.hparams["name"]))
+            return head(batch["features"].to(self.mean.dtype))  # type: ignore[no-any-return]
+        return self(batch["image"])  # type: ignore[no-any-return]
+
+    def _readable(self, batch: Batch) -> Batch:
+        """Return what a batch has of its readable images, and record the others."""
         if batch.get("complete"):  # known without synchronizing the device
-            return images, labels, indices
-        readable = labels != UNREADABLE
+            return batch
+        readable = batch["label"] != UNREADABLE
         if bool(readable.all()):
-            return images, labels, indices
-        self.unreadable.update(indices[~readable].tolist())
-        return images[readable], labels[readable], indices[readable]
+            return batch
+        self.unreadable.update(batch["index"][~readable].tolist())
+        return {name: rows[readable] for name, rows in batch.items() if isinstance(rows, Tensor)}
+
+
+class TrainingMean(Metric):
+    """Mean over the images of an epoch of what their batches have as a mean, without NaN and infinite values.
+
+    ``torchmetrics.MeanMetric`` checks for such values on the host, which synchronizes a GPU at each step.
+    """
+
+    total: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("images", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, images: int) -> None:
+        """Add the mean of a batch."""
+        finite = mean.isfinite()
+        self.total += torch.where(finite, mean, 0.0) * images
+        self.images += finite * images
+
+    def compute(self) -> Tensor:
+        """Return the mean."""
+        return self.total / self.images
+
+    def sums(self) -> tuple[float, float]:
+        """Return total and images of this process, for a checkpoint within an epoch."""
+        return float(self.total), float(self.images)
+
+    def restore(self, sums: tuple[float, float]) -> None:
+        """Continue from what :meth:`sums` returned."""
+        self.total.fill_(sums[0])
+        self.images.fill_(sums[1])
 
 
 def collect(batches: Sequence[Arrays]) -> Predictions:
@@ -373,11 +398,7 @@ def _as_arrays(indices: Tensor, labels: Tensor, logits: Tensor, features: Tensor
 
 
 def _create(group: str, create: Callable[..., T], *arguments: Any) -> T:
-    """Return ``create(*arguments)``.
-
-    Raises:
-        UserError: a setting of the config group is invalid.
-    """
+    """Return ``create(*arguments)``; a ``UserError`` shows the settings of the config group if one is invalid."""
     try:
         return create(*arguments)
     except (TypeError, ValueError, ZeroDivisionError) as error:

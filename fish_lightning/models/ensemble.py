@@ -145,9 +145,8 @@ def _require_same(first: str, one: Mapping[str, Any], name: str, other: Mapping[
 
 def _steps(arguments: Mapping[str, Any]) -> str:
     """Return the steps of an evaluation transform, with their sizes."""
-    steps = arguments["eval_transform"]["transform"]["transforms"]
-    sizes = ["x".join(str(step[key]) for key in ("height", "width") if key in step) for step in steps]
-    return ", ".join(
-        f"{step['__class_fullname__'].rpartition('.')[2]} {size}".strip()
-        for step, size in zip(steps, sizes, strict=True)
-    )
+    steps = []
+    for step in arguments["eval_transform"]["transform"]["transforms"]:
+        size = "x".join(str(step[key]) for key in ("height", "width") if key in step)
+        steps.append(f"{step['__class_fullname__'].rpartition('.')[2]} {size}".strip())
+    return ", ".join(steps)

@@ -24,15 +24,7 @@ from torch import Tensor
 from fish_lightning.data.catalog import COLUMNS, Catalog
 from fish_lightning.errors import UserError, first_line
 from fish_lightning.files import read_rows, shown
-from fish_lightning.models.checkpoint_schema import (
-    CLASSES,
-    NAME,
-    PIPELINE,
-    THREE,
-    THREE_POSITIVE,
-    Description,
-    undescribed,
-)
+from fish_lightning.models.checkpoint_schema import CLASSES, MEAN, NAME, PIPELINE, STD, Description, undescribed
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.settings.rules import COUNT, MODEL_NAME, SEED, SIZE, TEXT, TTA, Rule, choice
 
@@ -51,7 +43,7 @@ DESCRIPTION: dict[str, Description] = {
     "sha256": _HASH,
     "classes": CLASSES,
     "size": {"height": SIZE, "width": SIZE},
-    "preprocessing": {"transform": PIPELINE, "mean": THREE, "std": THREE_POSITIVE},
+    "preprocessing": {"transform": PIPELINE, "mean": MEAN, "std": STD},
     "tta": TTA,
     "checkpoint": {"file": NAME, "sha256": _HASH, "weights": _HASH, "precision": TEXT},
     "data": {"root": NAME, "split": TEXT, "seed": SEED, "batch_size": COUNT},

@@ -1,6 +1,5 @@
 """The network: any classification model of torchvision or timm, with a head for the classes of the data."""
 
-import copy
 import functools
 import pickle
 import urllib.error
@@ -82,13 +81,7 @@ def weights_record(name: str, weights: str | None) -> dict[str, str | None] | No
     """
     if weights is None:
         return None
-    source, file, license = weights, Path(weights), None
-    if weights == "imagenet" and is_timm(name):
-        source, file = timm_networks.pretrained_file(name)
-        license = timm_networks.pretrained_config(name).license
-    elif weights == "imagenet":
-        published = _published(name)
-        source, file = published.url, _cached(published)
+    source, file, license = _imagenet(name) if weights == "imagenet" else (weights, Path(weights), None)
     return {"source": source, "sha256": sha256_of(file), "license": license}
 
 
@@ -129,22 +122,25 @@ def _published(name: str) -> Any:
     return get_model_weights(name)["DEFAULT"]  # an alias of the enum's best member
 
 
-def _cached(weights: Any) -> Path:
-    return Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+def _imagenet(name: str) -> tuple[str, Path, str | None]:
+    """Return source, file and license of the pretrained weights; of torchvision, the file may not be there yet."""
+    if is_timm(name):
+        return *timm_networks.pretrained_file(name), timm_networks.pretrained_config(name).license
+    url = _published(name).url
+    return url, Path(torch.hub.get_dir(), "checkpoints", Path(url).name), None
 
 
 def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
+    source, file, _ = _imagenet(name)
     if is_timm(name):
-        return _file_state(timm_networks.pretrained_file(name)[1])
-    weights = _published(name)
-    file = _cached(weights)
+        return _file_state(file)
     try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+        return dict(_published(name).get_state_dict(progress=False, check_hash=True, weights_only=True))
     except (pickle.UnpicklingError, EOFError, LookupError, ValueError) as error:
         raise UserError(f"model.weights=imagenet: {file} is corrupt ({first_line(error)})\nremove it") from None
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise UserError(
-            f"model.weights=imagenet: {weights.url} could not be downloaded ({getattr(error, 'reason', error)})\n"
+            f"model.weights=imagenet: {source} could not be downloaded ({getattr(error, 'reason', error)})\n"
             f"save that file as {file}, pass a copy of it (model.weights=FILE.pth)\n"
             "or start from random weights (model.weights=null)"
         ) from None
@@ -154,17 +150,14 @@ def _file_state(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         where = f"{path} (working directory: {Path.cwd()})"
         raise UserError(f"model.weights: no file {where}\npass a file, imagenet or null (random weights)")
+    load: Any = functools.partial(torch.load, map_location="cpu", weights_only=True)
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file as load
+        except ImportError:
+            raise UserError("model.weights: .safetensors files require: pip install safetensors") from None
     try:
-        if path.suffix == ".safetensors":
-            try:
-                from safetensors.torch import load_file
-            except ImportError:
-                raise UserError("model.weights: .safetensors files require: pip install safetensors") from None
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
+        state = load(path)
     except Exception as error:  # corrupt files make the parsers of torch and safetensors raise anything
         raise UserError(f"model.weights: {path} contains no weights ({first_line(error)})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
@@ -184,19 +177,20 @@ def non_finite(weights: Mapping[str, torch.Tensor]) -> str:
 def _load(network: nn.Module, state: dict[str, torch.Tensor], head: set[str], origin: str) -> None:
     """Load ``state``, apart from a head of another size; a head that it lacks stays as it is."""
     own = network.state_dict()
-    state = copy.copy(state)
-    replaced = {key for key in head & set(state) if state[key].shape != own[key].shape} if head & set(state) else head
-    for key in replaced & set(state):
-        del state[key]
-    missing = sorted(set(own) - set(state) - replaced)
-    # The network may lack the auxiliary heads of ImageNet weights (inception, googlenet).
-    extra = sorted(key for key in set(state) - set(own) if not key.startswith(AUXILIARY))
-    shapes = sorted(key for key in set(own) & set(state) if own[key].shape != state[key].shape)
-    wrong = [
-        f"{what}: {', '.join(keys[:4])}{' …' if len(keys) > 4 else ''} ({len(keys)})"
-        for what, keys in (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
-        if keys
-    ]
-    if wrong:
-        raise UserError("\n".join([f"model.weights: {origin} does not fit this network (model.name)", *wrong]))
+    given = head & state.keys()
+    replaced = {key for key in given if state[key].shape != own[key].shape} if given else head
+    state = {key: value for key, value in state.items() if key not in replaced}
+    wrong = {
+        "missing": own.keys() - state.keys() - replaced,
+        # The network may lack the auxiliary heads of ImageNet weights (inception, googlenet).
+        "unexpected": {key for key in state.keys() - own.keys() if not key.startswith(AUXILIARY)},
+        "of another shape": {key for key in own.keys() & state.keys() if own[key].shape != state[key].shape},
+    }
+    if any(wrong.values()):
+        lines = [
+            f"{what}: {', '.join(sorted(keys)[:4])}{' …' if len(keys) > 4 else ''} ({len(keys)})"
+            for what, keys in wrong.items()
+            if keys
+        ]
+        raise UserError("\n".join([f"model.weights: {origin} does not fit this network (model.name)", *lines]))
     network.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)

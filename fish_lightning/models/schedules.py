@@ -22,5 +22,4 @@ def cosine(optimizer: Optimizer, total_steps: int, **arguments: Any) -> LRSchedu
 
 def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
     """Return a constant schedule."""
-    del total_steps
     return LambdaLR(optimizer, lambda _: 1.0)

@@ -47,26 +47,20 @@ def open_model(ckpt: str | Path, tta: str | None = None) -> TrainedModel:
         UserError: there is no checkpoint, it or the run's ``calibration.json`` is corrupt, or an export was altered, is
             of another version or has other views than ``tta`` in its graph.
     """
+    module: FishClassifier
     if is_export(ckpt):
-        return _open_export(ckpt, tta)
-    checkpoint = load_checkpoint(ckpt)
-    module, transform = restore(checkpoint, ckpt)
-    module.tta = tta
-    weights = weights_digest(module)
-    calibration, note = read_calibration(ckpt, module.class_names, weights, tta)
-    return TrainedModel(
-        module, transform, checkpoint["precision"], calibration, note, weights, checkpoint["FishDataModule"]
-    )
-
-
-def _open_export(folder: str | Path, tta: str | None) -> TrainedModel:
-    content, graph = read_export(folder)
-    if tta not in (None, content["tta"]):
-        raise UserError(
-            f"tta={tta}: the graph of this export has {content['tta'] or 'no'} views\n"
-            f"export with tta={tta}, or pass the checkpoint"
-        )
-    module, transform = restore_export(content, graph)
-    data, weights = trained_on(folder, content), content["checkpoint"]["weights"]
-    calibration, note = read_calibration(folder, module.class_names, weights, content["tta"])
-    return TrainedModel(module, transform, "32-true", calibration, note, weights, data)
+        content, graph = read_export(ckpt)
+        if tta not in (None, content["tta"]):
+            raise UserError(
+                f"tta={tta}: the graph of this export has {content['tta'] or 'no'} views\n"
+                f"export with tta={tta}, or pass the checkpoint"
+            )
+        module, transform = restore_export(content, graph)
+        weights, precision, data = content["checkpoint"]["weights"], "32-true", trained_on(ckpt, content)
+    else:
+        checkpoint = load_checkpoint(ckpt)
+        module, transform = restore(checkpoint, ckpt)
+        module.tta = tta
+        weights, precision, data = weights_digest(module), checkpoint["precision"], checkpoint["FishDataModule"]
+    calibration, note = read_calibration(ckpt, module.class_names, weights, module.tta)
+    return TrainedModel(module, transform, precision, calibration, note, weights, data)

@@ -4,32 +4,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from fish_lightning.errors import UserError
-
 #: albumentations transforms for evaluation; none reads a file or contains a function.
 ALLOWED_TRANSFORMS = {
     *("Compose", "Sequential", "NoOp", "Resize", "LongestMaxSize", "SmallestMaxSize", "CenterCrop", "Crop"),
     *("CropAndPad", "Pad", "PadIfNeeded", "Transpose", "HorizontalFlip", "VerticalFlip", "ToGray", "ToRGB", "ToFloat"),
     *("FromFloat", "Normalize", "Equalize", "AutoContrast", "CLAHE", "InvertImg", "ToTensorV2"),
 }
-
-
 #: Arguments that decide how large an image becomes, and the most that they may be, in pixels.
 _SIZES, MAX_SIZE = re.compile(r"height|width|size|px|[xy]_m"), 10_000
-
-
-def require_allowed(transform: dict[str, Any]) -> None:
-    """Refuse an evaluation pipeline that is not allowed in a checkpoint.
-
-    Args:
-        transform: ``albumentations.to_dict`` of the pipeline, or empty.
-
-    Raises:
-        UserError: see :func:`pipeline_fault`.
-    """
-    fault = pipeline_fault(transform) if transform else None
-    if fault:
-        raise UserError(f"transforms.eval: {fault}")
 
 
 def pipeline_fault(transform: Any) -> str | None:

@@ -154,7 +154,7 @@ def write_ensemble(
     Args:
         folder: of the ensemble.
         checkpoint: of the ensemble, which becomes ``checkpoints/best.ckpt``.
-        summary: see :func:`fish_lightning.training.ensembles.summarize_ensemble`.
+        summary: see :func:`fish_lightning.training.ensemble.summarize_ensemble`.
         tested: what the test has found; None where there was no image to score.
         model: the ensemble.
         data: its data.

@@ -232,7 +232,7 @@ def _curve(history: Sequence[Row], best_epoch: int | None, what: str) -> Chart |
             lines[name] = np.where(np.isfinite(values), values, np.nan)
     if not lines:
         return None
-    measured = {name: values[~np.isnan(values)] for name, values in lines.items()}
+    measured: dict[str, Floats] = {name: values[~np.isnan(values)] for name, values in lines.items()}
     said = "; ".join(f"{name} from {shown(v[0])} to {shown(v[-1])}" for name, v in measured.items())
     chart = Chart(
         what.capitalize(),

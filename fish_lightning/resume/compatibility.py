@@ -15,8 +15,7 @@ from omegaconf import DictConfig
 
 from fish_lightning import compat
 from fish_lightning.data.datamodule import FishDataModule
-from fish_lightning.distributed.ranks import SameConfig
-from fish_lightning.distributed.same_config import fingerprint, settings
+from fish_lightning.distributed.same_config import SameConfig, fingerprint, settings
 from fish_lightning.errors import UserError
 from fish_lightning.files import override, read_summary, remove_strays, run_of, shown
 from fish_lightning.models.checkpoint import load_checkpoint, reporting_corruption
@@ -25,6 +24,7 @@ from fish_lightning.names import listed
 from fish_lightning.resume.folders import resumes_if_possible
 from fish_lightning.run_log import say
 from fish_lightning.settings.rules import as_typed
+from fish_lightning.training.trainer import callback_of
 
 #: Settings, and groups of settings, that affect a training step; :meth:`FishDataModule.differences` has the batches.
 _OF_A_STEP = (
@@ -67,21 +67,16 @@ def checkpoint_to_resume(cfg: DictConfig) -> Path | None:
     Raises:
         UserError: there is no such checkpoint.
     """
-    folder, ckpt = Path(cfg.paths.output), cfg.ckpt
-    if ckpt == "":
-        raise UserError("ckpt= is empty: name a run's folder or its checkpoints/last.ckpt, or leave it out")
-    if resumes_if_possible(ckpt):
-        ckpt = "last" if (folder / "checkpoints" / "last.ckpt").is_file() else None
-    if ckpt is None:
-        return None
-    run = folder if ckpt == "last" else Path(str(ckpt)).expanduser()
-    file = run / "checkpoints" / "last.ckpt" if ckpt == "last" or run.is_dir() else run
-    if ckpt == "last" and not file.is_file():
+    ckpt, last = cfg.ckpt, Path(cfg.paths.output, "checkpoints", "last.ckpt")
+    if ckpt is None or ckpt == "auto":
+        return last if resumes_if_possible(ckpt) and last.is_file() else None
+    if ckpt == "last" and not last.is_file():
         raise UserError(
-            f"ckpt=last: {shown(folder)} has no checkpoint\n"
+            f"ckpt=last: {shown(cfg.paths.output)} has no checkpoint\n"
             "name the run's folder: ckpt=RUN, or hydra.run.dir=RUN ckpt=last"
         )
-    return file
+    run = last.parents[1] if ckpt == "last" else Path(str(ckpt)).expanduser()
+    return run / "checkpoints" / "last.ckpt" if run.is_dir() else run
 
 
 def require_resumable(file: Path, cfg: DictConfig, trainer: L.Trainer, data: FishDataModule) -> None:
@@ -123,44 +118,31 @@ def require_resumable(file: Path, cfg: DictConfig, trainer: L.Trainer, data: Fis
 
 def _setting_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return the settings of a step that differ, each as ``optimizer.lr=0.01, not 0.1``."""
-    constant = _name(then.get("scheduler._target_")) == "constant"
-    compared = (*_OF_A_STEP, *(() if constant else _OF_THE_SCHEDULE))
-
-    def decides(key: str) -> bool:
-        return key not in _NOT_OF_A_STEP and any(f"{key}.".startswith(f"{of}.") for of in compared)
-
-    def same(key: str) -> bool:
-        one, other = then.get(key), now.get(key)
-        return one == other or (key.endswith("._target_") and _name(one) == _name(other))
-
-    differing = [key for key in {**then, **now} if decides(key) and not same(key)]
-    replaced = tuple(key.removesuffix("_target_") for key in differing if key.endswith("._target_"))
+    constant = _value(then, "scheduler._target_") == "constant"
+    compared = tuple(f"{of}." for of in (*_OF_A_STEP, *(() if constant else _OF_THE_SCHEDULE)))
+    keys = [key for key in {**then, **now} if f"{key}.".startswith(compared) and key not in _NOT_OF_A_STEP]
+    pairs = {key: (_value(then, key), _value(now, key)) for key in keys}
+    differing = {key: (was, is_now) for key, (was, is_now) in pairs.items() if was != is_now}
     # The other settings of another optimizer differ too, and need not be named.
-    differing = [key for key in differing if key.endswith("._target_") or not key.startswith(replaced)]
+    replaced = tuple(key.removesuffix("_target_") for key in differing if key.endswith("._target_"))
+    named = {key: pair for key, pair in differing.items() if key.endswith("._target_") or not key.startswith(replaced)}
 
-    def difference(key: str) -> str:
-        values = [then.get(key), now.get(key)]
-        if any(isinstance(value, list | dict) for value in values):
+    def difference(key: str, was: Any, is_now: Any) -> str:
+        if isinstance(was, list | dict) or isinstance(is_now, list | dict):
             return f"another {key}"
-        if key.endswith("._target_"):
-            values = [None if value is None else _name(value) for value in values]
-        was, now_is = map(as_typed, values)
-        return f"{key.removesuffix('._target_')}={was}, not {now_is}"
+        return f"{key.removesuffix('._target_')}={as_typed(was)}, not {as_typed(is_now)}"
 
-    return [difference(key) for key in differing]
+    return [difference(key, was, is_now) for key, (was, is_now) in named.items()]
 
 
-def _name(target: Any) -> str:
-    """Return the name of a ``_target_`` without its module, which may be renamed between versions."""
-    return str(target).rpartition(".")[2]
+def _value(of: dict[str, Any], key: str) -> Any:
+    """Return a setting; of a ``_target_`` the name without its module, which may be renamed between versions."""
+    value = of.get(key)
+    return value.rpartition(".")[2] if key.endswith("._target_") and isinstance(value, str) else value
 
 
 def _require_same_files(data: FishDataModule, began: dict[str, Any], file: Path) -> None:
-    """Check that no image has been replaced under its name since the run began; say which were written again.
-
-    Raises:
-        UserError: files have another size than then.
-    """
+    """Refuse images of another size than when the run began; say which were written again."""
     changed, written = data.changed_images(began)
     if changed:
         raise UserError(
@@ -176,14 +158,10 @@ def _images(count: int) -> str:
 
 
 def _require_complete_epoch(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
-    """Check that the run did not end within an epoch, which Lightning counts as complete.
-
-    Raises:
-        UserError: ``trainer.max_steps`` ended it there, and the resumed run would go further.
-    """
+    """Refuse to go further than a ``trainer.max_steps`` within an epoch, which Lightning counts as complete."""
     step, following = checkpoint["global_step"], checkpoint["FishDataModule"]["next"]
     ended = compat.epochs_processed(checkpoint) > following["epoch"]
-    stays = trainer.max_steps == step or any(isinstance(callback, EarlyStopping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    stays = trainer.max_steps == step or callback_of(trainer, EarlyStopping)
     if ended and following["batches"] and not stays:
         raise UserError(
             f"ckpt: the run ended at step {step}, within epoch {following['epoch'] + 1}; resuming would skip its end\n"

@@ -13,21 +13,7 @@ class ResumableEarlyStopping(EarlyStopping):
     Lightning's ``stopped_epoch`` is ambiguous: it is 0 for a stop in the first epoch too.
     """
 
-    @property
-    def stopped(self) -> bool:
-        """Whether it has stopped the run."""
-        return self.stopping_reason != EarlyStoppingReason.NOT_STOPPED
-
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Stop a run that was stopped before its checkpoint was saved."""
-        if self.stopped:
+        if self.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
             trainer.should_stop = True
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return Lightning's state and the reason for a stop."""
-        return super().state_dict() | {"stopping_reason": int(self.stopping_reason.value)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state."""
-        super().load_state_dict(state_dict)
-        self.stopping_reason = EarlyStoppingReason(state_dict.get("stopping_reason", 0))

@@ -1,16 +1,18 @@
-"""The folder that a run writes to: which one it is, who may write to it, and what marks the run in it as complete.
+"""The folder of a run: which one it is, what Hydra has written in it, who may write to it, and what completes it.
 
 A resumed run stays in its own folder. A folder that holds a run is not written to by another one. ``summary.json`` is
-written last: it marks a run as complete.
+written last: it marks a run as complete. Used before Hydra composes the config, so nothing heavy is imported.
 """
 
 import zipfile
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from fish_lightning.distributed.cluster import is_first_process, slurm_restarts
 from fish_lightning.errors import UserError, end_with, from_os_error
@@ -39,6 +41,52 @@ def run_folder(ckpt: str | None, new: str) -> str:
     # Hydra writes to the folder before the checkpoint is read: a file that cannot be one must leave the run unchanged.
     resumable = path.parent.name == "checkpoints" and path.name != "best.ckpt" and zipfile.is_zipfile(path)
     return str(path.parent.parent) if resumable else new
+
+
+def with_overrides_of_run(arguments: Sequence[str]) -> list[str]:
+    """Put the overrides of the run that ``ckpt`` names before the command line's own, which take precedence.
+
+    Args:
+        arguments: of the command line, without the program.
+
+    Returns:
+        The same where ``ckpt`` names no run, or in a multirun.
+    """
+    own = [word for word in arguments if "=" in word and not word.startswith("-")]
+    ckpt = next((word.partition("=")[2] for word in own if word.startswith("ckpt=")), None)
+    if not names_run(ckpt) or {"-m", "--multirun"} & set(arguments):
+        return list(arguments)
+    begun = overrides_of(run_of(Path(_unquoted(str(ckpt))).expanduser()))
+    given = {key_of(word) for word in own}  # ckpt among them
+    kept = [word for word in begun if key_of(word) not in given and not key_of(word).startswith("callbacks.pruning.")]
+    if "sweep" in map(key_of, kept) and "hydra.mode" not in given:
+        kept.append("hydra.mode=RUN")  # a sweep's choices, for one of its jobs
+    first = next((i for i, word in enumerate(arguments) if word in own), len(arguments))
+    return [*arguments[:first], *kept, *arguments[first:]]
+
+
+def overrides_of(run: Path) -> list[str]:
+    """Return the overrides that a run was started with; none where its folder does not say."""
+    words = loaded(run / ".hydra" / "overrides.yaml")
+    return list(map(str, words)) if OmegaConf.is_list(words) else []
+
+
+def key_of(word: str) -> str:
+    """Return the setting or the group that an override is about."""
+    return word.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def loaded(file: Path) -> Any:
+    """Return a YAML file as OmegaConf reads it; empty where it cannot be read."""
+    try:
+        return OmegaConf.load(file)
+    except (OSError, YAMLError, UnicodeDecodeError):
+        return OmegaConf.create()
+
+
+def _unquoted(value: str) -> str:
+    """Return a value without the quotes of Hydra's grammar."""
+    return value[1:-1].replace("\\'", "'") if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
 def config_folder(ckpt: str | None, time: str) -> str:

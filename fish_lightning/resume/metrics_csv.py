@@ -14,7 +14,6 @@ from fish_lightning.files import atomic_write
 from fish_lightning.models.classifier import FishClassifier
 
 Row = dict[str, Any]
-FILE = "metrics.csv"
 
 
 class ResumableCSVLogger(Logger):
@@ -26,21 +25,13 @@ class ResumableCSVLogger(Logger):
         save_dir: the run folder.
     """
 
+    name = version = ""  # a run has one folder
+
     def __init__(self, save_dir: str | Path) -> None:
         super().__init__()
-        self.file = Path(save_dir, FILE)
+        self.file = Path(save_dir, "metrics.csv")
         self._pending: list[Row] = []
         self._columns: list[str] | None = None  # of the file; None before it is read
-
-    @property
-    def name(self) -> str:
-        """Return no name: a run has one folder."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Return no version."""
-        return ""
 
     @property
     def log_dir(self) -> str:
@@ -71,11 +62,6 @@ class ResumableCSVLogger(Logger):
             with self.file.open("a", newline="", encoding="utf-8") as stream:
                 csv.DictWriter(stream, self._columns).writerows(self._pending)
         self._pending.clear()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Write the pending rows."""
-        self.save()
 
     @rank_zero_only
     def drop_from(self, step: int, within_epoch: bool = False) -> None:
@@ -118,21 +104,13 @@ class DropLaterRows(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._resumed: tuple[int, Row | None, bool] | None = None
+        self._from: tuple[int, Row | None, bool] = (0, None, False)  # steps, next row, whether within an epoch
         self._begun = False
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the file where a run begins with a validation."""
+        """Drop rows where a run begins with a validation."""
         if trainer.state.fn == "validate":
-            self._begin(trainer)
-
-    def _begin(self, trainer: L.Trainer) -> None:
-        """Start without rows, also in the folder of a run that has no checkpoint."""
-        if not self._begun:
-            for logger in trainer.loggers:
-                if isinstance(logger, ResumableCSVLogger):
-                    logger.drop_from(0)
-        self._begun = True
+            self.on_fit_start(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the next row, and write what the loggers have buffered."""
@@ -146,23 +124,17 @@ class DropLaterRows(L.Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Read the number of steps, the next row, and whether the run was saved within an epoch."""
-        within_epoch = compat.is_saved_within_epoch(checkpoint)
-        self._resumed = checkpoint["global_step"], checkpoint.get("next_row"), within_epoch
+        self._from = checkpoint["global_step"], checkpoint.get("next_row"), compat.is_saved_within_epoch(checkpoint)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Drop later rows; also called where training is complete and only the test is repeated."""
-        if self._resumed is None:
-            self._begin(trainer)
-        elif trainer.is_global_zero:
-            self._continue(trainer, *self._resumed)
+        """Drop later rows, of a new run all: its folder may be that of a run that has left no checkpoint.
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the training means of an epoch that had no step since the resume: Lightning has none."""
-        if "train/loss" not in trainer.callback_metrics and isinstance(pl_module, FishClassifier):
-            for name, mean in (("loss", pl_module.train_loss), ("accuracy", pl_module.train_accuracy)):
-                pl_module.log(f"train/{name}", mean.compute())
-
-    def _continue(self, trainer: L.Trainer, step: int, row: Row | None, within_epoch: bool) -> None:
+        Also called where training is complete and only the test is repeated.
+        """
+        if self._begun or not trainer.is_global_zero:
+            return
+        self._begun = True
+        step, row, within_epoch = self._from
         for logger in trainer.loggers:
             if isinstance(logger, ResumableCSVLogger):
                 logger.drop_from(step, within_epoch)
@@ -170,17 +142,20 @@ class DropLaterRows(L.Callback):
                     logger.log_metrics(row, step - 1)
                     logger.save()
                 continue
-            if isinstance(logger, TensorBoardLogger):
+            if step and isinstance(logger, TensorBoardLogger):
                 compat.forget_later_points(logger.experiment, step)
             if row:
                 logger.log_metrics(row, step - 1)  # in TensorBoard a duplicate does not show; trackers skip it
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the training means of an epoch that had no step since the resume: Lightning has none."""
+        if "train/loss" not in trainer.callback_metrics and isinstance(pl_module, FishClassifier):
+            for name, mean in pl_module.train_means.items():
+                pl_module.log(f"train/{name}", mean.compute())
+
 
 def _read(file: Path) -> list[Row]:
-    """Return the rows of a CSV file without empty cells; none where there is no file.
-
-    A last line that was cut off by a kill is dropped.
-    """
+    """Return the rows of a CSV file without empty cells, and without a last line that was cut off by a kill."""
     if not file.is_file():
         return []
     text = file.read_text(encoding="utf-8")

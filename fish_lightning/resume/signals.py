@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -80,35 +81,34 @@ class StopOnSignal(Callback):
         self.received: int | None = None
         self.agreed: int | None = None
         self._requeue_signal: int | None = None
-        self._trainer: L.Trainer | None = None
         self._group: Any = None  # of processes, where there are several
 
     # Lightning installs its own handlers before these hooks, and restores the previous ones at the end.
 
-    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals."""
         self._take_signals(trainer)
         if trainer.world_size > 1:
             self._group = torch.distributed.new_group(backend="gloo")  # NCCL would wait for the devices
             compat.disable_sigterm_broadcast(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals."""
         self._take_signals(trainer)
 
-    def on_predict_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals."""
         self._take_signals(trainer)
 
-    def on_test_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals."""
         self._take_signals(trainer)
 
     def _take_signals(self, trainer: L.Trainer) -> None:
         """Replace Lightning's handlers: that of SIGTERM exits with code 0, that of Slurm saves immediately."""
         requeue_signal = compat.requeue_signal(trainer)
-        if take_signals(self._note, requeue_signal):
-            self._trainer, self._requeue_signal = trainer, requeue_signal
+        if take_signals(partial(self._note, trainer), requeue_signal):
+            self._requeue_signal = requeue_signal
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Request a checkpoint of the step during which a signal was received."""
@@ -140,9 +140,7 @@ class StopOnSignal(Callback):
         self._agree(trainer)
         self._stop(trainer)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        trainer = self._trainer
-        assert trainer is not None
+    def _note(self, trainer: L.Trainer, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if trainer.state.fn != TrainerFn.FITTING:
             requeued = self._requeue(trainer) if number == self._requeue_signal else None

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from fish_lightning.training.average import WeightAverage
+from fish_lightning.training.trainer import callback_of
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -72,22 +73,21 @@ class BestCheckpoint(ModelCheckpoint):
             return  # the file is gone: the best epoch is one of those to come
         for name in self._KEPT:
             setattr(self, name, state_dict[name])
-        moved = {
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        moved = {name: here.get(state_dict[name], "") for name in paths} | {
             "dirpath": self.dirpath,
             "best_k_models": {here[path]: score for path, score in state_dict["best_k_models"].items()},
         }
-        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            moved[name] = here.get(state_dict[name], "")
         super().load_state_dict(state_dict | moved)
 
 
 def _as_validated(trainer: L.Trainer, pl_module: L.LightningModule) -> AbstractContextManager[None]:
     """Put the validated weights into the model; two averages would overwrite each other."""
-    averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAverage)]  # type: ignore[attr-defined]
-    return averages[0].in_model(pl_module) if averages else nullcontext()
+    average = callback_of(trainer, WeightAverage)
+    return average.in_model(pl_module) if average else nullcontext()
 
 
 def best_checkpoint(trainer: L.Trainer) -> str | None:
     """Return the path of the best checkpoint; None, which means the weights in memory, where the run keeps none."""
-    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+    best = callback_of(trainer, BestCheckpoint)
     return best.best_model_path or None if best else None

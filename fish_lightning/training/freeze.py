@@ -19,6 +19,7 @@ from fish_lightning.models.network import head_names
 from fish_lightning.models.optimizers import blocks_of
 from fish_lightning.run_log import say
 from fish_lightning.training.mix import Mix
+from fish_lightning.training.trainer import callback_of
 
 
 class Freeze(Callback):
@@ -83,7 +84,7 @@ class Freeze(Callback):
             UserError: training images are also to be mixed.
         """
         if self.features:
-            if any(isinstance(callback, Mix) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            if callback_of(trainer, Mix):
                 raise UserError(
                     "freeze=backbone trains on features computed once, so images cannot be mixed\n"
                     "use mix=none, or freeze=head_first"
@@ -154,11 +155,7 @@ class Freeze(Callback):
 
 @torch.no_grad()
 def _features(trainer: L.Trainer, model: FishClassifier) -> Tensor:
-    """Return (N, D) what the head is given for training and validation images, 0 for others, on the device.
-
-    Raises:
-        UserError: the network's last layer is not linear, or there are two.
-    """
+    """Return (N, D) what the head is given for training and validation images, 0 for others, on the device."""
     heads = [model.network.get_submodule(head) for head in head_names(model.hparams["name"])]
     if len(heads) > 1 or not isinstance(heads[0], nn.Linear):
         raise UserError(

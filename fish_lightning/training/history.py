@@ -73,8 +73,7 @@ class History(Callback):
         """Add the epoch's row; its validation is done by now."""
         loss, accuracy = (trainer.callback_metrics.get(f"train/{name}") for name in ("loss", "accuracy"))
         if loss is None and isinstance(pl_module, FishClassifier):  # resumed after the last step
-            loss = pl_module.train_loss.compute()
-            accuracy = pl_module.train_accuracy.compute()
+            loss, accuracy = (mean.compute() for mean in pl_module.train_means.values())
         self._tick()
         self._add(
             trainer,

@@ -11,7 +11,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from yaml import YAMLError
+
+from fish_lightning.resume.folders import key_of, loaded, overrides_of
 
 #: Characters of a name at most; where it would be longer, ``optimizer.lr`` is ``lr``.
 LONGEST = 100
@@ -31,35 +32,26 @@ def job_name(folder: Path) -> str:
     for depth in ("", "*/"):
         for events in sorted(folder.glob(f"{depth}events.out.tfevents*")):
             return events.parent.name if depth else ""
-    varied = set(_varied(_loaded(folder.parent / "multirun.yaml").get("hydra")))
-    words = (str(word).lstrip("+~").partition("=") for word in _loaded(folder / ".hydra" / "overrides.yaml"))
-    own = [(key, _short(value)) for key, _, value in words if key in varied]
+    varied = set(_varied(loaded(folder.parent / "multirun.yaml")))
+    words = [word for word in overrides_of(folder) if key_of(word) in varied]
+    own = [(key_of(word), _short(word.partition("=")[2])) for word in words]
     name = ",".join(f"{key}={value}" for key, value in own)
     if len(name) > LONGEST:
         name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in own)
     return re.sub(r"[^\w.=,+-]+", "_", name, flags=re.ASCII)[:LONGEST]
 
 
-def _loaded(file: Path) -> Any:
-    """Return a YAML file; empty where it cannot be read."""
-    try:
-        return OmegaConf.load(file)
-    except (OSError, YAMLError, UnicodeDecodeError):
-        return {} if file.name == "multirun.yaml" else []
-
-
-def _varied(hydra: Any) -> Iterator[str]:
+def _varied(sweep: Any) -> Iterator[str]:
     """Yield the keys that a sweep varies, on its command line or in its ``params``."""
-    if hydra is None:
-        return
-    params = OmegaConf.select(hydra, "sweeper.params") or {}
-    for word in [*(f"{key}={value}" for key, value in params.items()), *OmegaConf.select(hydra, "overrides.task")]:
+    params = OmegaConf.select(sweep, "hydra.sweeper.params") or {}
+    words = OmegaConf.select(sweep, "hydra.overrides.task") or []
+    for word in [*(f"{key}={value}" for key, value in params.items()), *words]:
         try:
             override = OverridesParser.create().parse_override(str(word))
         except HydraException:
             continue
         if override.is_sweep_override():
-            yield override.get_key_element().lstrip("+~")
+            yield key_of(override.get_key_element())
 
 
 def _short(value: str) -> str:

@@ -5,7 +5,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 from torchvision.transforms import v2
 
 from fish_lightning.data.dataset import UNREADABLE
@@ -44,15 +43,12 @@ class Mix(Callback):
             readable = labels != UNREADABLE
             if len(labels[readable]) < 2 or torch.rand(()) >= self.p:
                 return
-            images[readable], targets = self._mixed(images[readable], labels[readable], len(pl_module.class_names))  # type: ignore[arg-type]
-        target = torch.zeros(len(labels), targets.shape[1], device=targets.device)
+            classes = len(pl_module.class_names)  # type: ignore[arg-type]
+            chosen = ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
+            mixes = [mix(alpha=alpha, num_classes=classes) for mix, alpha in chosen if alpha is not None]
+            mixed, targets = v2.RandomChoice(mixes)(images[readable].float(), labels[readable])
+        images[readable] = mixed.round().to(images.dtype)
+        target = torch.zeros(len(labels), classes, device=targets.device)
         target[readable] = targets
         own = slice(trainer.global_rank, None, trainer.world_size)
         batch["image"], batch["target"] = images[own], target[own]
-
-    def _mixed(self, images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-        """Return mixed images (N, 3, H, W) uint8 and their class probabilities (N, C)."""
-        settings = ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
-        mixes = [mix(alpha=alpha, num_classes=classes) for mix, alpha in settings if alpha is not None]
-        mixed, targets = v2.RandomChoice(mixes)(images.float(), labels)
-        return mixed.round().to(images.dtype), targets

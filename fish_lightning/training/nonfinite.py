@@ -1,5 +1,6 @@
 """A NaN or infinite training loss stops the run, or its batch is skipped, before it reaches the weights."""
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,11 @@ class NonFiniteLoss(Callback):
             return
         self._require_finite(pl_module.parameters())  # buffers may be NaN from this batch alone
         if self.action == "stop":
-            parts = gathered([index for indices in self._indices for index in indices.tolist()])
-            indices = sorted(index for part in parts for index in part)
+            indices = sorted(itertools.chain(*gathered(torch.cat(self._indices).tolist())))
+            paths = trainer.datamodule.catalog.paths[indices].tolist()  # type: ignore[attr-defined]
             raise UserError(
                 f"the training loss of step {trainer.global_step + 1} is NaN or infinite; the weights are unchanged\n"
-                f"batch: {_names(trainer, indices)}\n{self._advice()}; on_nan=skip skips such batches"
+                f"batch: {listed(paths, SHOWN)}\n{self._advice()}; on_nan=skip skips such batches"
             )
         optimizer.zero_grad(set_to_none=True)
         for buffer, before in zip(pl_module.buffers(), self._buffers, strict=True):
@@ -119,8 +120,7 @@ class NonFiniteLoss(Callback):
 
     def _require_finite(self, weights: Iterable[Tensor]) -> None:
         """Raise a UserError if a weight is NaN or infinite."""
-        tensors = [part.detach() for part in weights if part.is_floating_point()]
-        if not bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all()):
+        if not bool(torch.stack([part.isfinite().all() for part in weights]).all()):
             raise UserError(
                 "the weights are NaN or infinite after a step whose loss was finite; they were not saved\n"
                 + self._advice()
@@ -129,9 +129,3 @@ class NonFiniteLoss(Callback):
     def _advice(self) -> str:
         kept = f"last good checkpoint: {shown(self.path)}" if self.path.is_file() else "no checkpoint was saved yet"
         return f"{kept}\na lower optimizer.lr often helps"
-
-
-def _names(trainer: L.Trainer, indices: list[int]) -> str:
-    """Return the first files of those indices, and how many more there are."""
-    catalog = trainer.datamodule.catalog  # type: ignore[attr-defined]
-    return listed([str(catalog.paths[index]) for index in indices], SHOWN)

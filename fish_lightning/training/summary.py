@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -17,7 +17,6 @@ from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.data.dataset import FishDataset, KeyedBatches
 from fish_lightning.data.trained_sources import OtherSource
-from fish_lightning.distributed.ranks import gathered
 from fish_lightning.distributed.same_config import fingerprint, settings
 from fish_lightning.errors import UserError
 from fish_lightning.evaluation.outputs import Outputs
@@ -26,10 +25,9 @@ from fish_lightning.models.classifier import FishClassifier, collect
 from fish_lightning.training.best_checkpoint import BestCheckpoint, best_checkpoint
 from fish_lightning.training.history import History, Row
 from fish_lightning.training.nonfinite import NonFiniteLoss
+from fish_lightning.training.trainer import callback_of
 
 Summary = dict[str, Any]
-C = TypeVar("C", bound=L.Callback)
-
 
 #: Settings that leave out a part of the data.
 LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "fast_dev_run")
@@ -46,7 +44,7 @@ def stopped_by(trainer: L.Trainer) -> str | None:
         return None
     if any(getattr(callback, "pruned", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         return "pruning"
-    early, timer = _find(trainer, EarlyStopping), _find(trainer, Timer)
+    early, timer = callback_of(trainer, EarlyStopping), callback_of(trainer, Timer)
     if early and early.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
         return "early_stopping"
     if trainer.global_step == trainer.max_steps:
@@ -56,8 +54,14 @@ def stopped_by(trainer: L.Trainer) -> str | None:
 
 def history_rows(trainer: L.Trainer) -> list[Row]:
     """Return one row per epoch; none where the run keeps no history."""
-    history = _find(trainer, History)
+    history = callback_of(trainer, History)
     return history.rows if history else []
+
+
+def scores_of_test(trainer: L.Trainer, model: FishClassifier, data: FishDataModule) -> Summary:
+    """Return what :func:`~fish_lightning.evaluation.scores.score_test` does, and the size of the tested split."""
+    scores = score_test(model.test_predictions(), data.catalog, model.class_names, trainer.callback_metrics)
+    return scores | {"images_in_split": len(data.catalog.indices(data.test_subset))}
 
 
 def test_and_val_outputs(
@@ -111,18 +115,13 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         data: the data it was trained on.
         cfg: the whole config; ``test`` says whether the best checkpoint was tested.
     """
-    history, best = _find(trainer, History), _find(trainer, BestCheckpoint)
-    nonfinite = _find(trainer, NonFiniteLoss)
+    history, best = callback_of(trainer, History), callback_of(trainer, BestCheckpoint)
+    nonfinite = callback_of(trainer, NonFiniteLoss)
     validated: dict[str, float | None] = dict(best.best_metrics) if best else {}
     if not validated and history and history.rows:  # no checkpoint is kept
         validated = {key.replace("_", "/", 1): value for key, value in history.rows[-1].items()}
-    unreadable = sorted(set().union(*gathered(model.unreadable)))
-    test = model.test_predictions() if cfg.test else None
     return {
-        "test": score_test(test, data.catalog, model.class_names, trainer.callback_metrics)
-        | {"images_in_split": len(data.catalog.indices("test"))}
-        if test
-        else {},
+        "test": scores_of_test(trainer, model, data) if cfg.test else {},
         "val": {key: validated[f"val/{key}"] for key in ("accuracy", "macro_f1", "loss") if f"val/{key}" in validated}
         | {"n": data.catalog.counts()["val"]},
         "best_epoch": best.best_epoch if best else None,
@@ -145,7 +144,7 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "device": trainer.strategy.root_device.type,
         "processes": trainer.world_size,
         "skipped_batches": nonfinite.skipped if nonfinite else 0,
-        "unreadable_images": [str(data.catalog.paths[index]) for index in unreadable],
+        "unreadable_images": data.catalog.paths[model.all_unreadable()].tolist(),
         "checkpoint": (best.best_model_path or None) if best else None,
         "stopped_by": stopped_by(trainer),
         "limits": {f"trainer.{name}": cfg.trainer[name] for name in LIMITS if str(cfg.trainer[name]) not in NO_LIMIT},
@@ -159,7 +158,7 @@ def compared_checkpoints(trainer: L.Trainer) -> int:
 
     Epochs that early stopping has left out count: when it stops depends on the validation images too.
     """
-    if not _find(trainer, BestCheckpoint):
+    if not callback_of(trainer, BestCheckpoint):
         return 1
     epochs = max(trainer.max_epochs or 0, trainer.current_epoch, 1)
     batches, interval = trainer.num_training_batches, trainer.val_check_batch
@@ -183,14 +182,11 @@ def summarize_evaluation(
         cfg: the whole config.
         split: name of the training run's split.
     """
-    predictions = model.test_predictions()
-    unreadable = sorted(set().union(*gathered(model.unreadable)))
     given = Path(cfg.ckpt).expanduser().absolute()
     best = given / "checkpoints" / "best.ckpt"  # which a run folder stands for
     summary: Summary = {
-        cfg.subset: score_test(predictions, data.catalog, model.class_names, trainer.callback_metrics)
-        | {"images_in_split": len(data.catalog.indices(cfg.subset))},
-        "unreadable_images": [str(data.catalog.paths[index]) for index in unreadable],
+        cfg.subset: scores_of_test(trainer, model, data),
+        "unreadable_images": data.catalog.paths[model.all_unreadable()].tolist(),
         "data": str(data.catalog.root),
         "split": split,
         "checkpoint": str(best if best.is_file() else given),
@@ -208,8 +204,3 @@ def summarize_evaluation(
             left_out = scores | {"images": images}
         summary |= {"left_out": left_out, "missing_training_images": source.missing}
     return summary
-
-
-def _find(trainer: L.Trainer, of: type[C]) -> C | None:
-    """Return the trainer's callback of that class; None without one."""
-    return next((callback for callback in trainer.callbacks if isinstance(callback, of)), None)  # type: ignore[attr-defined]

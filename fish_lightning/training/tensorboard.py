@@ -30,6 +30,7 @@ from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import printable
 from fish_lightning.plotting import figures
 from fish_lightning.plotting.thumbnails import thumbnail
+from fish_lightning.resume.folders import key_of, loaded, overrides_of
 from fish_lightning.training.job_name import job_name
 
 #: Charts of the Custom Scalars tab: tags as regular expressions.
@@ -192,17 +193,13 @@ def log_hyperparameters(trainer: L.Trainer, cfg: DictConfig, folder: Path) -> No
 
 
 def hyperparameters(cfg: DictConfig, folder: Path) -> dict[str, bool | int | float | str]:
-    """Return the choices of a run: of some groups and keys always, of others where the command line has set them."""
-    chosen: dict[str, Any] = {}
-    file = folder / ".hydra" / "hydra.yaml"
-    given: list[str] = []
-    if file.is_file():
-        hydra = OmegaConf.load(file)
-        choices = OmegaConf.select(hydra, "hydra.runtime.choices") or {}
-        chosen |= {group: choices[group] for group in GROUPS if choices.get(group) not in (None, "none")}
-        words = OmegaConf.select(hydra, "hydra.overrides.task") or []
-        given = [str(word).lstrip("+~").partition("=")[0] for word in words]
-    for key in dict.fromkeys([*KEYS, *given]):
+    """Return the choices of a run: of some groups and keys always, of others where the command line has set them.
+
+    Hydra has written choices and overrides in the folder of the run.
+    """
+    choices = OmegaConf.select(loaded(folder / ".hydra" / "hydra.yaml"), "hydra.runtime.choices") or {}
+    chosen: dict[str, Any] = {group: choices[group] for group in GROUPS if choices.get(group) not in (None, "none")}
+    for key in dict.fromkeys([*KEYS, *map(key_of, overrides_of(folder))]):
         value = OmegaConf.select(cfg, key, default=None)
         if not f"{key}.".startswith(tuple(f"{of}." for of in NOT_HYPERPARAMETERS)):
             if isinstance(value, bool | int | float | str):

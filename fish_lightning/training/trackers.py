@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from fish_lightning.distributed.same_config import settings
 from fish_lightning.errors import UserError, one_line
-from fish_lightning.files import locked
+from fish_lightning.files import atomic_write, locked
 from fish_lightning.resume.folders import holds_run
 from fish_lightning.training.job_name import job_name
 
@@ -53,26 +53,23 @@ class Sent:
     def __init__(self, file: Path) -> None:
         self.file = file
         text = file.read_text(encoding="utf-8") if file.is_file() and holds_run(file.parent) else ""
-        text = text[: text.rfind("\n") + 1]  # without a line cut off by a kill
-        lines = [json.loads(line) for line in text.splitlines()]
-        self.resumed = bool(lines)
-        self.id: str = lines[0]["run"] if lines else uuid.uuid4().hex
-        self.rows: list[dict[str, Any]] = lines[1:]
+        self._text = text[: text.rfind("\n") + 1]  # without a line cut off by a kill
+        self.resumed = bool(self._text)
+        self._text = self._text or json.dumps({"run": uuid.uuid4().hex}) + "\n"
+        first, *self.rows = map(json.loads, self._text.splitlines())
+        self.id: str = first["run"]
         self.calls = len(self.rows)
         self._known = {(row["step"], key): value for row in self.rows for key, value in row.items()}
-        self._length = len(text.encode())
 
     def begin(self) -> None:
-        """Write the id, before the service has it."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("r+b" if self.resumed else "wb") as stream:
-            stream.truncate(self._length)
-            if not self.resumed:
-                stream.write(json.dumps({"run": self.id}).encode() + b"\n")
+        """Write the id, before the service has it, and what has been sent."""
+        with atomic_write(self.file) as temporary:
+            temporary.write_text(self._text, encoding="utf-8")
 
     def forget(self) -> None:
         """Begin anew, where the service does not have the run any more."""
-        self.resumed, self.rows, self.calls, self._length = False, [], 0, 0
+        self.resumed, self.rows, self.calls = False, [], 0
+        self._text = json.dumps({"run": self.id}) + "\n"
         self._known.clear()
 
     def new(self, metrics: Mapping[str, float], step: int) -> dict[str, float]:
@@ -173,11 +170,7 @@ class RunMLFlowLogger(MLFlowLogger):
     """
 
     def __init__(
-        self,
-        save_dir: str | Path,
-        tracking_uri: str,
-        experiment: str = "fish_lightning",
-        artifacts: str | None = None,
+        self, save_dir: str | Path, tracking_uri: str, experiment: str = "fish_lightning", artifacts: str | None = None
     ) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # no connection but that to the tracking URI
         try:

@@ -1,7 +1,7 @@
 """Create trainer and model from the config, without Lightning's tips and with short errors."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import albumentations as A
 import hydra
@@ -20,6 +20,13 @@ from fish_lightning.errors import UserError, one_line
 from fish_lightning.hardware import busy_note, cores, cpu_has_bf16, fastest_precision
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.run_log import say
+
+C = TypeVar("C", bound=Callback)
+
+
+def callback_of(trainer: L.Trainer, of: type[C]) -> C | None:
+    """Return the trainer's callback of a class; None without one."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, of)), None)  # type: ignore[attr-defined]
 
 
 def build_trainer(
@@ -80,11 +87,7 @@ def build_model(cfg: DictConfig, data: FishDataModule) -> FishClassifier:
 
 
 def _require_resources(trainer: L.Trainer) -> None:
-    """Check devices and nodes against this machine and Slurm's allocation, before the ranks wait for one another.
-
-    Raises:
-        UserError: they do not match.
-    """
+    """Check devices and nodes against this machine and Slurm's allocation, before the ranks wait for one another."""
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > max(2, cores()):
         raise UserError(
             f"trainer.devices={trainer.num_devices}: at most one process per core, and this machine has {cores()}"

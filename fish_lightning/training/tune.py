@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.optim import Optimizer
@@ -91,18 +92,17 @@ def learning_rate(cfg: DictConfig, data: FishDataModule, lowest: float, highest:
     chosen, best = suggestion(curve)
     found = {} if chosen is None else {"falls fastest": rates[chosen], "lowest": rates[best]}
     marks = {name: float(f"{rate:.2g}") for name, rate in found.items()}
-    folder = Path(cfg.paths.output)
     points = {"lr": rates.tolist(), "loss": losses.tolist(), "smoothed": curve.tolist()}
-    _write(folder, {"tune": "lr", "optimizer.lr": marks.get("falls fastest"), "marks": marks, **points})
-    save(learning_rate_figure(rates, losses, curve, marks), folder / "plots" / "lr_find.png")
+    written = {"tune": "lr", "optimizer.lr": marks.get("falls fastest"), "marks": marks, **points}
+    plot = _write(cfg, written, learning_rate_figure(rates, losses, curve, marks), "lr_find")
     if not marks:
         raise UserError(
             f"tune=lr: the loss does not fall between {rates[0]:.1e} and {rates[-1]:.1e}\n"
-            f"see {shown(folder / 'plots' / 'lr_find.png')}; try other tune.lowest and tune.highest, or more tune.steps"
+            f"see {plot}; try other tune.lowest and tune.highest, or more tune.steps"
         )
     suggested, upper = marks.values()
     print(f"the loss falls fastest at {suggested:g} and is lowest at {upper:g}, an upper bound")
-    _print_end(folder, "lr_find", f"optimizer.lr={suggested:g}")
+    print(f"plot  {plot}\noptimizer.lr={suggested:g}", flush=True)
     return suggested
 
 
@@ -207,12 +207,11 @@ def batch_size(cfg: DictConfig, data: FishDataModule, start: int, steps: int) ->
         raise UserError(f"tune=batch_size: {limit} in memory\nuse smaller images, a smaller network or tune.start=1")
     found = trials[-1].batch_size
     fastest = max(trials, key=lambda trial: trial.images_per_second)
-    folder = Path(cfg.paths.output)
-    _write(folder, {"tune": "batch_size", "data.batch_size": found, "trials": [vars(trial) for trial in trials]})
-    columns = zip(*((t.batch_size, t.images_per_second, t.memory) for t in trials), strict=True)
-    save(batch_size_figure(*map(list, columns)), folder / "plots" / "batch_size.png")
+    rows = list(map(vars, trials))
+    figure = batch_size_figure(*([row[name] for row in rows] for name in rows[0]))
+    plot = _write(cfg, {"tune": "batch_size", "data.batch_size": found, "trials": rows}, figure, "batch_size")
     print(f"{limit}; {fastest.batch_size} is fastest ({fastest.images_per_second:,.0f} images/s)")
-    _print_end(folder, "batch_size", f"data.batch_size={found}")
+    print(f"plot  {plot}\ndata.batch_size={found}", flush=True)
     return found
 
 
@@ -260,11 +259,7 @@ class _Clock(L.Callback):
 
 
 def _trainer(cfg: DictConfig, steps: int, callback: L.Callback) -> L.Trainer:
-    """Create a trainer for some steps as the run computes them, without validation, logger or checkpoint.
-
-    Raises:
-        UserError: a setting is invalid, there are several processes, or this is a sweep.
-    """
+    """Create a trainer for some steps as the run computes them, without validation, logger or checkpoint."""
     if in_multirun():
         raise UserError("tune does not run in a sweep: drop -m and sweep")
     chosen = {name: cfg.callbacks[name] for name in OF_A_STEP if cfg.callbacks.get(name) is not None}
@@ -281,10 +276,10 @@ def _trainer(cfg: DictConfig, steps: int, callback: L.Callback) -> L.Trainer:
     return trainer
 
 
-def _write(folder: Path, found: dict[str, Any]) -> None:
-    with atomic_write(folder / "tune.json") as temporary:
+def _write(cfg: DictConfig, found: dict[str, Any], figure: Figure, name: str) -> str:
+    """Write ``tune.json`` and a plot; return the path of the plot, as it is shown."""
+    with atomic_write(Path(cfg.paths.output, "tune.json")) as temporary:
         temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
-
-
-def _print_end(folder: Path, plot: str, line: str) -> None:
-    print(f"plot  {shown(folder / 'plots' / plot)}.png\n{line}", flush=True)
+    plot = Path(cfg.paths.output, "plots", f"{name}.png")
+    save(figure, plot)
+    return shown(plot)

@@ -9,7 +9,8 @@ from helpers import HELPERS, SHORT, ranks_of, rows_of, summary_of
 from omegaconf import OmegaConf
 
 from fish_lightning.distributed.cluster import PARENT
-from fish_lightning.distributed.ranks import SameConfig, announce_parent, gathered, starts_processes
+from fish_lightning.distributed.ranks import announce_parent, gathered, starts_processes
+from fish_lightning.distributed.same_config import SameConfig
 from fish_lightning.errors import UserError
 
 

@@ -4,14 +4,12 @@ import albumentations as A
 import pytest
 from albumentations.pytorch import ToTensorV2
 
-from fish_lightning.errors import UserError
-from fish_lightning.models.whitelist import ALLOWED_TRANSFORMS, require_allowed
+from fish_lightning.models.whitelist import ALLOWED_TRANSFORMS, pipeline_fault
 
 
-def test_pipeline_of_allowed_transforms_and_an_empty_one_pass():
-    assert require_allowed({}) is None  # neither raises
+def test_a_pipeline_of_allowed_transforms_passes():
     nested = A.Sequential([A.CLAHE(), A.Normalize()])
-    assert require_allowed(A.to_dict(A.Compose([A.Resize(8, 8), nested, A.ToFloat(), ToTensorV2()]))) is None
+    assert pipeline_fault(A.to_dict(A.Compose([A.Resize(8, 8), nested, A.ToFloat(), ToTensorV2()]))) is None
 
 
 @pytest.mark.parametrize(
@@ -24,16 +22,13 @@ def test_pipeline_of_allowed_transforms_and_an_empty_one_pass():
     ],
 )
 def test_pipeline_that_makes_no_tensor_or_a_huge_one_is_an_error(transforms, words):
-    with pytest.raises(UserError, match=rf"^transforms\.eval: {words}$"):
-        require_allowed(A.to_dict(A.Compose(transforms)))
+    assert pipeline_fault(A.to_dict(A.Compose(transforms))) == words
 
 
 def test_all_other_transforms_are_named_wherever_they_are_nested():
     pipeline = A.Compose([A.Resize(8, 8), A.Sequential([A.TextImage("font.ttf")]), A.HueSaturationValue()])
-    with pytest.raises(UserError) as error:
-        require_allowed(A.to_dict(pipeline))
-    first, second = str(error.value).splitlines()
-    assert first == "transforms.eval: HueSaturationValue, TextImage cannot be stored in a checkpoint"
+    first, second = str(pipeline_fault(A.to_dict(pipeline))).splitlines()
+    assert first == "HueSaturationValue, TextImage cannot be stored in a checkpoint"
     assert second.startswith("allowed: AutoContrast, CLAHE, CenterCrop, Compose, ")
 
 

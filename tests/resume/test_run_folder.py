@@ -7,8 +7,7 @@ import pytest
 from filelock import FileLock
 from helpers import TINY
 
-from fish_lightning.resume.folders import holds_run
-from fish_lightning.resume.overrides import with_overrides_of_run
+from fish_lightning.resume.folders import holds_run, with_overrides_of_run
 
 
 @pytest.fixture(scope="module")

@@ -229,6 +229,32 @@ FAULTS = [
     ("train", "seed=true", "seed=true: expected an integer in [0, 4294967295]"),
     ("train", "data.batch_size=0", "data.batch_size=0: expected an integer of at least 1"),
     ("train", "data.batch_size=8.0", "data.batch_size=8.0: expected an integer of at least 1"),
+    # callbacks
+    (
+        "train",
+        "average=ema callbacks.average.decay=1.0",
+        "callbacks.average.decay=1.0: expected a number in [0, 1) or null",
+    ),
+    ("train", "average=ema callbacks.average.start=-0.1", "callbacks.average.start=-0.1: expected a number in [0, 1)"),
+    *(
+        (
+            "train",
+            f"callbacks=progressive callbacks.progressive.start={start}",
+            f"callbacks.progressive.start={start}: expected a number in (0, 1]",
+        )
+        for start in (0, -1, 2, "abc")
+    ),
+    (
+        "train",
+        "freeze=head_first callbacks.freeze.epochs=0",
+        "callbacks.freeze.epochs=0: expected an integer of at least 1 or null",
+    ),
+    (
+        "train",
+        "freeze=head_first callbacks.freeze.every=-1",
+        "callbacks.freeze.every=-1: expected an integer of at least 0",
+    ),
+    ("train", "freeze=head_first callbacks.freeze.lr=[2,0]", "callbacks.freeze.lr.1=0: expected a number above 0"),
     # trainer
     ("train", "trainer.max_epochs=0", "trainer.max_epochs=0: expected an integer of at least 1, -1 or null"),
     (

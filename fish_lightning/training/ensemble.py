@@ -1,36 +1,25 @@
 """Test an ensemble and its members on the images that none of them was trained on."""
 
 import math
-import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from torch import nn
+from torch.utils.benchmark import Timer
 
-from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.evaluation.members import Tested, best_by_validation, gain_over, pooled_members, validated
 from fish_lightning.evaluation.outputs import Outputs
-from fish_lightning.evaluation.scores import score_test
 from fish_lightning.models.checkpoint import restore
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.models.ensemble import EnsembleNetwork
-from fish_lightning.training.summary import Summary, test_and_val_outputs
+from fish_lightning.training.summary import Summary, scores_of_test, test_and_val_outputs
 
-TIMED = 5  # forward passes of each network, after one that is not counted
-
-
-def scored_subset(catalog: Catalog) -> str | None:
-    """Return the split of an ensemble's catalog that it is scored on.
-
-    ``test`` if there is any image that is a test image of each member; else ``val``, images that no member was trained
-    on; None without those.
-    """
-    return next((split for split in ("test", "val") if len(catalog.indices(split))), None)
+TIMED = 5  # forward passes of each network, after two that are not counted
 
 
 def test_ensemble(
@@ -45,10 +34,7 @@ def test_ensemble(
         members: checkpoints by name.
     """
     trainer.test(model, datamodule=data, verbose=False)
-    predictions = model.test_predictions()
-    scores = score_test(predictions, data.catalog, model.class_names, trainer.callback_metrics) | {
-        "images_in_split": len(data.catalog.indices(data.test_subset))
-    }
+    predictions, scores = model.test_predictions(), scores_of_test(trainer, model, data)
     outputs = Outputs.of(predictions, data.catalog)
     if data.test_subset == "test" and len(data.catalog.indices("val")):
         outputs = test_and_val_outputs(trainer, model, data)
@@ -84,11 +70,11 @@ def summarize_ensemble(
         data: its data.
         files: checkpoints of the members by name.
         tested: None where there is no image to score.
-        margin: difference in accuracy that does not matter.
+        margin: difference in accuracy that does not matter, 0 to 1.
     """
     network, catalog = model.network, data.catalog
     assert isinstance(network, EnsembleNetwork)
-    sizes = [_megabytes(member) for member in network]
+    sizes = [sum(tensor.nbytes for tensor in member.state_dict().values()) / 1e6 for member in network]
     members = [
         {
             "run": name,
@@ -98,14 +84,14 @@ def summarize_ensemble(
         }
         for (name, file), of in zip(files.items(), model.hparams["members"], strict=True)
     ]
-    compared = [validated(file).get("compared_checkpoints", 1) for file in files.values()]
+    compared = (int(validated(file).get("compared_checkpoints", 1)) for file in files.values())
     return {
         "test": {},
         "val": {},
         **({tested.subset: tested.scores} if tested else {}),
         "members": members,
-        "compared_checkpoints": math.prod(map(int, compared)),  # each member's epoch was chosen by its validation
-        "gain": _gain(files, tested, catalog, margin) if tested else None,
+        "compared_checkpoints": math.prod(compared),  # each member's epoch was chosen by its validation
+        "gain": _gain(files, tested, margin) if tested else None,
         "cost": {"forward": tested.forward if tested else None, "mb": sum(sizes), "member_mb": float(np.mean(sizes))},
         "members_pooled": None if tested else pooled_members(files),
         "images": catalog.counts(),
@@ -120,17 +106,11 @@ def summarize_ensemble(
     }
 
 
-def _gain(files: Mapping[str, Path], tested: Tested, catalog: Catalog, margin: float) -> Summary:
-    units, best = catalog.photographs_or_paths[tested.predictions.indices], best_by_validation(files)
-
-    def over(*names: str) -> Summary:
-        return gain_over([tested.correct[name] for name in names], tested.predictions.correct, units, margin)
-
-    return {"mean_member": over(*files), "best_by_validation": {"run": best} | over(best) if best else None}
-
-
-def _megabytes(network: nn.Module) -> float:
-    return float(sum(tensor.nbytes for tensor in network.state_dict().values())) / 1e6
+def _gain(files: Mapping[str, Path], tested: Tested, margin: float) -> Summary:
+    scored, best = tested.outputs.subset(tested.subset), best_by_validation(files)
+    over = partial(gain_over, ensemble=scored.correct, units=scored.photographs_or_paths, margin=margin)
+    of_best = {"run": best} | over([tested.correct[best]]) if best else None
+    return {"mean_member": over([*tested.correct.values()]), "best_by_validation": of_best}
 
 
 def _forward_ratio(model: FishClassifier, data: FishDataModule) -> float:
@@ -140,17 +120,11 @@ def _forward_ratio(model: FishClassifier, data: FishDataModule) -> float:
     batch: Any = next(iter(data.test_dataloader()))
     model.to(model.trainer.strategy.root_device)  # the test has left it on the CPU
     images = model.normalize(batch["image"].to(model.device))
-    whole, *single = (_seconds(part, images, model) for part in (network, *network))
+    timers = [
+        Timer("network(images)", globals={"network": part, "images": images}, num_threads=torch.get_num_threads())
+        for part in (network, *network)
+    ]
+    with torch.inference_mode(), model.trainer.precision_plugin.forward_context():
+        whole, *single = (timer.timeit(TIMED).mean for timer in timers)
     model.cpu()
     return whole / float(np.mean(single))
-
-
-def _seconds(network: nn.Module, images: torch.Tensor, model: FishClassifier) -> float:
-    """Return the median duration of a forward pass, in the precision of the test."""
-    taken = []
-    with torch.inference_mode(), model.trainer.precision_plugin.forward_context():
-        for _ in range(1 + TIMED):
-            start = time.perf_counter()
-            network(images).sum().item()  # which waits for the device
-            taken.append(time.perf_counter() - start)
-    return float(np.median(taken[1:]))

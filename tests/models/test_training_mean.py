@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fish_lightning.models.metrics import TrainingMean
+from fish_lightning.models.classifier import TrainingMean
 
 
 def test_mean_is_weighted_by_images():
