@@ -227,12 +227,12 @@ def _curve(history: Sequence[Row], best_epoch: int | None, what: str) -> Chart |
     epochs = [float(row["epoch"] or 0) for row in history]
     lines: dict[str, Floats] = {}
     for name, column in (("training", f"train_{what}"), ("validation", f"val_{what}")):
-        values = np.array([row.get(column) for row in history], dtype=np.float64)
+        values: Floats = np.array([row.get(column) for row in history], dtype=np.float64)
         if np.isfinite(values).any():
             lines[name] = np.where(np.isfinite(values), values, np.nan)
     if not lines:
         return None
-    measured: dict[str, Floats] = {name: values[~np.isnan(values)] for name, values in lines.items()}
+    measured = {name: values[~np.isnan(values)] for name, values in lines.items()}
     said = "; ".join(f"{name} from {shown(v[0])} to {shown(v[-1])}" for name, v in measured.items())
     chart = Chart(
         what.capitalize(),

@@ -137,6 +137,7 @@ def matching(pattern: str, *words: str) -> Rule:
     return Rule(words, lambda v: isinstance(v, str) and re.fullmatch(pattern, v) is not None)
 
 
+ANYTHING = Rule(("anything",), lambda v: True)
 NULL = choice(None)
 FLAG = choice(True, False)
 TEXT = text("text")

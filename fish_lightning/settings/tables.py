@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fish_lightning.settings.rules import (
+    ANYTHING,
     COUNT,
     FLAG,
     MODEL_NAME,
@@ -35,7 +36,6 @@ from fish_lightning.settings.rules import (
 )
 from fish_lightning.sweeps.table import METRICS
 
-ANYTHING = Rule(("anything",), lambda v: True)
 #: Not looked at: its interpolations are of groups that the program does not have.
 UNUSED = Rule(("anything",), lambda v: True)
 FILE = text("a file", example="FILE")
