@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from fish_lightning.evaluation.arrays import Floats, Ints, Names, photograph_index, require_finite
 
-BLOCK = 1 << 22  # similarities held at a time: 16 MiB
+QUERIES, BLOCK = 512, 1 << 22  # at most so many queries, and similarities (16 MiB), at a time
 SHORTEST = 1e-12  # length that a feature vector is divided by at least
 
 
@@ -35,7 +35,7 @@ def nearest_photographs(
     keys = unit_length(training)
     nearest = np.full((len(queries), k), -1)
     similarity = np.full((len(queries), k), -np.inf)
-    size = max(1, BLOCK // len(keys))
+    size = min(QUERIES, max(1, BLOCK // len(keys)))
     for block in (slice(start, start + size) for start in range(0, len(queries), size)):
         _find(unit_length(queries[block]) @ keys.T, index, nearest[block], similarity[block])
     return nearest, similarity

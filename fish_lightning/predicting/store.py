@@ -145,8 +145,8 @@ class RemoteFolder:
         except (UserError, expected):  # a UserError: a signal
             raise
         except Exception as error:
-            why = f"{type(error).__name__}: {one_line(error)}"
-            raise UserError(f"output: {self.below(name)} cannot be {done} ({why})") from None
+            where = printable(f"{self.url}/{name}" if name else self.url)
+            raise UserError(f"output: {where} cannot be {done} ({type(error).__name__}: {one_line(error)})") from None
 
 
 Folder = LocalFolder | RemoteFolder

@@ -242,13 +242,13 @@ def explain(
     }
     leaked = outputs.copies_of(trained) if catalog.photographs_known else None
     inputs = ReportInputs(training, detector.get("features"), leaked, {}, texts)
-    analysis = _analysis(outputs, inputs, stored, unknown)
+    analysis = _analyze(folder, outputs, inputs, stored, unknown)
     if cfg.report:
         texts["audit"] = audit_report(model, data, outputs.subset(subset), training=subset in ("test", "val"))
         heat, texts["heat_note"] = error_heat_maps(model, data, analysis)
         inputs.heat.update((path, cells.astype(np.float16)) for path, cells in heat.items())
     inputs.save(folder / INPUTS_FILE)
-    blocks = _write_findings(folder, analysis, inputs, stored, unknown)
+    blocks = _write_findings(folder, analysis, inputs, unknown)
     if unknown is not None and data.left_out is not None:
         unknown.save(folder / UNKNOWN_FILE)
     if "unknowns" in blocks:
@@ -289,7 +289,7 @@ def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Sum
     if target_error is not None and stored is not None and not (outputs.splits == "val").any():
         stored = for_target(stored, summary["checkpoint"], target_error)
     texts["target_error"] = target_error or texts["target_error"]
-    blocks = _write_findings(folder, _analysis(outputs, inputs, stored, unknown), inputs, stored, unknown)
+    blocks = _write_findings(folder, _analyze(folder, outputs, inputs, stored, unknown), inputs, unknown)
     if "unknowns" in blocks:
         blocks["unknowns"] = scores.get("unknowns", {}) | blocks["unknowns"]
     scores |= blocks
@@ -297,29 +297,25 @@ def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Sum
     return subset, scores, texts["report"]
 
 
-def _analysis(
-    outputs: Outputs, inputs: ReportInputs, stored: Mapping[str, Any] | None, unknown: Outputs | None
+def _analyze(
+    folder: Path, outputs: Outputs, inputs: ReportInputs, stored: Mapping[str, Any] | None, unknown: Outputs | None
 ) -> Analysis:
+    """Analyze, and write the calibration of a training run, for which nothing is stored yet."""
     texts = inputs.texts
     settings: dict[str, Any] = {"subset": texts["subset"], "leaked": inputs.leaked, "candidates": texts["candidates"]}
-    return analyze(outputs, inputs.training, texts["target_error"], stored=stored, unknown=unknown, **settings)
+    analysis = analyze(outputs, inputs.training, texts["target_error"], stored=stored, unknown=unknown, **settings)
+    if stored is None and analysis.guarantee:
+        write_calibration(folder, calibration_of(analysis) | texts["fitted_to"])
+    return analysis
 
 
-def _write_findings(
-    folder: Path,
-    analysis: Analysis,
-    inputs: ReportInputs,
-    stored: Mapping[str, Any] | None,
-    unknown: Outputs | None,
-) -> Summary:
-    """Write the calibration, of a training run, for which nothing is stored yet, and ``report.html``.
+def _write_findings(folder: Path, analysis: Analysis, inputs: ReportInputs, unknown: Outputs | None) -> Summary:
+    """Write ``report.html``.
 
     Returns:
         What the analysis adds to the scores in ``summary.json``.
     """
     texts = inputs.texts
-    if stored is None and analysis.guarantee:
-        write_calibration(folder, calibration_of(analysis) | texts["fitted_to"])
     if texts["report"]:
         root, training_root = Path(texts["root"]), Path(texts["training_root"])
         write_report(

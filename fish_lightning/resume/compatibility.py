@@ -68,6 +68,8 @@ def checkpoint_to_resume(cfg: DictConfig) -> Path | None:
         UserError: there is no such checkpoint.
     """
     ckpt, last = cfg.ckpt, Path(cfg.paths.output, "checkpoints", "last.ckpt")
+    if ckpt == "":
+        raise UserError("ckpt= is empty: name a run's folder or its checkpoints/last.ckpt, or leave it out")
     if ckpt is None or ckpt == "auto":
         return last if resumes_if_possible(ckpt) and last.is_file() else None
     if ckpt == "last" and not last.is_file():

@@ -67,8 +67,9 @@ def with_overrides_of_run(arguments: Sequence[str]) -> list[str]:
 
 def overrides_of(run: Path) -> list[str]:
     """Return the overrides that a run was started with; none where its folder does not say."""
-    words = loaded(run / ".hydra" / "overrides.yaml")
-    return list(map(str, words)) if OmegaConf.is_list(words) else []
+    # Not resolved: an interpolation is of the config that the override becomes part of.
+    words = OmegaConf.to_container(loaded(run / ".hydra" / "overrides.yaml"))
+    return list(map(str, words)) if isinstance(words, list) else []
 
 
 def key_of(word: str) -> str:

@@ -105,7 +105,7 @@ class DropLaterRows(L.Callback):
 
     def __init__(self) -> None:
         self._from: tuple[int, Row | None, bool] = (0, None, False)  # steps, next row, whether within an epoch
-        self._begun = False
+        self._resumed = self._begun = False
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop rows where a run begins with a validation."""
@@ -125,6 +125,7 @@ class DropLaterRows(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Read the number of steps, the next row, and whether the run was saved within an epoch."""
         self._from = checkpoint["global_step"], checkpoint.get("next_row"), compat.is_saved_within_epoch(checkpoint)
+        self._resumed, self._begun = True, False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop later rows, of a new run all: its folder may be that of a run that has left no checkpoint.
@@ -142,7 +143,7 @@ class DropLaterRows(L.Callback):
                     logger.log_metrics(row, step - 1)
                     logger.save()
                 continue
-            if step and isinstance(logger, TensorBoardLogger):
+            if self._resumed and isinstance(logger, TensorBoardLogger):
                 compat.forget_later_points(logger.experiment, step)
             if row:
                 logger.log_metrics(row, step - 1)  # in TensorBoard a duplicate does not show; trackers skip it

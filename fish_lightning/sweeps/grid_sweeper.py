@@ -23,7 +23,12 @@ Launch = Callable[[Sequence[Sequence[str]], int], Any]
 
 
 class GridSweeper(BasicSweeper):  # type: ignore[misc]
-    """Hydra's own sweeper, which runs all combinations of the given values; its other jobs survive a killed one."""
+    """Hydra's own sweeper, which runs all combinations of the given values; its other jobs survive a killed one.
+
+    Args:
+        max_batch_size: number of jobs per launch; None: all.
+        params: sweeps by key, besides those on the command line.
+    """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Create the launcher (called by Hydra)."""

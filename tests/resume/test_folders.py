@@ -6,7 +6,7 @@ import zipfile
 import pytest
 from helpers import rows_of, summary_of
 
-from fish_lightning.resume.folders import config_folder, run_folder
+from fish_lightning.resume.folders import config_folder, run_folder, with_overrides_of_run
 
 
 @pytest.fixture
@@ -60,3 +60,11 @@ def test_a_run_that_was_moved_is_resumed_where_it_is_now(tmp_path, trained, trai
     assert (copy / ".hydra" / "overrides.yaml").read_text() == first
     (resumed,) = (copy / ".hydra").glob("resumed-*/overrides.yaml")
     assert "ckpt=" in resumed.read_text()
+
+
+def test_interpolations_in_the_overrides_of_a_run_are_left_to_the_config(begun):
+    words = ["transforms.height=64", "transforms.width=${transforms.height}", "data.root=${oc.env:NOWHERE}", "seed=1"]
+    (begun / ".hydra").mkdir()
+    (begun / ".hydra" / "overrides.yaml").write_text("".join(f"- {word}\n" for word in words))
+    found = with_overrides_of_run([f"ckpt={begun}", "seed=2"])
+    assert found == [*words[:3], f"ckpt={begun}", "seed=2"]
