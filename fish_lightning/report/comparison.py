@@ -1,6 +1,5 @@
 """Report a comparison of two runs: a table on the screen, ``compare.json`` and ``compare.html`` with pictures."""
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from fish_lightning.data.decoding import UnreadableImage, decode
 from fish_lightning.evaluation.arrays import Bools, copies_before
 from fish_lightning.evaluation.runs import Pair, Run
-from fish_lightning.files import atomic_write, shown
+from fish_lightning.files import shown, write_json
 from fish_lightning.plotting.thumbnails import data_uri, shrunk
 from fish_lightning.report.pages import write_page
 
@@ -50,8 +49,7 @@ def write_comparison(folder: Path, a: Run, b: Run, pair: Pair, result: Result, r
     runs = [_about(*of) for of in (("A", a, b), ("B", b, a))]
     # Those first on which A and B disagree most.
     classes = sorted(result["per_class"].items(), key=lambda row: -row[1]["only_a_right"] - row[1]["only_b_right"])
-    with atomic_write(folder / "compare.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "compare.json", result)
     write_page(
         folder / "compare.html",
         "compare.html.j2",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jinja2
 
-from fish_lightning.files import atomic_write
+from fish_lightning.files import write_text
 from fish_lightning.names import printable_lines
 
 
@@ -29,9 +29,7 @@ def write_page(
         finalize=_printable_lines,
     )
     templates.filters |= {"count": "{:,}".format} | dict(filters or {})
-    page = templates.get_template(template).render(context)
-    with atomic_write(file) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
+    write_text(file, templates.get_template(template).render(context))
 
 
 def _printable_lines(value: object) -> object:

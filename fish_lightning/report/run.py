@@ -24,7 +24,7 @@ from fish_lightning.evaluation.outputs import FILE as OUTPUTS_FILE
 from fish_lightning.evaluation.outputs import INPUTS_FILE, Outputs, ReportInputs
 from fish_lightning.evaluation.scores import confusion_matrix
 from fish_lightning.evaluation.stored_calibration import Stored, write_calibration
-from fish_lightning.files import atomic_write, csv_table, read_summary, run_of, shown
+from fish_lightning.files import atomic_write, csv_table, read_summary, run_of, shown, write_json
 from fish_lightning.models.checkpoint import weights_digest
 from fish_lightning.models.classifier import FishClassifier
 from fish_lightning.names import path_cell, printable, text_cell
@@ -377,9 +377,8 @@ def _environment(model: FishClassifier, run: Mapping[str, Any] | None) -> dict[s
 
 def write_summary(folder: Path, summary: Summary) -> None:
     """Write ``summary.json``; JSON has no NaN and no infinity, which become null."""
-    with atomic_write(folder / "summary.json") as temporary:
-        finite = json.loads(json.dumps(summary), parse_constant=lambda constant: None)
-        temporary.write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
+    finite = json.loads(json.dumps(summary), parse_constant=lambda constant: None)
+    write_json(folder / "summary.json", finite)
 
 
 def write_test(folder: Path, outputs: Outputs, subset: str, root: Path) -> None:

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from fish_lightning.distributed.same_config import settings
 from fish_lightning.errors import UserError, one_line
-from fish_lightning.files import atomic_write, locked
+from fish_lightning.files import locked, write_text
 from fish_lightning.resume.folders import holds_run
 from fish_lightning.training.job_name import job_name
 
@@ -63,8 +63,7 @@ class Sent:
 
     def begin(self) -> None:
         """Write the id, before the service has it, and what has been sent."""
-        with atomic_write(self.file) as temporary:
-            temporary.write_text(self._text, encoding="utf-8")
+        write_text(self.file, self._text)
 
     def forget(self) -> None:
         """Begin anew, where the service does not have the run any more."""

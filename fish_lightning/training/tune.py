@@ -9,7 +9,6 @@ fall over the rate itself rather than its logarithm, which is always near the lo
 4e-5 (two seeds), where the loss begins to fall at 2e-4 and is lowest at 4e-3.
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from fish_lightning.data.datamodule import FishDataModule
 from fish_lightning.errors import UserError, in_multirun
-from fish_lightning.files import atomic_write, byte_size, shown
+from fish_lightning.files import byte_size, shown, write_json
 from fish_lightning.hardware import memory, peak_memory, uses_cuda
 from fish_lightning.plotting.figures import batch_size_figure, learning_rate_figure, save
 from fish_lightning.training.trainer import build_model, build_trainer
@@ -278,8 +277,7 @@ def _trainer(cfg: DictConfig, steps: int, callback: L.Callback) -> L.Trainer:
 
 def _write(cfg: DictConfig, found: dict[str, Any], figure: Figure, name: str) -> str:
     """Write ``tune.json`` and a plot; return the path of the plot, as it is shown."""
-    with atomic_write(Path(cfg.paths.output, "tune.json")) as temporary:
-        temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    write_json(Path(cfg.paths.output, "tune.json"), found)
     plot = Path(cfg.paths.output, "plots", f"{name}.png")
     save(figure, plot)
     return shown(plot)
