@@ -29,11 +29,11 @@ _NOT_OFFERED = {"train": {"checkpoint", "fish_originals"}, "prepare": {"checkpoi
 
 
 def choices(program: str, folders: Iterable[str] = (CONF,)) -> dict[str, list[str]]:
-    """Return the groups of a program and what to choose from in each, sorted by name.
+    """Return the config groups of a program and the choices in each, sorted by name.
 
     Args:
-        program: its name; of another config, the groups of all programs are returned.
-        folders: of the configs, with those that a user adds (``--config-dir``).
+        program: program name; for the name of another config, the groups of all programs are returned.
+        folders: config folders, including those that a user adds (``--config-dir``).
     """
     found: dict[str, set[str]] = {}
     for folder in folders:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def next_batch(trainer: "L.Trainer") -> tuple[int, int]:
-    """Return where a run that is saved now continues: epoch (from 0) and number of its batches that are done.
+    """Return where a run saved now would continue: the epoch (from 0) and the number of its batches already processed.
 
     The loader's own state is ahead, since workers prefetch (Lightning issues 19764 and 20550).
     """
@@ -136,7 +136,7 @@ def disable_sigterm_broadcast(trainer: "L.Trainer") -> None:
 
 
 def clip_gradients(module: "L.LightningModule", optimizer: "Optimizer", value: float | None, by: str | None) -> None:
-    """Clip gradients, also of a fused optimizer where gradients are not scaled.
+    """Clip gradients, including those of a fused optimizer if gradients are not scaled.
 
     Lightning refuses these under any mixed precision, since they unscale gradients in their step; bf16 has no scaler.
     """
@@ -237,7 +237,7 @@ def has_started(logger: Any) -> bool:
 def share_config_store() -> None:
     """Keep Hydra from copying its ConfigStore for each composition and each group of ``--help``: a second there.
 
-    What is read from the store is a copy by itself.
+    What is read from the store is already a copy.
     """
     from hydra.core.config_store import ConfigStore
 
@@ -246,11 +246,11 @@ def share_config_store() -> None:
 
 @contextmanager
 def composed_already(cfg: "DictConfig | None") -> Iterator[None]:
-    """Give Hydra the config of a single run; it would compose one for ``hydra.mode`` alone, and that of the run again.
+    """Give Hydra the config of a single run; otherwise it composes two, one of them only to read ``hydra.mode``.
 
     Args:
-        cfg: as ``compose(…, return_hydra_config=True)`` returns it, with the task's name as the job's; None: Hydra
-            composes.
+        cfg: config returned by ``compose(…, return_hydra_config=True)``, with the task's name as the job name; None:
+            Hydra composes the config.
     """
     if cfg is None:
         yield
@@ -307,18 +307,18 @@ PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")
 
 
 def quiet_hydra() -> None:
-    """Silence Hydra's warning of configs with the names of a plugin's own; ours are complete."""
+    """Silence Hydra's warning about configs that share a name with a plugin's own; ours are complete."""
     warnings.filterwarnings("ignore", r"(?s).*is validated against ConfigStore schema")
 
 
 class FailedTarget(NamedTuple):
-    """What Hydra says of a target that it cannot instantiate.
+    """What Hydra says about a target that it cannot instantiate.
 
     Attributes:
-        key: of the node with the ``_target_``; ``""`` at the top.
-        target: its dotted name; ``""`` where Hydra does not name it.
-        words: the rest of the message.
-        was_called: whether the target itself failed; else there is no such target.
+        key: config key of the node with the ``_target_``; ``""`` for the top level.
+        target: dotted name of the target; ``""`` where Hydra does not name it.
+        words: message without the key.
+        was_called: whether the target itself failed; False if it was not found.
     """
 
     key: str

@@ -1,7 +1,7 @@
-"""``python -m fish_lightning.ensemble runs=SWEEP``: average runs, and say what that gains and costs.
+"""``python -m fish_lightning.ensemble runs=SWEEP``: average runs, and report what that gains and costs.
 
 The folder it writes is a run for ``evaluate``, ``predict`` and ``compare``. It is scored only on photographs that no
-member was trained on. Of the folds of a cross-validation there are none, and it says so.
+member was trained on; for the folds of a cross-validation there are none, which is reported.
 """
 
 from functools import partial

@@ -48,7 +48,7 @@ class UserError(Exception):
     """What is wrong, where, and what to do: one to five lines.
 
     Attributes:
-        exit_code: of the program: 1, or 130 or 143 after a signal.
+        exit_code: exit code of the program: 1, or 130 or 143 after a signal.
     """
 
     exit_code = 1

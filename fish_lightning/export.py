@@ -1,4 +1,4 @@
-"""``python -m fish_lightning.export ckpt=FILE``: write a trained model as one ONNX file, with its proof.
+"""``python -m fish_lightning.export ckpt=FILE``: write a trained model as one ONNX file, compared with the checkpoint.
 
 Preprocessing is in the graph: decoded images of any size go in, calibrated probabilities come out. Nothing is written
 but ``parity.json`` unless the file answers as the checkpoint does, measured from the bytes of the validation images.
@@ -19,8 +19,8 @@ def export(cfg: DictConfig) -> None:
         cfg: the composed ``conf/export.yaml``.
 
     Raises:
-        UserError: there is no checkpoint, its images are not there, the graph cannot compute its pipeline or its
-            network, a package is missing, or the answers differ by more than ``export.tolerance``.
+        UserError: there is no checkpoint, its images are missing, the graph cannot compute its pipeline or its network,
+            a package is missing, or the answers differ by more than ``export.tolerance``.
     """
     from fish_lightning.models.exported import is_export, require_onnx
     from fish_lightning.models.trained import open_model

@@ -81,7 +81,7 @@ def locked(file: Path, waiting: str | None = None, busy: UserError | None = None
     """Hold a lock while the block runs; the system releases it when the process dies.
 
     Args:
-        file: the lock file; its folder is created if missing.
+        file: lock file; its folder is created if missing.
         waiting: message to print before waiting for another process.
         busy: error to raise instead of waiting.
     """
@@ -100,7 +100,7 @@ def locked(file: Path, waiting: str | None = None, busy: UserError | None = None
 
 
 def node_lock(folder: Path) -> Path:
-    """Return the lock file, one to a machine and user, of what is done once for a folder that may not exist yet."""
+    """Return the lock file, one per machine and user, for what is done once for a folder that may not exist yet."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
     name = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]
     return Path(tempfile.gettempdir(), f"fish_lightning-{user}-{name}.lock")
@@ -131,7 +131,7 @@ def state_of(path: str, file: str) -> str:
 
 
 def size_and_time(file: str) -> tuple[int, int]:
-    """Return size in bytes and modification time in nanoseconds of a file; -1 for one that is missing."""
+    """Return the size in bytes and modification time in nanoseconds of a file; -1 for a missing one."""
     try:
         status = os.stat(file)  # noqa: PTH116 - pathlib takes three times as long, for each of a million files
     except OSError:
@@ -183,11 +183,11 @@ def read_rows(path: Path, key: str, columns: Sequence[str]) -> list[dict[str, st
 
     Args:
         path: the file, UTF-8 with or without a byte-order mark.
-        key: the setting that names it, for errors.
+        key: setting that names the file, for errors.
         columns: required columns.
 
     Raises:
-        UserError: the file does not exist, is no CSV, has no rows or lacks a column.
+        UserError: the file does not exist, is not a CSV file, has no rows or lacks a column.
     """
     if not path.is_file():
         raise UserError(f"{key}: no file {path} (working directory: {Path.cwd()})")

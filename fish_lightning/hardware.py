@@ -65,7 +65,7 @@ def default_workers(accelerator: str, cache: str) -> int:
 
 
 def busy_note(accelerator: str) -> str | None:
-    """Return what to set where other programs use the cores on which this one is to train with several threads.
+    """Return what to set if other programs use the cores on which this one is to train with several threads.
 
     The threads of a step wait for the slowest of them: on two busy cores two took 87 s an epoch, and one 3 s.
     """
@@ -84,7 +84,7 @@ def busy_note(accelerator: str) -> str | None:
 
 
 def _device(accelerator: str) -> str:
-    """Return the type of device that an accelerator is on this machine: ``cuda``, ``mps``, ``cpu`` …."""
+    """Return the device type of an accelerator on this machine: ``cuda``, ``mps``, ``cpu`` …."""
     if accelerator not in ("auto", "gpu", "cuda"):
         return accelerator
     import torch

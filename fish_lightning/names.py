@@ -48,7 +48,7 @@ def aligned(lines: Sequence[Sequence[str]], right: Collection[int]) -> list[str]
     """Return the lines of a table whose columns are aligned.
 
     Args:
-        lines: the cells of each.
+        lines: cells of each line.
         right: indices of the columns that are aligned to the right.
     """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -61,7 +61,7 @@ def figure_text(text: str, lines: bool = False) -> str:
 
     Args:
         text: names, or several lines with names in them.
-        lines: whether line breaks stay.
+        lines: whether to keep line breaks.
     """
     shown = printable_lines(text) if lines else printable(text)
     return shown.replace("$", r"\$")

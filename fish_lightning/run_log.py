@@ -1,4 +1,4 @@
-"""``train.log`` and its like: what a job prints, with the time of each line, through Hydra's ``logging``.
+"""``train.log`` and the like: what a job prints, with the time of each line, through Hydra's ``logging``.
 
 Programs print: their output is what the terminal, a pipe or a notebook shows. The log is a copy of it, and so has the
 lines of libraries, warnings and errors too, which a logger of our own would miss.

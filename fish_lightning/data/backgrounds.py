@@ -1,8 +1,7 @@
-"""Other backgrounds: the object of a training image is pasted on the background of another one.
+"""Background replacement: the object of a training image is pasted onto the background of another one.
 
-What is behind an object then says nothing about its class, so that the model learns from the object. It needs to be
-known which pixels show the object (:mod:`fish_lightning.data.masks`). Masks are decoded and resized once, as images
-are.
+What is behind an object then says nothing about its class, so that the model learns from the object. This requires
+masks of the objects (:mod:`fish_lightning.data.masks`), which are decoded and resized once, as images are.
 
 Source: Nauen et al. 2025 (ForAug, arXiv:2503.09399), who also move and scale the object and paint over the place where
 the object of the other image was; here that place gets the mean color of the background around it.
@@ -28,7 +27,7 @@ Mask = npt.NDArray[np.uint8]  # 1 on the object, 0 elsewhere
 
 
 class Backgrounds:
-    """Pastes objects on the backgrounds of other training images, drawn from all classes alike.
+    """Pastes objects onto the backgrounds of other training images, drawn from all classes alike.
 
     Whether an image is changed, and which background it gets, depends on (seed, epoch, index) alone. An image without
     a mask, or whose mask is empty or covers all of it, stays as it is, and no other image gets its background.
@@ -36,9 +35,9 @@ class Backgrounds:
     Args:
         images: decoded images, by index in the catalog.
         masks: decoded masks.
-        rows: row of ``masks`` by index in the catalog, of training images that have a mask.
-        seed: of the run.
-        share: of the images that are changed, 0 to 1.
+        rows: row of ``masks`` for each training image that has a mask, by index in the catalog.
+        seed: the run's random seed.
+        share: fraction of the images whose background is replaced, 0 to 1.
     """
 
     def __init__(self, images: PixelCache, masks: PixelCache, rows: dict[int, int], seed: int, share: float) -> None:
@@ -48,7 +47,7 @@ class Backgrounds:
         self.donors = np.array(sorted(rows))
 
     def __call__(self, pixels: Pixels, epoch: int, index: int) -> Pixels:
-        """Return an image, (H, W, 3), as it is trained on in that epoch, before other transforms."""
+        """Return an image, (H, W, 3), as used for training in that epoch, before other transforms."""
         if self.rows[index] < 0 or keyed_seed(self.seed, epoch, index, 0) >= self.share * 2.0**64:
             return pixels
         donor = int(self.donors[keyed_seed(self.seed, epoch, index, 1) % len(self.donors)])
@@ -62,18 +61,18 @@ class Backgrounds:
         return np.asarray(cv2.copyTo(pixels, mask, background), np.uint8)
 
     def _mask(self, index: int) -> Mask:
-        """Return (H, W) of an image: as ``load_mask``, the object is what is brighter than half of the maximum."""
+        """Return the (H, W) mask of an image; as in ``load_mask``, the object is brighter than half of the maximum."""
         red, green, blue = cv2.split(self.masks[int(self.rows[index])])
         gray = cv2.max(cv2.max(red, green), blue)  # a sixth of the time of numpy
         return np.asarray(cv2.threshold(gray, cv2.minMaxLoc(gray)[1] / 2, 1, cv2.THRESH_BINARY)[1], np.uint8)
 
 
 def without_object(pixels: Pixels, mask: Mask) -> Pixels:
-    """Fill the bounding box of an object with the mean color outside of its mask: its outline may tell its class.
+    """Fill the bounding box of an object with the mean color outside its mask: the outline alone may reveal the class.
 
     Args:
-        pixels: (H, W, 3), changed in place.
-        mask: (H, W), neither empty nor full.
+        pixels: (H, W, 3) image, changed in place.
+        mask: (H, W) mask, neither empty nor full.
     """
     color = cv2.mean(pixels, 1 - mask)[:3]
     left, top, width, height = cv2.boundingRect(mask)
@@ -87,11 +86,12 @@ def open_masks(
     """Return the masks of the training images of a catalog, decoded and resized as the images are.
 
     Args:
-        catalog: of the run.
-        pipelines: of the run; their head is applied to the masks.
-        folder: of the cache.
-        in_ram: write no file.
-        estimate: estimate the masks of a data set without masks (:func:`fish_lightning.data.masks.estimate_mask`).
+        catalog: the run's catalog.
+        pipelines: the run's pipelines, whose head is applied to the masks.
+        folder: cache folder.
+        in_ram: whether to keep the masks in memory instead of writing a file.
+        estimate: whether to estimate the masks of a data set that has none
+            (:func:`fish_lightning.data.masks.estimate_mask`).
 
     Returns:
         The masks, and the row of each training image that has one, by its index in the catalog.

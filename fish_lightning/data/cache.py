@@ -56,11 +56,11 @@ class Pipelines:
     """Two pipelines, split after their cached head.
 
     Attributes:
-        head: the beginning of both, whose result is cached.
+        head: common beginning of both pipelines, whose result is cached.
         train: the rest of the training pipeline.
         evaluate: the rest of the evaluation pipeline.
-        height: of a cached image, in pixels.
-        width: of a cached image, in pixels.
+        height: height of a cached image in pixels.
+        width: width of a cached image in pixels.
     """
 
     head: A.Compose
@@ -102,9 +102,9 @@ class PixelCache:
     deletion of the file; spawned ones open it by name.
 
     Args:
-        pixels: (N, H, W, 3), memory-mapped or in memory.
-        errors: message for each index whose file cannot be read.
-        file: the file ``pixels`` is mapped from; None if it is in memory.
+        pixels: (N, H, W, 3) images, memory-mapped or in memory.
+        errors: error message for each index whose file cannot be read.
+        file: file that ``pixels`` is mapped from; None if it is in memory.
     """
 
     def __init__(self, pixels: Pixels, errors: dict[int, str], file: Path | None = None) -> None:
@@ -148,15 +148,16 @@ def open_cache(
     If several processes request the same file, one writes it and the others wait.
 
     Args:
-        catalog: N images.
-        pipelines: their head is applied to each image.
-        folder: the cache.
-        in_ram: write no file (an existing one is still read); for small data sets.
-        content: what is kept, ``"images"``, ``"masks"`` or ``"estimated masks"``.
-        read: returns (H, W, 3) uint8 for a file; None: ``decode``.
+        catalog: catalog of N images.
+        pipelines: pipelines whose head is applied to each image.
+        folder: cache folder.
+        in_ram: whether to keep the images in memory instead of writing a file (an existing one is still read); for
+            small data sets.
+        content: what is cached: ``"images"``, ``"masks"`` or ``"estimated masks"``.
+        read: function that returns the (H, W, 3) uint8 image in a file; None: ``decode``.
 
     Raises:
-        UserError: not enough free space, on disk or in memory.
+        UserError: there is not enough free space, on disk or in memory.
     """
     root = _hexdigest(str(catalog.root.resolve()).encode(errors="surrogateescape"))
     versions = [VERSION, PIL.__version__, cv2.__version__, A.__version__]

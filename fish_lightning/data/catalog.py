@@ -31,8 +31,8 @@ class EmptyClassError(UserError):
     """A class folder without an image.
 
     Attributes:
-        names: of the empty classes.
-        catalog: of the other classes.
+        names: names of the empty classes.
+        catalog: catalog of the other classes.
     """
 
     def __init__(self, names: list[str], catalog: "Catalog") -> None:
@@ -65,7 +65,7 @@ class OfPhotographs:
         return np.unique(self.photographs_or_paths, return_inverse=True)[1]
 
     def copies_of(self, photographs: npt.NDArray[np.str_]) -> npt.NDArray[np.bool_]:
-        """Return (N,) whether an image is a copy of one of these photographs, which may include ``""``."""
+        """Return an (N,) mask of the images that are copies of one of these photographs, which may include ``""``."""
         return np.asarray(np.isin(self.photographs, np.unique(photographs)) & (self.photographs != ""))
 
 
@@ -75,8 +75,8 @@ class Catalog(OfPhotographs):
 
     Attributes:
         root: folder that ``paths`` are relative to.
-        paths: (N,) text, POSIX style, sorted.
-        labels: (N,) int64, indices into ``classes``.
+        paths: (N,) text, sorted paths in POSIX style.
+        labels: (N,) int64, class indices into ``classes``.
         photographs: (N,) text, name of the photograph that an image is a copy of; ``""`` if unknown.
         splits: (N,) text, one of ``SPLITS``, or ``""`` (not yet assigned, or excluded).
         classes: class names, sorted.
@@ -101,7 +101,7 @@ class Catalog(OfPhotographs):
         """Return the catalog of some images.
 
         Args:
-            rows: their indices, or (N,) whether to take each image.
+            rows: indices of the images, or an (N,) mask.
         """
         return replace(self, **{column: getattr(self, column)[rows] for column in _TYPES})
 
@@ -114,7 +114,7 @@ class Catalog(OfPhotographs):
         return replace(self, photographs=photographs)
 
     def leaked(self) -> npt.NDArray[np.bool_]:
-        """Return (N,) whether an image is in the test split while a copy of it is in the training split."""
+        """Return an (N,) mask of the test images that have a copy in the training split."""
         copied = self.copies_of(self.photographs[self.splits == "train"])
         return np.asarray(np.logical_and(self.splits == "test", copied))
 
@@ -127,7 +127,7 @@ class Catalog(OfPhotographs):
         return {split: int((self.splits == split).sum()) for split in SPLITS}
 
     def file_states(self) -> npt.NDArray[np.int64]:
-        """Return (N, 2) size and modification time of each image's file."""
+        """Return the size and modification time of each image's file, (N, 2)."""
         root = str(self.root)
         states = [size_and_time(os.path.join(root, path)) for path in self.paths.tolist()]  # noqa: PTH118
         return np.array(states, dtype=np.int64)
@@ -188,7 +188,7 @@ def make_catalog(root: Path, rows: list[tuple[str, str, str, str]], classes: lis
 
 
 def _alike(names: list[str]) -> list[list[str]]:
-    """Return the names, in quotes, of which others differ in case, spaces or Unicode form only."""
+    """Return the groups of names, in quotes, that differ only in case, spaces or Unicode form."""
     by_key: dict[str, list[str]] = {}
     for name in names:
         by_key.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
@@ -199,12 +199,12 @@ def without_class(catalog: Catalog, which: int | str) -> tuple[Catalog, Catalog]
     """Leave one class out.
 
     Args:
-        catalog: with its splits.
-        which: index of the class, in the order of its names, or its name.
+        catalog: catalog with its splits.
+        which: name of the class, or its index in the order of class names.
 
     Returns:
-        The catalog of the other classes, numbered anew; and that of the images of the class in the test split, which
-        has the same class names and the label -1 for all images.
+        The catalog of the other classes, renumbered; and the catalog of the left-out class's test images, which has the
+        same class names and the label -1 for all images.
 
     Raises:
         UserError: there is no such class, or fewer than two would be left.
@@ -233,11 +233,11 @@ def joined_catalog(catalogs: Sequence[Catalog], names: Sequence[str]) -> Catalog
     An image is ``train`` if any run was trained on it or on a copy of it, and ``test`` if it is a test image of every
     run. It is ``val`` if no run was trained on it, but some were validated on it: their best epochs were chosen on such
     images, so that a temperature and thresholds can be fitted on them, and a score on them is a little too high. Images
-    that a run does not know have no split.
+    that are missing from a run have no split.
 
     Args:
-        catalogs: with their splits and the same classes.
-        names: of the runs, for errors.
+        catalogs: catalogs with their splits, all with the same classes.
+        names: names of the runs, for errors.
 
     Raises:
         UserError: their images are in different folders or have different labels.
@@ -279,12 +279,12 @@ def named_photographs(catalog: Catalog, pattern: str) -> npt.NDArray[np.str_]:
     """Derive the photograph of each image from its path.
 
     Args:
-        catalog: N images.
+        catalog: catalog of N images.
         pattern: regular expression searched in each path; images of one class share a photograph if its first group
             (the whole match, if it has none) is the same. An image without a match is a photograph of its own.
 
     Returns:
-        (N,) text.
+        (N,) photograph names.
 
     Raises:
         UserError: the pattern is not a regular expression, or matches no path.

@@ -44,37 +44,38 @@ class FishDataModule(L.LightningDataModule):
 
     Args:
         root: folder of the images, or its URL; None if the source does not require one.
-        source: creates the source from ``root``: a class of :mod:`fish_lightning.data.sources`.
-        split: assigns train, val and test, unless ``keep_split`` applies.
+        source: function that creates the source from ``root``: a class of :mod:`fish_lightning.data.sources`.
+        split: function that assigns train, val and test, unless ``keep_split`` applies.
         train_transform: albumentations pipeline for training images.
-        eval_transform: the same for validation, test and prediction.
-        seed: of split, order and augmentation.
-        batch_size: images per process and step.
-        num_workers: loader processes, 0 or more.
-        pin_memory: page-locked batches, for a GPU.
-        persistent_workers: keep the workers between epochs.
-        prefetch_factor: batches prefetched by each worker.
-        catalog: CSV table of the images, instead of ``source``.
-        keep_split: keep a split defined by folders or a table, if ``split`` is random or by photograph.
+        eval_transform: albumentations pipeline for validation, test and prediction images.
+        seed: random seed of the split, the order of images and the augmentation.
+        batch_size: number of images per process and step.
+        num_workers: number of loader processes, 0 or more.
+        pin_memory: whether to put batches into page-locked memory, for a GPU.
+        persistent_workers: whether to keep the workers between epochs.
+        prefetch_factor: number of batches prefetched by each worker.
+        catalog: CSV table of the images, used instead of ``source``.
+        keep_split: whether to keep a split defined by folders or a table, if ``split`` is random or by photograph.
         photograph: regular expression whose first group, or whole match, names the photograph of a path.
-        find_copies: search for near-duplicates, unless the photographs are known.
-        balance: what an epoch of training draws equally often: ``"class"`` or ``"photograph"`` (one of its copies each
+        find_copies: whether to search for near-duplicates, unless the photographs are known.
+        balance: what a training epoch draws equally often: ``"class"`` or ``"photograph"`` (one of its copies each
             time); None: each image once. The number of images stays the same.
-        leave_out: index or name of a class without which to train and test; its test images are ``left_out``.
-        cache: ``"on"`` (decoded images in a file in ``cache_dir``), ``"ram"`` or ``"off"``.
-        cache_dir: folder of the cache, also for the result of the near-duplicate search; None: it is not cached.
-        backgrounds: share of the training images whose object is pasted on another one's background, where masks are
-            known; None: none.
-        estimate_masks: estimate which pixels show the object, for ``backgrounds``, where the data set has no masks.
-        resident: keep all decoded images on the device, which augments them; loaders send their indices.
-        on_error: ``"raise"`` or ``"skip"`` unreadable images.
+        leave_out: index or name of a class to leave out of training and test; its test images are ``left_out``.
+        cache: where decoded images are kept: ``"on"`` (a file in ``cache_dir``), ``"ram"`` or ``"off"`` (nowhere).
+        cache_dir: cache folder, also for the result of the near-duplicate search; None: that is not cached.
+        backgrounds: fraction of the training images whose object is pasted onto another one's background, where masks
+            are known; None: none.
+        estimate_masks: whether to estimate which pixels show the object, for ``backgrounds``, if the data set has no
+            masks.
+        resident: whether to keep all decoded images on the device, which augments them; loaders send their indices.
+        on_error: whether to ``"raise"`` an error for unreadable images or to ``"skip"`` them.
         test_subset: the images to test: ``"test"``, ``"val"``, ``"train"`` or ``"all"``.
 
     Attributes:
         catalog: all images, after :meth:`setup`.
         left_out: test images of the class ``leave_out``, after :meth:`setup`; None without one.
-        left_out_class: its name.
-        augments: False: training images are as those of validation, since the network sees them only once.
+        left_out_class: name of that class.
+        augments: whether training images are augmented; False while the network sees each of them only once.
     """
 
     catalog: Catalog
@@ -248,11 +249,11 @@ class FishDataModule(L.LightningDataModule):
         self.start = state_dict["next"]
 
     def differences(self, state_dict: dict[str, Any], processes: int) -> list[str]:
-        """Describe in a few words each how the batches, images or split differ from those a run began with.
+        """Describe, in a few words each, how the batches, images or split differ from those that a run began with.
 
         Args:
-            state_dict: of that run.
-            processes: of the resumed run.
+            state_dict: state of that run's data module.
+            processes: number of processes of the resumed run.
         """
         batches = {
             "seed": (state_dict["seed"], self.seed),
@@ -272,14 +273,14 @@ class FishDataModule(L.LightningDataModule):
         return found + [f"another split ({changed} images differ; see split.csv in its folder)"] * bool(changed)
 
     def changed_images(self, state_dict: dict[str, Any], subset: str = "all") -> tuple[list[str], list[str]]:
-        """Return the images whose files have another size than when a run began, and those only written again.
+        """Return the images whose file size has changed since a run began, and those whose files were only rewritten.
 
-        Files are not read. Both are empty for a checkpoint that does not say, and the latter where all times differ:
-        the data set has been copied.
+        Files are not read. Both lists are empty for a checkpoint without this information, and the second one is empty
+        if all modification times differ, as after the data set was copied.
 
         Args:
-            state_dict: of the run, with the same images.
-            subset: train, val, test or all: the images that are compared.
+            state_dict: state of that run's data module, with the same images.
+            subset: images to compare: train, val, test or all.
         """
         self.read_catalog()
         if "files" not in state_dict:
@@ -318,12 +319,12 @@ class FishDataModule(L.LightningDataModule):
         return batch
 
     def class_weights(self) -> list[float]:
-        """Return class weights, inversely proportional to the training images; their mean over images is 1."""
+        """Return class weights, inversely proportional to the training image counts; their mean over images is 1."""
         counts = np.bincount(self.catalog.labels[self.catalog.indices("train")], minlength=len(self.catalog.classes))
         return list((counts.sum() / (len(counts) * counts.clip(1))).tolist())
 
     def _groups(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
-        """Return (N,) what ``balance`` balances of those images; None without it."""
+        """Return the (N,) class or photograph of these images, whichever ``balance`` names; None without it."""
         if self.balance is None:
             return None
         if self.balance == "class":
@@ -336,7 +337,7 @@ class FishDataModule(L.LightningDataModule):
         return self.catalog.photograph_numbers[indices]
 
     def _resident_pixels(self, device: torch.device) -> Tensor:
-        """Return (N, H, W, 3) uint8 on the device, copied to it once."""
+        """Return the (N, H, W, 3) uint8 pixels on the device, copied to it once."""
         if self._on_device is None or self._on_device.device != device:
             assert self.pixels is not None
             pixels = self.pixels.pixels

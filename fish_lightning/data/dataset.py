@@ -40,14 +40,14 @@ class FishDataset(Dataset[dict[str, Any]]):
     """Images at some indices of a catalog.
 
     Args:
-        catalog: all images.
+        catalog: catalog of all images.
         indices: (N,) indices of this split in the catalog.
         transform: albumentations pipeline ending in ``ToTensorV2``.
         seed: first part of the augmentation key.
         on_error: ``"raise"`` reports an unreadable image and stops; ``"skip"`` labels it ``UNREADABLE``.
-        cache: the decoded images, ``transform`` being the rest of the pipeline; None: decode the files.
-        resident: all pixels are on the device: items have ``epoch`` instead of ``image``.
-        backgrounds: gives images other backgrounds, before ``transform``; None: they keep theirs.
+        cache: cache of decoded images, with ``transform`` being the rest of the pipeline; None: files are decoded.
+        resident: whether all pixels are on the device; items then have ``epoch`` instead of ``image``.
+        backgrounds: callable that replaces the backgrounds of images, before ``transform``; None: images keep theirs.
     """
 
     catalog: Catalog
@@ -69,7 +69,7 @@ class FishDataset(Dataset[dict[str, Any]]):
         """Return an image as augmented in an epoch.
 
         Args:
-            key: (epoch, position), the position in this split from 0 to N - 1.
+            key: epoch, and position in this split from 0 to N - 1.
 
         Returns:
             ``image`` (3, H, W) uint8, ``label`` int, ``index`` int (in the catalog).
@@ -137,14 +137,14 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
 
     Args:
         n: number of images.
-        batch_size: images per process and step.
+        batch_size: number of images per process and step.
         seed: first part of the key.
-        shuffle: False: order 0 … n - 1; a process may then have one batch less than another.
-        rank: of this process, 0 to ``world_size - 1``.
+        shuffle: whether to shuffle; False: order 0 … n - 1, and a process may have one batch less than another.
+        rank: rank of this process, 0 to ``world_size - 1``.
         world_size: number of processes.
         start_epoch: the first epoch, 0-based.
-        start_batch: number of batches of that epoch to leave out, on this rank.
-        groups: (n,) integers: an epoch draws all groups equally often instead of each image once
+        start_batch: number of batches of that epoch to skip, on this rank.
+        groups: (n,) group of each image, integers: an epoch draws all groups equally often instead of each image once
             (:func:`balanced_order`); requires ``shuffle``.
 
     Raises:
@@ -194,14 +194,14 @@ class KeyedBatches(Sampler[list[tuple[int, int]]]):
 
 
 def balanced_order(groups: npt.NDArray[np.int64], generator: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Return (N,) positions, in which each group comes equally often, give or take one.
+    """Return (N,) positions in which each group occurs equally often, give or take one.
 
     The order consists of rounds, each a permutation of the groups. From round to round a group contributes the next of
     its images in random order, and begins anew when all have been drawn.
 
     Args:
-        groups: (N,) the group of each image, any integers.
-        generator: of the epoch.
+        groups: (N,) group of each image, any integers.
+        generator: random generator of the epoch.
     """
     _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     shuffled = generator.permutation(len(groups))

@@ -38,11 +38,11 @@ class TooManyPixels(UnreadableImage):
 
 
 class InMemory(io.BytesIO):
-    """The content of an image file; errors name the file by what ``str`` of this is.
+    """The content of an image file; error messages name the file by its ``str``.
 
     Args:
-        content: encoded, as in a file.
-        name: for errors.
+        content: encoded image, as in a file.
+        name: name of the file, for errors.
     """
 
     def __init__(self, content: bytes, name: str) -> None:
@@ -116,7 +116,7 @@ def decode(path: str | Path | InMemory) -> npt.NDArray[np.uint8]:
 
 
 def _white(path: str | Path | InMemory, image: Image.Image) -> int:
-    """Return the white of a gray image of more than 8 bits; raise an error if it has none."""
+    """Return the white level of a gray image of more than 8 bits; raise an error if it has none."""
     tags: Any = getattr(image, "tag_v2", {})  # of a TIFF; PNG has 16 bits
     bits, sample_format = tags.get(258, (16,))[0], tags.get(339, (1,))[0]  # BitsPerSample; SampleFormat: 1 is unsigned
     if image.mode == "F" or bits > 16 or sample_format != 1:

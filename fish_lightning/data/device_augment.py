@@ -46,12 +46,12 @@ class DeviceAugment:
         self.steps = steps
 
     def draw(self, seed: int, epochs: Tensor, indices: Tensor) -> Tensor:
-        """Draw angle and flips of each image.
+        """Draw the angle and flips of each image.
 
         Args:
-            seed: of the run.
-            epochs: (B,) int64.
-            indices: (B,) int64, in the catalog.
+            seed: the run's random seed.
+            epochs: (B,) int64 epoch of each image.
+            indices: (B,) int64 index of each image in the catalog.
 
         Returns:
             (B, 2, 2) float32 matrices that map output coordinates (x right, y down, pixels from the center) to input
@@ -67,11 +67,11 @@ class DeviceAugment:
         """Rotate and flip a batch.
 
         Args:
-            images: (B, 3, H, W) uint8.
-            matrices: (B, 2, 2) from :meth:`draw`, on the same device.
+            images: (B, 3, H, W) uint8 images.
+            matrices: (B, 2, 2) matrices from :meth:`draw`, on the same device.
 
         Returns:
-            (B, 3, H, W) uint8.
+            (B, 3, H, W) uint8 images.
         """
         _, _, height, width = images.shape
         y = torch.arange(height, device=images.device, dtype=torch.float32) - (height - 1) / 2

@@ -31,7 +31,7 @@ class InputFiles:
     """Paths and URLs, in order; a million of 60 characters take 68 MB.
 
     Args:
-        paths: read once.
+        paths: paths and URLs, iterated over once.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -77,7 +77,7 @@ def read_inputs(text: str) -> InputFiles:
 
 
 def _listed(file: Path) -> Iterator[str]:
-    """Yield the paths that a list names: a text, or a CSV table with the column ``path``."""
+    """Yield the paths listed in a text file, or in a CSV table with the column ``path``."""
     try:
         with file.open(newline="", encoding="utf-8-sig", errors=ENCODE_ERRORS) as stream:
             paths = (line.rstrip("\r\n") for line in stream)
@@ -99,7 +99,7 @@ class InputImages(Dataset[list[dict[str, Any]]]):
     """The images of a run of ``predict``; an item is a batch.
 
     Args:
-        files: N images.
+        files: the N image files.
         transform: albumentations pipeline ending in ``ToTensorV2``.
     """
 
@@ -114,11 +114,11 @@ class InputImages(Dataset[list[dict[str, Any]]]):
         """Return a batch in groups of images of one size: exported models resize images themselves.
 
         Args:
-            indices: of the files, 0 to N - 1.
+            indices: indices of the files, 0 to N - 1.
 
         Returns:
             For each size: ``image`` (n, 3, H, W) uint8, ``label`` (n,) 0 or ``UNREADABLE``, ``index`` (n,), and
-            ``error``, a list of n texts, which are empty for images that could be read.
+            ``error``, a list of n messages, empty for images that could be read.
         """
         by_size: dict[Any, list[dict[str, Any]]] = {}
         for index in indices:

@@ -23,12 +23,12 @@ class ImageFacts:
     """Properties of an image file; empty if it is unreadable.
 
     Attributes:
-        height: pixels.
-        width: pixels.
+        height: height in pixels.
+        width: width in pixels.
         mode: channels in Pillow's terms (RGB, L, P …).
         format: file format in Pillow's terms (PNG, JPEG …).
-        digest: of the file's bytes.
-        error: why the file is unreadable; None if it is not.
+        digest: hash of the file's bytes.
+        error: why the file is unreadable; None if it is readable.
     """
 
     height: int = 0
@@ -44,14 +44,14 @@ class Inspection:
     """What is known about a data set of N images after checking it.
 
     Attributes:
-        catalog: with photographs where they are known.
-        facts: N.
+        catalog: the catalog, with photographs where they are known.
+        facts: properties of each of the N files.
         empty_classes: names of class folders without an image.
         misplaced: indices of images in a folder named after another class.
         same_bytes: indices of each set of identical files.
-        label_errors: indices of each photograph whose copies have more than one label.
-        masks_without_image: files, where masks are laid out as in the fish archive.
-        images_without_mask: files, in folders that have masks.
+        label_errors: indices of the copies of each photograph that has more than one label.
+        masks_without_image: mask files without an image, where masks are laid out as in the fish archive.
+        images_without_mask: image files without a mask, in folders that have masks.
     """
 
     catalog: Catalog
@@ -87,7 +87,7 @@ def inspect(catalog: Catalog, empty_classes: Sequence[str] = ()) -> Inspection:
     """Decode every image of a catalog and find what is wrong with the data set.
 
     Args:
-        catalog: N images, with photographs if they are known.
+        catalog: catalog of N images, with photographs if they are known.
         empty_classes: names of class folders without an image.
     """
     facts = list(in_threads(image_facts, catalog.files, "checking"))

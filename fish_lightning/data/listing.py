@@ -103,7 +103,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _is_output(folder: Path) -> bool:
-    """Return whether a folder is that of a run, or like ``logs``, which has ``train/runs/<run>`` below it."""
+    """Return whether a folder belongs to a run, or contains runs like ``logs`` (``train/runs/<run>``)."""
     if _is_run(folder):
         return True
     programs = (folder / program / runs for program in PROGRAMS for runs in ("runs", "multiruns"))
@@ -114,11 +114,11 @@ def subfolders(folder: Path, skipped: Skipped) -> list[Path]:
     """Return the sub-folders, sorted, without hidden ones, folders of masks, and output of this program.
 
     Args:
-        folder: to list; links in it are followed, except to itself and to folders above it.
-        skipped: takes what is skipped, apart from hidden folders and masks.
+        folder: folder to list; links in it are followed, except to itself and to folders above it.
+        skipped: dict to which skipped paths are added with the reason, apart from hidden folders and masks.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the folder cannot be read.
     """
     entries = [entry for entry in _scan(folder) if not entry.name.startswith(".") and _is(entry, folder=True)]
     names = {entry.name for entry in entries}
@@ -148,9 +148,9 @@ def images_below(
     Those in linked folders come last: a folder is read under its own name.
 
     Args:
-        folder: to search.
-        skipped: takes what is skipped, apart from hidden files, masks, and files with another suffix.
-        suffixes: of the files, in lower case; None: any.
+        folder: folder to search.
+        skipped: dict to which skipped paths are added, apart from hidden files, masks, and files with another suffix.
+        suffixes: suffixes of the files in lower case; None: any.
 
     Raises:
         UserError: a folder cannot be read.
@@ -193,7 +193,7 @@ def input_catalog(pattern: str, classes: Sequence[str], key: str = "input") -> C
     """Return the files to predict as a catalog without labels.
 
     Args:
-        pattern: as :func:`input_files` takes it.
+        pattern: pattern that :func:`input_files` takes.
         classes: the model's class names.
         key: the setting that gives ``pattern``, for errors.
 

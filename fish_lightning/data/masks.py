@@ -25,11 +25,11 @@ SMALLEST, LARGEST = 0.02, 0.5
 
 
 def mask_files(catalog: Catalog, indices: Sequence[int] | npt.NDArray[np.int64]) -> dict[int, Path]:
-    """Return the mask's file of each image that has one, by index in the catalog, in the order of ``indices``.
+    """Return the mask file of each image that has one, by index in the catalog, in the order of ``indices``.
 
     Args:
-        catalog: the whole table.
-        indices: images to look up.
+        catalog: the whole catalog.
+        indices: indices of the images to look up.
     """
     found: dict[Path, dict[str, Path]] = {}  # by folder of masks and stem; each folder is listed once
     files = {}
@@ -53,7 +53,7 @@ def estimate_mask(file: Path) -> npt.NDArray[np.uint8]:
         file: an image with one object that does not touch the border on all sides.
 
     Returns:
-        (HEIGHT, WIDTH, 3), white on the object; all black where it would be too small or too large.
+        (HEIGHT, WIDTH, 3) mask, white on the object; all black where it would be too small or too large.
 
     Raises:
         UnreadableImage: the file is missing, damaged, or not an image.
@@ -89,11 +89,11 @@ def load_mask(file: Path, transform: A.Compose) -> Mask:
     """Load a mask as the model sees its image: with the same geometry, by the nearest pixel.
 
     Args:
-        file: a mask; the object is what is brighter than half of its maximum, so that 0 and 1 will do for 0 and 255.
+        file: a mask; the object is what is brighter than half of its maximum, so that 1 serves as well as 255.
         transform: the evaluation pipeline that the images go through.
 
     Returns:
-        (H, W), True on the object; all False for a black mask.
+        (H, W) mask, True on the object; all False for a black mask file.
 
     Raises:
         UnreadableImage: the file is missing, damaged, or not an image.

@@ -35,12 +35,12 @@ _URL = re.compile(r"^([A-Za-z][\w+.-]+(?:::[A-Za-z][\w+.-]+)*):/{1,3}(?=[^/])")
 
 
 def is_remote(path: str | Path) -> bool:
-    """Return whether a path is a URL, also one of whose slashes ``pathlib`` has dropped (``s3:/bucket``)."""
+    """Return whether a path is a URL, even if ``pathlib`` has dropped one of its slashes (``s3:/bucket``)."""
     return _URL.match(str(path)) is not None
 
 
 def url_of(path: str | Path) -> str:
-    """Return the URL that a path is, with both slashes."""
+    """Return a path that is a URL as a URL with both slashes."""
     return re.sub(r"^([\w+.:-]+):/(?=[^/])", r"\1://", str(path))
 
 
@@ -107,11 +107,11 @@ def copy_of(url: str, cache: Path | None) -> Path:
 def fetch(url: str, folder: Path) -> None:
     """Make a folder a copy of the images of a remote one: fetch new and changed ones, remove those that are gone.
 
-    Files are whole or absent; a fetch that was stopped is continued. Of several processes one fetches.
+    Files are complete or absent; an interrupted fetch is resumed. If several processes call this, one of them fetches.
 
     Args:
-        url: of the remote folder.
-        folder: from :func:`copy_of`.
+        url: URL of the remote folder.
+        folder: local folder, from :func:`copy_of`.
 
     Raises:
         UserError: the store cannot be reached or refuses, or has no image there.

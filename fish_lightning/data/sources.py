@@ -104,7 +104,7 @@ def _download(handle: str, root: Path) -> None:
 def _catalog(root: Path, folders: list[tuple[Path, str, str]], skipped: Skipped) -> Catalog:
     """Return the catalog of the images in folders of a class and a split; print what was skipped.
 
-    A folder without an image is an error, unless output of this program is in it: then it is no class.
+    A folder without an image is an error, unless it contains output of this program: then it is not a class.
     """
     rows: list[tuple[str, str, str, str]] = []
     classes = set()
@@ -238,8 +238,8 @@ class SampleSource:
     """The sample data, generated on first use; which images are copies of one photograph is known.
 
     Args:
-        root: folder to generate it in.
-        **arguments: of its :class:`fish_lightning.data.sample.recipe.Recipe`.
+        root: folder to generate the data in.
+        **arguments: arguments of :class:`fish_lightning.data.sample.recipe.Recipe`.
     """
 
     def __init__(self, root: str | Path, **arguments: Any) -> None:
@@ -250,7 +250,7 @@ class SampleSource:
         """Generate the data if it does not exist.
 
         Raises:
-            UserError: ``root`` was given, and is no sample set.
+            UserError: ``root`` was given, and is not a sample set.
         """
         from fish_lightning.data.sample.generate import RECIPE_FILE, make_sample
 
@@ -263,7 +263,7 @@ class SampleSource:
         make_sample(self.root, self.recipe)
 
     def read(self) -> Catalog:
-        """Read the archive's layout, with the photographs, and the split if it has one, of ``photographs.csv``."""
+        """Read the archive's layout, with the photographs and, if there is one, the split in ``photographs.csv``."""
         catalog = ArchiveSource(self.root).read()
         table = read_rows(self.root / "photographs.csv", "data.root", ("path", "photograph"))
         row_of = {row["path"]: row for row in table}

@@ -27,13 +27,13 @@ def random_split(catalog: Catalog, seed: int, test: float = 0.15, val: float = 0
     photograph end up on both sides; :func:`photograph_split` keeps them together.
 
     Args:
-        catalog: N images.
-        seed: of the shuffle.
+        catalog: catalog of N images.
+        seed: random seed of the shuffle.
         test: share of all images, 0 to 1.
         val: share of what is not test, 0 to 1.
 
     Returns:
-        (N,) names of splits.
+        (N,) split names.
 
     Raises:
         UserError: there are too few images.
@@ -54,13 +54,13 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
     photograph is in train only, one with two is not in val; both are printed.
 
     Args:
-        catalog: N images with their photographs.
-        seed: of the shuffle.
+        catalog: catalog of N images with their photographs.
+        seed: random seed of the shuffle.
         test: share of all images, 0 to 1.
         val: share of what is not test, 0 to 1.
 
     Returns:
-        (N,) names of splits.
+        (N,) split names.
 
     Raises:
         UserError: no photograph is known, or there are too few images.
@@ -86,7 +86,7 @@ def photograph_split(catalog: Catalog, seed: int, test: float = 0.15, val: float
 
 
 def _say_of_classes(catalog: Catalog, concerned: npt.NDArray[np.bool_], what: str) -> None:
-    """Print what is true of the classes that are concerned, (C,), in one line; nothing if none is."""
+    """Print, in one line, what is true of the classes in a (C,) mask; nothing if there are none."""
     names = np.array(catalog.classes)[concerned].tolist()
     if len(names) == 1:
         say(f"note: class '{printable(names[0])}' {what}")
@@ -109,8 +109,8 @@ def _say_if_far(splits: npt.NDArray[np.str_], test: float, val: float) -> None:
 def say_if_tracks_are_divided(catalog: Catalog, splits: npt.NDArray[np.str_]) -> None:
     """Print how to keep frames together if names suggest tracks or sessions on both sides of the split.
 
-    That is, if nine of ten names consist of a prefix ending in a number and a number (``FRAME``), there are at least
-    three images to a prefix, and a test image has the prefix of a training image.
+    That is, if nine of ten names consist of a prefix ending in a number, followed by another number (``FRAME``), there
+    are at least three images per prefix, and a test image shares its prefix with a training image.
     """
     found = [re.match(FRAME + "[^./]+$", path) for path in catalog.paths.tolist()]
     tracks = np.array([match[1] if match else "" for match in found])
@@ -131,7 +131,7 @@ def leak_warning(catalog: Catalog, split: str) -> str | None:
     """Return a warning if copies of one photograph are in training and test; None if they are not.
 
     Args:
-        catalog: with its splits.
+        catalog: catalog with its splits.
         split: name of the choice in ``conf/split``.
     """
     leaked = int(catalog.leaked().sum())
@@ -142,12 +142,12 @@ def leak_warning(catalog: Catalog, split: str) -> str | None:
 
 
 def say_what_training_would(catalog: Catalog, keep_split: bool, tracks: bool) -> None:
-    """Split as a training without further settings would, and print its notes and warnings.
+    """Split as ``train`` would without further settings, and print its notes and warnings.
 
     Args:
-        catalog: N images.
-        keep_split: keep a split defined by folders or a table.
-        tracks: whether to look for tracks; not where ``data.photograph`` has named them.
+        catalog: catalog of N images.
+        keep_split: whether to keep a split defined by folders or a table.
+        tracks: whether to look for tracks; False where ``data.photograph`` has named them.
 
     Raises:
         UserError: there are too few images.
@@ -174,18 +174,18 @@ def _photographs_for(target: float, sizes: npt.NDArray[np.int64], later: int) ->
 def kfold_split(catalog: Catalog, seed: int, folds: int = 5, fold: int = 0, val: float = 0.10) -> npt.NDArray[np.str_]:
     """Split into k folds by photograph and test on one of them; over all folds each image is tested once.
 
-    In each class, shuffled photographs are assigned to the fold with the fewest images of the class so far, and of
-    those with equally few to the one with the fewest images overall.
+    In each class, shuffled photographs are assigned to the fold with the fewest images of the class so far; ties go to
+    the fold with the fewest images overall.
 
     Args:
-        catalog: N images with their photographs.
-        seed: of the shuffle; the same for all folds.
-        folds: k, 2 or more.
-        fold: the fold to test on, 0 to k - 1.
+        catalog: catalog of N images with their photographs.
+        seed: random seed of the shuffle, the same for all folds.
+        folds: number of folds k, 2 or more.
+        fold: index of the fold to test on, 0 to k - 1.
         val: share of what is not test, 0 to 1.
 
     Returns:
-        (N,) names of splits.
+        (N,) split names.
 
     Raises:
         UserError: ``fold`` is out of range, no photograph is known, or there are too few images.
@@ -224,7 +224,7 @@ def _require_shares(**shares: float) -> None:
 def _photographs(
     catalog: Catalog, split: str
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return (N,) the photograph of each image, and (P,) the label and the number of images of each photograph.
+    """Return the (N,) photograph of each image, and the (P,) label and number of images of each photograph.
 
     Its label is the most common one of its copies, so that copies with two labels stay together.
     """
@@ -265,7 +265,7 @@ def file_split(catalog: Catalog, seed: int, path: str) -> npt.NDArray[np.str_]:
     """Use the ``split.csv`` of another run, matched by path; images missing from it are excluded.
 
     Args:
-        catalog: N images.
+        catalog: catalog of N images.
         seed: unused.
         path: CSV file with columns ``path`` and ``split``.
 
@@ -293,7 +293,7 @@ class RecordedSplit:  # no dataclass, which Hydra would take for a config
     """Keeps the split in the catalog: that of the run that wrote the checkpoint.
 
     Args:
-        name: of the run's split.
+        name: name of the run's split.
     """
 
     def __init__(self, name: str) -> None:

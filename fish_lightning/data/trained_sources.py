@@ -29,9 +29,9 @@ def evaluation_source(
 
     Args:
         cfg: the ``data`` group.
-        other: factory of its source; None for the images of the training run.
-        state: :meth:`Catalog.state` of the training run.
-        subset: the images of the training run that are tested; others need not exist.
+        other: factory of another data set's source; None for the images of the training run.
+        state: catalog of the training run, as :meth:`Catalog.state` returns it.
+        subset: images of the training run that are tested; others need not exist.
     """
     if cfg.catalog is not None:
         other = partial(CatalogSource, catalog=cfg.catalog)
@@ -45,9 +45,9 @@ class RecordedSource(Source):
     """The catalog stored in a checkpoint.
 
     Args:
-        root: where the images are now; None: where they were.
-        state: :meth:`Catalog.state` of the training run.
-        subset: the images that are needed; of others only what the catalog knows.
+        root: current folder of the images; None: the folder they were in.
+        state: catalog of the training run, as :meth:`Catalog.state` returns it.
+        subset: images that must exist.
     """
 
     def __init__(self, root: str | Path | None, state: dict[str, Any], subset: str = "all") -> None:
@@ -55,10 +55,10 @@ class RecordedSource(Source):
         self.state = state | ({"root": str(root)} if root is not None else {})
 
     def read(self) -> Catalog:
-        """Return the catalog as it was trained on.
+        """Return the catalog of the training run.
 
         Raises:
-            UserError: the folder is missing, or the first of the images that are needed.
+            UserError: the folder or the first of the required images is missing.
         """
         catalog = Catalog.from_state(self.state)
         require_folder(catalog.root)
@@ -79,14 +79,14 @@ class OtherSource:
 
     Args:
         root: folder of the data set.
-        source: creates its source.
-        state: :meth:`Catalog.state` of the training run.
-        find_copies: search for near-duplicates of training images; False: compare paths only.
-        keep_split: keep the split of the data set; False: test every image that was not trained on.
-        cache: folder for the result of the search; None: it is not cached.
+        source: factory of its source.
+        state: catalog of the training run, as :meth:`Catalog.state` returns it.
+        find_copies: whether to search for near-duplicates of training images; False: only paths are compared.
+        keep_split: whether to keep the split of the data set; False: every image that was not trained on is tested.
+        cache: folder for the result of the search; None: the result is not cached.
 
     Attributes:
-        trained: (N,) after :meth:`read`: which images are copies of training images; None if unknown.
+        trained: (N,) mask of the images that are copies of training images, after :meth:`read`; None if unknown.
         missing: number of training images that no longer exist and could not be compared.
     """
 
@@ -113,7 +113,7 @@ class OtherSource:
         """Return the catalog with the model's classes.
 
         Raises:
-            UserError: it has a class that the model does not know.
+            UserError: the data set has a class that the model does not know.
         """
         catalog = self.source.read()
         unknown = sorted(set(catalog.classes) - set(self.known.classes))
@@ -129,7 +129,7 @@ class OtherSource:
         return self._compared(catalog) if self.find_copies and not same else self._looked_up(catalog)
 
     def _looked_up(self, catalog: Catalog) -> Catalog:
-        """Take split and photograph from the training run for images of equal path."""
+        """Take split and photograph from the training run for images with the same path."""
         known = {path: index for index, path in enumerate(self.known.paths.tolist())}
         indices = np.array([known.get(path, -1) for path in catalog.paths.tolist()])
         return replace(
@@ -168,7 +168,7 @@ class UnknownImages:
     """Images of none of the classes.
 
     Attributes:
-        catalog: the images that are left, with their photographs.
+        catalog: the remaining images, with their photographs.
         copies: paths of the images left out, copies of an image that the model was trained, validated or tested on.
         missing: number of images of the run that no longer exist, so that copies of them cannot be found.
     """
@@ -182,10 +182,10 @@ def without_copies(catalog: Catalog, run: Catalog, tested: Catalog, cache: Path 
     """Leave out the images that are copies of known ones, by a near-duplicate search.
 
     Args:
-        catalog: all images that are said to be of none of the classes.
-        run: the images of the training run, of any split.
-        tested: the images of the evaluation, which may be the same ones or in another folder.
-        cache: folder for the result of the search; None: it is not cached.
+        catalog: catalog of all images that are said to be of none of the classes.
+        run: catalog of the training run's images, of any split.
+        tested: catalog of the evaluation's images, which may be the same ones or in another folder.
+        cache: folder for the result of the search; None: the result is not cached.
 
     Raises:
         UserError: no image is left.

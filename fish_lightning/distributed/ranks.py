@@ -21,14 +21,14 @@ def gathered(value: T) -> list[T]:
 
 
 def share_of_step(images: int, device: torch.device) -> torch.Tensor | float:
-    """Return the factor on a process's mean loss that makes the mean over processes that over the step's images.
+    """Return the factor on a process's mean loss with which the mean over processes is the mean over the step's images.
 
     Args:
-        images: number that this process trains on in this step; all processes call this.
-        device: of the model.
+        images: number of images that this process trains on in this step; all processes call this.
+        device: the model's device.
 
     Returns:
-        1 without a process group or where all processes have as many images.
+        The factor; 1 without a process group or where all processes have the same number of images.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 1.0
@@ -41,7 +41,7 @@ def gathered_rows(rows: torch.Tensor) -> torch.Tensor:
     """Return the rows of all processes in the order in which ``KeyedBatches`` divided them, as a new tensor.
 
     Args:
-        rows: (n, ...) of this process; ``n`` may differ by one between processes.
+        rows: (n, ...) rows of this process; ``n`` may differ by one between processes.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return rows.clone()

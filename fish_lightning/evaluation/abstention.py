@@ -25,9 +25,9 @@ class RiskCoverage:
     """Error among answered images over the share of images answered, an entry for each distinct confidence.
 
     Attributes:
-        threshold: (K,) an image is answered where its confidence is at least this; falling.
+        threshold: (K,) falling thresholds; an image is answered where its confidence is at least the threshold.
         coverage: (K,) share of images answered, rising to 1.
-        risk: (K,) share of wrong ones among the answered.
+        risk: (K,) share of wrong answers among the answered images.
         aurc: area under the curve: mean risk over all numbers of answered images, 0 to 1, lower is better.
     """
 
@@ -67,7 +67,8 @@ class SelectiveThreshold:
     """A threshold and what it guarantees.
 
     Attributes:
-        threshold: answer where the confidence is at least this; 0 answers everything; None: nothing can be guaranteed.
+        threshold: lowest confidence at which an image is answered; 0 answers everything; None: nothing can be
+            guaranteed.
         sentence: the guarantee, or why there is none.
     """
 
@@ -82,7 +83,7 @@ def choose_threshold(
     target_error: float = 0.05,
     candidates: int = 1,
 ) -> SelectiveThreshold:
-    """Find the lowest threshold whose answers are wrong in at most ``target_error``, with 95 % confidence.
+    """Find the lowest threshold at which at most ``target_error`` of the answers are wrong, with 95 % confidence.
 
     Selective risk control of Geifman and El-Yaniv (2017), with their binomial bound, which needs independent images,
     replaced by a bound that needs independent photographs only.
@@ -179,8 +180,8 @@ def selective_scores(
     Args:
         confidence: (N,) top probability of test images.
         correct: (N,) whether each answer is right.
-        threshold: chosen on other images, by :func:`choose_threshold`; None where nothing can be guaranteed.
-        target_error: what it was chosen for.
+        threshold: threshold chosen on other images, by :func:`choose_threshold`; None where nothing can be guaranteed.
+        target_error: target error that the threshold was chosen for.
         photographs: (N,) each image's photograph; None where they are not known.
 
     Returns:

@@ -60,9 +60,9 @@ class Neighbor:
     """A training image that is near to an error in feature space.
 
     Attributes:
-        path: relative to the training data's folder.
-        label: its class.
-        similarity: cosine, -1 to 1.
+        path: path of the image, relative to the training data's folder.
+        label: class of the image.
+        similarity: cosine similarity, -1 to 1.
     """
 
     path: str
@@ -75,11 +75,11 @@ class Error:
     """A photograph predicted as another class; its most confident copy represents all with that prediction.
 
     Attributes:
-        image: index into the tested images.
+        image: index of the copy among the tested images.
         calibrated: probability of the prediction after temperature scaling; None without a temperature.
         mistaken: number of copies with this label and prediction.
         copies: number of tested copies.
-        neighbors: nearest training photographs, the nearest first.
+        neighbors: nearest training photographs, nearest first.
     """
 
     image: int
@@ -111,33 +111,37 @@ class Analysis:
     """What a report draws.
 
     Attributes:
-        classes: names in label order.
-        subset: of the data that was tested: train, val, test or all.
-        images: the tested ones.
-        scores: see :func:`~fish_lightning.evaluation.scores.accuracy_scores`.
-        macro_f1: mean over the classes that are tested or predicted.
-        per_class: see :func:`~fish_lightning.evaluation.scores.class_scores`.
-        confusion: (C, C) number of images, rows: true class, columns: predicted.
-        votes: see :func:`~fish_lightning.evaluation.scores.vote_scores`.
+        classes: class names in label order.
+        subset: subset of the data that was tested: train, val, test or all.
+        images: outputs for the tested images.
+        scores: accuracy scores, see :func:`~fish_lightning.evaluation.scores.accuracy_scores`.
+        macro_f1: mean F1 over the classes that are tested or predicted.
+        per_class: scores of each class, see :func:`~fish_lightning.evaluation.scores.class_scores`.
+        confusion: (C, C) number of images; rows are true classes, columns predicted classes.
+        votes: scores of the votes of copies, see :func:`~fish_lightning.evaluation.scores.vote_scores`.
         copies_correct: number of photographs of which all, some and no copies are recognized.
-        worst_photographs: at most ``MAX_FINDINGS``, the smallest share of recognized copies first.
-        validation: number of validation images and of their photographs that temperature and threshold come from.
-        leaked_validation: number of them with a copy among the training images; None if unknown.
-        calibration: block of ``summary.json``.
-        reliability: before temperature scaling.
-        reliability_after: after it; None without a temperature.
+        worst_photographs: photographs with the smallest share of recognized copies, smallest first; at most
+            ``MAX_FINDINGS``.
+        validation: number of validation images and of their photographs, from which temperature and threshold are
+            chosen.
+        leaked_validation: number of validation images with a copy among the training images; None if unknown.
+        calibration: ``calibration`` block of ``summary.json``.
+        reliability: reliability curve before temperature scaling.
+        reliability_after: reliability curve after temperature scaling; None without a temperature.
         guarantee: the threshold and what it guarantees; None if temperature and thresholds were not chosen here, on
             ``validation``.
-        candidates: number of checkpoints that the validation images chose among.
-        selective: block of ``summary.json``.
-        curve: at most ``CURVE`` points.
-        unknowns: block of ``summary.json``; None without a threshold and without unknown images.
-        training_features: (M, D) of the training photographs that the score ``knn`` compares with; None for another.
-        errors: at most ``ERRORS``, the most confident first.
+        candidates: number of checkpoints compared on the validation images.
+        selective: ``selective`` block of ``summary.json``.
+        curve: risk-coverage curve of at most ``CURVE`` points.
+        unknowns: ``unknowns`` block of ``summary.json``; None without a threshold and without unknown images.
+        training_features: (M, D) features of the training photographs that the score ``knn`` compares with; None for
+            other scores.
+        errors: the most confident errors, most confident first; at most ``ERRORS``.
         error_photographs: number of errors, listed or not.
-        neighbors_from: split that neighbors were searched for in; None where there was none.
+        neighbors_from: split in which neighbors were searched for; None if there was none.
         neighbors_among: number of photographs that were searched.
-        suspects: at most ``MAX_FINDINGS``, the most certain first; none where there are more than label errors explain.
+        suspects: label suspects, most certain first; at most ``MAX_FINDINGS``, and none if there are more than label
+            errors explain.
         suspect_photographs: number of photographs whose label the model contradicts with confidence, listed or not.
         suspects_among: number of images that were searched for suspects.
     """
@@ -189,19 +193,19 @@ def analyze(
     are searched for among all images that are neither trained on nor leaked.
 
     Args:
-        outputs: of test and validation images.
-        training: of training images, for nearest neighbors, leaks and, unless its features are stored, the score
-            ``knn``; None: neighbors are searched for among validation images.
-        target_error: greatest error among answered images that the threshold is to guarantee.
-        subset: train, val, test or all.
-        leaked: (len(outputs),) whether a copy of an image is among the training images; None: found by the photographs
-            of ``training``, and unknown without.
-        unknown: of unknown images; their labels are not used.
-        stored: what ``read_calibration`` returns for the training run.
-        candidates: number of checkpoints that the validation images chose among, see :func:`choose_threshold`.
+        outputs: outputs for test and validation images.
+        training: outputs for training images, used for nearest neighbors, leaks and, unless its features are stored,
+            the score ``knn``; None: neighbors are searched for among validation images.
+        target_error: largest error among answered images that the threshold is to allow.
+        subset: subset to analyze: train, val, test or all.
+        leaked: (len(outputs),) whether a copy of an image is among the training images; None: determined from the
+            photographs of ``training``, and unknown without it.
+        unknown: outputs for unknown images; their labels are not used.
+        stored: the training run's calibration, as ``read_calibration`` returns it.
+        candidates: number of checkpoints compared on the validation images, see :func:`choose_threshold`.
 
     Raises:
-        UserError: no images in the subset, or NaN or infinite logits or features.
+        UserError: there are no images in the subset, or logits or features are NaN or infinite.
         ValueError: ``training`` or ``unknown`` has other classes.
     """
     for other in (training, unknown):
@@ -274,7 +278,7 @@ def analyze(
 
 
 def calibration_of(analysis: Analysis) -> dict[str, Any]:
-    """Return what ``predict`` and later evaluations take from the validation, for ``write_calibration``.
+    """Return what ``predict`` and later evaluations reuse from the validation, for ``write_calibration``.
 
     Returns:
         ``temperature``, ``selective`` (``threshold``, ``target_error``, ``candidates``), ``unknown`` (``score``,
@@ -325,10 +329,10 @@ def _errors(
     """Return the listed errors, the number of all, and the split that neighbors come from.
 
     Args:
-        images: tested.
-        index: (N,) their photographs.
-        calibrated: (N, C) their probabilities after temperature scaling; None without a temperature.
-        others: outputs of the splits that neighbors are searched for in, the preferred one first.
+        images: outputs for the tested images.
+        index: (N,) index of each image's photograph.
+        calibrated: (N, C) probabilities after temperature scaling; None without a temperature.
+        others: outputs of the splits in which neighbors are searched for, the preferred one first.
     """
     wrong = np.flatnonzero(~images.correct)
     order = wrong[np.argsort(-images.confidence[wrong], kind="stable")]

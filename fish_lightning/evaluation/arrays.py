@@ -30,7 +30,7 @@ def photograph_index(photographs: Names | Ints | None, images: int) -> Ints:
 
     Args:
         photographs: (N,) each image's photograph; None where photographs are not known: then every image is its own.
-        images: N.
+        images: number of images N.
 
     Returns:
         (N,) index of each image's photograph, 0 to the number of photographs - 1, in sorted order of their names.
@@ -49,7 +49,7 @@ def photograph_index(photographs: Names | Ints | None, images: int) -> Ints:
 
 
 def copies_before(groups: Names | Ints) -> npt.NDArray[np.int64]:
-    """Return (N,) how many earlier entries are of the same group: 0 for the first copy of a photograph."""
+    """Return the (N,) number of earlier entries in the same group: 0 for the first copy of a photograph."""
     order = np.argsort(groups, kind="stable")
     sizes = np.unique(groups, return_counts=True)[1]
     before = np.empty(len(order), np.int64)
@@ -58,7 +58,7 @@ def copies_before(groups: Names | Ints) -> npt.NDArray[np.int64]:
 
 
 def equal_weights(index: Ints) -> npt.NDArray[np.float64]:
-    """Return (N,) weights that sum to 1, the same for every photograph and shared equally by its copies."""
+    """Return (N,) weights that sum to 1, equal for all photographs and shared equally among the copies of each."""
     sizes = np.bincount(index)
     return np.asarray(1 / (len(sizes) * sizes[index]), dtype=np.float64)
 
@@ -67,11 +67,11 @@ def require_finite(values: Floats, what: str) -> None:
     """Refuse NaN and infinite values.
 
     Args:
-        values: (N,) or (N, D), a row for each image.
-        what: what they are, for the message: ``logits``.
+        values: (N,) or (N, D) values, a row for each image.
+        what: name of the values in the error message, such as ``logits``.
 
     Raises:
-        UserError: names how many images are concerned.
+        UserError: there are such values; the message says in how many images.
     """
     bad = int((~np.isfinite(values).reshape(len(values), -1).all(axis=1)).sum())
     if bad:
@@ -108,7 +108,8 @@ def stored_arrays(
 
     Args:
         file: the ``.npz`` file.
-        error: returns what to raise where the file, or an array that the block asks for, is missing or corrupt.
+        error: function that returns the error to raise where the file, or an array that the block asks for, is missing
+            or corrupt.
     """
     try:
         with np.load(file, allow_pickle=False) as stored:

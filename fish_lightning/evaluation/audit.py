@@ -51,10 +51,10 @@ class Estimate:
     """A mean over images.
 
     Attributes:
-        value: 0 to 1.
+        value: mean of the values, 0 to 1.
         ci95: 95 % interval clustered by photograph.
         n: number of images.
-        photographs: number of photographs that they are copies of.
+        photographs: number of photographs among these images.
     """
 
     value: float
@@ -71,19 +71,20 @@ class Audit:
     model predicts different classes for the two.
 
     Attributes:
-        accuracy: on the images as they are.
+        accuracy: accuracy on the original images.
         mean_background: accuracy with the background replaced by its mean color.
         other_background: accuracy on composites; None if all images are of one class.
         object_removed: accuracy without the object.
         chance: accuracy of the best constant prediction: the share of the largest class.
-        follows_neither: share of the informative composites whose prediction is that of neither image; None without
-            any.
-        follows_object: share of the others that are predicted as the image of the object, not as that of the
-            background; None without any.
+        follows_neither: share of the informative composites whose prediction is that of neither image; None if there
+            are none.
+        follows_object: share of the other informative composites that are predicted like the image of the object, not
+            like that of the background; None if there are none.
         heat_on_object: mean share of a heat map that lies on the object; None without heat maps.
-        object_share: mean share of the image that the object covers, and of an even heat map.
-        skipped: number of images whose mask is empty or covers the whole image, which are in no figure.
-        looks_at: the verdict in a word.
+        object_share: mean share of the image that the object covers, and thus the share of an even heat map on the
+            object.
+        skipped: number of images whose mask is empty or covers the whole image, which no other figure includes.
+        looks_at: the verdict in one word.
         verdict: the verdict in one or two sentences.
     """
 
@@ -119,11 +120,11 @@ def audit(
       ``MIN_PHOTOGRAPHS`` photographs, or if the interval of a clear majority includes an even vote.
 
     Args:
-        images: (N, 3, H, W) as the model sees them.
-        masks: (N, H, W), True on the object.
+        images: (N, 3, H, W) images as the model sees them.
+        masks: (N, H, W) masks, True on the object.
         labels: (N,) true classes.
         photographs: (N,) name of each image's photograph.
-        predict: returns probabilities (N, C) for images (N, 3, H, W).
+        predict: function that returns probabilities (N, C) for images (N, 3, H, W).
         heat: (N, h, w) heat maps of the predicted classes, of any resolution.
 
     Raises:
@@ -225,10 +226,10 @@ def choose_donors(labels: Indices, seed: int = 0) -> Indices | None:
 
     Args:
         labels: (N,) true classes.
-        seed: the choice for an image depends on it, on the image's index and on the labels.
+        seed: random seed; the choice for an image depends on it, on the image's index and on the labels.
 
     Returns:
-        (N,) indices; None if all images are of one class.
+        (N,) indices of the images that provide the backgrounds; None if all images are of one class.
     """
     members = {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
     if len(members) < 2:
@@ -247,7 +248,7 @@ def spread_over_photographs(photographs: npt.NDArray[np.str_], limit: int, seed:
     An audit classifies each image four times, and further copies of a photograph narrow its intervals little.
 
     Returns:
-        Indices, sorted.
+        Sorted indices.
     """
     shuffled = np.random.default_rng(seed).permutation(len(photographs))
     turn = copies_before(photographs[shuffled])
@@ -269,14 +270,14 @@ def clustered_mean(values: npt.NDArray[np.float64], photographs: npt.NDArray[np.
 
 
 def _background_color(images: Pixels, masks: Masks) -> Pixels:
-    """Return (N, 3, 1, 1), the mean color outside of the masks."""
+    """Return the (N, 3, 1, 1) mean colors outside the masks."""
     outside = ~masks[:, None]
     total = np.where(outside, images, 0).sum((2, 3), keepdims=True, dtype=np.float64)
     return np.asarray(np.rint(total / outside.sum((2, 3), keepdims=True)), dtype=np.uint8)
 
 
 def _extent(masks: Masks, axis: int) -> Masks:
-    """Return (N, L), True from the first line along ``axis`` to the last that has any of the object."""
+    """Return an (N, L) mask, True from the first line along ``axis`` that has any of the object to the last."""
     lines: Any = masks.any(axis)
     extent: Masks = np.logical_or.accumulate(lines, 1) & np.logical_or.accumulate(lines[:, ::-1], 1)[:, ::-1]
     return extent

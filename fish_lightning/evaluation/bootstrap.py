@@ -43,11 +43,11 @@ def resampled_counts(
     Args:
         frequencies: (G,) how many photographs each of G rows stands for; ones where each row is one photograph.
         resamples: number of draws.
-        row_length: numbers that the caller holds for each draw; sets how many draws come at a time.
-        rng: where randomness comes from.
+        row_length: number of values that the caller holds for each draw; determines how many draws are made at a time.
+        rng: random generator.
 
     Yields:
-        (B, G) how often each row was drawn, in blocks that add up to ``resamples`` draws.
+        (B, G) number of times each row was drawn, in blocks that add up to ``resamples`` draws.
     """
     photographs, rows = int(frequencies.sum()), max(1, BLOCK // max(row_length, len(frequencies)))
     for start in range(0, resamples, rows):
@@ -55,14 +55,14 @@ def resampled_counts(
 
 
 def bootstrap_ratio(numerator: Floats, denominator: Floats, resamples: int = 4000) -> npt.NDArray[np.float64]:
-    """Resample a ratio of sums over photographs: accuracy is right images by images, precision right by predicted.
+    """Resample a ratio of sums over photographs: accuracy divides right images by all, precision by those predicted.
 
     Photographs with equal parts are drawn together, which has the same distribution and keeps 100,000 single images as
-    cheap as a few. Drawn from a fixed seed, so that the same predictions give the same figures.
+    cheap as a few. The seed is fixed, so that the same predictions give the same figures.
 
     Args:
         numerator: (G,) each photograph's part of the numerator.
-        denominator: (G,) and of the denominator, 0 or more.
+        denominator: (G,) each photograph's part of the denominator, 0 or more.
         resamples: number of draws R.
 
     Returns:
@@ -88,12 +88,12 @@ def ratio_interval(numerator: Floats, denominator: Floats, resamples: int = 4000
     are added, one all right and one all wrong, as Agresti and Coull add two successes and two failures. Without them
     the interval covers the truth in only 80 to 92 % of draws for 10 to 60 photographs or an accuracy of 95 %; with them
     in 92 % or more (simulated, ``tests/evaluation/test_coverage.py``). Where all photographs have the same share, for
-    instance where every image is right, nothing says how much they vary: then Wilson's interval with one trial for
-    each photograph.
+    instance where every image is right, nothing says how much they vary: then Wilson's interval is returned, with one
+    trial for each photograph.
 
     Args:
         numerator: (G,) each photograph's part of the numerator.
-        denominator: (G,) and of the denominator, at least as large.
+        denominator: (G,) each photograph's part of the denominator, at least as large.
         resamples: number of draws.
 
     Returns:
@@ -117,7 +117,7 @@ def per_photograph(index: Ints, *values: Floats | Ints | npt.NDArray[np.bool_]) 
 
     Args:
         index: (N,) each image's photograph, from :func:`~fish_lightning.evaluation.arrays.photograph_index`.
-        values: K arrays (N,).
+        values: K arrays of shape (N,).
 
     Returns:
         (G, K) sums.

@@ -37,7 +37,7 @@ def brier_score(probabilities: Floats, labels: Ints) -> float:
 
 
 def confidence_bins(confidence: Floats, bins: int = BINS) -> Ints:
-    """Return the (N,) index of each confidence's bin among equal widths [0, 1/bins), ..., [1 - 1/bins, 1].
+    """Return the (N,) index of each confidence's bin, of equal-width bins [0, 1/bins), ..., [1 - 1/bins, 1].
 
     torchmetrics puts a confidence of exactly 1 into a bin of its own; here it belongs to the last one.
     """
@@ -46,15 +46,15 @@ def confidence_bins(confidence: Floats, bins: int = BINS) -> Ints:
 
 
 def expected_calibration_error(probabilities: Floats, labels: Ints, bins: int = BINS) -> float:
-    """Compute the mean distance between confidence and accuracy over bins of confidence, weighted by their images.
+    """Compute the mean distance between confidence and accuracy over bins of confidence, weighted by image counts.
 
     Args:
-        probabilities: (N, C).
-        labels: (N,).
-        bins: number of equal widths of the top probability.
+        probabilities: (N, C) class probabilities.
+        labels: (N,) true classes.
+        bins: number of bins of equal width for the top probability.
 
     Returns:
-        0 to 1, lower is better.
+        Error, 0 to 1; lower is better.
 
     Source: C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017, arXiv:1706.04599.
     """
@@ -68,10 +68,10 @@ class ReliabilityCurve:
     """Accuracy over confidence, an entry for each of B bins; NaN where a bin is empty.
 
     Attributes:
-        edges: (B + 1,) of the bins, 0 to 1.
+        edges: (B + 1,) edges of the bins, 0 to 1.
         confidence: (B,) mean top probability.
         accuracy: (B,) share of right answers.
-        accuracy_ci95: (B, 2) its interval, clustered by photograph.
+        accuracy_ci95: (B, 2) 95 % intervals of the accuracy, clustered by photograph.
         images: (B,) number of images.
         photographs: (B,) number of photographs with an image in the bin.
     """
@@ -94,10 +94,10 @@ def reliability_curve(
     """Compute accuracy over confidence, with a 95 % band from a cluster bootstrap over photographs.
 
     Args:
-        probabilities: (N, C).
-        labels: (N,).
+        probabilities: (N, C) class probabilities.
+        labels: (N,) true classes.
         photographs: (N,) each image's photograph; None where they are not known.
-        bins: number of equal widths of the top probability.
+        bins: number of bins of equal width for the top probability.
         resamples: number of draws.
 
     Raises:
@@ -133,12 +133,12 @@ def fit_temperature(logits: Floats, labels: Ints, photographs: Names | None = No
     NLL falls forever as T goes to 0: then there is no evidence of how sure to be, and T stays 1.
 
     Args:
-        logits: (N, C) of validation images, none of them trained on.
-        labels: (N,).
+        logits: (N, C) logits of validation images, none of them trained on.
+        labels: (N,) true classes.
         photographs: (N,) each image's photograph; None where they are not known.
 
     Returns:
-        0.01 to 100: above 1 the model was overconfident, below 1 underconfident.
+        Temperature, 0.01 to 100: above 1 the model was overconfident, below 1 underconfident.
 
     Raises:
         UserError: there are no images, or logits are NaN or infinite.
@@ -167,9 +167,9 @@ def calibration_scores(logits: Floats, labels: Ints, temperature: float | None =
     """Compute the ``calibration`` block of ``summary.json``.
 
     Args:
-        logits: (N, C).
-        labels: (N,).
-        temperature: fitted on other images, by :func:`fit_temperature`; None where there are none.
+        logits: (N, C) logits.
+        labels: (N,) true classes.
+        temperature: temperature fitted on other images, by :func:`fit_temperature`; None where there are none.
 
     Returns:
         ``ece``, ``nll``, ``brier``, ``temperature`` and ``after``: the three figures of softmax(logits / temperature),

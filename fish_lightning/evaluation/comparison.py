@@ -21,7 +21,7 @@ def common_images(
 
     Args:
         paths_a: (N,) paths of A's test images, relative to the data's root.
-        paths_b: (M,) and of B's.
+        paths_b: (M,) paths of B's test images, relative to the data's root.
 
     Returns:
         Indices into ``paths_a`` and into ``paths_b`` of the K images in both, in the order of the paths.
@@ -50,10 +50,10 @@ def joined_photographs(photographs_a: Names, photographs_b: Names) -> Ints:
 
     Args:
         photographs_a: (N,) each image's photograph as A groups them.
-        photographs_b: (N,) and as B does.
+        photographs_b: (N,) each image's photograph as B groups them.
 
     Returns:
-        (N,) a number for each image, the same for all images of a group.
+        (N,) group number of each image.
     """
     n = len(photographs_a)
     indices = [photograph_index(photographs, n) for photographs in (photographs_a, photographs_b)]
@@ -94,8 +94,8 @@ def compare(
     Returns:
         ``n``; ``photographs`` (None where not known); ``accuracy`` (``a``, ``b``); ``difference`` (b - a);
         ``difference_ci95_photographs``; ``only_a_right`` and ``only_b_right`` (images); ``photographs_better_in_a`` and
-        ``photographs_better_in_b`` (of more of whose copies it is right); ``mcnemar_p`` (None unless every image is its
-        own photograph); ``mcnemar_note``; ``margin``; ``verdict``; ``photographs_to_decide`` (see
+        ``photographs_better_in_b`` (photographs of which it gets more copies right); ``mcnemar_p`` (None unless every
+        image is its own photograph); ``mcnemar_note``; ``margin``; ``verdict``; ``photographs_to_decide`` (see
         :func:`photographs_to_decide`; None where decided or beyond estimation); ``sentence``.
 
     Raises:
@@ -152,7 +152,7 @@ def exact_mcnemar(only_a: int, only_b: int) -> float:
         only_b: images that only B gets right.
 
     Returns:
-        0 to 1; 1 where no answer differs.
+        p-value, 0 to 1; 1 where no answer differs.
 
     Source: Q. McNemar, Psychometrika 12 (1947) 153-157; exact: the binomial distribution with p = 1/2.
     """
@@ -170,10 +170,10 @@ def photographs_to_decide(difference: float, half_width: float, photographs: int
     0, or lies within the margin, with a probability of 80 %.
 
     Args:
-        difference: measured, -1 to 1.
-        half_width: of its 95 % interval.
-        photographs: they were measured on.
-        margin: difference that does not matter.
+        difference: measured difference in accuracy, -1 to 1.
+        half_width: half the width of its 95 % interval.
+        photographs: number of photographs that the difference was measured on.
+        margin: difference in accuracy that does not matter.
 
     Returns:
         Number of photographs; None where the difference is 0 and so is the margin.

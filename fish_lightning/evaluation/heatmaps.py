@@ -41,9 +41,9 @@ class Stage(NamedTuple):
     """A module that returns a batch of feature maps.
 
     Attributes:
-        name: of the module within the network.
-        height: of its maps.
-        width: of its maps.
+        name: name of the module within the network.
+        height: height of its feature maps.
+        width: width of its feature maps.
         channels_last: whether its output is (N, h, w, C), as in Swin transformers, not (N, C, h, w).
     """
 
@@ -59,13 +59,13 @@ def heat_maps(network: nn.Module, images: Tensor, classes: Tensor | None = None)
     The network keeps its mode, gradients and hooks. Equal arguments give equal maps (on a GPU up to rounding).
 
     Args:
-        network: returns logits (N, C) for ``images``; a compiled one runs uncompiled.
-        images: (N, 3, H, W) as ``network`` takes them, on its device.
+        network: network that returns logits (N, C) for ``images``; a compiled one runs uncompiled.
+        images: (N, 3, H, W) images as ``network`` takes them, on its device.
         classes: (N,) int64, the class to explain for each image; None: the predicted one.
 
     Returns:
-        (N, h, w), each map divided by its maximum; zeros where no gradient favors the class.
-        :func:`upsampled` resizes them to the images.
+        (N, h, w) heat maps, each divided by its maximum; zeros where no gradient favors the class. :func:`upsampled`
+        resizes them to the images.
 
     Raises:
         UserError: the network has no feature maps (vision transformers).
@@ -107,8 +107,8 @@ def find_stage(network: nn.Module, image: Tensor) -> Stage:
     one cell (pooled, or of a tiny image).
 
     Args:
-        network: in eval mode.
-        image: (1, 3, H, W) as ``network`` takes it.
+        network: network in eval mode.
+        image: (1, 3, H, W) image as ``network`` takes it.
 
     Raises:
         UserError: the network has no feature maps, or converts them to tokens.

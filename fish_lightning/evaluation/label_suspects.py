@@ -14,11 +14,11 @@ class LabelSuspect:
 
     Attributes:
         images: indices of its copies in the given arrays.
-        paths: of its copies; empty where paths are not given.
-        given: the label they have.
+        paths: paths of its copies; empty where paths are not given.
+        given: label of its copies.
         suggested: the class that the model is confident of.
-        given_probability: of the given label, mean over its copies.
-        suggested_probability: of the suggested class, likewise.
+        given_probability: probability of the given label, averaged over its copies.
+        suggested_probability: probability of the suggested class, averaged over its copies.
     """
 
     images: Ints
@@ -48,16 +48,18 @@ def find_label_suspects(
     A class is confident for a photograph where its probability reaches the mean that the class has among photographs
     labeled with it, but at least ``confident`` and at most ``certain``; the most probable confident class is the
     estimate of the true one. A suspect's estimate differs from its label (an off-diagonal entry of the confident
-    joint), and so does the model's prediction. Ranked by the margin between the two probabilities. Copies vote first,
-    since they would otherwise be counted as evidence.
+    joint), and so does the model's prediction. Suspects are ranked by the margin between the two probabilities. Copies
+    vote first, since they would otherwise be counted as evidence.
 
     Args:
-        probabilities: (N, C) of models that were not trained on the image nor on a copy of it: folds by photograph.
-        labels: (N,) as given.
+        probabilities: (N, C) probabilities by models trained neither on the image nor on a copy of it: folds by
+            photograph.
+        labels: (N,) given labels.
         photographs: (N,) each image's photograph; None where they are not known.
-        paths: (N,) of the images.
-        certain: highest threshold of a class; 1 leaves the paper's.
-        confident: lowest threshold of a class; 0 leaves the paper's, which of a weak model may be 0.3.
+        paths: (N,) paths of the images.
+        certain: upper bound of the thresholds of the classes; 1 leaves those of the paper.
+        confident: lower bound of the thresholds of the classes; 0 leaves those of the paper, which may be 0.3 for a
+            weak model.
 
     Raises:
         UserError: there are no images, or probabilities are NaN or infinite.

@@ -24,11 +24,11 @@ class Tested:
     """What a test of an ensemble has found.
 
     Attributes:
-        subset: what was tested: test or val.
-        outputs: of the ensemble for the tested images and those that it is calibrated on.
-        scores: its block of ``summary.json``.
-        correct: (N,) of each member by its name, whether it is right about the tested images.
-        forward: times that a forward pass of one member takes, on average over them.
+        subset: subset that was tested: test or val.
+        outputs: the ensemble's outputs for the tested images and for those that it is calibrated on.
+        scores: the ensemble's block of ``summary.json``.
+        correct: (N,) whether a member is right about the tested images, for each member by name.
+        forward: duration of the ensemble's forward pass, as a multiple of the mean duration of a member's.
     """
 
     subset: str
@@ -39,13 +39,13 @@ class Tested:
 
 
 def find_members(runs: str | Sequence[str]) -> dict[str, Path]:
-    """Return the best checkpoints of runs by their folders, as messages show these.
+    """Return the best checkpoints of runs, by run folder as messages show it.
 
     Args:
-        runs: the folder of a sweep, whose failed jobs are left out, or runs: folders or checkpoints.
+        runs: the folder of a sweep, whose failed jobs are left out, or several runs, each a folder or a checkpoint.
 
     Raises:
-        UserError: one is missing, or named twice.
+        UserError: a run is missing, or named twice.
     """
     named = [runs] if isinstance(runs, str) else list(runs)
     places = [Path(str(name)).expanduser() for name in named]
@@ -92,7 +92,7 @@ def validated(file: Path) -> dict[str, Any]:
 
 
 def best_by_validation(files: Mapping[str, Path]) -> str | None:
-    """Return the member with the highest validation accuracy, among equals the lowest loss; None where one has none."""
+    """Return the member with the highest validation accuracy, ties broken by the loss; None where one has none."""
     found = {name: validated(file) for name, file in files.items()}
     if not all(found.values()):
         return None
@@ -106,7 +106,7 @@ def gain_over(members: Sequence[Bools], ensemble: Bools, units: Names, margin: f
     answers of all members and of the ensemble.
 
     Args:
-        members: (N,) of each, whether it is right.
+        members: (N,) whether a member is right, for each of them.
         ensemble: (N,) whether the ensemble is right.
         units: (N,) each image's photograph; its path where photographs are not known.
         margin: difference in accuracy that does not matter.
@@ -126,7 +126,7 @@ def pooled_members(files: Mapping[str, Path]) -> dict[str, Any] | None:
     """Return how the members do one by one on their own test images, pooled, as the row ``pooled`` of a sweep does.
 
     Args:
-        files: checkpoints of the members, beside whose folder ``checkpoints`` is their ``logits.npz``.
+        files: checkpoints of the members; ``logits.npz`` is beside the folder ``checkpoints`` of each.
 
     Returns:
         ``accuracy``, ``accuracy_ci95``, ``n``, and ``accuracy_ci95_photographs`` (None where photographs are not

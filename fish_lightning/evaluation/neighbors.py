@@ -14,7 +14,8 @@ def nearest_photographs(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Find the k nearest training images of each query, at most one from each photograph.
 
-    Compared in blocks of queries, so that memory stays flat in their number. Exact, no approximate index.
+    Queries are compared in blocks, so that memory does not grow with their number. The search is exact, without an
+    approximate index.
 
     Args:
         queries: (Q, D) features, float16 or wider.
@@ -24,7 +25,7 @@ def nearest_photographs(
 
     Returns:
         (Q, k) indices into ``training``, nearest first, -1 where there are fewer photographs than k; and (Q, k) cosine
-        similarities, -1 to 1, -inf there. A feature vector of zeros has similarity 0 with everything.
+        similarities, -1 to 1, -inf where there are fewer. A feature vector of zeros has similarity 0 with everything.
 
     Raises:
         UserError: there are no training images, or features are NaN or infinite.
@@ -42,7 +43,7 @@ def nearest_photographs(
 
 
 def _find(cosine: npt.NDArray[np.float32], index: Ints, nearest: Ints, similarity: Floats) -> None:
-    """Fill (B, k) with the columns of the highest cosines (B, N), one per photograph, and these; ``cosine`` is lost."""
+    """Fill (B, k) with columns and values of the highest cosines (B, N), one per photograph; changes ``cosine``."""
     rows = np.arange(len(cosine))
     for place in range(min(nearest.shape[1], int(index.max()) + 1)):
         best = cosine.argmax(axis=1)
@@ -51,6 +52,6 @@ def _find(cosine: npt.NDArray[np.float32], index: Ints, nearest: Ints, similarit
 
 
 def unit_length(features: Floats) -> npt.NDArray[np.float32]:
-    """Return features (N, D), each of length 1; of length 0 where all are 0."""
+    """Return features (N, D) scaled to length 1; vectors of zeros stay zero."""
     wide = features.astype(np.float32)
     return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), SHORTEST), dtype=np.float32)

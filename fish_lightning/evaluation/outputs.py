@@ -1,6 +1,6 @@
 """What a model computes for labeled images.
 
-Comparisons are made of ``logits.npz``, and reports of it and ``report_inputs.npz``, without the model.
+Comparisons are made from ``logits.npz``, and reports from it and ``report_inputs.npz``, without the model.
 """
 
 import json
@@ -56,9 +56,9 @@ class Predictions(Classified):
     """Logits and features of N labeled images.
 
     Attributes:
-        indices: (N,) int64, positions in the catalog.
+        indices: (N,) int64, indices in the catalog.
         labels: (N,) int64, true classes.
-        logits: (N, C) float32.
+        logits: (N, C) float32 logits.
         features: (N, D) float16, input of the network's last layer.
     """
 
@@ -73,11 +73,11 @@ class Outputs(Classified, OfPhotographs):
     """Logits and features of N labeled images of C classes.
 
     Attributes:
-        paths: (N,) text, relative to the data set's folder.
+        paths: (N,) text, paths relative to the data set's folder.
         labels: (N,) int64, true classes.
         photographs: (N,) text, the group of copies an image belongs to; ``""`` where unknown.
-        splits: (N,) text: train, val or test.
-        logits: (N, C) float32.
+        splits: (N,) text, split of each image: train, val or test.
+        logits: (N, C) float32 logits.
         features: (N, D) float16, input of the network's last layer.
         classes: (C,) text, class names in label order.
     """
@@ -92,7 +92,7 @@ class Outputs(Classified, OfPhotographs):
 
     @classmethod
     def of(cls, predictions: Predictions, catalog: Catalog) -> "Outputs":
-        """Return predictions beside what a catalog knows of their images."""
+        """Return predictions together with what a catalog knows about their images."""
         at = predictions.indices
         return cls(
             paths=catalog.paths[at],
@@ -138,7 +138,7 @@ class Outputs(Classified, OfPhotographs):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "Outputs":
-        """Return what :meth:`arrays` returned the arrays of."""
+        """Return the outputs from what :meth:`arrays` returned."""
         return cls(**{name: arrays[key] for name, key in _KEYS.items()})
 
     @classmethod
@@ -146,7 +146,7 @@ class Outputs(Classified, OfPhotographs):
         """Read the arrays; nothing in the file is executed.
 
         Raises:
-            UserError: no such file, or not one that :meth:`save` wrote.
+            UserError: there is no such file, or :meth:`save` did not write it.
         """
         if not file.is_file():
             raise UserError(f"no {file.name} in {file.parent}: an earlier version wrote that run; evaluate it again")
@@ -170,10 +170,10 @@ class ReportInputs:
     """What only the model, the images or the config can tell.
 
     Attributes:
-        training: of one image of each training photograph, see ``explanations.py``; None without any.
-        features: (M, D) of training photographs, from the training run's calibration; None without any.
+        training: outputs for one image of each training photograph, see ``explanations.py``; None without any.
+        features: (M, D) features of training photographs, from the training run's calibration; None without any.
         leaked: (N,) whether a copy of an image in ``logits.npz`` is among the training images; None if unknown.
-        heat: path of an error to its (h, w) heat map, 0 to 1.
+        heat: (h, w) heat map of each error, 0 to 1, by path.
         texts: plain values. The report shows ``title``, ``split``, ``history`` (rows of
             :class:`~fish_lightning.training.history.History`), ``best_epoch`` (of the tested checkpoint), ``config``
             (as YAML), ``environment`` (names and values of versions, device, seconds), ``heat_note`` (why there are no
@@ -204,7 +204,7 @@ class ReportInputs:
         """Read what :meth:`save` wrote; nothing in the file is executed.
 
         Raises:
-            UserError: no such file, or another one.
+            UserError: there is no such file, or :meth:`save` did not write it.
         """
         if not file.is_file():
             raise UserError(

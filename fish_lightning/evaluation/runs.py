@@ -26,7 +26,7 @@ class TestedRun:
     Attributes:
         test: outputs on its N test images, without features.
         trained: paths of the training images; None where they are not recorded.
-        photographs: photograph by path, of all images of the run where they are known.
+        photographs: photograph of each image of the run by path, where known.
         root: folder that paths are relative to; None where it is not recorded.
         overrides: command-line overrides it was started with.
     """
@@ -43,13 +43,13 @@ class Run:
     """A training run, an evaluation, or the folds of a sweep.
 
     Attributes:
-        folder: its folder.
-        folds: one, or those of the sweep.
+        folder: folder of the run.
+        folds: the single run or evaluation, or the folds of the sweep.
         failed: names of the sweep's jobs without ``logits.npz``.
         test: outputs on the test images of all folds, one after the other.
-        photographs: photograph by path, where known.
+        photographs: photograph of each image by path, where known.
         root: folder that paths are relative to; None where it is not recorded.
-        overrides: those that all folds were started with.
+        overrides: command-line overrides that all folds were started with.
     """
 
     folder: Path
@@ -86,7 +86,7 @@ class Pair:
         b: outputs of B on the same images.
         photographs: (N,) each image's photograph; None where neither run knows them.
         leaked: (N,) whether A, and whether B, was trained on an image or on a copy of it; None where unknown.
-        warnings: what limits the comparison, a sentence each.
+        warnings: what limits the comparison, one sentence each.
     """
 
     a: Outputs
@@ -104,7 +104,8 @@ def load_run(key: str, path: str | Path) -> Run:
         path: the folder.
 
     Raises:
-        UserError: no such folder, no ``logits.npz`` in it or its sub-folders, a corrupt one, or no test images.
+        UserError: there is no such folder, no ``logits.npz`` in it or its sub-folders, a corrupt one, or no test
+            images.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():

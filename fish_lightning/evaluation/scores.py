@@ -45,13 +45,13 @@ def score_test(
     """Return the ``test`` block of ``summary.json``.
 
     Args:
-        predictions: of all test images.
-        catalog: contains the images.
-        class_names: in label order.
+        predictions: predictions for all test images.
+        catalog: catalog that contains the images.
+        class_names: class names in label order.
         logged: the trainer's ``callback_metrics`` after the test: ``test/loss`` and ``test/macro_f1``.
 
     Returns:
-        Those of :func:`accuracy_scores`, ``macro_f1``, ``loss``, ``per_class`` (precision, None for a class never
+        Scores of :func:`accuracy_scores`, ``macro_f1``, ``loss``, ``per_class`` (precision, None for a class never
         predicted, recall, None for a class without images, and n) and ``confusion_matrix`` (rows: true classes,
         columns: predicted classes, in the order of ``per_class``; None above ``MAX_MATRIX_CLASSES`` classes, whose
         matrix is in ``confusion_matrix.csv`` only).
@@ -86,19 +86,19 @@ def confusion_matrix(predictions: Classified, classes: int) -> npt.NDArray[np.in
 
 
 def most_confused(matrix: Ints, most: int) -> Ints:
-    """Return the indices, sorted, of at most so many classes with most confusions, of (C, C) counts."""
+    """Return the sorted indices of at most ``most`` classes, those with the most confusions in (C, C) counts."""
     mistakes = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
     return np.sort(np.argsort(-mistakes, kind="stable")[:most])
 
 
 def accuracy_of(correct: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """Return ``accuracy``, ``accuracy_ci95`` (Wilson) and ``n`` of N predictions; only ``n`` if it is 0."""
+    """Return ``accuracy``, ``accuracy_ci95`` (Wilson) and ``n`` of N predictions; only ``n`` if N is 0."""
     n, right = len(correct), int(correct.sum())
     return {"accuracy": right / n, "accuracy_ci95": list(wilson_interval(right, n)), "n": n} if n else {"n": 0}
 
 
 def accuracy_scores(correct: Bools, photographs: Names | None, leaked: Bools | None) -> dict[str, Any]:
-    """Return what a test says of the accuracy.
+    """Compute the accuracy of a test and its intervals.
 
     Args:
         correct: (N,) whether each prediction is correct; N is 1 or more.
@@ -126,8 +126,8 @@ class PhotographMeans:
     Copies that are labeled differently are kept apart: an entry is a photograph with a label.
 
     Attributes:
-        probabilities: (V, C).
-        labels: (V,).
+        probabilities: (V, C) mean class probabilities.
+        labels: (V,) true classes.
         index: (N,) each image's entry, 0 to V - 1.
     """
 
@@ -140,8 +140,8 @@ def mean_by_photograph(probabilities: Floats, labels: Ints, photographs: Names |
     """Average the probabilities of each photograph's copies.
 
     Args:
-        probabilities: (N, C).
-        labels: (N,).
+        probabilities: (N, C) class probabilities.
+        labels: (N,) true classes.
         photographs: (N,) each image's photograph; None where they are not known.
 
     Raises:
@@ -160,8 +160,8 @@ def vote_scores(probabilities: Floats, labels: Ints, photographs: Names | None =
     """Compute the accuracy by photograph: its copies vote with the mean of their probabilities.
 
     Args:
-        probabilities: (N, C).
-        labels: (N,).
+        probabilities: (N, C) class probabilities.
+        labels: (N,) true classes.
         photographs: (N,) each image's photograph; None where they are not known.
 
     Returns:
@@ -183,7 +183,7 @@ def class_scores(
     Args:
         preds: (N,) predicted classes.
         labels: (N,) true classes.
-        num_classes: C.
+        num_classes: number of classes C.
         photographs: (N,) each image's photograph; None where they are not known.
         resamples: number of draws.
 

@@ -30,8 +30,8 @@ def write_calibration(folder: Path, stored: Mapping[str, Any]) -> None:
     """Write ``calibration.json`` and, for the score ``knn``, ``training_features.npz``.
 
     Args:
-        folder: of the run.
-        stored: what :func:`read_calibration` returns.
+        folder: run folder.
+        stored: calibration as :func:`read_calibration` returns it.
     """
     unknown = dict(stored["unknown"] or {})
     if (features := unknown.get("features")) is not None:
@@ -44,18 +44,18 @@ def read_calibration(ckpt: str | Path, classes: Sequence[str], weights: str, tta
     """Read the ``calibration.json`` of the run that a checkpoint belongs to.
 
     Args:
-        ckpt: a checkpoint or a run folder. Of a checkpoint that is in no run folder, the file beside it is read.
+        ckpt: a checkpoint or a run folder. For a checkpoint outside a run folder, the file beside it is read.
         classes: the model's class names.
         weights: digest of the model's weights, see :func:`fish_lightning.models.checkpoint.weights_digest`.
         tta: the test-time augmentation; None without it.
 
     Returns:
-        The content, and ``""``; of the score ``knn``, ``unknown.features`` is the (M, D) array of the training
-        photographs' features. Where there is no such file, or it is of other weights (those of another epoch) or of
+        The content, and ``""``; for the score ``knn``, ``unknown.features`` is the (M, D) array of the training
+        photographs' features. Where there is no such file, or it belongs to other weights (those of another epoch) or
         another test-time augmentation: an empty dict, and one line that says that nothing is calibrated.
 
     Raises:
-        UserError: a file is corrupt, or of other classes.
+        UserError: a file is corrupt, or belongs to other classes.
     """
     path = run_of(Path(ckpt).expanduser())
     file = (path.parent if path.is_file() else path) / FILE
@@ -123,9 +123,9 @@ class Answers:
 
     Attributes:
         probabilities: (N, C) softmax of the logits.
-        calibrated: (N, C) the same after temperature scaling; None without a temperature.
+        calibrated: (N, C) probabilities after temperature scaling; None without a temperature.
         uncertain: (N,) whether the highest of ``probabilities`` is below the threshold; None without one.
-        unknown: (N,) whether the image is out of distribution: of none of the classes; None without a threshold.
+        unknown: (N,) whether the image is out of distribution, of none of the classes; None without a threshold.
     """
 
     probabilities: npt.NDArray[np.float64]
@@ -135,12 +135,12 @@ class Answers:
 
 
 def apply_calibration(stored: Mapping[str, Any], logits: Floats, features: Floats) -> Answers:
-    """Compute what a run's calibration says of images.
+    """Apply a run's calibration to images.
 
     Args:
-        stored: from :func:`read_calibration`; empty: nothing is calibrated.
-        logits: (N, C).
-        features: (N, D).
+        stored: calibration from :func:`read_calibration`; empty: nothing is calibrated.
+        logits: (N, C) logits.
+        features: (N, D) features.
 
     Raises:
         UserError: logits are NaN or infinite.
@@ -157,12 +157,13 @@ def apply_calibration(stored: Mapping[str, Any], logits: Floats, features: Float
 
 
 def unknown_score(unknown: Mapping[str, Any], logits: Floats, features: Floats) -> npt.NDArray[np.float64]:
-    """Compute the score that unknown images are detected by, (N,), higher for images of the classes.
+    """Compute the score that detects unknown images, (N,), higher for images of the classes.
 
     Args:
-        unknown: ``score``, a name in ``SCORES``, and for ``knn`` the ``features`` (M, D) of training photographs.
-        logits: (N, C).
-        features: (N, D); float16, which may overflow where logits do not, counts as its largest value.
+        unknown: dict with ``score``, a name in ``SCORES``, and for ``knn`` the ``features`` (M, D) of training
+            photographs.
+        logits: (N, C) logits.
+        features: (N, D) features; float16, which may overflow where logits do not, counts as its largest value.
 
     Raises:
         UserError: logits are NaN or infinite.

@@ -39,11 +39,11 @@ def image_scores(logits: Floats, features: Floats) -> dict[str, npt.NDArray[np.f
     ``energy`` is the negative free energy, ``feature_norm`` the L2 norm of the features.
 
     Args:
-        logits: (N, C).
-        features: (N, D).
+        logits: (N, C) logits.
+        features: (N, D) features.
 
     Returns:
-        Name to (N,) score, higher for images of the classes.
+        (N,) scores by name, higher for images of the classes.
 
     Raises:
         UserError: logits are NaN or infinite.
@@ -69,13 +69,13 @@ def neighbor_score(
     """Compute ``knn``, the cosine to the k-th nearest training photograph; memory does not grow with the images.
 
     Args:
-        features: (N, D) of the images to score, none of them among ``training``.
-        training: (M, D) of training images.
+        features: (N, D) features of the images to score, none of them among ``training``.
+        training: (M, D) features of training images.
         photographs: (M,) photograph of each training image: its copies count once; None where they are not known.
-        k: which neighbor; the farthest where there are fewer photographs.
+        k: rank of the neighbor; the farthest one counts where there are fewer photographs.
 
     Returns:
-        (N,), higher for images of the classes.
+        (N,) scores, higher for images of the classes.
 
     Raises:
         UserError: there are no training images, or features are NaN or infinite.
@@ -99,14 +99,14 @@ def detection(
     after two invented photographs of mean size are added to each side, one with its highest and one with its lowest
     score: without them an AUROC of 0.98 on 40 photographs is covered in 84 % of draws only, with them in 90 % or more
     (simulated, ``tests/evaluation/test_coverage.py``). The FPR rests on a threshold that 5 % of the known photographs
-    miss: with fewer than 20 of them its interval is too narrow. Complete separation has no spread: then Wilson's
-    interval, with the photographs of the smaller side as trials for the AUROC and the unknown ones for the FPR.
+    miss: with fewer than 20 of them its interval is too narrow. Complete separation has no spread; then Wilson's
+    interval is used, with the photographs of the smaller side as trials for the AUROC and the unknown ones for the FPR.
 
     Args:
-        known: (N,) scores of images of the classes, higher for known.
+        known: (N,) scores of images of the classes; a higher score means known.
         unknown: (M,) scores of unknown images.
-        known_photographs: (N,) their photographs; None where they are not known.
-        unknown_photographs: (M,) likewise.
+        known_photographs: (N,) photograph of each image of the classes; None where they are not known.
+        unknown_photographs: (M,) photograph of each unknown image; None where they are not known.
         resamples: number of draws.
 
     Returns:
@@ -141,7 +141,7 @@ def detection(
 
 
 def best_score(detections: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the score with the highest AUROC; of equal ones the lower FPR, then the first named."""
+    """Return the score with the highest AUROC; ties are broken by the lower FPR, then by order."""
     return max(detections, key=lambda name: (detections[name]["auroc"], -detections[name]["fpr95"]))
 
 
@@ -153,7 +153,7 @@ def keep_threshold(scores: Floats, photographs: Names | None = None) -> float:
     another precision or on another machine.
 
     Args:
-        scores: (N,) of validation images, higher for known.
+        scores: (N,) scores of validation images, higher for images of the classes.
         photographs: (N,) each image's photograph; None where they are not known.
 
     Raises:
@@ -169,7 +169,7 @@ def keep_threshold(scores: Floats, photographs: Names | None = None) -> float:
 
 
 class _Side(NamedTuple):
-    """Scores (N,) of known or of unknown images, sorted to fall, each with its photograph (an index) and its weight."""
+    """Scores (N,) of known or unknown images in descending order, each with its photograph (an index) and weight."""
 
     scores: Floats
     groups: Ints

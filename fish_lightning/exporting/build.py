@@ -33,8 +33,8 @@ def build(trained: TrainedModel, cfg: DictConfig) -> Export:
         cfg: the composed ``conf/export.yaml``.
 
     Returns:
-        What is to be written. In the parity of a quantized model the figures at the top are its own, ``fp32`` has those
-        of the network before quantization, which decide with the verdict in ``int8`` whether it ``passed``.
+        The export to write. In the parity of a quantized model the figures at the top are its own, and ``fp32`` has
+        those of the network before quantization, which decide with the verdict in ``int8`` whether it ``passed``.
 
     Raises:
         UserError: the images are not there, or the graph cannot compute the pipeline or the network.
@@ -72,7 +72,7 @@ def build(trained: TrainedModel, cfg: DictConfig) -> Export:
 
 
 def _spread(indices: Indices, most: int | None) -> Indices:
-    """Return at most so many of the indices, spread evenly; None: all."""
+    """Return at most ``most`` of the indices, spread evenly; None: all."""
     if most is None or len(indices) <= most:
         return indices
     return indices[np.linspace(0, len(indices) - 1, most).astype(np.int64)]

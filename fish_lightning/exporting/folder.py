@@ -40,10 +40,10 @@ class Export:
     """What is written.
 
     Attributes:
-        content: of ``model.json``.
+        content: content of ``model.json``.
         graph: the serialized ONNX model.
         parity: content of ``parity.json``.
-        catalog: of the training run, where its images are now.
+        catalog: catalog of the training run, with the current folder of its images.
         calibration: content of the run's ``calibration.json``; empty: nothing is calibrated.
         summary: the run's ``summary.json``; empty if it is not there.
     """
@@ -64,9 +64,9 @@ def description(
     Args:
         trained: the checkpoint.
         cfg: the composed ``conf/export.yaml``.
-        catalog: of the training run, where its images are now.
-        height: of the images that the network sees.
-        width: of the same.
+        catalog: catalog of the training run, with the current folder of its images.
+        height: height in pixels of the images that the network sees.
+        width: width in pixels of the images that the network sees.
         summary: the run's ``summary.json``; empty if it is not there.
     """
     model, calibration = trained.module, trained.calibration
@@ -129,7 +129,7 @@ def description(
 def write_export(folder: Path, export: Export) -> None:
     """Write all files; ``model.json`` comes last, and makes the folder an export.
 
-    Of an export that does not answer as the checkpoint does, ``parity.json`` alone is written.
+    For an export that does not answer as the checkpoint does, only ``parity.json`` is written.
     """
     content = export.content
     write_json(folder / PARITY_FILE, export.parity)

@@ -48,9 +48,9 @@ def network_graph(model: FishClassifier, height: int, width: int) -> ModelProto:
     """Return the network as ONNX: ``pixels`` (N, 3, height, width) uint8 to ``logits`` and ``features``, float32.
 
     Args:
-        model: in evaluation mode; the views of its test-time augmentation become part of the graph.
-        height: of the images that the evaluation pipeline makes.
-        width: of the same.
+        model: model in evaluation mode; the views of its test-time augmentation become part of the graph.
+        height: height in pixels of the images that the evaluation pipeline makes.
+        width: width in pixels of the images that the evaluation pipeline makes.
 
     Raises:
         UserError: the network has no ONNX operators for what it computes, or is too large for an ONNX file.
@@ -85,10 +85,10 @@ def assembled(
     """Return the whole graph: ``images`` to ``probabilities``, ``logits``, ``features`` and ``unknown_score``.
 
     Args:
-        network: of :func:`network_graph`, perhaps in another precision.
+        network: network from :func:`network_graph`, possibly in another precision.
         transform: ``albumentations.to_dict`` of the evaluation pipeline.
         calibration: content of the run's ``calibration.json``; empty: nothing is calibrated.
-        metadata: texts stored in the file.
+        metadata: strings stored in the file.
 
     Raises:
         UserError: the graph cannot compute the pipeline.
@@ -119,7 +119,7 @@ def assembled(
 
 
 def describe_unknown_score(calibration: Mapping[str, Any]) -> str:
-    """Return the name of the score by which images of none of the classes are found."""
+    """Return the name of the score that detects images of none of the classes."""
     return str((calibration.get("unknown") or {}).get("score", IMAGE_SCORES[0]))
 
 

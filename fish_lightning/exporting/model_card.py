@@ -17,7 +17,7 @@ def weights_origin(summary: Mapping[str, Any]) -> dict[str, str]:
     """Return what the weights started from, and what is known of their license.
 
     Args:
-        summary: of the run's ``summary.json``; empty if it is not there. A restored model no longer knows.
+        summary: content of the run's ``summary.json``; empty if there is none. A restored model does not record this.
     """
     if "weights" not in summary:
         return {"started_from": f"{UNKNOWN}: the checkpoint is not in the folder of its run", "license": UNKNOWN}
@@ -39,10 +39,10 @@ def model_card(
     """Return the card, in Markdown.
 
     Args:
-        content: of ``model.json``.
-        parity: of ``parity.json``.
-        summary: of the run's ``summary.json``; empty if it is not there.
-        catalog: of the training run.
+        content: content of ``model.json``.
+        parity: content of ``parity.json``.
+        summary: content of the run's ``summary.json``; empty if there is none.
+        catalog: catalog of the training run.
     """
     return rendered(
         "model_card.md.j2",

@@ -50,7 +50,7 @@ class Answer:
     """What one side says of N images.
 
     Attributes:
-        probabilities: (N, C), calibrated where there is a temperature.
+        probabilities: (N, C) probabilities, calibrated where there is a temperature.
         plain: (N, C) softmax of the logits.
         marks: (2, N) whether an answer is marked as uncertain, and whether an image as of none of the classes.
     """
@@ -78,10 +78,10 @@ def by_export(session: Session, calibration: Stored, images: Sequence[Pixels], s
     """Answer as a reader of ``model.json`` does with the ONNX file.
 
     Args:
-        session: of the whole graph, with the outputs ``OUTPUTS``.
+        session: session of the whole graph, with the outputs ``OUTPUTS``.
         calibration: content of ``calibration.json``, whose thresholds ``model.json`` has.
-        images: those of one size beside each other.
-        size: of a batch at most.
+        images: N images, with those of one size next to each other.
+        size: maximum batch size.
     """
     probabilities, logits, score = _computed(session, images, size)
     plain = softmax(logits)
@@ -95,7 +95,7 @@ def by_export(session: Session, calibration: Stored, images: Sequence[Pixels], s
 
 
 def differences(expected: Answer, found: Answer) -> npt.NDArray[Any]:
-    """Return how two sides differ, (N,) of type ``DIFFERENCE``."""
+    """Return the (N,) differences between two sides, of type ``DIFFERENCE``."""
     dp = np.abs(expected.probabilities - found.probabilities)
     ranked = np.sort(expected.probabilities, axis=1)
     apart = np.empty(len(ranked), DIFFERENCE)
@@ -108,7 +108,7 @@ def differences(expected: Answer, found: Answer) -> npt.NDArray[Any]:
 
 
 def parity_figures(apart: npt.NDArray[Any]) -> dict[str, Any]:
-    """Return the figures of ``parity.json`` of N images, (N,) of type ``DIFFERENCE``."""
+    """Return the figures in ``parity.json`` for N images, from (N,) differences of type ``DIFFERENCE``."""
     return {
         "n": len(apart),
         "max_abs_dp": float(apart["largest"].max()),
@@ -125,16 +125,16 @@ def measure_parity(
     Args:
         trained: the checkpoint.
         graph: the serialized ONNX model.
-        catalog: of the training run.
-        indices: of the images that are compared.
-        tolerance: largest difference in any probability.
+        catalog: catalog of the training run.
+        indices: indices of the images to compare.
+        tolerance: largest allowed difference in any probability.
 
     Returns:
-        ``n``; ``max_abs_dp``, the largest difference in any probability of any image, and ``mean_abs_dp``;
-        ``flips`` (images whose predicted class differs), ``flips_beyond_margin``, ``other_marks`` (images whose mark
-        *uncertain* or *none of these* differs): over all comparisons; ``batches``: the same for each size of batches;
-        ``odd_sizes``: the same for images of odd height and width, with that size; ``worst``: path and difference of
-        some images; ``unreadable_images``; ``tolerance``; ``margin``; ``passed``.
+        ``n``; ``max_abs_dp``, the largest difference in any probability of any image, and ``mean_abs_dp``; ``flips``
+        (images whose predicted class differs), ``flips_beyond_margin``, ``other_marks`` (images whose mark *uncertain*
+        or *none of these* differs): over all comparisons; ``batches``: these figures for each batch size;
+        ``odd_sizes``: these figures for images of odd height and width, with that size; ``worst``: path and difference
+        of some images; ``unreadable_images``; ``tolerance``; ``margin``; ``passed``.
 
     Raises:
         UserError: none of the images can be read.
@@ -174,18 +174,18 @@ def measure_parity(
 
 
 def _odd_corners(images: Sequence[Pixels]) -> list[Pixels]:
-    """Return corners of images, of one odd height and width: a batch of 32."""
+    """Return corners of images, all of one odd height and width, as a batch of 32."""
     height, width = np.min([image.shape[:2] for image in images], axis=0)
     height, width = max(1, height - 1 + height % 2), max(1, width - 1 + width % 2)
     return [images[i % len(images)][:height, :width] for i in range(BATCHES[-1])]
 
 
 def decoded(catalog: Catalog, indices: Indices, bar: str) -> Iterator[tuple[list[int], list[Pixels]]]:
-    """Yield indices of up to 32 images at a time, and the images: those of equal size beside each other.
+    """Yield the indices of up to 32 images at a time, and the images, with those of equal size next to each other.
 
     Args:
-        catalog: contains the images.
-        indices: of the images; unreadable ones are left out.
+        catalog: catalog that contains the images.
+        indices: indices of the images; unreadable ones are left out.
         bar: name of the progress bar.
     """
     starts = range(0, len(indices), BATCHES[-1])
@@ -202,7 +202,7 @@ def decoded(catalog: Catalog, indices: Indices, bar: str) -> Iterator[tuple[list
 
 
 def _computed(session: Session, images: Sequence[Pixels], size: int) -> list[npt.NDArray[Any]]:
-    """Return the outputs for images, in batches of those of equal size, which are beside each other."""
+    """Return the outputs for images, in batches of those of equal size, which are next to each other."""
     groups = [list(equal) for _, equal in groupby(images, key=np.shape)]
     batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
     outputs = [session(np.stack(batch)) for batch in batches]
@@ -215,10 +215,10 @@ def compare_precisions(
     """Compare an export in 8 bits with that in float32, on labeled images.
 
     Args:
-        full: the ONNX model in float32.
-        small: the same, quantized.
-        catalog: of the training run.
-        indices: of held-out images.
+        full: the ONNX model in float32, serialized.
+        small: the quantized ONNX model.
+        catalog: catalog of the training run.
+        indices: indices of held-out images.
         margin: difference in accuracy that does not matter.
 
     Returns:

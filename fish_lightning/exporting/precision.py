@@ -25,7 +25,7 @@ def half_precision(network: ModelProto) -> ModelProto:
     """Return a network with float16 weights and arithmetic; inputs and outputs keep their types.
 
     Args:
-        network: of :func:`fish_lightning.exporting.graph.network_graph`.
+        network: network from :func:`fish_lightning.exporting.graph.network_graph`.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
@@ -47,8 +47,8 @@ def eight_bits(network: ModelProto, batches: Iterable[npt.NDArray[np.uint8]]) ->
     that occur.
 
     Args:
-        network: of :func:`fish_lightning.exporting.graph.network_graph`.
-        batches: training images, (N, 3, H, W) uint8 each.
+        network: network from :func:`fish_lightning.exporting.graph.network_graph`.
+        batches: batches of training images, (N, 3, H, W) uint8 each.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

@@ -27,10 +27,10 @@ class Nodes:
     """Nodes and constants of a graph under construction.
 
     Args:
-        prefix: of all names.
+        prefix: prefix of all names.
 
     Attributes:
-        nodes: in the order of computation.
+        nodes: nodes in the order of computation.
         constants: initializers.
     """
 
@@ -43,10 +43,10 @@ class Nodes:
         """Add a node and return the name of its output.
 
         Args:
-            operator: of ONNX.
-            inputs: names of tensors; and constants, whose types are those of NumPy: int64 for int, float64 for float.
-            output: the name; a new one if none is given.
-            attributes: of the operator.
+            operator: name of the ONNX operator.
+            inputs: names of tensors, and constants, whose types are those of NumPy: int64 for int, float64 for float.
+            output: name of the output; a new one if none is given.
+            attributes: attributes of the operator.
         """
         names = [value if isinstance(value, str) else self._constant(value) for value in inputs]
         output = output or f"{self.prefix}/{operator}_{len(self.nodes)}"
@@ -54,7 +54,7 @@ class Nodes:
         return output
 
     def add_pair(self, operator: str, *inputs: str | npt.ArrayLike, **attributes: Any) -> tuple[str, str]:
-        """Add a node of two outputs and return their names."""
+        """Add a node with two outputs and return their names."""
         first = self.add(operator, *inputs, **attributes)
         self.nodes[-1].output.append(f"{first}/second")
         return first, f"{first}/second"
@@ -70,9 +70,9 @@ class _Images:
     """Images (N, H, W, 3) within the graph, and what is known of their size when the graph is built.
 
     Attributes:
-        name: of the tensor.
-        size: (height, width) where they are known.
-        bounds: (height, width) that they do not exceed, where that is known.
+        name: name of the tensor.
+        size: height and width, where they are known.
+        bounds: upper bounds of height and width, where they are known.
     """
 
     name: str
@@ -84,7 +84,7 @@ def add_preprocessing(nodes: Nodes, images: str, pixels: str, transform: Mapping
     """Add an evaluation pipeline.
 
     Args:
-        nodes: of the graph.
+        nodes: nodes of the graph, to which those of the pipeline are added.
         images: name of the input, (N, H, W, 3) uint8 RGB.
         pixels: name of the result, (N, 3, height, width) uint8.
         transform: ``albumentations.to_dict`` of the pipeline.
@@ -93,7 +93,7 @@ def add_preprocessing(nodes: Nodes, images: str, pixels: str, transform: Mapping
         Height and width of the result.
 
     Raises:
-        UserError: a transform that the graph cannot compute, by name, or one that leaves images of different sizes.
+        UserError: the graph cannot compute a transform, which the message names, or images of different sizes are left.
     """
     made = _Images(images)
     for step in _steps(transform["transform"]):
@@ -114,7 +114,7 @@ def _steps(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the transforms that become nodes, in order.
 
     Raises:
-        UserError: there are others, by name.
+        UserError: the graph cannot compute a transform, which the message names.
     """
     name = node["__class_fullname__"]
     if float(node.get("p", 1)) != 1 and name != "NoOp":
@@ -196,12 +196,12 @@ _ADD = {
 
 
 def _size(nodes: Nodes, images: str) -> str:
-    """Return height and width of images (N, H, W, 3), as a vector of int64."""
+    """Return the height and width of images (N, H, W, 3), as an int64 vector."""
     return nodes.add("Shape", images, start=1, end=3)
 
 
 def _lengths(nodes: Nodes, size: str) -> list[str]:
-    """Return the height and the width of a vector of both, as scalars."""
+    """Return height and width as scalars, from a vector of both."""
     return [nodes.add("Gather", size, axis) for axis in (0, 1)]
 
 
@@ -234,10 +234,10 @@ def _neighbors(
     """Return the two neighbors of each position of an axis, and their weights in fixed point.
 
     Args:
-        nodes: of the graph.
+        nodes: nodes of the graph, to which these are added.
         source: length of the axis.
-        target: its length after the resize.
-        shape: by which the weights are repeated along the axes that follow.
+        target: length of the axis after the resize.
+        shape: shape that the weights are broadcast with, which repeats them along the axes that follow.
         keep_outside: whether positions outside the image keep their weights; both neighbors are the same there.
             OpenCV does so for rows and not for columns, and the two round differently.
     """

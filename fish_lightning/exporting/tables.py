@@ -53,8 +53,8 @@ def parity_error(parity: Mapping[str, Any], file: Path) -> str:
     """Return why an export was not written.
 
     Args:
-        parity: content of ``parity.json``, which has not passed.
-        file: where it is.
+        parity: content of ``parity.json`` of an export that has not passed.
+        file: path of ``parity.json``.
     """
     exact = parity.get("fp32", parity)
     if exact["passed"]:

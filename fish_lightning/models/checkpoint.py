@@ -16,7 +16,7 @@ from fish_lightning.models.classifier import FishClassifier
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """Return the file that ``ckpt`` names: of a run's folder, its best checkpoint."""
+    """Return the file that ``ckpt`` names; for a run folder, its best checkpoint."""
     file = Path(path).expanduser()
     return file / "checkpoints" / "best.ckpt" if file.is_dir() else file
 
@@ -69,8 +69,8 @@ def restore(checkpoint: dict[str, Any], file: str | Path) -> tuple[FishClassifie
     ``albumentations.from_dict`` runs after ``FishClassifier`` has checked :mod:`fish_lightning.models.whitelist`.
 
     Args:
-        checkpoint: from :func:`load_checkpoint`.
-        file: its path, for the error message.
+        checkpoint: checkpoint from :func:`load_checkpoint`.
+        file: path of the checkpoint, for the error message.
 
     Returns:
         The classifier in evaluation mode and its transform.
@@ -88,7 +88,7 @@ def restore(checkpoint: dict[str, Any], file: str | Path) -> tuple[FishClassifie
 
 
 def weights_digest(model: FishClassifier) -> str:
-    """Return a digest of the weights of a model, the same in training and after :func:`restore`."""
+    """Return a digest of a model's weights, the same in training and after :func:`restore`."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

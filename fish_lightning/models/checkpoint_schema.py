@@ -1,7 +1,7 @@
 """One description of a checkpoint: keys, types, lengths, shapes and bounds, checked before anything loaded is used.
 
-The description is a table in the shape of the checkpoint, of the same rules as that of the settings
-(:mod:`fish_lightning.settings`); what relates two entries, such as the number of labels to that of images, follows it.
+The description is a table in the shape of the checkpoint, made of the same rules as that of the settings
+(:mod:`fish_lightning.settings`); relations between entries, such as the number of labels and that of images, follow it.
 :data:`CHECKPOINT` is what evaluation and prediction read, :data:`RESUMABLE` what a resumed run reads besides.
 """
 
@@ -54,7 +54,7 @@ def dict_of(item: Rule, words: str, least: int = 0) -> Rule:
 
 
 def like(part: torch.Tensor) -> Rule:
-    """Return a rule for tensors with the shape of ``part`` and, as it has, numbers or integers."""
+    """Return a rule for tensors with the shape of ``part``, of numbers if it is floating-point, else of integers."""
     noun = "numbers" if part.is_floating_point() else "integers"
     return Rule(
         (f"{noun} of shape {tuple(part.shape)}",),
@@ -178,8 +178,8 @@ def require_well_formed(checkpoint: dict[str, Any], file: Any, resumable: bool =
     """Check a checkpoint against the description.
 
     Args:
-        checkpoint: what was loaded.
-        file: its path, for the error message.
+        checkpoint: loaded checkpoint.
+        file: path of the checkpoint, for the error message.
         resumable: whether a run is to be resumed from it.
 
     Raises:

@@ -32,28 +32,31 @@ T = TypeVar("T")
 
 
 class FishClassifier(L.LightningModule):
-    """An image classifier with a network of torchvision or timm.
+    """An image classifier with a network from torchvision or timm.
 
     Args:
-        class_names: in label order.
+        class_names: class names in label order.
         name: torchvision model name, or ``timm/NAME``.
         weights: ``"imagenet"``, a file, or None (see :func:`fish_lightning.models.network.build_network`).
-        label_smoothing: 0 to 1, for training; validation and test report plain cross-entropy.
-        loss: of training: from logits (N, C) and labels (N,) or class probabilities (N, C), the loss of each image
-            (N,) or their mean; None: cross-entropy with ``label_smoothing``.
-        class_weights: (C,) weight of the training loss of each class's images; None: 1.
-        channels_last: memory format of the network; faster on CPUs and recent GPUs, equal up to rounding.
-        compile: use ``torch.compile``.
-        mean: (3,) mean of normalization, for pixels scaled to 0 to 1; None: that of the network's pretrained weights.
-        std: (3,) standard deviation of normalization; None likewise.
+        label_smoothing: label smoothing in training, 0 to 1; validation and test report plain cross-entropy.
+        loss: training loss, which takes logits (N, C) and labels (N,) or class probabilities (N, C), and returns the
+            loss of each image (N,) or their mean; None: cross-entropy with ``label_smoothing``.
+        class_weights: (C,) weights of the classes in the training loss; None: 1.
+        channels_last: whether to use the channels-last memory format; faster on CPUs and recent GPUs, equal up to
+            rounding.
+        compile: whether to use ``torch.compile``.
+        mean: (3,) normalization mean, for pixels scaled to 0 to 1; None: that of the network's pretrained weights.
+        std: (3,) normalization standard deviation; None: that of the network's pretrained weights.
         eval_transform: ``albumentations.to_dict`` of the evaluation pipeline.
-        members: of an ensemble, see :class:`~fish_lightning.models.ensemble.EnsembleNetwork`; None: a single network.
-        optimizer: creates an optimizer from parameters; required for training only.
-        scheduler: creates a schedule from (optimizer, total number of steps), stepped each batch; None: constant.
+        members: members of an ensemble, see :class:`~fish_lightning.models.ensemble.EnsembleNetwork`; None: a single
+            network.
+        optimizer: function that creates an optimizer from parameters; required for training only.
+        scheduler: function that creates a schedule from (optimizer, total number of steps), stepped each batch; None:
+            constant.
 
     Attributes:
-        pretrained: where the initial weights come from, see
-            :func:`~fish_lightning.models.network.weights_record`; None for random ones and after ``restore``.
+        pretrained: origin of the initial weights, see :func:`~fish_lightning.models.network.weights_record`; None for
+            random ones and after ``restore``.
     """
 
     mean: Tensor
@@ -104,7 +107,7 @@ class FishClassifier(L.LightningModule):
         self.configure_metrics()
 
     def configure_network(self) -> None:
-        """Build the network, in its memory format and compiled if asked for."""
+        """Build the network, in its memory format and compiled if requested."""
         classes, members = len(self.class_names), self.hparams["members"]
         if members:
             network: nn.Module = EnsembleNetwork(members, classes)
@@ -117,7 +120,7 @@ class FishClassifier(L.LightningModule):
         self.network = network
 
     def configure_losses(self, loss: nn.Module | None) -> None:
-        """Set the loss of training; create plain cross-entropy for validation and test."""
+        """Set the training loss; create plain cross-entropy for validation and test."""
         reduction = "mean" if self.class_weights is None else "none"
         smoothing = self.hparams["label_smoothing"]
         self.train_criterion = loss or nn.CrossEntropyLoss(label_smoothing=smoothing, reduction=reduction)
@@ -197,7 +200,7 @@ class FishClassifier(L.LightningModule):
         self.val_metrics.reset()
 
     def on_train_start(self) -> None:
-        """Restore the training means of an epoch that is continued."""
+        """Restore the training means of an epoch that is resumed."""
         for name, sums in self._resumed.items():
             self.train_means[name].restore(sums[self.trainer.global_rank])
         self._resumed = {}
@@ -328,7 +331,7 @@ class FishClassifier(L.LightningModule):
         return self(batch["image"])  # type: ignore[no-any-return]
 
     def _readable(self, batch: Batch) -> Batch:
-        """Return what a batch has of its readable images, and record the others."""
+        """Return the part of a batch whose images are readable, and record the other images."""
         if batch.get("complete"):  # known without synchronizing the device
             return batch
         readable = batch["label"] != UNREADABLE
@@ -339,7 +342,7 @@ class FishClassifier(L.LightningModule):
 
 
 class TrainingMean(Metric):
-    """Mean over the images of an epoch of what their batches have as a mean, without NaN and infinite values.
+    """Mean over the images of an epoch, from the means of its batches, without NaN and infinite values.
 
     ``torchmetrics.MeanMetric`` checks for such values on the host, which synchronizes a GPU at each step.
     """
@@ -363,7 +366,7 @@ class TrainingMean(Metric):
         return self.total / self.images
 
     def sums(self) -> tuple[float, float]:
-        """Return total and images of this process, for a checkpoint within an epoch."""
+        """Return the total and the number of images of this process, for a checkpoint within an epoch."""
         return float(self.total), float(self.images)
 
     def restore(self, sums: tuple[float, float]) -> None:

@@ -20,10 +20,10 @@ class Member(nn.Module):
     """A network that normalizes its images.
 
     Args:
-        name: of the network.
-        num_classes: 2 or more.
-        mean: (3,) of normalization, for pixels of 0 to 1.
-        std: (3,) likewise.
+        name: name of the network.
+        num_classes: number of classes, 2 or more.
+        mean: (3,) normalization mean, for pixels from 0 to 1.
+        std: (3,) normalization standard deviation, for pixels from 0 to 1.
     """
 
     mean: Tensor
@@ -37,11 +37,11 @@ class Member(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return images (N, 3, H, W) of 0 to 1 as the network takes them."""
+        """Normalize images (N, 3, H, W) with pixels from 0 to 1."""
         return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, C) of images (N, 3, H, W) of 0 to 1."""
+        """Return logits (N, C) of images (N, 3, H, W) with pixels from 0 to 1."""
         logits: Tensor = self.network(self.normalize(images))
         return logits
 
@@ -55,8 +55,8 @@ class EnsembleNetwork(nn.Module):
     """The mean of the probabilities of several networks, which are given the same images.
 
     Args:
-        members: ``name``, ``mean`` and ``std`` of each.
-        num_classes: 2 or more.
+        members: ``name``, ``mean`` and ``std`` of each member.
+        num_classes: number of classes, 2 or more.
     """
 
     def __init__(self, members: Sequence[Mapping[str, Any]], num_classes: int) -> None:
@@ -68,7 +68,7 @@ class EnsembleNetwork(nn.Module):
         yield from self.members  # type: ignore[misc]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logarithms (N, C) of the mean probabilities of images (N, 3, H, W) of 0 to 1."""
+        """Return logarithms (N, C) of the mean probabilities of images (N, 3, H, W) with pixels from 0 to 1."""
         return mean_log_probabilities([member(images) for member in self])
 
 

@@ -136,7 +136,7 @@ class Session:
 
     Args:
         graph: a serialized ONNX model with one input.
-        outputs: what is computed.
+        outputs: names of the outputs to compute.
         threads: number of threads; None: as many as torch uses.
     """
 
@@ -178,15 +178,15 @@ class GraphPreprocessing(A.DualTransform):
     """The preprocessing of an export: images go through its graph, masks through the pipeline that it was made from.
 
     Attributes:
-        session: of the graph's first part.
-        pipeline: the pipeline, without ``ToTensorV2``.
+        session: session of the graph's first part.
+        pipeline: the original pipeline, without ``ToTensorV2``.
     """
 
     session: Session
     pipeline: A.Compose
 
     def apply(self, img: npt.NDArray[np.uint8], **params: Any) -> npt.NDArray[np.uint8]:
-        """Return (height, width, 3) of an image (H, W, 3) uint8."""
+        """Return the (height, width, 3) result for an image (H, W, 3) uint8."""
         (pixels,) = self.session(img[None])
         return np.ascontiguousarray(pixels[0].transpose(1, 2, 0))
 
@@ -199,7 +199,7 @@ class ExportedClassifier(FishClassifier):
     """A classifier whose network is the graph of an export.
 
     Attributes:
-        session: of the graph's second part.
+        session: session of the graph's second part.
     """
 
     session: Session
@@ -222,7 +222,7 @@ class ExportedClassifier(FishClassifier):
         return self.logits_and_features(images)[0]
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Refuse: what needs normalized images needs gradients of the network, for heat maps.
+        """Refuse: normalized images are only needed for heat maps, which also need gradients of the network.
 
         Raises:
             UserError: always.
@@ -234,8 +234,8 @@ def restore_export(content: dict[str, Any], graph: bytes) -> tuple[ExportedClass
     """Return the classifier, in evaluation mode, and the transform of an export.
 
     Args:
-        content: of ``model.json``.
-        graph: the ONNX file.
+        content: content of ``model.json``.
+        graph: content of the ONNX file.
 
     Raises:
         UserError: the graph lacks a tensor that exports have, or a package is missing.

@@ -1,6 +1,6 @@
-"""Losses of training besides cross-entropy; each returns one value per image.
+"""Training losses besides cross-entropy; each returns one value per image.
 
-Targets are labels (N,) or, of mixed images, class probabilities (N, C).
+Targets are labels (N,) or, for mixed images, class probabilities (N, C).
 """
 
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ class FocalLoss(nn.Module):
     """Cross-entropy in which images that are recognized with confidence count less.
 
     Args:
-        gamma: how much less, 0 or more; 0: cross-entropy.
-        label_smoothing: 0 to 1.
+        gamma: focusing parameter, 0 or more; the higher, the less they count; 0: cross-entropy.
+        label_smoothing: label smoothing, 0 to 1.
 
     Source: Lin et al. 2017 (arXiv:1708.02002), for several classes.
     """
@@ -31,12 +31,12 @@ class FocalLoss(nn.Module):
 class CosineLoss(nn.Module):
     """One minus the cosine between logits and target; its gradient does not depend on the size of the logits.
 
-    Cosines leave that size open, and with it the probabilities. The cross-entropy of the same logits, with a small
-    weight, fixes it.
+    The cosine leaves that size undetermined, and with it the probabilities. The cross-entropy of the same logits, with
+    a small weight, determines it.
 
     Args:
         cross_entropy: weight of the cross-entropy, 0 or more.
-        label_smoothing: 0 to 1.
+        label_smoothing: label smoothing, 0 to 1.
 
     Source: Barz and Denzler 2020, "Deep Learning on Small Datasets without Pre-Training using Cosine Loss"
     (arXiv:1901.09054); there the cross-entropy has a layer of its own.

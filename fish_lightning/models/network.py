@@ -30,7 +30,7 @@ def build_network(name: str, num_classes: int, weights: str | None) -> nn.Module
     Args:
         name: any of ``torchvision.models.list_models(module=torchvision.models)``, or ``timm/NAME`` with any of
             ``timm.list_models()`` or ``timm.list_pretrained()``.
-        num_classes: 2 or more.
+        num_classes: number of classes, 2 or more.
         weights: ``"imagenet"`` (the default weights of torchvision or timm, cached by torch.hub or the Hugging Face
             hub), the path of a ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file, or None for random weights. A
             head of another size, or none, is replaced by a new one.
@@ -108,13 +108,13 @@ def _head_keys(name: str) -> set[str]:
 
 @functools.cache
 def head_names(name: str) -> tuple[str, ...]:
-    """Return the paths of the network's last layers: one, but two of a distilled transformer, which it averages."""
+    """Return the paths of the network's last layers: one, or two for a distilled transformer, which averages them."""
     main = (key for key in _head_keys(name) if not key.startswith(AUXILIARY))
     return tuple(sorted({key.rpartition(".")[0] for key in main}))
 
 
 def head_name(name: str) -> str:
-    """Return the path of the network's last layer, such as ``fc`` of a ResNet."""
+    """Return the path of the network's last layer, such as ``fc`` for a ResNet."""
     return head_names(name)[0]
 
 
@@ -123,7 +123,7 @@ def _published(name: str) -> Any:
 
 
 def _imagenet(name: str) -> tuple[str, Path, str | None]:
-    """Return source, file and license of the pretrained weights; of torchvision, the file may not be there yet."""
+    """Return source, file and license of the pretrained weights; for torchvision, the file may not exist yet."""
     if is_timm(name):
         return *timm_networks.pretrained_file(name), timm_networks.pretrained_config(name).license
     url = _published(name).url

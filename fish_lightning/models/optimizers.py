@@ -1,4 +1,4 @@
-"""Torch's optimizers with learning rates by depth, and weights that are not decayed."""
+"""Torch's optimizers with layer-wise learning rates, and with parameters that are not decayed."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -15,7 +15,7 @@ class NetworkParameters(list[nn.Parameter]):
     """The parameters of a network in its order; optimizers of this module also see their names.
 
     Args:
-        network: whose parameters they are.
+        network: network whose parameters are listed.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -35,11 +35,11 @@ def _create(
 
     Args:
         optimizer: class of the optimizer.
-        parameters: to optimize; :class:`NetworkParameters` for ``layer_decay`` and ``decay_norms``.
-        lr: learning rate; with ``layer_decay`` that of the last block.
-        layer_decay: see :func:`parameter_groups`.
-        decay_norms: see :func:`parameter_groups`.
-        **arguments: of the optimizer.
+        parameters: parameters to optimize; :class:`NetworkParameters` for ``layer_decay`` and ``decay_norms``.
+        lr: learning rate; with ``layer_decay``, that of the last block.
+        layer_decay: ratio of the learning rates of neighboring blocks, see :func:`parameter_groups`.
+        decay_norms: whether biases and normalization layers are decayed, see :func:`parameter_groups`.
+        **arguments: further arguments of the optimizer.
 
     Raises:
         UserError: an option requires the network.
@@ -63,7 +63,7 @@ def parameter_groups(
     """Return groups of parameters for an optimizer.
 
     Args:
-        network: whose parameters are in the order of their depth, as in torchvision's networks.
+        network: network whose parameters are in the order of their depth, as in torchvision's networks.
         lr: learning rate of the last block.
         layer_decay: ratio of the learning rates of neighboring blocks (see :func:`blocks_of`); None or 1: one rate.
         decay_norms: whether biases and normalization layers, all parameters of one dimension, are decayed.

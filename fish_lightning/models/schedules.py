@@ -7,7 +7,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, O
 
 
 def onecycle(optimizer: Optimizer, total_steps: int, max_lr: float, **arguments: Any) -> LRScheduler:
-    """Return a cycle up to ``max_lr`` and down (Smith and Topin 2018, arXiv:1708.07120).
+    """Return a one-cycle schedule up to ``max_lr`` and down (Smith and Topin 2018, arXiv:1708.07120).
 
     A parameter group with ``lr_scale`` has that share of ``max_lr``.
     """

@@ -35,8 +35,8 @@ def pretrained_config(name: str) -> "PretrainedCfg":
         name: ``timm/NAME`` or ``timm/NAME.TAG``, where the tag chooses among several weights.
 
     Raises:
-        NotInstalled: timm is.
-        UserError: timm has no such network, or no such weights of it.
+        NotInstalled: timm is not installed.
+        UserError: timm has no such network, or no such weights for it.
     """
     try:
         import timm
@@ -105,13 +105,13 @@ def converted(name: str, state: dict[str, Tensor], heads: tuple[str, ...], origi
     timm converts files of other projects and versions (``checkpoint_filter_fn`` of a model's module).
 
     Args:
-        name: of the network.
-        state: what a file of weights contains.
+        name: name of the network.
+        state: state dict in a file of weights.
         heads: paths of the network's last layers.
-        origin: of the weights, for the error message.
+        origin: origin of the weights, for the error message.
 
     Raises:
-        UserError: they are not of this network.
+        UserError: the weights are not those of this network.
     """
     import timm
 

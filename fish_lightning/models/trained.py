@@ -1,4 +1,4 @@
-"""A trained model as the programs that use it take it: module, transform, precision, calibration."""
+"""A trained model as programs use it: module, transform, precision, calibration."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,12 @@ from fish_lightning.models.exported import is_export, read_export, restore_expor
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What ``ckpt`` names.
+    """The model that ``ckpt`` names.
 
     Attributes:
         module: the classifier, in evaluation mode.
         transform: the pipeline from decoded RGB pixels to what the module is given.
-        precision: of the training run, as ``lightning.Trainer`` takes it.
+        precision: precision of the training run, as ``lightning.Trainer`` takes it.
         calibration: content of the run's ``calibration.json``; empty: nothing is calibrated.
         note: why nothing is calibrated, or ``""``.
         weights: digest of the weights.

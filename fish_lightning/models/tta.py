@@ -26,7 +26,7 @@ def views(images: Tensor, tta: str) -> Iterator[Tensor]:
     """Yield the views of images (N, 3, H, W); quarter turns exchange height and width.
 
     Args:
-        images: any type.
+        images: images of any dtype.
         tta: a key of ``VIEWS``.
     """
     return (view(images) for view in VIEWS[tta])

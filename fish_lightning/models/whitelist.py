@@ -21,7 +21,7 @@ def pipeline_fault(transform: Any) -> str | None:
     ``MAX_SIZE``.
 
     Args:
-        transform: what should be ``albumentations.to_dict`` of a pipeline.
+        transform: value that should be ``albumentations.to_dict`` of a pipeline.
     """
     try:
         nodes = list(_nodes(transform["transform"]))

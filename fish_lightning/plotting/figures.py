@@ -32,7 +32,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def history_figure(rows: Sequence[Row], what: str) -> Figure:
-    """Plot ``loss`` or ``accuracy`` per epoch, of training (of augmented images) and of validation.
+    """Plot ``loss`` or ``accuracy`` per epoch, for training (on augmented images) and validation.
 
     Epoch 0 is the validation before training.
     """
@@ -61,10 +61,10 @@ def learning_rate_figure(
     """Plot the losses of a learning-rate range test.
 
     Args:
-        rates: of each step.
-        losses: of each step.
-        smoothed: the same without noise.
-        marks: rates to point out, by what they are.
+        rates: learning rate of each step.
+        losses: loss of each step.
+        smoothed: smoothed loss of each step.
+        marks: learning rates to mark, by name.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -82,9 +82,9 @@ def batch_size_figure(sizes: Sequence[int], speeds: Sequence[float], memory: Seq
     """Plot throughput and memory by batch size.
 
     Args:
-        sizes: images of a batch.
-        speeds: images per second.
-        memory: bytes.
+        sizes: batch sizes in images.
+        speeds: throughput of each batch size, in images per second.
+        memory: memory of each batch size, in bytes.
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     above, below = figure.subplots(2, sharex=True)
@@ -102,11 +102,11 @@ def batch_size_figure(sizes: Sequence[int], speeds: Sequence[float], memory: Seq
 def confusion_figure(matrix: npt.ArrayLike, class_names: Sequence[str]) -> Figure:
     """Plot a confusion matrix of counts, colored by the share of the true class.
 
-    Its size is limited: of more than ``CLASSES`` classes those with most confusions are shown.
+    Its size is limited: of more than ``CLASSES`` classes, those with the most confusions are shown.
 
     Args:
         matrix: (C, C) counts; rows are true classes, columns predicted classes.
-        class_names: in label order.
+        class_names: class names in label order.
     """
     counts = np.asarray(matrix)
     shares, title = counts / np.maximum(counts.sum(1, keepdims=True), 1), ""
@@ -135,7 +135,7 @@ def prediction_figure(outputs: Outputs, root: Path, count: int) -> Figure:
     """Plot tested images with predicted and true classes, up to half of them wrong predictions.
 
     Args:
-        outputs: of all tested images.
+        outputs: outputs for all tested images.
         root: folder that their paths are relative to.
         count: maximum number of images.
     """
@@ -149,10 +149,10 @@ def prediction_page(outputs: Outputs, root: Path, chosen: npt.NDArray[np.int64],
     """Plot some tested images with predicted and true classes.
 
     Args:
-        outputs: of all tested images.
+        outputs: outputs for all tested images.
         root: folder that their paths are relative to.
-        chosen: (K,) which of the images.
-        columns: images in a row.
+        chosen: (K,) indices of the images to plot.
+        columns: number of images in a row.
     """
     pictures, titles, colors = [], [], []
     for i in chosen:
@@ -174,11 +174,11 @@ def picture_figure(
     """Plot images in a grid, each with a title.
 
     Args:
-        pictures: (H, W, 3) each, of any size.
-        titles: one or two short lines each.
-        colors: of the titles; dark by default.
-        columns: images in a row.
-        title: of the figure.
+        pictures: images of any size, (H, W, 3) each.
+        titles: titles of the images, one or two short lines each.
+        colors: colors of the titles; dark by default.
+        columns: number of images in a row.
+        title: title of the figure.
     """
     columns = min(columns, max(1, len(pictures)))
     lines = math.ceil(len(pictures) / columns)

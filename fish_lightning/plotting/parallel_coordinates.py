@@ -22,8 +22,8 @@ def sweep_figure(
 
     Args:
         settings: the (N,) values of each setting that differs between jobs, best job first, as typed.
-        values: (N,) metrics, best first.
-        metric: its name.
+        values: (N,) values of the metric, best first.
+        metric: name of the metric.
         pruned: (N,) whether the job was pruned; its line is dotted.
     """
     figure = Figure(figsize=(2.2 + 2.0 * len(settings), 4.6), layout="constrained")

@@ -22,11 +22,11 @@ def predict_folder(runs: str, new: str, shard: str | None, output: str | None, *
     """Return the folder to write to.
 
     Args:
-        runs: the folder of all runs.
+        runs: folder that contains all runs.
         new: name of the folder of a new run.
-        shard: ``"3/64"``: the processes of all shards write to one folder, named by the command.
-        output: the URL that the rows are written to; the folder, named by the command too, has the lock of this run.
-        words: settings that are equal in a run that is resumed.
+        shard: shard such as ``"3/64"``; the processes of all shards write to one folder, named after the command.
+        output: URL that the rows are written to; the folder, also named after the command, has the lock of this run.
+        words: settings that must be equal to resume a run.
     """
     command = command_of(*words, *([output] if output else []))
     if shard is not None or output is not None:
@@ -47,8 +47,8 @@ def resume_command(arguments: Sequence[str], folder: Path | None) -> str:
     """Return the command that resumes a run, ready to be typed.
 
     Args:
-        arguments: of the command line of this run.
-        folder: the run's; None: any will do.
+        arguments: command-line arguments of this run.
+        folder: folder of the run; None: any will do.
     """
     words = [word for word in arguments if not word.startswith("hydra.run.dir=")]
     command = shlex.join(["python", "-m", "fish_lightning.predict", *words])

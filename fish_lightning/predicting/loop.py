@@ -29,7 +29,7 @@ class PredictionModule(L.LightningModule):
     """A model whose batches are groups of images of one size (:class:`fish_lightning.data.inputs.InputImages`).
 
     Args:
-        model: whose ``predict_step`` returns indices, labels, logits and features of a group, each (n, ...).
+        model: model whose ``predict_step`` returns indices, labels, logits and features of a group, each (n, ...).
     """
 
     def __init__(self, model: L.LightningModule) -> None:
@@ -52,10 +52,10 @@ class PartWriter(Callback):
     are written. A second one ends it immediately.
 
     Args:
-        parts: of the run.
+        parts: parts of the run.
         trained: the model.
         resume: the command that resumes the run.
-        table: returns the first rows as a table for the terminal.
+        table: function that returns the first rows as a table for the terminal.
 
     Attributes:
         shown: whether the first ``ROWS`` rows have been printed.

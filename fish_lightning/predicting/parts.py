@@ -1,4 +1,4 @@
-"""``predictions/``: the rows of a run in parts, each whole or absent, and a manifest that says what they are of.
+"""``predictions/``: the rows of a run in parts, each complete or absent, and a manifest of what they belong to.
 
 Part *k* has the rows of files ``k * size`` to ``(k + 1) * size - 1``, in order. A run that was stopped leaves a part
 with the first of them. So what is left to do is known from the files alone, to any number of processes.
@@ -43,9 +43,9 @@ class Parts:
 
     Attributes:
         folder: ``predictions`` in the run's folder, or in the object store.
-        files: all files of the run, also those of other shards.
-        size: rows in each part but the last.
-        format: ``"csv"`` or ``"parquet"``.
+        files: all files of the run, including those of other shards.
+        size: number of rows in each part but the last.
+        format: file format, ``"csv"`` or ``"parquet"``.
     """
 
     folder: Folder
@@ -109,7 +109,7 @@ class Parts:
             say(f"resuming {where}: {done:,} of {total:,} files are done")
 
     def rows(self, parts: Iterable[int]) -> Iterator[PredictionRow]:
-        """Yield the rows of parts, one after the other; none of one that is absent.
+        """Yield the rows of parts, one after the other; absent parts have none.
 
         Raises:
             UserError: a file is corrupt.
@@ -137,7 +137,7 @@ class Parts:
 
     @contextmanager
     def _corrupt(self, part: int) -> Iterator[None]:
-        """Report what a damaged part raises."""
+        """Report the errors that a corrupt part raises."""
         try:
             yield
         except (ValueError, KeyError, TypeError, csv.Error) as error:  # pyarrow's are ValueErrors
@@ -151,12 +151,12 @@ def open_parts(
     """Begin the parts of a run, or open those of a run that is resumed.
 
     Args:
-        folder: of the parts.
-        lock: of the processes of this run.
-        files: of the run.
+        folder: folder of the parts.
+        lock: lock file for the processes of this run.
+        files: input files of the run.
         cfg: the composed ``conf/predict.yaml``.
         trained: the model.
-        command: what :func:`fish_lightning.predicting.folders.predict_folder` finds the run by.
+        command: command by which :func:`fish_lightning.predicting.folders.predict_folder` finds the run.
 
     Raises:
         UserError: the folder has predictions of other files, by another model or with other settings.

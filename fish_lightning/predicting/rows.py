@@ -21,13 +21,13 @@ class PredictionRow:
     """The prediction for one file.
 
     Attributes:
-        path: as the user gave or found it.
-        probabilities: of each class (of many, the ``MAX_PROBABILITIES`` most probable), 0 to 1, most probable first,
-            before temperature scaling; empty if the file could not be read.
-        calibrated: probability of the first of them after temperature scaling; None without a temperature.
-        uncertain: whether the first of them is below the threshold; None without one.
+        path: path as the user gave it, or as it was found.
+        probabilities: probability of each class (of many classes, the ``MAX_PROBABILITIES`` most probable), 0 to 1,
+            most probable first, before temperature scaling; empty if the file could not be read.
+        calibrated: probability of the most probable class after temperature scaling; None without a temperature.
+        uncertain: whether the highest probability is below the threshold; None without one.
         unknown: whether the image is of none of the classes; None without a threshold.
-        error: why it could not be read, or None.
+        error: why the file could not be read, or None.
     """
 
     path: str
@@ -67,11 +67,11 @@ def prediction_rows(
     """Return one row for each of N files.
 
     Args:
-        paths: of the files.
-        errors: why each could not be read; ``""`` for one that could.
-        logits: (N, C).
-        features: (N, D).
-        class_names: in label order.
+        paths: paths of the files.
+        errors: why each file could not be read; ``""`` if it could.
+        logits: (N, C) logits.
+        features: (N, D) features.
+        class_names: class names in label order.
         stored: content of the run's ``calibration.json``; None or empty: nothing is calibrated.
     """
     rows = []
@@ -116,11 +116,11 @@ def _cell(value: Any) -> Any:
 
 
 def row_of(cells: Mapping[str, Any], path: str) -> PredictionRow:
-    """Return the row of ``path`` that cells, by column, were made from.
+    """Return the row of ``path`` from its cells, by column.
 
     Raises:
         KeyError: a column is missing.
-        ValueError: a number is none.
+        ValueError: a value is not a number.
     """
 
     def known(column: str, convert: Callable[[Any], Any]) -> Any:

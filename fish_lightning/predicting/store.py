@@ -22,7 +22,7 @@ class LocalFolder:
     """A folder on disk.
 
     Attributes:
-        path: created with the first file.
+        path: path of the folder, which is created with the first file.
     """
 
     path: Path
@@ -59,11 +59,11 @@ class RemoteFolder:
     """A folder that fsspec opens. Two machines that run the same shard both write to it: one of them wins.
 
     Args:
-        url: such as ``s3://bucket/folder``.
+        url: URL such as ``s3://bucket/folder``.
 
     Raises:
         UserError: fsspec does not know the scheme, the library for it is not installed, or files cannot be replaced
-            there at once.
+            atomically there.
     """
 
     #: The setting that chooses another one.
@@ -139,7 +139,7 @@ class RemoteFolder:
 
     @contextmanager
     def _reached(self, done: str, name: str, expected: type[Exception] = UserError) -> Iterator[None]:
-        """Report what a store's library raises, except what is ``expected``: botocore's errors are no OSError."""
+        """Report what a store's library raises, except what is ``expected``: botocore's errors are not OSErrors."""
         try:
             yield
         except (UserError, expected):  # a UserError: a signal

@@ -19,13 +19,13 @@ class Chart:
     """Lines, bands and bars over a pair of linear axes.
 
     Attributes:
-        title: above the chart.
+        title: title above the chart.
         alt: text alternative of the chart.
-        x: lower and upper end of the axis.
-        y: likewise.
-        x_label: below the axis.
+        x: lower and upper end of the x axis.
+        y: lower and upper end of the y axis.
+        x_label: label below the x axis.
         percent: whether x and y are shares.
-        whole: whether x counts something, so that no tick lies between.
+        whole: whether x is a count, so that all its ticks are whole numbers.
     """
 
     title: str
@@ -52,9 +52,9 @@ class Chart:
         """Add a line.
 
         Args:
-            name: for the legend; ``""`` for none.
-            xs: of its points.
-            ys: of its points; NaN ones are left out.
+            name: name in the legend; ``""`` for none.
+            xs: x coordinates of the points.
+            ys: y coordinates of the points; NaN ones are left out.
             style: CSS class: ``first``, ``second`` or ``guide``.
             notes: text of each point, shown when it is pointed at; None: its coordinates.
         """

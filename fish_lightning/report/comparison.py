@@ -32,11 +32,11 @@ def write_comparison(folder: Path, a: Run, b: Run, pair: Pair, result: Result, r
     """Write ``compare.json`` and ``compare.html``, and print the comparison.
 
     Args:
-        folder: to write to.
+        folder: folder to write to.
         a: the first run.
-        b: the second.
+        b: the second run.
         pair: the two, image by image.
-        result: see :func:`fish_lightning.evaluation.runs.compare_pair`.
+        result: result of :func:`fish_lightning.evaluation.runs.compare_pair`.
         root: folder that the images' paths are relative to; None: where the runs found them.
     """
     roots = [Path(root).expanduser()] if root is not None else [run.root for run in (a, b) if run.root]
@@ -72,7 +72,7 @@ def comparison_table(runs: Sequence[dict[str, Any]], result: Result) -> str:
 
     Args:
         runs: ``name``, ``folder``, ``folds`` and ``overrides`` of A and B.
-        result: what ``compare.json`` contains.
+        result: content of ``compare.json``.
     """
     lines = []
     for run in runs:
@@ -87,7 +87,7 @@ def comparison_table(runs: Sequence[dict[str, Any]], result: Result) -> str:
 
 
 def _about(name: str, run: Run, other: Run) -> dict[str, Any]:
-    """Describe a run; of its overrides those that the other does not have."""
+    """Describe a run, with the overrides that the other does not have."""
     overrides = [word for word in run.overrides if word not in other.overrides]
     return {"name": name, "folder": shown(run.folder), "folds": len(run.folds), "overrides": overrides}
 
@@ -127,7 +127,7 @@ def _interval(result: Result) -> dict[str, float]:
 def _gallery(heading: str, pair: Pair, chosen: Bools, roots: Sequence[Path]) -> dict[str, Any]:
     """Return pictures of the chosen images.
 
-    First one copy of each photograph, those first on whose true class the two disagree most.
+    One copy of each photograph comes first, starting with those on whose true class the two disagree most.
     """
     a, p_a, p_b = pair.a, pair.a.probabilities, pair.b.probabilities
     gap = np.abs(p_a - p_b)[np.arange(len(a)), a.labels]

@@ -81,7 +81,7 @@ def write_data_report(file: Path, found: Inspection, photographs: int, pictures:
     """Write the report as one self-contained HTML file.
 
     Args:
-        file: to write.
+        file: file to write.
         found: the inspected data set.
         photographs: maximum number of photographs with pictures.
         pictures: maximum number of pictures of a photograph.
@@ -122,7 +122,7 @@ def _per_class(found: Inspection) -> list[ClassRow]:
 
 
 def _fewest_images(rows: list[ClassRow], most: int) -> list[ClassRow]:
-    """Return at most so many classes, those with the fewest images, by name."""
+    """Return at most ``most`` classes, those with the fewest images, by name."""
     return sorted(sorted(rows, key=lambda row: row[1])[:most])
 
 

@@ -33,15 +33,15 @@ AUDITED = BATCH  # of the tested images and of the training images
 
 
 def training_outputs(model: FishClassifier, data: FishDataModule, catalog: Catalog) -> Outputs | None:
-    """Return what the model computes for one image of each training photograph, of many for an even sample.
+    """Return what the model computes for one image of each training photograph; if there are many, for an even sample.
 
     Args:
-        model: tested.
-        data: whose transform is used.
-        catalog: contains the training images.
+        model: the tested model.
+        data: data module whose transform is used.
+        catalog: catalog that contains the training images.
 
     Returns:
-        None if none of the images can be read.
+        The outputs; None if none of the images can be read.
     """
     trained = catalog.indices("train")
     most = min(MOST_TRAINING_PHOTOGRAPHS, max(TRAINING_PHOTOGRAPHS, PER_CLASS * len(catalog.classes)))
@@ -55,8 +55,8 @@ def training_outputs(model: FishClassifier, data: FishDataModule, catalog: Catal
 def left_out_outputs(model: FishClassifier, data: FishDataModule) -> tuple[Outputs | None, int]:
     """Return what the model computes for test images of the class it was trained without, and how many are excluded.
 
-    Excluded are copies of training images: photographs with copies under two labels. None without such a class, or
-    without images of it.
+    Copies of training images are excluded: photographs with copies under two labels. The outputs are None without such
+    a class, or without images of it.
     """
     left_out = data.left_out
     if left_out is None:
@@ -101,10 +101,10 @@ def audit_report(model: FishClassifier, data: FishDataModule, outputs: Outputs, 
     A background that reveals the class in training only is found by an audit of training images: test images lack it.
 
     Args:
-        model: tested.
-        data: its data; masks are known of the fish archive and of the sample data.
-        outputs: of the tested images.
-        training: whether training images are audited too; False where they are among the tested ones.
+        model: the tested model.
+        data: the model's data module; masks are known for the fish archive and for the sample data.
+        outputs: outputs for the tested images.
+        training: whether to audit training images too; False where they are among the tested ones.
 
     Returns:
         ``looks_at`` and ``verdict`` (see :func:`~fish_lightning.evaluation.audit.overall_verdict`), ``tested`` and
@@ -127,7 +127,7 @@ def _audit(model: FishClassifier, data: FishDataModule, indices: Indices, with_h
     """Audit some of these images.
 
     Raises:
-        UserError: there is none, and why.
+        UserError: there are no such images; the message says why.
     """
     catalog = data.catalog
     masks = mask_files(catalog, indices)
@@ -175,7 +175,7 @@ def _heat(model: FishClassifier, images: Tensor, classes: Sequence[int] | None =
 
 
 def _precision(model: FishClassifier) -> AbstractContextManager[Any]:
-    """Compute as in the test that was: in bf16 where that is fast."""
+    """Compute in the precision of the test: in bf16 where that is fast."""
     try:
         return model.trainer.precision_plugin.forward_context()
     except RuntimeError:  # of no trainer

@@ -15,10 +15,10 @@ def write_page(
     """Render a template to a file, atomically, with autoescape; rendering an undefined variable is an error.
 
     Args:
-        file: to write.
-        template: its name.
-        filters: of the template, beside ``count``.
-        context: its variables.
+        file: file to write.
+        template: name of the template.
+        filters: filters of the template, besides ``count``.
+        context: variables of the template.
     """
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("fish_lightning.report"),

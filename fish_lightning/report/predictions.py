@@ -170,10 +170,10 @@ def write_results(
     """Count the rows, merge the parts if there are not too many, and print where they are.
 
     Args:
-        parts: those of ``shard`` are complete.
-        shard: of this run.
-        folder: of the run.
-        where: the parts are, and what is merged is copied to.
+        parts: parts of the run; those of ``shard`` are complete.
+        shard: shard of this run.
+        folder: folder of the run.
+        where: folder that contains the parts, and to which merged files are copied.
         pictures: number of images on the contact sheet.
         trained: the model.
         is_shown: whether the first rows have been printed.

@@ -76,13 +76,13 @@ def write_run(
     ``summary.json`` comes last: it marks the run as complete.
 
     Args:
-        folder: of the run.
-        summary: see :func:`fish_lightning.training.summary.summarize_run`.
+        folder: folder of the run.
+        summary: summary from :func:`fish_lightning.training.summary.summarize_run`.
         history: one row per epoch.
-        outputs: of test and validation images, of the latter only if there was no test: then the report is of the
-            validation; None for a pruned run.
-        model: tested.
-        data: of the run.
+        outputs: outputs for test and validation images, or for the latter only if there was no test: then the report is
+            about the validation; None for a pruned run.
+        model: the tested model.
+        data: the run's data module.
         cfg: the whole config.
     """
     if history:
@@ -114,14 +114,14 @@ def write_evaluation(
     """Write the files of an evaluation and print its results.
 
     Args:
-        folder: of the evaluation.
-        summary: see :func:`fish_lightning.training.summary.summarize_evaluation`.
-        outputs: of the tested images.
-        model: tested.
-        data: its data.
+        folder: folder of the evaluation.
+        summary: summary from :func:`fish_lightning.training.summary.summarize_evaluation`.
+        outputs: outputs for the tested images.
+        model: the tested model.
+        data: the evaluation's data module.
         cfg: the whole config.
-        stored: of the training run, see ``read_calibration``; empty without one.
-        unknown: unknown images, and what the model computes for those that can be read.
+        stored: the training run's calibration, as ``read_calibration`` returns it; empty without one.
+        unknown: unknown images, and the outputs for those that can be read.
     """
     subset = cfg.subset
     write_test(folder, outputs, subset, data.catalog.root)
@@ -152,12 +152,12 @@ def write_ensemble(
     """Write the folder of an ensemble and print its results; ``summary.json`` comes last.
 
     Args:
-        folder: of the ensemble.
-        checkpoint: of the ensemble, which becomes ``checkpoints/best.ckpt``.
-        summary: see :func:`fish_lightning.training.ensemble.summarize_ensemble`.
-        tested: what the test has found; None where there was no image to score.
+        folder: folder of the ensemble.
+        checkpoint: checkpoint of the ensemble, which becomes ``checkpoints/best.ckpt``.
+        summary: summary from :func:`fish_lightning.training.ensemble.summarize_ensemble`.
+        tested: results of the test; None where there was no image to score.
         model: the ensemble.
-        data: its data.
+        data: the ensemble's data module.
         cfg: the whole config.
     """
     with atomic_write(folder / BEST) as temporary:
@@ -188,17 +188,17 @@ def explain(
     """Write the calibration (of a training run), ``report.html`` and ``report_inputs.npz``.
 
     Args:
-        folder: of the run or evaluation.
-        model: tested.
-        data: its data.
-        outputs: of the tested images, and of validation images where they are known.
+        folder: folder of the run or evaluation.
+        model: the tested model.
+        data: the model's data module.
+        outputs: outputs for the tested images, and for validation images where they are known.
         cfg: the whole config; ``report`` says whether the report is written.
-        subset: what was tested.
+        subset: subset that was tested.
         history: one row per epoch of a training run.
-        run: ``summary.json`` of a training run; None: of an evaluation.
-        stored: of an evaluation, what ``read_calibration`` returns for the training run.
-        unknown: of unknown images.
-        candidates: number of checkpoints that the validation images chose among; None: as ``run`` or ``stored`` says.
+        run: ``summary.json`` of a training run; None for an evaluation.
+        stored: the training run's calibration, as ``read_calibration`` returns it; None unless this is an evaluation.
+        unknown: outputs for unknown images.
+        candidates: number of checkpoints compared on the validation images; None: as ``run`` or ``stored`` says.
 
     Returns:
         ``calibration``, ``selective``, ``audit`` (None without a report or without masks) and, with unknown images or
@@ -264,8 +264,8 @@ def recompute(folder: Path, target_error: float | None = None) -> tuple[str, Sum
     images of its training run.
 
     Args:
-        folder: of the run or evaluation.
-        target_error: see :func:`~fish_lightning.evaluation.abstention.choose_threshold`; None: as before.
+        folder: folder of the run or evaluation.
+        target_error: target error, see :func:`~fish_lightning.evaluation.abstention.choose_threshold`; None: as before.
 
     Returns:
         The subset that was tested, its scores in ``summary.json``, and whether there is a report.
@@ -338,9 +338,9 @@ def for_target(stored: Mapping[str, Any], ckpt: str | Path, target_error: float)
     It is chosen on the validation images in the run's ``logits.npz``.
 
     Args:
-        stored: what ``read_calibration`` returns for the run.
+        stored: calibration of the run, as ``read_calibration`` returns it.
         ckpt: the run folder, or a checkpoint in it.
-        target_error: see :func:`~fish_lightning.evaluation.abstention.choose_threshold`.
+        target_error: target error, see :func:`~fish_lightning.evaluation.abstention.choose_threshold`.
 
     Raises:
         UserError: the run has no calibration, or no validation images are recorded.
@@ -385,9 +385,9 @@ def write_test(folder: Path, outputs: Outputs, subset: str, root: Path) -> None:
     """Write ``logits.npz``, ``test_predictions.csv``, ``confusion_matrix.csv`` and its plot, and example images.
 
     Args:
-        folder: to write to.
-        outputs: of the tested images and those that temperature and thresholds are chosen on.
-        subset: that was tested.
+        folder: folder to write to.
+        outputs: outputs for the tested images and for those on which temperature and thresholds are chosen.
+        subset: subset that was tested.
         root: folder that the images' paths are relative to.
     """
     outputs.save(folder / OUTPUTS_FILE)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fish_lightning.evaluation.abstention import BOUND
 from fish_lightning.evaluation.analysis import Analysis
 from fish_lightning.evaluation.arrays import Floats, Ints, copies_before
-from fish_lightning.evaluation.calibration import ReliabilityCurve
+from fish_lightning.evaluation.calibration import COLDEST, HOTTEST, ReliabilityCurve
 from fish_lightning.evaluation.scores import most_confused
 from fish_lightning.hardware import cores
 from fish_lightning.plotting.thumbnails import data_uri, shrunk
@@ -43,14 +43,14 @@ def write_report(
     """Write the report as one self-contained HTML file that loads nothing.
 
     Args:
-        file: to write.
-        analysis: what to report.
-        texts: see :class:`~fish_lightning.evaluation.outputs.ReportInputs`.
-        thumbnail: returns (H, W, 3) uint8 of a tested image's path, of about 200 pixels or more, also if its file is
-            unreadable; called from threads.
-        training_thumbnail: likewise of the training images, if they are in another folder.
-        heat: path to (h, w) heat map, 0 to 1, of errors (``analysis.errors``); laid over the picture.
-        pictures: in the gallery at most; the page says how many there are.
+        file: file to write.
+        analysis: analysis to report.
+        texts: plain values to show, see :class:`~fish_lightning.evaluation.outputs.ReportInputs`.
+        thumbnail: function that returns an (H, W, 3) uint8 thumbnail for a tested image's path, of about 200 pixels or
+            more, even if the file is unreadable; called from threads.
+        training_thumbnail: such a function for training images, if they are in another folder.
+        heat: (h, w) heat maps of errors (``analysis.errors``) by path, 0 to 1; laid over the pictures.
+        pictures: maximum number of pictures in the gallery; the page says how many there are.
     """
     gallery, shown = _sample(analysis, pictures), most_confused(analysis.confusion, MATRIX)
     errors, photographs = analysis.errors, analysis.worst_photographs[:PHOTOGRAPHS]
@@ -93,6 +93,8 @@ def write_report(
         risk=_risk(analysis),
         suspects=suspects,
         BOUND=BOUND,
+        COLDEST=COLDEST,
+        HOTTEST=HOTTEST,
         SUBSETS=SUBSETS | {"training": "training "},
         LARGE=LARGE,
         MEDIUM=MEDIUM,

@@ -15,7 +15,7 @@ CLASSES = 20  # of a table at most
 
 
 def score_table(test: Summary, split: str, subset: str = "test") -> str:
-    """Return the scores of a subset as a table, of at most ``CLASSES`` classes."""
+    """Return the scores of a subset as a table, with at most ``CLASSES`` classes."""
     name = "accuracy" if subset == "all" else f"{subset} accuracy"
     low, high = test["accuracy_ci95"]
     wrong = round(test["n"] * (1 - test["accuracy"]))
@@ -33,7 +33,7 @@ def score_table(test: Summary, split: str, subset: str = "test") -> str:
 
 
 def _class_lines(per_class: Summary) -> list[str]:
-    """Return precision, recall and images of each class; of many, of those with the lowest recall."""
+    """Return precision, recall and images of each class; of many classes, those with the lowest recall."""
     shown = list(per_class)
     if len(shown) > CLASSES:
         tested = [name for name in shown if per_class[name]["n"]]
@@ -184,9 +184,9 @@ def ensemble_table(folder: Path, summary: Summary, subset: str | None) -> str:
     """Return the results of an ensemble as text.
 
     Args:
-        folder: of the ensemble.
-        summary: its ``summary.json``.
-        subset: what was tested; None: nothing.
+        folder: folder of the ensemble.
+        summary: ``summary.json`` of the ensemble.
+        subset: subset that was tested; None: none.
     """
     members, cost = summary["members"], summary["cost"]
     networks = listed(list(dict.fromkeys(member["model"] for member in members)))

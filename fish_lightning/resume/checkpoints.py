@@ -24,7 +24,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write the file atomically.
 
         Args:
-            checkpoint: what to save.
+            checkpoint: checkpoint to save.
             path: the file to create or replace.
             storage_options: not used.
 
@@ -55,12 +55,13 @@ class LastCheckpoint(Checkpoint):
     epoch, from where Lightning would resume with the next epoch.
 
     Args:
-        path: the file.
-        every_n_steps: optimizer steps between two checkpoints; None: save at the end of epochs only.
-        keep: False: remove the file when the run is complete.
+        path: path of the checkpoint file.
+        every_n_steps: number of optimizer steps between two checkpoints; None: save at the end of epochs only.
+        keep: whether to keep the file when the run is complete.
 
     Attributes:
-        requested: save after this step in any case (set by :class:`fish_lightning.resume.signals.StopOnSignal`).
+        requested: whether to save after this step in any case (set by
+            :class:`fish_lightning.resume.signals.StopOnSignal`).
     """
 
     def __init__(self, path: str | Path, every_n_steps: int | None = None, keep: bool = True) -> None:

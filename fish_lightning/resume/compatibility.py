@@ -87,11 +87,11 @@ def require_resumable(file: Path, cfg: DictConfig, trainer: L.Trainer, data: Fis
     Args:
         file: the checkpoint.
         cfg: the whole config.
-        trainer: of the resumed run; its precision and number of processes are compared.
-        data: of the resumed run; its images and their split are compared.
+        trainer: the resumed run's trainer, whose precision and number of processes are compared.
+        data: the resumed run's data module, whose images and split are compared.
 
     Raises:
-        UserError: the file is no checkpoint or contains weights only, or settings, images or the split differ.
+        UserError: the file is not a checkpoint or contains weights only, or settings, images or the split differ.
     """
     checkpoint = load_checkpoint(file)
     if "optimizer_states" not in checkpoint:
@@ -138,13 +138,13 @@ def _setting_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]
 
 
 def _value(of: dict[str, Any], key: str) -> Any:
-    """Return a setting; of a ``_target_`` the name without its module, which may be renamed between versions."""
+    """Return a setting; for a ``_target_``, the name without its module, which may be renamed between versions."""
     value = of.get(key)
     return value.rpartition(".")[2] if key.endswith("._target_") and isinstance(value, str) else value
 
 
 def _require_same_files(data: FishDataModule, began: dict[str, Any], file: Path) -> None:
-    """Refuse images of another size than when the run began; say which were written again."""
+    """Refuse images whose file size has changed since the run began; print which were rewritten."""
     changed, written = data.changed_images(began)
     if changed:
         raise UserError(

@@ -47,10 +47,10 @@ def with_overrides_of_run(arguments: Sequence[str]) -> list[str]:
     """Put the overrides of the run that ``ckpt`` names before the command line's own, which take precedence.
 
     Args:
-        arguments: of the command line, without the program.
+        arguments: command-line arguments, without the program.
 
     Returns:
-        The same where ``ckpt`` names no run, or in a multirun.
+        The extended arguments; unchanged where ``ckpt`` names no run, or in a multirun.
     """
     own = [word for word in arguments if "=" in word and not word.startswith("-")]
     ckpt = next((word.partition("=")[2] for word in own if word.startswith("ckpt=")), None)

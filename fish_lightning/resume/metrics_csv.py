@@ -69,7 +69,8 @@ class ResumableCSVLogger(Logger):
 
         Args:
             step: number of optimizer steps before the checkpoint.
-            within_epoch: drop also what was logged after the last of them, since a validation is repeated.
+            within_epoch: whether to drop also what was logged after the last of these steps, since a validation is
+                repeated.
         """
 
         def stays(row: Row) -> bool:
@@ -128,7 +129,7 @@ class DropLaterRows(L.Callback):
         self._resumed, self._begun = True, False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Drop later rows, of a new run all: its folder may be that of a run that has left no checkpoint.
+        """Drop later rows; in a new run, all rows: its folder may be that of a run that has left no checkpoint.
 
         Also called where training is complete and only the test is repeated.
         """

@@ -15,7 +15,7 @@ class StepSeeds(Callback):
     Restoring the state of the generator would not suffice: each loader that a resumed run creates draws from it too.
 
     Args:
-        seed: of the run.
+        seed: the run's random seed.
     """
 
     def __init__(self, seed: int) -> None:

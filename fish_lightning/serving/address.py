@@ -13,7 +13,7 @@ BACKLOG = 2048  # connections that wait to be accepted
 
 
 def require_token(host: str, token: str | None) -> None:
-    """Refuse to be reached by others without a token.
+    """Refuse to serve other machines without a token.
 
     Raises:
         UserError: the host is not this machine's own address, and there is no token.
@@ -58,7 +58,7 @@ def server_of(app: FastAPI, timeout: float) -> uvicorn.Server:
 
     Args:
         app: the app.
-        timeout: seconds that a request may take, and that shutdown waits for requests in flight.
+        timeout: number of seconds that a request may take, and that shutdown waits for requests in flight.
     """
     config = uvicorn.Config(
         app,

@@ -87,10 +87,10 @@ def build_app(name: str, predictor: Predictor, limits: Limits, metrics: Metrics)
     """Return the app.
 
     Args:
-        name: of the model.
-        predictor: answers; closed when the server ends.
-        limits: of a request.
-        metrics: counted here.
+        name: name of the model.
+        predictor: predictor that answers the requests; closed when the server ends.
+        limits: limits of a request.
+        metrics: metrics, which the app updates.
     """
 
     @asynccontextmanager
@@ -170,10 +170,11 @@ class _Work:
         self._requests = self._bytes = 0
 
     async def __call__(self, request: Request, handle: Callable[[], Awaitable[Response]]) -> Response:
-        """Return what ``handle`` does.
+        """Return the response of ``handle``.
 
         Raises:
-            Refusal: of ``handle``; or there is too much work, or the time is over.
+            Refusal: ``handle`` refuses the request, there are too many requests in flight, or the time limit is
+                exceeded.
         """
         start, code = time.perf_counter(), "internal_error"
         most = self._limits.max_request_bytes
@@ -251,7 +252,7 @@ def _error(request: Request, refusal: Refusal) -> Response:
 async def _discard_rest(request: Request, limits: Limits) -> None:
     """Read what is left of a refused request, up to a limit: most clients read an answer only when they have sent all.
 
-    Not where the client waits for leave to send it.
+    The rest is not read where the client waits for permission to send it.
     """
     if "expect" in request.headers or getattr(request.state, "complete", False):
         return

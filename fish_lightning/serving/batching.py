@@ -24,10 +24,10 @@ class Batcher(Generic[Answer]):
     """Computes images in batches.
 
     Args:
-        compute: from a batch (N, 3, H, W) and its group, the N answers.
-        size: images of a batch at most.
-        wait: seconds that the first image of a batch waits for others.
-        observe: called with the number of images of each batch.
+        compute: function that returns the N answers for a batch (N, 3, H, W) and its group.
+        size: maximum number of images in a batch.
+        wait: number of seconds that the first image of a batch waits for others.
+        observe: function called with the number of images of each batch.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Batcher(Generic[Answer]):
         """Queue an image.
 
         Args:
-            image: (3, H, W).
-            group: only images of one group, and of one size, are computed together.
+            image: (3, H, W) image.
+            group: group of the image; only images of one group, and of one size, are computed together.
         """
         answer: Future[Answer] = Future()
         self._queue.put(_Waiting(image, group, answer))

@@ -43,10 +43,10 @@ def protocol_routes(name: str, predictor: Predictor, limits: Limits, work: Work)
     """Return the routes.
 
     Args:
-        name: of the model.
-        predictor: answers.
-        limits: of a request.
-        work: runs a handler within the limits.
+        name: name of the model.
+        predictor: predictor that answers the requests.
+        limits: limits of a request.
+        work: callable that runs a handler within the limits.
     """
     router = APIRouter(prefix=PREFIX, tags=["Open Inference Protocol"])
     outputs = [
@@ -111,7 +111,7 @@ def _images(asked: dict[str, Any], raw: bytes, limits: Limits) -> npt.NDArray[np
     """Return the images (N, H, W, 3) of a request.
 
     Raises:
-        Refusal: its tensor is not that.
+        Refusal: the request's tensor does not contain images.
     """
 
     def malformed(why: str) -> Refusal:

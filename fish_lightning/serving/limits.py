@@ -13,15 +13,15 @@ class Limits:
     Attributes:
         token: token that requests must send; None: no token.
         batch_size: maximum number of images that the model computes at once.
-        batch_wait: seconds that an image waits for others.
+        batch_wait: number of seconds that an image waits for others.
         threads: number of decoding threads.
         max_files: maximum number of files per request.
         max_file_bytes: maximum size of an encoded image.
         max_request_bytes: maximum size of a request's body.
         max_pixels: maximum size of an image, and of all images being decoded at once.
-        queue: requests in flight; more are refused with 503.
+        queue: maximum number of requests in flight; more are refused with 503.
         queue_bytes: maximum total size of the bodies of all requests in flight.
-        timeout: seconds from the first byte of a request to its answer.
+        timeout: number of seconds from the first byte of a request to its answer.
     """
 
     token: str | None
@@ -41,9 +41,9 @@ class Refusal(Exception):
     """A request that gets an error.
 
     Args:
-        status: of HTTP, 4xx or 503.
-        code: for programs: ``"too_many_pixels"``.
-        message: for people, one line.
+        status: HTTP status, 4xx or 503.
+        code: error code for programs, such as ``"too_many_pixels"``.
+        message: error message for people, one line.
     """
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -61,7 +61,7 @@ class Budget:
     """Shares a number of units (pixels) among coroutines, in the order in which they ask.
 
     Args:
-        total: units; who asks for more gets all of them, alone.
+        total: number of units; a request for more gets all of them, alone.
     """
 
     def __init__(self, total: int) -> None:

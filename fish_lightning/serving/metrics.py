@@ -7,12 +7,12 @@ class Metrics:
     """Counters of one server.
 
     Attributes:
-        registry: of all below, and of the process (memory, CPU seconds).
-        requests: by path and by code: ``ok``, or that of the error.
-        seconds: from the start of a request to its answer.
-        in_flight: requests in flight.
-        images: answered.
-        batch: images that the model computed together.
+        registry: registry of all metrics below, and of the process's own (memory, CPU seconds).
+        requests: counter of requests by path and by code: ``ok``, or that of the error.
+        seconds: histogram of the seconds from the start of a request to its answer.
+        in_flight: gauge of the requests in flight.
+        images: counter of the images answered.
+        batch: histogram of the number of images that the model computed together.
     """
 
     def __init__(self) -> None:

@@ -35,14 +35,14 @@ HEAT = (255, 72, 0)  # red, green, blue where an answer comes from
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of an image.
+    """What the model says about an image.
 
     Attributes:
         probabilities: (C,) softmax of the logits.
-        calibrated: (C,) the same after temperature scaling; None without a temperature.
+        calibrated: (C,) probabilities after temperature scaling; None without a temperature.
         uncertain: whether the highest of ``probabilities`` is below the threshold; None without one.
         unknown: whether the image is of none of the classes; None without a threshold.
-        heat_map: a picture as a data URI; None unless requested.
+        heat_map: heat map as a data URI; None unless requested.
     """
 
     probabilities: Floats
@@ -72,18 +72,18 @@ class Answer:
 
 
 class Predictor:
-    """Answers for images, of one model and for all requests.
+    """Answers the images of all requests with one model.
 
     Args:
         trained: the model.
-        trainer: of its device and precision: answers are those of ``predict``.
-        limits: of a request.
-        observe: called with the number of images of each batch.
+        trainer: trainer whose device and precision are used, so that answers are those of ``predict``.
+        limits: limits of a request.
+        observe: function called with the number of images of each batch.
 
     Attributes:
-        classes: names, in label order.
+        classes: class names in label order.
         calibrated: whether probabilities are calibrated.
-        marks: which of ``uncertain`` and ``unknown`` are known.
+        marks: marks that answers can have, of ``uncertain`` and ``unknown``.
         explains: whether heat maps are available: for a checkpoint whose network has feature maps.
     """
 
@@ -116,10 +116,10 @@ class Predictor:
 
         Args:
             uploads: the files of a request.
-            heat: add ``heat_map``.
+            heat: whether to add ``heat_map``.
 
         Raises:
-            Refusal: a file is no image, corrupt, or has too many pixels: none of them is answered.
+            Refusal: a file is not an image, is corrupt, or has too many pixels: none of them is answered.
         """
         jobs = (self._of_file(upload, called(upload.name, number), heat) for number, upload in enumerate(uploads, 1))
         return await _all(jobs)
@@ -128,7 +128,7 @@ class Predictor:
         """Return the answers for decoded RGB images (N, H, W, 3).
 
         Raises:
-            Refusal: one has too many pixels.
+            Refusal: an image has too many pixels.
         """
         self._require_few_pixels("images", *images.shape[1:3])
         size = images.shape[1] * images.shape[2]
@@ -139,7 +139,7 @@ class Predictor:
         return await self._of_pixels(pixels, heat, self._decode, upload.content, name)
 
     async def _of_pixels(self, pixels: int, heat: bool, function: Callable[..., Tensor], *arguments: Any) -> Answer:
-        """Return the answer for what a function returns that needs the memory of so many pixels."""
+        """Return the answer for the image that ``function`` returns, which needs the memory of ``pixels`` pixels."""
         async with self._memory.of(pixels):
             image = await self._in_thread(function, *arguments)
             return await asyncio.wrap_future(self._batcher.submit(image, heat))

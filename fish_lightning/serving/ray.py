@@ -22,7 +22,7 @@ def app(args: dict[str, str]) -> serve.Application:
     """Return the application, which ``serve run`` starts.
 
     Args:
-        args: words of the command line: settings of ``conf/serve.yaml``, and ``replicas`` (1 unless given).
+        args: command-line arguments: settings of ``conf/serve.yaml``, and ``replicas`` (1 unless given).
 
     Raises:
         UserError: a setting is unknown, missing, or does not follow its rule.

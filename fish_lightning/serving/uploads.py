@@ -25,7 +25,7 @@ class Upload:
     """One file.
 
     Attributes:
-        name: as the client calls it; returned to it, and used for nothing else.
+        name: name that the client gives it; returned to the client, and used for nothing else.
         content: encoded image.
     """
 
@@ -114,7 +114,7 @@ def parse_json(content: bytes) -> dict[str, Any]:
     """Return the JSON object that these bytes are.
 
     Raises:
-        Refusal: they are none.
+        Refusal: they are not a JSON object.
     """
     try:
         parsed = json.loads(content)

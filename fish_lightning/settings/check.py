@@ -67,7 +67,7 @@ def problems(cfg: DictConfig, program: str) -> list[str]:
     """Return what is wrong with a config, one line per setting, unknown ones first.
 
     Args:
-        cfg: composed, with or without its ``hydra`` node.
+        cfg: composed config, with or without its ``hydra`` node.
         program: a key of ``SCHEMAS``.
     """
     check = Check(cfg, program)
@@ -78,11 +78,11 @@ def require_valid(cfg: DictConfig, program: str) -> None:
     """Refuse a config that does not follow the schema.
 
     Args:
-        cfg: composed, with or without its ``hydra`` node.
+        cfg: composed config, with or without its ``hydra`` node.
         program: a key of ``SCHEMAS``.
 
     Raises:
-        UserError: with the first problems and the number of the others.
+        UserError: there are problems; the message has the first of them and the number of the others.
     """
     refuse(problems(cfg, program))
 

@@ -42,7 +42,7 @@ def require_valid_command(program: str, arguments: Sequence[str]) -> DictConfig 
         The config of a single run, with its ``hydra`` node; None where Hydra itself has to compose one, or to refuse.
 
     Raises:
-        UserError: a setting that is unknown, missing, or does not follow its rule; or Hydra cannot work in this folder.
+        UserError: a setting is unknown, missing, or does not follow its rule; or Hydra cannot work in this folder.
     """
     _require_working_folder()
     parser = argparse.ArgumentParser(add_help=False)
@@ -97,7 +97,7 @@ def _require_working_folder() -> None:
 
 
 def _no_choices(program: str, overrides: Sequence[Override], folders: Sequence[str]) -> list[str]:
-    """Messages for groups that are given no name: Hydra ends with a traceback."""
+    """Return messages for groups that are given no name, where Hydra ends with a traceback."""
     return [
         f"{o.input_line}: expected {join_words(names, 'or')}"
         for o in overrides
@@ -112,13 +112,13 @@ def _is_group(override: Override, folders: Sequence[str]) -> bool:
 
 
 def _sets(override: Override, folders: Sequence[str]) -> bool:
-    """Whether an override, without a plus, sets a value of the program's config."""
+    """Return whether an override, without a plus, sets a value of the program's config."""
     plain = override.type is OverrideType.CHANGE and not override.key_or_group.startswith("hydra.")
     return plain and (isinstance(override.value(), dict) or not _is_group(override, folders))
 
 
 def _single(override: Override) -> str:
-    """An override with the first value of its sweep."""
+    """Return an override with the first value of its sweep."""
     if not override.is_sweep_override():
         return str(override.input_line)
     sweep = override.value()
@@ -133,8 +133,8 @@ def entry_point(
 
     Args:
         program: a key of ``SCHEMAS``, and the name of its config.
-        task: what it does, with the composed config.
-        complete: adds to the arguments of the command line what they imply.
+        task: function that takes the composed config and does the program's work.
+        complete: function that returns the command-line arguments together with what they imply.
     """
 
     @functools.wraps(task)

@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 
 @dataclass(frozen=True)
 class Rule:
-    """What one setting may be.
+    """The values that one setting may have.
 
     Attributes:
         words: the alternatives, as they follow "expected".
-        accepts: whether a value, its interpolations resolved, is one of them.
-        example: what stands for a value that is missing (``ckpt=FILE``).
+        accepts: function that returns whether a value, its interpolations resolved, is one of them.
+        example: placeholder for a value that is missing (``ckpt=FILE``).
     """
 
     words: tuple[str, ...]
@@ -37,7 +37,7 @@ class Component:
 
     Attributes:
         keys: arguments that every target has.
-        other: what may stand in its place.
+        other: rule for what may stand in its place.
         complete: whether none of ``keys`` may be missing.
     """
 
@@ -91,9 +91,9 @@ def number(interval: str = "(-inf, inf)", noun: str = "a number", of: type = flo
     """Return a rule for finite numbers; booleans and quoted numbers are not numbers.
 
     Args:
-        interval: in mathematical notation, ``"[0, 1)"``.
-        noun: what it is called.
-        of: float (an integer will do), or int.
+        interval: interval in mathematical notation, such as ``"[0, 1)"``.
+        noun: noun for the value in error messages.
+        of: type of the numbers: float (integers are accepted too) or int.
     """
     low, high = map(float, interval[1:-1].split(","))
     is_above = operator.gt if interval[0] == "(" else operator.ge

@@ -64,7 +64,7 @@ def _is_regex(value: Any) -> bool:
 
 
 def _is_duration(value: Any) -> bool:
-    """What Lightning's timer takes, longer than nothing: ``DD:HH:MM:SS``, or arguments of ``datetime.timedelta``."""
+    """Return whether a value is a positive duration: ``DD:HH:MM:SS``, or arguments of ``datetime.timedelta``."""
     if isinstance(value, str):
         return bool(re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) and re.search("[1-9]", value))
     if not isinstance(value, dict) or not value.keys() <= {"weeks", "days", "hours", "minutes", "seconds"}:

@@ -84,7 +84,7 @@ def launch_all(launch: Launch, folder: Path, jobs: Sequence[Sequence[str]], init
 
     Args:
         launch: method of a Hydra launcher.
-        folder: of the sweep.
+        folder: folder of the sweep.
         jobs: the overrides of each job.
         initial_job_idx: number of the first job.
 

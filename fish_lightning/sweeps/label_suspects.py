@@ -16,12 +16,12 @@ SHOWN = 5  # photographs on the screen
 
 
 def write_label_suspects(folder: Path, jobs: Sequence[Path]) -> str:
-    """Pool the test predictions of all folds, write ``label_suspects.csv``, and return what to say of it.
+    """Pool the test predictions of all folds, write ``label_suspects.csv``, and return a message about it.
 
     Rows are images, the photographs with the most certain errors first, their copies together.
 
     Args:
-        folder: of the sweep.
+        folder: folder of the sweep.
         jobs: folders of the folds.
 
     Raises:

@@ -46,14 +46,14 @@ class OptunaSweeper(Sweeper):
 
     Args:
         n_trials: number of trials with a result, including those of earlier starts; failed ones do not count.
-        n_jobs: number of trials at a time, for launchers that run jobs in parallel.
-        metric: what a job returns; a loss is minimized, other metrics are maximized.
-        storage: of the study: a database URL, or a file for Optuna's journal.
-        study_name: in the storage.
-        seed: of the sampler.
-        sampler: creates Optuna's sampler from a seed.
+        n_jobs: number of trials to run at a time, for launchers that run jobs in parallel.
+        metric: metric that a job returns; a loss is minimized, other metrics are maximized.
+        storage: storage of the study: a database URL, or a file for Optuna's journal.
+        study_name: name of the study in the storage.
+        seed: random seed of the sampler.
+        sampler: function that creates Optuna's sampler from a seed.
         pruner: Optuna's pruner.
-        params: search space: sweeps in Hydra's override grammar by key.
+        params: search space, as sweeps in Hydra's override grammar by key.
     """
 
     n_trials: int

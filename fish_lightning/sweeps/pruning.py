@@ -13,9 +13,9 @@ class ReportToStudy(Callback):
     """Reports the validation metric of each epoch; a pruned run ends as with early stopping, with its summary.
 
     Args:
-        storage: of the study (see :func:`fish_lightning.sweeps.study.open_storage`).
-        study_name: in the storage.
-        monitor: the metric that the study optimizes; of ``test/…`` the validation metric is reported.
+        storage: storage of the study (see :func:`fish_lightning.sweeps.study.open_storage`).
+        study_name: name of the study in the storage.
+        monitor: metric that the study optimizes; for ``test/…``, the validation metric is reported.
         pruner: Optuna's pruner, which a storage does not contain.
         trial: number of the trial; None: the run is not part of a study, and nothing is reported.
 

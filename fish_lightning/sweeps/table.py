@@ -79,8 +79,8 @@ def sweep_rows(folder: Path, metric: str) -> list[Row]:
     ``fpr95/<score>`` follow.
 
     Args:
-        folder: of the multirun; each job's folder contains ``.hydra`` and, unless it failed, ``summary.json``.
-        metric: what to sort by; lower is better for a loss, higher for other metrics.
+        folder: folder of the multirun; each job's folder contains ``.hydra`` and, unless it failed, ``summary.json``.
+        metric: metric to sort by; lower is better for a loss, higher for other metrics.
     """
     rows, unknowns = [], []
     for overrides in sorted(folder.glob("*/.hydra/overrides.yaml")):
@@ -158,7 +158,7 @@ def _right(folds: list[Row]) -> float:
 
 
 def _label_suspects(folder: Path, rows: list[Row]) -> str | None:
-    """Write the label suspects of the folds, of the best setting if there are several; return what to say of them."""
+    """Write the label suspects of the folds, of the best setting if there are several; return a message about them."""
     repeated = [group for _, group in _repetitions(rows) if _are_folds(group)]
     groups = [group for group in repeated if "data.leave_out" not in _settings(group[0])]
     if not groups:

@@ -22,9 +22,11 @@ class WeightAverage(Callback):
     that were not validated.
 
     Args:
-        decay: of an exponential moving average, 0 to 1; it grows towards this value as (1 + n) / (10 + n), so that
-            the average of a short run forgets the first steps. None: the plain mean of all steps from ``start`` on.
-        start: share of the run's steps after which averaging begins, 0 to 1; until then the average is the weights.
+        decay: decay rate of an exponential moving average, 0 to 1; it grows towards this value as (1 + n) / (10 + n),
+            so that the average of a short run forgets the first steps. None: the plain mean of all steps from ``start``
+            on.
+        start: fraction of the run's steps after which averaging begins, 0 to 1; until then the average equals the
+            weights.
 
     Source: Polyak and Juditsky 1992; Izmailov et al. 2018 (stochastic weight averaging, arXiv:1803.05407).
     """

@@ -14,14 +14,14 @@ from fish_lightning.training.trainer import callback_of
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the epoch with the highest monitored metric, among equals the one with the lowest ``tie_breaker``.
+    """Keeps the epoch with the highest monitored metric; ties are broken by the lowest ``tie_breaker``.
 
     Where weights are averaged, the checkpoint contains the average, which is what was validated. Ties are common with
     small validation sets; Lightning keeps the earliest epoch.
 
     Args:
-        tie_breaker: a logged metric; lower is better.
-        **arguments: of :class:`lightning.pytorch.callbacks.ModelCheckpoint`.
+        tie_breaker: name of a logged metric; lower is better.
+        **arguments: arguments of :class:`lightning.pytorch.callbacks.ModelCheckpoint`.
     """
 
     _KEPT = ("best_tie_breaker", "best_epoch", "best_metrics")

@@ -29,9 +29,9 @@ def test_ensemble(
     """Test an ensemble and each of its members on the images of ``data.test_subset``. Call it on every process.
 
     Args:
-        trainer: of the test.
+        trainer: trainer that runs the test.
         model: the ensemble.
-        data: its data.
+        data: the ensemble's data module.
         members: checkpoints by name.
     """
     trainer.test(model, datamodule=data, verbose=False)
@@ -59,18 +59,18 @@ def summarize_ensemble(
 ) -> Summary:
     """Return ``summary.json`` of an ensemble.
 
-    Besides the keys of a training run that have a meaning for it: ``members`` (of each, ``run``, ``model``, ``val`` and
-    the accuracy on the scored images), ``gain`` over the ``mean_member`` and the ``best_by_validation``
+    Besides the keys of a training run that have a meaning for it: ``members`` (``run``, ``model``, ``val`` and the
+    accuracy on the scored images of each), ``gain`` over the ``mean_member`` and the ``best_by_validation``
     (:func:`~fish_lightning.evaluation.members.gain_over`; None where it is not scored), ``cost`` (``forward``, times a
     member's; ``mb`` of the weights, ``member_mb``), and, where no photograph can be scored, ``members_pooled``
     (:func:`~fish_lightning.evaluation.members.pooled_members`).
 
     Args:
-        trainer: of the test.
+        trainer: trainer that ran the test.
         model: the ensemble.
-        data: its data.
+        data: the ensemble's data module.
         files: checkpoints of the members by name.
-        tested: None where there is no image to score.
+        tested: results of the test; None where there is no image to score.
         margin: difference in accuracy that does not matter, 0 to 1.
     """
     network, catalog = model.network, data.catalog
@@ -115,7 +115,7 @@ def _gain(files: Mapping[str, Path], tested: Tested, margin: float) -> Summary:
 
 
 def _forward_ratio(model: FishClassifier, data: FishDataModule) -> float:
-    """Return how many times the forward pass of a member, on average over them, one of the ensemble takes."""
+    """Return the duration of the ensemble's forward pass, as a multiple of the mean duration of a member's."""
     network = model.network
     assert isinstance(network, EnsembleNetwork)
     batch: Any = next(iter(data.test_dataloader()))

@@ -32,9 +32,9 @@ class Freeze(Callback):
 
     Args:
         epochs: number of epochs in which only the head, the last layer, is trained; None: all.
-        every: epochs from one block to the next; 0: all blocks at once.
-        features: compute what the head is given once, from images without augmentation, instead of in each epoch;
-            requires ``epochs=None``.
+        every: number of epochs from one block to the next; 0: all blocks at once.
+        features: whether to compute the input of the head once, from images without augmentation, instead of in each
+            epoch; requires ``epochs=None``.
         lr: factors on the scheduled learning rate, by stage: the first holds while only the head is trained, each
             further one from the next unfreezing on, the last one to the end of the run.
 
@@ -155,7 +155,7 @@ class Freeze(Callback):
 
 @torch.no_grad()
 def _features(trainer: L.Trainer, model: FishClassifier) -> Tensor:
-    """Return (N, D) what the head is given for training and validation images, 0 for others, on the device."""
+    """Return the (N, D) inputs of the head for training and validation images, 0 for others, on the device."""
     heads = [model.network.get_submodule(head) for head in head_names(model.hparams["name"])]
     if len(heads) > 1 or not isinstance(heads[0], nn.Linear):
         raise UserError(

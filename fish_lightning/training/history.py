@@ -17,11 +17,11 @@ class History(Callback):
     """Records and prints one row per epoch; row 0 is the validation before the first step.
 
     Attributes:
-        rows: ``epoch``, ``lr``, ``train_loss``, ``train_accuracy``, ``val_loss``, ``val_accuracy``, ``val_macro_f1``,
-            ``seconds``.
+        rows: dicts of ``epoch``, ``lr``, ``train_loss``, ``train_accuracy``, ``val_loss``, ``val_accuracy``,
+            ``val_macro_f1`` and ``seconds``.
         seconds: time spent in epochs, including validation and all parts of an interrupted run.
         train_seconds: time spent in training steps.
-        train_images: images trained on in that time.
+        train_images: number of images trained on in that time.
         validated: metrics of the epoch's last validation; empty before there is one.
     """
 

@@ -21,10 +21,10 @@ LONGEST = 100
 def job_name(folder: Path) -> str:
     """Return the name of the folder of a run's event file within the run folder.
 
-    Once there is one it stays, also where a sweep is resumed with more settings.
+    Once it exists the name stays, even where a sweep is resumed with more settings.
 
     Args:
-        folder: of the run, where Hydra has written its overrides; that of the sweep, above it, has ``multirun.yaml``.
+        folder: run folder, where Hydra has written its overrides; the sweep's folder above it has ``multirun.yaml``.
 
     Returns:
         The job's values of the settings that the sweep varies; empty for a single run.
@@ -55,7 +55,7 @@ def _varied(sweep: Any) -> Iterator[str]:
 
 
 def _short(value: str) -> str:
-    """Return a value with numbers of at most four digits, and of a path its last part."""
+    """Return a value with numbers shortened to four digits, and a path shortened to its last part."""
     try:
         return value if len(value) < 8 else f"{float(value):.4g}"
     except ValueError:

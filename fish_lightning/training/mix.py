@@ -20,10 +20,11 @@ class Mix(Callback):
     two processes train as one. Metrics compare with the labels of the images before they were mixed.
 
     Args:
-        seed: of the run.
+        seed: the run's random seed.
         mixup: shape parameter of mixup's Beta distribution, above 0; None: no mixup.
-        cutmix: the same of CutMix; where both are set, each batch has one of them at random.
-        p: share of the batches that are mixed, 0 to 1.
+        cutmix: shape parameter of CutMix's Beta distribution, above 0; None: no CutMix. Where both are set, each batch
+            has one of them at random.
+        p: fraction of the batches that are mixed, 0 to 1.
 
     Source: Zhang et al. 2018 (mixup, arXiv:1710.09412); Yun et al. 2019 (CutMix, arXiv:1905.04899).
     """

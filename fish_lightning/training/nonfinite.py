@@ -27,7 +27,7 @@ class NonFiniteLoss(Callback):
     they are never saved.
 
     Args:
-        action: ``"stop"`` ends the run and names the batch's files; ``"skip"`` skips the batch and counts it.
+        action: what to do: ``"stop"`` ends the run and names the batch's files; ``"skip"`` skips and counts the batch.
         path: the checkpoint to resume a stopped run from.
 
     Attributes:

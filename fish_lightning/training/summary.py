@@ -69,12 +69,12 @@ def test_and_val_outputs(
 ) -> Outputs:
     """Return what the best checkpoint computes for test and validation images. Call it on every process.
 
-    The validation images are for what must not be chosen on the test: temperature and thresholds.
+    The validation images are for what must not be chosen on test images: temperature and thresholds.
 
     Args:
-        trainer: after the test, if there was one.
-        model: of the run.
-        data: of the run.
+        trainer: trainer after the test, if there was one.
+        model: the run's model.
+        data: the run's data module.
         tested: whether there was a test, which has loaded the best checkpoint; False: validation images only.
     """
     ckpt = None if tested else best_checkpoint(trainer)
@@ -89,10 +89,10 @@ def unknown_outputs(trainer: L.Trainer, model: FishClassifier, data: FishDataMod
     Unreadable images are excluded. Call it on every process.
 
     Args:
-        trainer: of an evaluation.
+        trainer: the evaluation's trainer.
         model: the tested model.
-        data: of the evaluation: its transform, batch size and workers are used.
-        catalog: the images.
+        data: the evaluation's data module, whose transform, batch size and workers are used.
+        catalog: catalog of the unknown images.
 
     Raises:
         UserError: none of the images can be read.
@@ -110,9 +110,9 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
     """Return ``summary.json`` of a training run; called on every process, since predictions are gathered.
 
     Args:
-        trainer: after the fit, and the test if there was one.
+        trainer: trainer after the fit, and after the test if there was one.
         model: the trained model.
-        data: the data it was trained on.
+        data: data module that it was trained on.
         cfg: the whole config; ``test`` says whether the best checkpoint was tested.
     """
     history, best = callback_of(trainer, History), callback_of(trainer, BestCheckpoint)
@@ -176,9 +176,9 @@ def summarize_evaluation(
     images that no longer exist, whose copies could not be found.
 
     Args:
-        trainer: after the test.
+        trainer: trainer after the test.
         model: the tested model.
-        data: the data it was tested on.
+        data: data module that it was tested on.
         cfg: the whole config.
         split: name of the training run's split.
     """

@@ -60,10 +60,11 @@ NOT_HYPERPARAMETERS = ("ckpt", "hydra", "paths", "logger", "sweep", "data.root",
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
-    """Lightning's, without the ``epoch`` chart, the single dots of test scores, and an empty ``hparams.yaml``.
+    """Lightning's logger, without the ``epoch`` chart, the single dots of test scores, and an empty ``hparams.yaml``.
 
     Args:
-        save_dir: the run folder; the event file is in it, of a job of a sweep in a folder named by what differs.
+        save_dir: the run folder; the event file is in it or, for a job of a sweep, in a folder named after what
+            differs.
     """
 
     def __init__(self, save_dir: str | Path) -> None:
@@ -90,7 +91,7 @@ class TensorBoardPictures(Callback):
     """Shows the first training batch and the results of the test; does nothing without a TensorBoard logger.
 
     Args:
-        count: images of the first training batch at most.
+        count: maximum number of images of the first training batch to show.
     """
 
     def __init__(self, count: int = 24) -> None:
@@ -181,9 +182,9 @@ def log_hyperparameters(trainer: L.Trainer, cfg: DictConfig, folder: Path) -> No
     """Show what was chosen for this run in the HParams tab, beside its scores; TensorBoard puts first what differs.
 
     Args:
-        trainer: of the run.
+        trainer: the run's trainer.
         cfg: the whole config.
-        folder: of the run, where Hydra has written choices and overrides.
+        folder: run folder, where Hydra has written choices and overrides.
     """
     writer = _writer(trainer)
     if writer is not None:
@@ -193,7 +194,7 @@ def log_hyperparameters(trainer: L.Trainer, cfg: DictConfig, folder: Path) -> No
 
 
 def hyperparameters(cfg: DictConfig, folder: Path) -> dict[str, bool | int | float | str]:
-    """Return the choices of a run: of some groups and keys always, of others where the command line has set them.
+    """Return the choices of a run: those of some groups and keys, and others that the command line has set.
 
     Hydra has written choices and overrides in the folder of the run.
     """

@@ -37,17 +37,17 @@ STEP = "trainer/global_step"
 class Sent:
     """The id of a run at a service, and the points sent to it, kept in a file of the run folder.
 
-    The first line has the id; each further line is one call, written after the call: at a process killed in between,
+    The first line has the id; each further line is one call, written after the call: if a process is killed in between,
     MLflow gets that call twice (W&B drops a call whose number it has).
 
     Args:
         file: the file; ignored if its folder holds no run, which then begins anew.
 
     Attributes:
-        id: 32 hexadecimal digits.
-        rows: the calls of earlier processes of this run: ``step`` and metrics.
+        id: id of the run, 32 hexadecimal digits.
+        rows: calls of earlier processes of this run: ``step`` and metrics.
         resumed: whether there were any processes before.
-        calls: number of calls of all processes.
+        calls: number of calls by all processes.
     """
 
     def __init__(self, file: Path) -> None:
@@ -88,13 +88,13 @@ class Sent:
 class RunWandbLogger(WandbLogger):
     """Logs to Weights & Biases; with ``WANDB_MODE=offline`` to files below the run folder, for ``wandb sync``.
 
-    A process that is killed leaves behind points that have not reached the service or, offline, the disk. A resumed
-    run sends them again: those from the number of points on that the service has, offline all.
+    A process that is killed leaves behind points that have not reached the service or, offline, the disk. A resumed run
+    sends again those that the service does not have yet or, offline, all of them.
 
     Args:
         save_dir: the run folder.
         project: name of the project; created if missing.
-        group: jobs of a sweep are grouped by its folder unless this is set.
+        group: name of the group; None: jobs of a sweep are grouped by its folder.
 
     Raises:
         UserError: the package is missing.
@@ -160,7 +160,8 @@ class RunMLFlowLogger(MLFlowLogger):
 
     Args:
         save_dir: the run folder.
-        tracking_uri: of MLflow, such as ``sqlite:///logs/mlflow.db``; the folder of that file is created if missing.
+        tracking_uri: MLflow's tracking URI, such as ``sqlite:///logs/mlflow.db``; the folder of that file is created if
+            missing.
         experiment: name of the experiment; created if missing.
         artifacts: folder or URI of the artifacts of a new experiment; None: the server's choice.
 
@@ -236,7 +237,7 @@ def finish(trainer: L.Trainer) -> None:
 
 
 def _name(folder: Path) -> str:
-    """Return the name of a run: of a job of a sweep its number and what differs."""
+    """Return the name of a run; for a job of a sweep, its number and what differs."""
     return "/".join(filter(None, (folder.name, job_name(folder))))
 
 

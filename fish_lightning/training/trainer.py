@@ -36,9 +36,9 @@ def build_trainer(
 
     Args:
         cfg: the ``trainer`` group.
-        callbacks: in the order they are called.
-        loggers: of the run.
-        precision: what ``auto`` means, if not the fastest (evaluation uses the training run's).
+        callbacks: callbacks in the order they are called.
+        loggers: the run's loggers.
+        precision: precision that ``auto`` means, if not the fastest (evaluation uses the training run's).
 
     Raises:
         UserError: a setting is invalid, such as an accelerator that this machine does not have.
@@ -72,7 +72,7 @@ def build_model(cfg: DictConfig, data: FishDataModule) -> FishClassifier:
 
     Args:
         cfg: the whole config.
-        data: of the run, after ``setup``.
+        data: the run's data module, after ``setup``.
     """
     model: FishClassifier = hydra.utils.instantiate(
         cfg.model,

@@ -56,13 +56,13 @@ def learning_rate(cfg: DictConfig, data: FishDataModule, lowest: float, highest:
 
     Args:
         cfg: the whole config.
-        data: of the run, after ``setup``.
+        data: the run's data module, after ``setup``.
         lowest: learning rate of the first step.
         highest: learning rate of the last step, if the loss has not diverged before.
         steps: number of optimizer steps, 20 or more.
 
     Returns:
-        The suggestion.
+        The suggested learning rate.
 
     Raises:
         UserError: the loss never falls, or diverges at once.
@@ -117,9 +117,9 @@ def suggestion(curve: Floats) -> tuple[int | None, int]:
 
 
 def smoothed(values: Floats, width: float) -> Floats:
-    """Return the means of values (N,) by their neighbors, weighted by a Gaussian of that standard deviation.
+    """Return values (N,) smoothed by a Gaussian with a standard deviation of ``width``.
 
-    Unlike an exponential moving average it does not lag, which would shift what it shows towards higher rates.
+    Unlike an exponential moving average it does not lag, which would shift the curve towards higher rates.
     """
     places = np.arange(len(values))
     weights = np.exp(-0.5 * ((places[:, None] - places) / width) ** 2)
@@ -160,9 +160,9 @@ class Trial:
     """A batch size that fits.
 
     Attributes:
-        batch_size: images.
-        images_per_second: of training steps after the first.
-        memory: peak in bytes, of the device, or of this process on the CPU.
+        batch_size: number of images in a batch.
+        images_per_second: throughput of the training steps after the first.
+        memory: peak memory in bytes, of the device, or of this process on the CPU.
     """
 
     batch_size: int
@@ -173,20 +173,20 @@ class Trial:
 def batch_size(cfg: DictConfig, data: FishDataModule, start: int, steps: int) -> int:
     """Train some steps with batches of doubled sizes until they do not fit, or hold all training images.
 
-    On a CPU, where the system ends a process that takes too much memory, a size is not tried if the two before it let
-    expect more than 90 % of the memory.
+    On a CPU, where the system ends a process that takes too much memory, a size is not tried if it is expected, from
+    the two before it, to take more than 90 % of the memory.
 
     Args:
         cfg: the whole config.
-        data: of the run, after ``setup``.
-        start: the first size.
-        steps: of each trial, 2 or more.
+        data: the run's data module, after ``setup``.
+        start: first batch size.
+        steps: number of steps of each trial, 2 or more.
 
     Returns:
-        The largest size that fits.
+        The largest batch size that fits.
 
     Raises:
-        UserError: not even the first does.
+        UserError: not even the first size fits.
     """
     images, on_gpu = len(data.catalog.indices("train")), uses_cuda(cfg.trainer.accelerator)
     sizes = [size for power in range(31) if (size := start * 2**power) <= images] or [images]

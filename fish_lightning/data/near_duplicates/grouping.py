@@ -40,8 +40,8 @@ def group_copies(features: Features, pool: ThreadPoolExecutor) -> Ints:
     Exact copies come first, then neighbors from the nearest on, then groups, and shots of one scene last.
 
     Args:
-        features: of N images.
-        pool: compares pairs.
+        features: features of N images.
+        pool: threads that compare pairs.
 
     Returns:
         (N,) group of each image: the index of its first image. An unreadable image is alone.
@@ -68,8 +68,8 @@ class Groups:
     """Groups of images (a union-find forest), and the pairs that were found different.
 
     Args:
-        features: of N images.
-        pool: compares pairs.
+        features: features of N images.
+        pool: threads that compare pairs.
     """
 
     def __init__(self, features: Features, pool: ThreadPoolExecutor) -> None:
@@ -150,9 +150,9 @@ def _standardized(signatures: Floats) -> Floats:
 
 
 def _nearest(points: Floats, k: int) -> Ints:
-    """Return (N, at most k) indices of the nearest other points of each point, nearest first.
+    """Return the (N, at most k) indices of the nearest other points of each point, nearest first.
 
-    All N² distances, in blocks: 0.3 s for 4,000 images, 5 s for 20,000, so about 2 minutes for 100,000.
+    Computes all N² distances, in blocks: 0.3 s for 4,000 images, 5 s for 20,000, so about 2 minutes for 100,000.
     """
     n, block = len(points), 512
     k = min(k, n - 1)

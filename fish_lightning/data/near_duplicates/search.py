@@ -36,9 +36,9 @@ def with_photographs(catalog: Catalog, pattern: str | None, find_copies: bool, c
     Prints the photographs whose copies have different labels.
 
     Args:
-        catalog: N images.
-        pattern: see :func:`fish_lightning.data.catalog.named_photographs`; None: no pattern.
-        find_copies: search for near-duplicates where neither pattern nor source gives the photographs.
+        catalog: catalog of N images.
+        pattern: regular expression, see :func:`fish_lightning.data.catalog.named_photographs`; None: no pattern.
+        find_copies: whether to search for near-duplicates where neither pattern nor source gives the photographs.
         cache: folder for the result of the search; None: no cache.
 
     Raises:
@@ -68,14 +68,14 @@ def search(
     """Search for near-duplicates among the images of a catalog, and between them and other images.
 
     Args:
-        catalog: N images.
-        others: files by name.
-        cache: folder for the result; None: it is not cached.
-        folders: those of the images, which tell this search from others in the cache.
+        catalog: catalog of N images.
+        others: other image files by name.
+        cache: folder for the result; None: the result is not cached.
+        folders: folders of the images, which distinguish this search from others in the cache.
 
     Returns:
-        (N,) the photograph of each image, named by the alphabetically first path or name of its copies; and (N,)
-        whether an image is a copy of one of the others.
+        (N,) the photograph of each image, named by the alphabetically first path or name of its copies; and an (N,)
+        mask of the images that are copies of one of the others.
 
     Raises:
         OSError: see :func:`find_photographs`.
@@ -132,10 +132,10 @@ def photograph_names(paths: Sequence[str], groups: Ints) -> npt.NDArray[np.str_]
 
     Args:
         paths: N paths.
-        groups: (N,) numbers of :func:`find_photographs`.
+        groups: (N,) photograph numbers from :func:`find_photographs`.
 
     Returns:
-        (N,) text.
+        (N,) photograph names.
     """
     first: dict[int, str] = {}
     for path, group in zip(paths, groups.tolist(), strict=True):
@@ -148,7 +148,7 @@ def label_errors(labels: Ints, groups: Ints) -> list[Ints]:
 
     Args:
         labels: (N,) class indices.
-        groups: (N,) numbers of :func:`find_photographs`.
+        groups: (N,) photograph numbers from :func:`find_photographs`.
 
     Returns:
         For each such photograph the indices of all its copies, ascending.

@@ -62,13 +62,13 @@ class Features:
     """Features of N images, 100 KB each, in a memory-mapped temporary file.
 
     Attributes:
-        pixels: (N, SIDE, SIDE) gray; 0 is "no content": a black corner, or outside the image.
+        pixels: (N, SIDE, SIDE) gray images; 0 is "no content": a black corner, or outside the image.
         shapes: (N, 2) height and width of each image within ``pixels``.
         blur: (N,) factor by which the image was enlarged, 1.0 or more.
-        points: (N, KEYPOINTS, 2) x and y of the keypoints.
-        descriptors: (N, KEYPOINTS, 128) RootSIFT (Arandjelović and Zisserman, CVPR 2012), norm 255.
+        points: (N, KEYPOINTS, 2) x and y coordinates of the keypoints.
+        descriptors: (N, KEYPOINTS, 128) RootSIFT descriptors (Arandjelović and Zisserman, CVPR 2012), norm 255.
         counts: (N,) number of keypoints.
-        signatures: (N, 3 * RINGS * (1 + TERMS)).
+        signatures: (N, 3 * RINGS * (1 + TERMS)) signatures.
         digests: (N,) hash of the pixels; equal for exact copies, empty for unreadable files.
     """
 
@@ -127,10 +127,10 @@ def find_content(image: Pixels) -> Pixels:
     restores dark parts of the content that touch its edge.
 
     Args:
-        image: (H, W, 3).
+        image: (H, W, 3) image.
 
     Returns:
-        (H, W), 1 for content; all 1 where nothing would remain.
+        (H, W) mask, 1 for content; all 1 where nothing would remain.
     """
     dark = cv2.inRange(image, (0, 0, 0), (BLACK, BLACK, BLACK))
     dark = cv2.copyMakeBorder(dark, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=255)
@@ -150,8 +150,8 @@ def signature(image: Pixels, content: Pixels) -> Floats:
     Along a ring a rotation is a shift and a flip a reversal: neither changes the magnitudes of the Fourier terms.
 
     Args:
-        image: (H, W, 3) RGB.
-        content: (H, W), 1 for content; the rest is ignored.
+        image: (H, W, 3) RGB image.
+        content: (H, W) mask, 1 for content; the rest is ignored.
 
     Returns:
         (3 * RINGS * (1 + TERMS),): mean Lab color of each ring, then square roots of its Fourier magnitudes.
@@ -228,7 +228,7 @@ def align(features: Features, i: int, j: int) -> Affine | None:
     """Find the affine map from image ``j`` to ``i``, plain or mirrored, that most matches of keypoints agree on.
 
     Returns:
-        (2, 3), or None where no plausible map explains ``INLIERS`` matches.
+        (2, 3) affine map, or None where no plausible map explains ``INLIERS`` matches.
     """
     best, most = None, INLIERS - 1
     ours, theirs = features.unit_descriptors(i), features.unit_descriptors(j)
@@ -252,10 +252,10 @@ def compare_overlap(a: Pixels, b: Pixels, affine: Affine, blur: float) -> Simila
     TIP 2004): 1 for equal texture, and about 1 where both contain only noise.
 
     Args:
-        a: (H, W) gray, 0 for no content.
-        b: (h, w) gray.
-        affine: (2, 3) from ``b`` to ``a``.
-        blur: standard deviation of the Gaussian blur, pixels.
+        a: (H, W) gray image, 0 for no content.
+        b: (h, w) gray image.
+        affine: (2, 3) affine map from ``b`` to ``a``.
+        blur: standard deviation of the Gaussian blur in pixels.
     """
     warped, overlap = _warp_onto(a, b, affine)
     inside = overlap > 0

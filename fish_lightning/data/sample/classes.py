@@ -39,10 +39,10 @@ class FishClass:
         blotches: strength of the irregular patches in the back's color.
         lateral: strength of the lateral line; above 0.5 it is bent and plated.
         gill_spot: radius of the dark spot behind the gill cover.
-        brow: strength of the golden band before the eye.
+        brow: strength of the golden band in front of the eye.
         barbels: whether two threads hang from the chin.
         segments: number of segments of a shrimp's abdomen; above 0, legs and antennae are drawn too.
-        length: smallest and largest body length on a photograph, in widths of the canvas.
+        length: smallest and largest body length in a photograph, in widths of the canvas.
         bend: smallest and largest curvature of the spine, radians per body length.
     """
 

@@ -42,12 +42,12 @@ class Pose:
     """Position of a fish on the canvas.
 
     Attributes:
-        x: column of the fish's center, pixels.
-        y: row of the fish's center, pixels.
-        angle: of the spine, radians.
-        length: of the body, pixels.
-        mirror: 1, or -1 for a fish that shows its other side.
-        bend: curvature of the spine, radians per body length; never 0.
+        x: column of the fish's center in pixels.
+        y: row of the fish's center in pixels.
+        angle: angle of the spine in radians.
+        length: body length in pixels.
+        mirror: orientation, 1, or -1 for a fish that shows its other side.
+        bend: curvature of the spine in radians per body length; never 0.
     """
 
     x: float
@@ -100,11 +100,11 @@ class Body(NamedTuple):
 
 
 def draw_board(rng: Rng, dyed: Color | None = None) -> Array:
-    """Draw a scratched board, larger than a photograph so that the camera can move: (1.5 H, 1.5 W, 3) in 0 to 1.
+    """Draw a scratched board, larger than a photograph so that the camera can move: (1.5 H, 1.5 W, 3), 0 to 1.
 
     Args:
-        rng: of color, scratches and edge.
-        dyed: its color; None: one of ``BOARD_COLORS``.
+        rng: random generator for color, scratches and edge.
+        dyed: color of the board; None: one of ``BOARD_COLORS``.
     """
     height, width = HEIGHT * 3 // 2, WIDTH * 3 // 2
     color = np.array(BOARD_COLORS[rng.choice(len(BOARD_COLORS), p=[0.25, 0.25, 0.2, 0.1, 0.1, 0.1])], np.float32)
@@ -127,8 +127,8 @@ def draw_photograph(fish: FishClass, board: Array, rng: Rng) -> tuple[npt.NDArra
 
     Args:
         fish: class of the fish.
-        board: from :func:`draw_board`; photographs of one board share its scratches.
-        rng: of pose, body, light, scratches, drops, glare, stamp and grain.
+        board: board from :func:`draw_board`; photographs on one board share its scratches.
+        rng: random generator for pose, body, light, scratches, drops, glare, stamp and grain.
 
     Returns:
         The photograph (HEIGHT, WIDTH, 3) RGB, and the mask of the fish (HEIGHT, WIDTH) from 0 to 255, both uint8.
@@ -373,7 +373,7 @@ def skin(fish: FishClass, body: Body, pose: Pose, rng: Rng) -> Array:
 
 
 def draw_gill_and_mouth(image: Array, fish: FishClass, body: Body, rng: Rng) -> None:
-    """Draw the rim of the gill cover, the spot behind it, the golden band before the eye, and the mouth."""
+    """Draw the rim of the gill cover, the spot behind it, the golden band in front of the eye, and the mouth."""
     u, w = body.u, body.w
     inside = body.cover(edge_distance(body))
     back = np.array(fish.back, np.float32)

@@ -9,7 +9,7 @@ On two cores the default set (9 classes, 30 photographs of each, 4 copies of eac
 
 Two switches make a set with a known fault, to see whether the audit and the label suspects find it: ``shortcut`` (the
 color of the board reveals the class in training images) and ``label_errors`` (photographs in the folder of another
-class). The other images of such a set are those of the set without it.
+class). The other images of such a set are the same as in the set without the fault.
 """
 
 import functools
@@ -68,9 +68,9 @@ class Family:
 
     Attributes:
         label: index into ``CLASSES`` of the fish that is drawn.
-        number: of the photograph within that class, from 0.
-        given: index of the class whose folder it is in: ``label``, unless it is a planted error.
-        place: of the photograph within that folder, from 0.
+        number: number of the photograph within that class, from 0.
+        given: index of the class in whose folder it is: ``label``, unless it is a planted error.
+        place: position of the photograph within that folder, from 0.
         split: train, val or test in a set with a shortcut; ``""`` in others.
     """
 
@@ -94,7 +94,7 @@ def make_sample(root: Path, recipe: Recipe) -> None:
 
     Args:
         root: folder of the set: ``Fish_Dataset``, ``NA_Fish_Dataset``, ``photographs.csv`` and ``sample.json``.
-        recipe: its arguments.
+        recipe: arguments of the set.
 
     Raises:
         UserError: an argument is out of range, there is no space or no permission, or ``root`` contains something else.

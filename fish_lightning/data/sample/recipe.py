@@ -9,11 +9,12 @@ class Recipe:
     """The arguments that determine every byte of a sample set, as in ``conf/data/sample.yaml``.
 
     Attributes:
-        seed: 0 or more; determines boards, fish and copies.
-        photographs_per_kind: photographs of each class, 1 or more.
-        copies: flipped and rotated copies of each photograph, 1 or more.
-        shortcut: photographs of the training split lie on boards of a color that reveals the class, those of val and
-            test on ordinary ones; the split is then a part of the set (column ``split`` of ``photographs.csv``).
+        seed: random seed, 0 or more; determines boards, fish and copies.
+        photographs_per_kind: number of photographs of each class, 1 or more.
+        copies: number of flipped and rotated copies of each photograph, 1 or more.
+        shortcut: whether photographs of the training split lie on boards of a color that reveals the class, and those
+            of val and test on ordinary ones; the split is then part of the set (column ``split`` of
+            ``photographs.csv``).
         label_errors: share of photographs, 0 to 0.5, that are in the folder of another class, with all their copies;
             spread evenly over the classes. ``label_errors.csv`` lists them.
     """
@@ -32,6 +33,6 @@ class Recipe:
         return name + ("-shortcut" if self.shortcut else "") + errors
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments, without switches that are off: sets of versions without them have the same."""
+        """Return the arguments without switches that are off, as in sets of versions that lack these switches."""
         switches = ("shortcut", "label_errors")
         return {name: value for name, value in asdict(self).items() if value or name not in switches}
