@@ -249,7 +249,7 @@ def _curve(history: Sequence[Row], best_epoch: int | None, what: str) -> Chart |
         notes = [f"epoch {epoch:.0f}, {name}: {shown(value)}" for epoch, value in zip(epochs, values, strict=True)]
         chart.line(name, epochs, values, style, notes)
     if best_epoch is not None and len(epochs) > 1:
-        chart.mark(best_epoch, f"best: epoch {best_epoch}")
+        chart.mark(best_epoch, f"checkpoint: epoch {best_epoch}")
     return chart
 
 

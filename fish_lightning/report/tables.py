@@ -167,11 +167,12 @@ def closing_table(folder: Path, summary: Summary) -> str:
         limits = ", ".join(f"{key}={value}" for key, value in summary["limits"].items())
         lines.append(f"warning: only part of the data was used ({limits})")
     checkpoint = summary["checkpoint"]
-    lines.append(
-        f"best epoch   {summary['best_epoch']} by {summary['best_by'].replace('val/', 'validation ')}"
-        if checkpoint
-        else "no checkpoint was kept"
-    )
+    if not checkpoint:
+        lines.append("no checkpoint was kept")
+    elif summary["best_by"] == "step":
+        lines.append(f"last epoch   {summary['best_epoch']} was kept (callbacks.best.monitor=step)")
+    else:
+        lines.append(f"best epoch   {summary['best_epoch']} by {summary['best_by'].replace('val/', 'validation ')}")
     lines += [f"run folder   {shown(folder)}", f"plots        {shown(folder / 'plots')}"]
     if (folder / "report.html").is_file():
         lines.append(f"report       {shown(folder / 'report.html')}")

@@ -222,7 +222,7 @@ TARGETS: dict[str, Mapping[str, Schema]] = {
     "fish_lightning.training.best_checkpoint.BestCheckpoint": {
         "dirpath": FOLDER,
         "filename": TEXT,
-        "monitor": choice(*HIGHER),
+        "monitor": choice(*HIGHER, "step"),
         "tie_breaker": choice(*LOWER),
         **_alike(FLAG, "save_weights_only", "verbose"),
         "every_n_epochs": COUNT | NULL,

@@ -16,6 +16,9 @@ from fish_lightning.training.trainer import callback_of
 class BestCheckpoint(ModelCheckpoint):
     """Keeps the epoch with the highest monitored metric; ties are broken by the lowest ``tie_breaker``.
 
+    With ``monitor="step"`` it keeps the last epoch, which is better where validation images show few photographs and
+    the learning rate ends at 0: the epoch with the highest accuracy on a few photographs is one that suits these few.
+
     Where weights are averaged, the checkpoint contains the average, which is what was validated. Ties are common with
     small validation sets; Lightning keeps the earliest epoch.
 

@@ -154,11 +154,12 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
 
 
 def compared_checkpoints(trainer: L.Trainer) -> int:
-    """Return how many checkpoints a run chooses among by its validation, at most; 1 where it keeps none.
+    """Return how many checkpoints a run chooses among by its validation, at most; 1 where it keeps the last or none.
 
     Epochs that early stopping has left out count: when it stops depends on the validation images too.
     """
-    if not callback_of(trainer, BestCheckpoint):
+    best = callback_of(trainer, BestCheckpoint)
+    if not best or best.monitor == "step":
         return 1
     epochs = max(trainer.max_epochs or 0, trainer.current_epoch, 1)
     batches, interval = trainer.num_training_batches, trainer.val_check_batch

@@ -102,7 +102,7 @@ def test_the_report_and_the_calibration_are_written(summary, run_folder):
     assert stored["unknown"]["score"] == "knn"
     with np.load(run_folder[0] / stored["unknown"]["features"]) as arrays:
         assert arrays["features"].shape == (19, 1024)  # of all training images
-    assert f"best: epoch {summary['best_epoch']}<" in page
+    assert f"checkpoint: epoch {summary['best_epoch']}<" in page
     for name in ("fish_lightning", "torchvision", "device", "precision", "training"):
         assert f'<th scope="row">{name}<' in page
     assert set(summary["test"]["calibration"]) >= {"ece", "nll", "brier", "temperature", "after"}
@@ -150,11 +150,13 @@ def test_summary_describes_the_run(summary, run_folder):
         ({"val_check_batch": 4}, 18),
         ({"check_val_every_n_epoch": 3}, 2),
         ({"callbacks": []}, 1),  # the last weights, whatever the validation says
+        ({"monitor": "step"}, 1),  # likewise, in a checkpoint
     ],
     ids=str,
 )
 def test_checkpoints_that_the_validation_chooses_among_are_counted(tmp_path, settings, compared):
-    best = BestCheckpoint(dirpath=tmp_path, filename="best", monitor="val/accuracy")
+    monitor = settings.get("monitor", "val/accuracy")
+    best = BestCheckpoint(dirpath=tmp_path, filename="best", monitor=monitor)
     trainer = {"callbacks": [best], "max_epochs": 6, "current_epoch": 6, "num_training_batches": 10}
     trainer |= {"val_check_batch": 10, "check_val_every_n_epoch": 1}
     assert summaries.compared_checkpoints(SimpleNamespace(**(trainer | settings))) == compared
@@ -260,6 +262,11 @@ def test_summary_is_valid_json_whatever_was_measured(tmp_path):
 def test_closing_table_counts_unreadable_images(tmp_path, summary):
     text = closing_table(tmp_path, summary | {"unreadable_images": ["a/1.png", "b/2.png"]})
     assert "excluded: 2 unreadable images, listed in summary.json" in text
+
+
+def test_closing_table_says_that_the_last_epoch_was_kept(tmp_path, summary):
+    text = closing_table(tmp_path, summary | {"best_by": "step", "best_epoch": 3})
+    assert "last epoch   3 was kept (callbacks.best.monitor=step)" in text and "best epoch" not in text
 
 
 def test_closing_table_of_a_run_without_a_test_says_so(tmp_path, summary):

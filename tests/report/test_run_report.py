@@ -212,7 +212,7 @@ def test_what_is_absent_is_said(report, outputs, analysis):
 def test_what_limits_a_figure_is_said(report, outputs, analysis):
     page = report(analysis, history=HISTORY, best_epoch=2, training_photographs=828)
     assert "the nearest of 60 training photographs (a sample of all 828) and their" in page.text
-    assert "best: epoch 2" in page.text
+    assert "checkpoint: epoch 2" in page.text
     calibration = analysis.calibration
     assert f"calibration error (ECE), {calibration['ece']:.1%} before temperature scaling" in page.text
     assert "at the bound of its range" not in page.text

@@ -331,7 +331,7 @@ FAULTS = [
     (
         "train",
         "callbacks.best.monitor=val/loss",
-        "callbacks.best.monitor=val/loss: expected val/accuracy or val/macro_f1",
+        "callbacks.best.monitor=val/loss: expected val/accuracy, val/macro_f1 or step",
     ),
     (
         "train",

@@ -7,8 +7,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from fish_lightning.training.best_checkpoint import BestCheckpoint
 
 
-def best_in(folder):
-    return BestCheckpoint(dirpath=folder, filename="best", monitor="val/accuracy", save_weights_only=True)
+def best_in(folder, monitor="val/accuracy"):
+    return BestCheckpoint(dirpath=folder, filename="best", monitor=monitor, save_weights_only=True)
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,12 @@ def test_a_resumed_run_keeps_the_best_epoch(make_scripted, make_trainer, tmp_pat
     trainer.fit(make_scripted(accuracies, losses), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert resumed[0].best_epoch == best_epoch
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == best_epoch - 1
+
+
+def test_with_the_step_as_its_metric_the_last_epoch_is_kept(make_scripted, make_trainer, tmp_path):
+    accuracies, losses = [0.9, 0.7, 0.8, 0.6], [0.1, 0.3, 0.2, 0.4]
+    best = best_in(tmp_path, monitor="step")
+    make_trainer(max_epochs=4, val_check_interval=2, callbacks=[best]).fit(make_scripted(accuracies, losses, batches=4))
+    assert best.best_epoch == 4
+    assert best.best_metrics["val/accuracy"] == pytest.approx(0.6)
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 16
