@@ -7,7 +7,10 @@ from helpers import checkpoint_of, codes, kill, require_same, same
 
 HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end", "on_validation_end")
 GROUPS = {
-    "mix-ema": ["mix=both", "average=ema", "callbacks.average.decay=0.9", "balance=loss", "tta=flips"],
+    "mix-ema": [
+        *("mix=both", "average=ema", "callbacks.average.decay=0.9", "balance=loss", "tta=flips"),
+        "callbacks.best.monitor=step",
+    ],
     "photograph-head_first": [
         *(
             "freeze=head_first",
