@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from fish_lightning.errors import UserError, one_line
-from fish_lightning.files import atomic_write, locked, shown
+from fish_lightning.files import locked, shown, write_json
 from fish_lightning.names import printable
 from fish_lightning.run_log import say
 
@@ -141,11 +141,11 @@ def fetch(url: str, folder: Path) -> None:
                     _get(system, place, block, folder)
                     fetched |= {path: there[path] for path in block}
                     if time.monotonic() - written > PAUSE:
-                        _write_index(folder, fetched)
+                        write_json(folder / INDEX, fetched)
                         written = time.monotonic()
                     bar.update(len(block))
         finally:
-            _write_index(folder, fetched)
+            write_json(folder / INDEX, fetched)
 
 
 def _get(system: Any, place: str, paths: list[str], folder: Path) -> None:
@@ -172,11 +172,6 @@ def _index(folder: Path) -> dict[str, str]:
         return dict(json.loads((folder / INDEX).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def _write_index(folder: Path, fetched: Mapping[str, str]) -> None:
-    with atomic_write(folder / INDEX) as temporary:
-        temporary.write_text(json.dumps(fetched), encoding="utf-8")
 
 
 def _version(info: Mapping[str, Any]) -> str:
