@@ -3,7 +3,9 @@
 import copy
 import json
 import re
+from types import SimpleNamespace
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from fish_lightning.models.checkpoint import load_checkpoint, restore
 from fish_lightning.models.ensemble import joined_checkpoint
 from fish_lightning.models.trained import open_model
 from fish_lightning.report.explanations import _heat as heat_of_model
+from fish_lightning.training.ensemble import _forward_ratio
 
 pytest.importorskip("timm")
 
@@ -97,7 +100,24 @@ def test_it_says_what_it_gains_and_costs(world):
     sizes = [sum(t.nbytes for t in load_checkpoint(world.sweep / str(i))["state_dict"].values()) for i in (0, 1)]
     assert summary["cost"]["mb"] == pytest.approx(sum(sizes) / 1e6)
     assert summary["cost"]["member_mb"] == pytest.approx(sum(sizes) / 2e6)
-    assert 1 < summary["cost"]["forward"] < 6
+    assert f"{summary['cost']['forward']:.1f} times the forward pass of a member" in world.stdout
+
+
+def test_the_cost_of_a_forward_pass_is_that_of_all_members(world, monkeypatch):
+    """On a clock that the members themselves advance: by 1 and by 3 seconds."""
+    model, _ = restore(load_checkpoint(world.folder), "joined")
+    now = 0.0
+
+    def advance(seconds):
+        nonlocal now
+        now += seconds
+
+    for member, seconds in zip(model.network, (1.0, 3.0), strict=True):
+        member.register_forward_pre_hook(lambda *_, seconds=seconds: advance(seconds))
+    monkeypatch.setattr("fish_lightning.training.ensemble.time.perf_counter", lambda: now)
+    model.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    batch = {"image": torch.zeros((2, 3, 32, 32), dtype=torch.uint8)}
+    assert _forward_ratio(model, SimpleNamespace(test_dataloader=lambda: [batch])) == 4 / 2
 
 
 def test_compare_finds_the_gain_over_the_best_member_in_its_folder(world, run):

@@ -63,11 +63,10 @@ def write_all(folder, catalog, predictions):
 
 
 def test_a_thousand_classes_end_no_run(thousand_classes, tmp_path, record_property):
-    megabytes, seconds = measured(lambda: write_all(tmp_path, *thousand_classes))
+    megabytes = measured(lambda: write_all(tmp_path, *thousand_classes))
     record_property("peak_MB", megabytes)
-    record_property("CPU_seconds", seconds)
-    print(f"1,000 classes, 3,000 images: peak {megabytes:.0f} MB above that before, {seconds:.1f} s of CPU time")
-    assert megabytes < 1000 and seconds < 60
+    print(f"1,000 classes, 3,000 images: peak {megabytes:.0f} MB above that before")
+    assert megabytes < 1000
     sizes = {}
     for file in ("confusion_matrix", "predictions"):
         with Image.open(tmp_path / "plots" / f"{file}.png") as picture:

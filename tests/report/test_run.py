@@ -137,7 +137,7 @@ def test_summary_describes_the_run(summary, run_folder):
     assert summary["images"] == {"train": 19, "val": 5, "test": 6}
     assert (summary["test"]["n"], summary["val"]["n"], summary["epochs"]) == (6, 5, 3)
     assert summary["checkpoint"] == str(run_folder[0] / "checkpoints" / "best.ckpt")
-    assert summary["train_images_per_second"] > 0 and 0 < summary["seconds"] < 100
+    assert summary["train_images_per_second"] > 0 and summary["seconds"] > 0
     assert summary["unreadable_images"] == []
 
 

@@ -1,7 +1,6 @@
 """``report.html``: one file that anyone can read, click through and pass on."""
 
 import re
-import time
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -354,14 +353,12 @@ def test_training_pictures_come_from_their_own_function(report, outputs, analysi
     assert asked["tested"] & set(outputs.subset("train").paths)
 
 
-def test_a_report_of_1350_images_is_small_and_quick(report, tmp_path):
+def test_a_report_of_1350_images_is_small(report, tmp_path):
     outputs = make_outputs({"train": 600, "val": 60, "test": 135}, copies=10, classes=9, noise=3.0)
-    started = time.perf_counter()
     analysis = analyze(*halves(outputs))
     page = report(
         analysis, thumbnail=noise, history=HISTORY, heat={p: np.ones((10, 15)) for p in paths_of_errors(analysis)}
     )
-    assert time.perf_counter() - started < 15
     assert len(analysis.errors) == ERRORS < analysis.error_photographs
     assert len([image for image in page.all("img") if image.get("class") == "heat"]) == ERRORS
     assert len(page.all("img")) > 450

@@ -45,7 +45,7 @@ def test_images_and_seconds_are_counted(make_scripted, make_trainer):
     assert history.images_per_second is None
     make_trainer(max_epochs=2, callbacks=[history]).fit(make_scripted(ACCURACIES, LOSSES, seconds=0.03, batches=4))
     assert history.train_images == 16
-    assert 8 * 0.03 <= history.train_seconds <= history.seconds < 30
+    assert 8 * 0.03 <= history.train_seconds <= history.seconds
     assert history.images_per_second == pytest.approx(16 / history.train_seconds)
     assert history.seconds == pytest.approx(sum(row["seconds"] for row in history.rows))
 
