@@ -3,8 +3,8 @@
 What is behind an object then says nothing about its class, so that the model learns from the object. This requires
 masks of the objects (:mod:`fish_lightning.data.masks`), which are decoded and resized once, as images are.
 
-Source: Nauen et al. 2025 (ForAug, arXiv:2503.09399), who also move and scale the object and paint over the place where
-the object of the other image was; here that place gets the mean color of the background around it.
+Source: Nauen et al. 2025 (ForAug, arXiv:2503.09399), who also move and scale the object. As there, the object of the
+other image is painted over, here with what surrounds it.
 """
 
 import os
@@ -25,6 +25,9 @@ from fish_lightning.errors import UserError
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.uint8]  # 1 on the object, 0 elsewhere
 
+GAINS = 0.5, 2.0  # least and largest factor of a channel when colors are matched
+BLACK = 12  # of 255; the corners of a rotated image are darker
+
 
 class Backgrounds:
     """Pastes objects onto the backgrounds of other training images, drawn from all classes alike.
@@ -38,10 +41,19 @@ class Backgrounds:
         rows: row of ``masks`` for each training image that has a mask, by index in the catalog.
         seed: the run's random seed.
         share: fraction of the images whose background is replaced, 0 to 1.
+        match_colors: whether a background gets the mean color of the one that it replaces.
     """
 
-    def __init__(self, images: PixelCache, masks: PixelCache, rows: dict[int, int], seed: int, share: float) -> None:
-        self.images, self.masks, self.seed, self.share = images, masks, seed, share
+    def __init__(
+        self,
+        images: PixelCache,
+        masks: PixelCache,
+        rows: dict[int, int],
+        seed: int,
+        share: float,
+        match_colors: bool = False,
+    ) -> None:
+        self.images, self.masks, self.seed, self.share, self.match_colors = images, masks, seed, share, match_colors
         self.rows = np.full(len(images.pixels), -1)
         self.rows[list(rows)] = list(rows.values())
         self.donors = np.array(sorted(rows))
@@ -58,6 +70,8 @@ class Backgrounds:
         if not all(0 < cv2.countNonZero(one) < one.size for one in (mask, other_mask)):
             return pixels
         background = without_object(other, other_mask)
+        if self.match_colors:
+            background = recolored(background, mean_color(other, other_mask), mean_color(pixels, mask))
         return np.asarray(cv2.copyTo(pixels, mask, background), np.uint8)
 
     def _mask(self, index: int) -> Mask:
@@ -68,16 +82,39 @@ class Backgrounds:
 
 
 def without_object(pixels: Pixels, mask: Mask) -> Pixels:
-    """Fill the bounding box of an object with the mean color outside its mask: the outline alone may reveal the class.
+    """Return an image in which an object is painted over with what surrounds it (Telea 2004, ``cv2.inpaint``).
 
     Args:
-        pixels: (H, W, 3) image, changed in place.
+        pixels: (H, W, 3) image.
         mask: (H, W) mask, neither empty nor full.
     """
-    color = cv2.mean(pixels, 1 - mask)[:3]
-    left, top, width, height = cv2.boundingRect(mask)
-    pixels[top : top + height, left : left + width] = np.rint(color)
-    return pixels
+    hole = cv2.dilate(mask, np.ones((5, 5), np.uint8))  # and its fringe, which has colors of the object
+    return np.asarray(cv2.inpaint(pixels, hole, 3, cv2.INPAINT_TELEA), np.uint8)
+
+
+def mean_color(pixels: Pixels, mask: Mask) -> npt.NDArray[np.float64]:
+    """Return the mean of each channel, 1 to 255, outside a mask and outside the black corners of a rotated image.
+
+    Args:
+        pixels: (H, W, 3) image.
+        mask: (H, W) mask of what is not counted.
+    """
+    black = cv2.inRange(pixels, (0, 0, 0), (BLACK, BLACK, BLACK))
+    counted = cv2.bitwise_not(cv2.bitwise_or(black, mask * 255))
+    return np.maximum(cv2.mean(pixels, counted)[:3], 1.0)
+
+
+def recolored(pixels: Pixels, given: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> Pixels:
+    """Return an image whose channels are scaled from one mean color to another, by factors from 0.5 to 2.
+
+    A camera's white balance and the light change the colors of an object and of what it lies on alike.
+
+    Args:
+        pixels: (H, W, 3) image.
+        given: (3,) mean color of the image.
+        wanted: (3,) mean color that it gets.
+    """
+    return np.rint(pixels * np.clip(wanted / given, *GAINS)).clip(0, 255).astype(np.uint8)
 
 
 def open_masks(

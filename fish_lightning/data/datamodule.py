@@ -67,6 +67,7 @@ class FishDataModule(L.LightningDataModule):
             are known; None: none.
         estimate_masks: whether to estimate which pixels show the object, for ``backgrounds``, if the data set has no
             masks.
+        match_colors: whether a background gets the mean color of the one that it replaces, for ``backgrounds``.
         resident: whether to keep all decoded images on the device, which augments them; loaders send their indices.
         on_error: whether to ``"raise"`` an error for unreadable images or to ``"skip"`` them.
         test_subset: the images to test: ``"test"``, ``"val"``, ``"train"`` or ``"all"``.
@@ -103,6 +104,7 @@ class FishDataModule(L.LightningDataModule):
         cache_dir: str | Path | None = None,
         backgrounds: float | None = None,
         estimate_masks: bool = False,
+        match_colors: bool = False,
         resident: bool = False,
         on_error: str = "raise",
         test_subset: str = "test",
@@ -134,7 +136,8 @@ class FishDataModule(L.LightningDataModule):
         self.cache = ("on" if cache else "off") if isinstance(cache, bool) else cache  # YAML's on and off
         if self.cache not in ("on", "off", "ram"):
             raise UserError(f"data.cache={cache}: expected on, off or ram")
-        self.resident, self.backgrounds, self.estimate_masks = resident, backgrounds, estimate_masks
+        self.resident, self.backgrounds = resident, backgrounds
+        self.estimate_masks, self.match_colors = estimate_masks, match_colors
         self._backgrounds: Backgrounds | None = None
         self.device_augment: DeviceAugment | None = None
         self.pipelines: Pipelines | None = None
@@ -182,7 +185,7 @@ class FishDataModule(L.LightningDataModule):
                 raise UserError("transforms.backgrounds requires augment=cpu and data.cache=on or data.cache=ram")
             folder, in_ram = self.cache_dir or Path(), self.cache == "ram"
             masks, rows = open_masks(self.catalog, self.pipelines, folder, in_ram, self.estimate_masks)
-            self._backgrounds = Backgrounds(self.pixels, masks, rows, self.seed, self.backgrounds)
+            self._backgrounds = Backgrounds(self.pixels, masks, rows, self.seed, self.backgrounds, self.match_colors)
 
     def _open_cache(self) -> None:
         self.pipelines = split_pipelines(self.train_transform, self.eval_transform)

@@ -323,7 +323,7 @@ DATA: dict[str, Schema] = {
     "num_workers": NON_NEGATIVE,
     "prefetch_factor": COUNT,
     "catalog": FILE | NULL,
-    **_alike(FLAG, "pin_memory", "persistent_workers", "keep_split", "find_copies", "estimate_masks"),
+    **_alike(FLAG, "pin_memory", "persistent_workers", "keep_split", "find_copies", "estimate_masks", "match_colors"),
     "photograph": Rule(("a regular expression",), _is_regex) | NULL,
     "balance": choice("class", "photograph", None),
     "leave_out": NON_NEGATIVE | text("the name of a class") | NULL,
@@ -334,7 +334,8 @@ DATA: dict[str, Schema] = {
 }
 #: Of evaluate and prepare: these are the training run's.
 _OF_TRAINING = {
-    **_alike(UNUSED, "split", "train_transform", "eval_transform", "backgrounds", "estimate_masks", "seed"),
+    **_alike(UNUSED, "split", "train_transform", "eval_transform", "seed"),
+    **_alike(UNUSED, "backgrounds", "estimate_masks", "match_colors"),
     "leave_out": NULL,
 }
 #: How a training loads the images, which prepare only checks.
@@ -405,7 +406,7 @@ _PROGRAMS: dict[str, Mapping[str, Schema]] = {
             "std": STD,
             **_alike(COMPONENT, "train", "eval"),
             "backgrounds": PROBABILITY | NULL,
-            "estimate_masks": FLAG,
+            **_alike(FLAG, "estimate_masks", "match_colors"),
         },
         **_alike(COMPONENT, "split", "scheduler"),
         "model": Component(MODEL, complete=True),
