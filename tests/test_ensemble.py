@@ -151,6 +151,7 @@ def test_with_views_it_is_calibrated_for_them_and_compared_with_members_that_hav
     )
     assert done.returncode == 0, done.stderr
     flipped = open_model(world.cwd / "flipped", "flips")
+    assert "predict ckpt=flipped tta=flips input=FOLDER" in done.stdout
     assert flipped.note == "" and "fitted with tta=flips" in open_model(world.cwd / "flipped").note
     assert not np.allclose(
         outputs_of(world.cwd / "flipped").probabilities, outputs_of(world.folder).probabilities, atol=1e-9

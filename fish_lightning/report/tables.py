@@ -177,7 +177,7 @@ def closing_table(folder: Path, summary: Summary) -> str:
     if (folder / "report.html").is_file():
         lines.append(f"report       {shown(folder / 'report.html')}")
     if checkpoint:
-        lines.append(f"predict      python -m fish_lightning.predict {override('ckpt', checkpoint)} input=FOLDER")
+        lines.append(_predict_line(checkpoint, summary["tta"]))
     return "\n".join([*lines, f"tensorboard  tensorboard --logdir {quote(shown(folder))}"])
 
 
@@ -212,7 +212,13 @@ def ensemble_table(folder: Path, summary: Summary, subset: str | None) -> str:
         lines.append(
             f"score it     python -m fish_lightning.evaluate {override('ckpt', folder)} data=folder data.root=DIR"
         )
-    return "\n".join([*lines, f"predict      python -m fish_lightning.predict {override('ckpt', folder)} input=FOLDER"])
+    return "\n".join([*lines, _predict_line(folder, summary["tta"])])
+
+
+def _predict_line(ckpt: str | Path, tta: str | None) -> str:
+    """Return the next command; with the views of the test, for which the probabilities are calibrated."""
+    views = f" tta={tta}" if tta else ""
+    return f"predict      python -m fish_lightning.predict {override('ckpt', ckpt)}{views} input=FOLDER"
 
 
 def _gain_lines(gain: Summary) -> list[str]:

@@ -102,6 +102,7 @@ def summarize_ensemble(
         "classes": list(model.class_names),
         "model": model.hparams["name"],
         "weights": "members",
+        "tta": model.tta,
         "precision": str(trainer.precision),
         "device": trainer.strategy.root_device.type,
     }

@@ -140,6 +140,7 @@ def summarize_run(trainer: L.Trainer, model: FishClassifier, data: FishDataModul
         "model": model.hparams["name"],
         "weights": model.hparams["weights"],
         "pretrained": model.pretrained,
+        "tta": model.tta,
         "precision": str(trainer.precision),
         "device": trainer.strategy.root_device.type,
         "processes": trainer.world_size,

@@ -269,6 +269,12 @@ def test_closing_table_says_that_the_last_epoch_was_kept(tmp_path, summary):
     assert "last epoch   3 was kept (callbacks.best.monitor=step)" in text and "best epoch" not in text
 
 
+def test_closing_table_predicts_with_the_views_of_the_test(tmp_path, summary):
+    assert summary["tta"] is None
+    text = closing_table(tmp_path, summary | {"tta": "turns"})
+    assert f"python -m fish_lightning.predict ckpt={summary['checkpoint']} tta=turns input=FOLDER\n" in text
+
+
 def test_closing_table_of_a_run_without_a_test_says_so(tmp_path, summary):
     text = closing_table(tmp_path, summary | {"test": {}})
     assert text.startswith("not tested (test=false)") and "test accuracy" not in text
