@@ -349,7 +349,7 @@ def test_python_examples_run_as_they_are_written(world, tmp_path, monkeypatch, c
 #: Settings of choices that the configs below do not make.
 OF_OTHER_CHOICES = (
     *("split.path", "split.fold", "hydra.launcher.ray.init", "export.tolerance"),
-    "transforms.train.transforms.3.brightness",
+    *("transforms.train.transforms.1.scale", "transforms.train.transforms.3.brightness"),
 )
 
 
