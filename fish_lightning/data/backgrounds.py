@@ -25,6 +25,7 @@ from fish_lightning.errors import UserError
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.uint8]  # 1 on the object, 0 elsewhere
 
+FRINGE = np.ones((5, 5), np.uint8)  # around an object, pixels are mixed with its colors
 GAINS = 0.5, 2.0  # least and largest factor of a channel when colors are matched
 BLACK = 12  # of 255; the corners of a rotated image are darker
 
@@ -64,14 +65,15 @@ class Backgrounds:
             return pixels
         donor = int(self.donors[keyed_seed(self.seed, epoch, index, 1) % len(self.donors)])
         try:
-            mask, other, other_mask = self._mask(index), self.images[donor], self._mask(donor)
+            mask, other = self._mask(index), self.images[donor]
+            hole = np.asarray(cv2.dilate(self._mask(donor), FRINGE), np.uint8)
         except UnreadableImage:
             return pixels
-        if not all(0 < cv2.countNonZero(one) < one.size for one in (mask, other_mask)):
+        if not all(0 < cv2.countNonZero(one) < one.size for one in (mask, hole)):
             return pixels
-        background = without_object(other, other_mask)
+        background = painted_over(other, hole)
         if self.match_colors:
-            background = recolored(background, mean_color(other, other_mask), mean_color(pixels, mask))
+            background = recolored(background, mean_color(other, hole), mean_color(pixels, mask))
         return np.asarray(cv2.copyTo(pixels, mask, background), np.uint8)
 
     def _mask(self, index: int) -> Mask:
@@ -81,14 +83,13 @@ class Backgrounds:
         return np.asarray(cv2.threshold(gray, cv2.minMaxLoc(gray)[1] / 2, 1, cv2.THRESH_BINARY)[1], np.uint8)
 
 
-def without_object(pixels: Pixels, mask: Mask) -> Pixels:
-    """Return an image in which an object is painted over with what surrounds it (Telea 2004, ``cv2.inpaint``).
+def painted_over(pixels: Pixels, hole: Mask) -> Pixels:
+    """Return an image in which a hole is filled with what surrounds it (Telea 2004, ``cv2.inpaint``).
 
     Args:
         pixels: (H, W, 3) image.
-        mask: (H, W) mask, neither empty nor full.
+        hole: (H, W) mask, neither empty nor full.
     """
-    hole = cv2.dilate(mask, np.ones((5, 5), np.uint8))  # and its fringe, which has colors of the object
     return np.asarray(cv2.inpaint(pixels, hole, 3, cv2.INPAINT_TELEA), np.uint8)
 
 

@@ -210,15 +210,18 @@ def ensemble_table(folder: Path, summary: Summary, subset: str | None) -> str:
         lines.append(f"report       {shown(folder / 'report.html')}")
     if subset is None:
         lines.append(
-            f"score it     python -m fish_lightning.evaluate {override('ckpt', folder)} data=folder data.root=DIR"
+            f"score it     python -m fish_lightning.evaluate {_model(folder, summary['tta'])} data=folder data.root=DIR"
         )
     return "\n".join([*lines, _predict_line(folder, summary["tta"])])
 
 
 def _predict_line(ckpt: str | Path, tta: str | None) -> str:
     """Return the next command; with the views of the test, for which the probabilities are calibrated."""
-    views = f" tta={tta}" if tta else ""
-    return f"predict      python -m fish_lightning.predict {override('ckpt', ckpt)}{views} input=FOLDER"
+    return f"predict      python -m fish_lightning.predict {_model(ckpt, tta)} input=FOLDER"
+
+
+def _model(ckpt: str | Path, tta: str | None) -> str:
+    return override("ckpt", ckpt) + (f" tta={tta}" if tta else "")
 
 
 def _gain_lines(gain: Summary) -> list[str]:

@@ -191,6 +191,7 @@ def summarize_evaluation(
         "unreadable_images": data.catalog.paths[model.all_unreadable()].tolist(),
         "data": str(data.catalog.root),
         "split": split,
+        "tta": model.tta,
         "checkpoint": str(best if best.is_file() else given),
     }
     source = data.source

@@ -1,10 +1,11 @@
 """Objects on other backgrounds: the same for a key, the object unchanged, and only where masks are known."""
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from fish_lightning.data.backgrounds import mean_color, recolored, without_object
+from fish_lightning.data.backgrounds import FRINGE, mean_color, painted_over, recolored
 from fish_lightning.errors import UserError
 
 COLORS = [(200, 60, 60), (60, 180, 70), (60, 70, 200)]
@@ -93,6 +94,18 @@ def test_an_image_without_a_usable_mask_stays_as_it_is(tmp_path, make_data):
     assert any((paste(pixels[i], 0, i) != pixels[i]).any() for i in masked)
 
 
+def test_an_image_with_nothing_but_the_fringe_around_its_object_gives_no_background(tmp_path, make_data):
+    root = make_masked(tmp_path / "photos", 6)
+    mask = np.full((32, 32), 255, np.uint8)
+    mask[:2] = 0
+    for file in root.glob("* GT/*.png"):
+        Image.fromarray(mask).save(file)
+    data = make_data(root, backgrounds=1.0, cache="on", cache_dir=tmp_path)
+    paste, pixels = data.dataset("train", train=True).backgrounds, data.pixels
+    for index in data.catalog.indices("train").tolist():
+        assert (paste(pixels[index], 0, index) == pixels[index]).all()
+
+
 def test_where_no_masks_are_known_it_is_refused(tmp_path, make_data):
     root = make_masked(tmp_path / "photos", 6, masks=False)
     with pytest.raises(UserError, match=r"requires masks of 2 training images or more: .* has 0"):
@@ -108,7 +121,7 @@ def test_an_object_is_painted_over_with_what_surrounds_it():
     for place in ((slice(8, 12), slice(6, 10)), (slice(8, 12), slice(30, 34))):  # an object on each half
         shown[place], mask[place] = 255, 1
         shown[place[0], place[1].stop] = 200  # and its fringe, outside the mask
-    assert np.abs(without_object(shown, mask).astype(int) - pixels).max() <= 2  # OpenCV dithers
+    assert np.abs(painted_over(shown, cv2.dilate(mask, FRINGE)).astype(int) - pixels).max() <= 2  # OpenCV dithers
     assert shown.max() == 255  # the image itself is unchanged
 
 
