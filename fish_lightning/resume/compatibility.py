@@ -124,6 +124,8 @@ def _setting_differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]
     compared = tuple(f"{of}." for of in (*_OF_A_STEP, *(() if constant else _OF_THE_SCHEDULE)))
     keys = [key for key in {**then, **now} if f"{key}.".startswith(compared) and key not in _NOT_OF_A_STEP]
     pairs = {key: (_value(then, key), _value(now, key)) for key in keys}
+    # A run that began before a setting existed ran without it.
+    pairs = {key: pair for key, pair in pairs.items() if key in then or pair[1] is not False}
     differing = {key: (was, is_now) for key, (was, is_now) in pairs.items() if was != is_now}
     # The other settings of another optimizer differ too, and need not be named.
     replaced = tuple(key.removesuffix("_target_") for key in differing if key.endswith("._target_"))

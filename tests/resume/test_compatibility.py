@@ -72,6 +72,12 @@ def test_a_setting_that_affects_a_step_is_refused_by_name(check, overrides, diff
     assert "python -m fish_lightning.train ckpt=" in rest[-1] and len(rest) == 2
 
 
+def test_a_run_begun_before_a_setting_existed_ran_without_it(check):
+    check("+transforms.of_a_later_version=false")
+    with pytest.raises(UserError, match=r"started with transforms\.of_a_later_version=null, not true\n"):
+        check("+transforms.of_a_later_version=true")
+
+
 def test_another_number_of_processes_is_refused(check):
     with pytest.raises(UserError, match=r"trainer\.devices=1, not 2"):
         check(world_size=2)
