@@ -19,7 +19,7 @@ from fish_lightning.data.cache import Pipelines, PixelCache, open_cache
 from fish_lightning.data.catalog import Catalog
 from fish_lightning.data.decoding import UnreadableImage
 from fish_lightning.data.keys import keyed_seed
-from fish_lightning.data.masks import estimate_mask, mask_files
+from fish_lightning.data.masks import BLACK, estimate_mask, mask_files
 from fish_lightning.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -27,7 +27,6 @@ Mask = npt.NDArray[np.uint8]  # 1 on the object, 0 elsewhere
 
 FRINGE = np.ones((5, 5), np.uint8)  # around an object, pixels are mixed with its colors
 GAINS = 0.5, 2.0  # least and largest factor of a channel when colors are matched
-BLACK = 12  # of 255; the corners of a rotated image are darker
 
 
 class Backgrounds:
@@ -100,7 +99,7 @@ def mean_color(pixels: Pixels, mask: Mask) -> npt.NDArray[np.float64]:
         pixels: (H, W, 3) image.
         mask: (H, W) mask of what is not counted.
     """
-    black = cv2.inRange(pixels, (0, 0, 0), (BLACK, BLACK, BLACK))
+    black = cv2.inRange(pixels, (0, 0, 0), (BLACK - 1,) * 3)
     counted = cv2.bitwise_not(cv2.bitwise_or(black, mask * 255))
     return np.maximum(cv2.mean(pixels, counted)[:3], 1.0)
 

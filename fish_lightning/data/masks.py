@@ -20,6 +20,8 @@ from fish_lightning.data.listing import MASK_SUFFIX, images_below
 Mask = npt.NDArray[np.bool_]
 #: Height and width at which the object is separated from its background; width of the border that is background.
 HEIGHT, WIDTH, BORDER = 96, 128, 4
+#: Pixels of 0 to 255 below it are the corners that rotating an image leaves.
+BLACK = 12
 #: Share of an image that an object covers; an estimate outside of this is dropped.
 SMALLEST, LARGEST = 0.02, 0.5
 
@@ -65,7 +67,7 @@ def estimate_mask(file: Path) -> npt.NDArray[np.uint8]:
     state = np.full((HEIGHT, WIDTH), cv2.GC_PR_BGD, np.uint8)
     cv2.ellipse(state, (WIDTH // 2, HEIGHT // 2), (int(0.3 * WIDTH), int(0.3 * HEIGHT)), 0, 0, 360, cv2.GC_PR_FGD, -1)
     state[:BORDER] = state[-BORDER:] = state[:, :BORDER] = state[:, -BORDER:] = cv2.GC_BGD
-    corners = cv2.morphologyEx((pixels.max(2) < 12).astype(np.uint8), cv2.MORPH_OPEN, small)
+    corners = cv2.morphologyEx((pixels.max(2) < BLACK).astype(np.uint8), cv2.MORPH_OPEN, small)
     state[cv2.dilate(corners, large) > 0] = cv2.GC_BGD
     nothing = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     if not (state == cv2.GC_PR_FGD).any():
